@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ggmlq in ggml-cpu: what the CPU type table and the operations call.
+ */
+#ifndef GGML_CPU_GGMLQ_H
+#define GGML_CPU_GGMLQ_H
+
+#include "ggml-ggmlq.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct ggml_compute_params;
+
+/* The signature of the CPU type table. */
+#define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) \
+    void ggmlq_ggml_cpu_dot_row_##name(int n, float * s, size_t bs, const void * row, size_t bx, const void * query, size_t by, int nrc);
+#include "ggmlq-types.def"
+
+/* Does the whole operation if K or V is one of our types and the shape is within ggmlq_attend's limits; otherwise
+ * returns false and has done nothing: ggml's own path, through the type tables, is then correct too. */
+bool ggmlq_ggml_cpu_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

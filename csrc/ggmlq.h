@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ggmlq: the 3-bit KV-cache types tq3_0 and planar3. Public C API.
+ *
+ * Knows neither ggml nor Python, allocates nothing, keeps no state: every function may be called from any thread.
+ * Format: docs/FORMAT.md. Types, ids and sizes: ggmlq-types.def.
+ *
+ * Conventions. `type` is an id of ggmlq-types.def. `n` counts values and must be a multiple of the type's block
+ * length, never truncated. Strides are in bytes. Buffers need no alignment beyond that of their element type
+ * (encoded rows: none). Every function that can fail returns 0 or a negative ggmlq_error, and on an error that its
+ * arguments alone reveal it has written nothing.
+ */
+#ifndef GGMLQ_H
+#define GGMLQ_H
+
+#include "ggmlq-deps.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+#define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description)         GGMLQ_TYPE_##NAME = id,
+#define GGMLQ_QUERY_TYPE(NAME, name, id, block_length, block_bytes, description)   GGMLQ_TYPE_##NAME = id,
+#define GGMLQ_FOREIGN_TYPE(NAME, name, id, block_length, block_bytes, description) GGMLQ_TYPE_##NAME = id,
+#include "ggmlq-types.def"
+};
+
+/* The text between the two markers is also what Python's cffi reads: plain C declarations,
+ * GGMLQ_API (functions of csrc) and GGMLQ_CPU_API (of csrc/cpu) are removed, nothing else needs a preprocessor. */
+/* cffi: begin */
+enum ggmlq_error {
+    GGMLQ_OK               =  0,
+    GGMLQ_ERROR_TYPE       = -1, /* type id unknown, or not usable here                                        */
+    GGMLQ_ERROR_LENGTH     = -2, /* length negative, or not a multiple of the block length                     */
+    GGMLQ_ERROR_INDEX      = -3, /* row index out of range                                                     */
+    GGMLQ_ERROR_NOT_FINITE = -4, /* a NaN or an infinity (validation only; encoding stores a NaN scale)        */
+    GGMLQ_ERROR_SHAPE      = -5  /* shapes that don't belong together, or beyond a stated limit                */
+};
+
+/* Limits of ggmlq_attend, which keeps its working set on the stack. */
+enum { GGMLQ_ATTEND_MAX_HEAD_SIZE = 1024 };
+
+struct ggmlq_type_info {
+    int          id;
+    const char * name;
+    int64_t      block_length; /* values */
+    int64_t      block_bytes;
+    int          query_type;   /* id of the type that ggmlq_encode_query_row writes; -1: none */
+    const char * description;
+};
+
+/* One sentence for an error code; never NULL. */
+GGMLQ_API const char * ggmlq_error_text(int error);
+
+/* Information on any type of ggmlq-types.def; NULL if the id is unknown. */
+GGMLQ_API const struct ggmlq_type_info * ggmlq_type_info_get(int type);
+
+/* Bytes of a row of n values, or a negative ggmlq_error. */
+GGMLQ_API int64_t ggmlq_row_bytes(int type, int64_t n);
+
+/* The rotation of every block, y = R x, and its exact inverse, x = R^T y. In place (x == y) is allowed. */
+GGMLQ_API int ggmlq_rotate_row  (int type, const float * x, float * y, int64_t n);
+GGMLQ_API int ggmlq_unrotate_row(int type, const float * y, float * x, int64_t n);
+
+/* n values <-> encoded blocks. A row may be any number of blocks: blocks are independent. */
+GGMLQ_API int ggmlq_encode_row(int type, const float * x, void * row, int64_t n);
+GGMLQ_API int ggmlq_decode_row(int type, const void * row, float * x, int64_t n);
+/* The same without the inverse rotation: scale * level. */
+GGMLQ_API int ggmlq_decode_row_rotated(int type, const void * row, float * y, int64_t n);
+
+/* GGMLQ_ERROR_NOT_FINITE if a block's scale is NaN or infinite; its index goes to *block (may be NULL). */
+GGMLQ_API int ggmlq_validate_row(int type, const void * row, int64_t n, int64_t * block);
+
+/* n values, rotated and rounded to 8 bits, as the `query_type` of `type`. */
+GGMLQ_API int ggmlq_encode_query_row(int type, const float * x, void * query, int64_t n);
+
+/* *result = <row, query>: integer products per block, blocks added in ascending order in float32. */
+GGMLQ_CPU_API int ggmlq_dot_row(int type, const void * row, const void * query, int64_t n, float * result);
+
+/* out[iq][ir] = <rows[ir], queries[iq]>, queries as written by ggmlq_encode_query_row, contiguous. */
+GGMLQ_CPU_API int ggmlq_mul_mat_vec(int type, const void * rows, int64_t row_stride, int64_t n_rows,
+                                    const void * queries, int64_t n_queries, int64_t n, float * out);
+
+/* Row indices[i] of `rows` (n_rows of them) <- encoded src row i, and back. All indices are checked first. */
+GGMLQ_API int ggmlq_set_rows(int type, void * rows, int64_t row_stride, int64_t n_rows,
+                             const float * src, const int64_t * indices, int64_t n_indices, int64_t n);
+GGMLQ_API int ggmlq_get_rows(int type, const void * rows, int64_t row_stride, int64_t n_rows,
+                             float * dst, const int64_t * indices, int64_t n_indices, int64_t n);
+
+/* softmax(scale * Q K^T + mask) V for every query head of every sequence, any pair of types of which K and V may be
+ * ours or foreign. Grouped-query attention: n_heads is a multiple of n_heads_kv; n_seqs of n_seqs_kv. */
+struct ggmlq_attend_params {
+    int          type_k, type_v;
+    int64_t      head_size_k, head_size_v;   /* values of a K (and query) row, of a V (and output) row             */
+    int64_t      n_kv;                       /* cached tokens                                                      */
+    int64_t      n_queries;                  /* tokens that ask                                                    */
+    int64_t      n_heads, n_heads_kv;
+    int64_t      n_seqs, n_seqs_kv;
+    const float * q;      int64_t q_stride[3];   /* strides: token, head, sequence                                 */
+    const void  * k;      int64_t k_stride[3];
+    const void  * v;      int64_t v_stride[3];
+    float       * out;    int64_t out_stride[3];
+    const uint16_t * mask;                   /* fp16, n_kv values per row, added to the score; NULL: none          */
+    int64_t      mask_stride[3];             /* query token, head, sequence                                        */
+    int64_t      mask_heads, mask_seqs;      /* mask rows repeat with these periods                                */
+    const float * sinks;                     /* one extra logit per head that takes part in the sum only; or NULL  */
+    float        scale;
+    float        max_bias;                   /* ALiBi; 0: off                                                      */
+    float        logit_softcap;              /* s <- cap * tanh(s / cap); 0: off                                   */
+};
+
+/* 0, or why ggmlq_attend can't do it. */
+GGMLQ_CPU_API int ggmlq_attend_check(const struct ggmlq_attend_params * p);
+
+/* Part ith of nth of the work; parts are independent and may run in parallel. A query that every token is masked
+ * from gives zeros. */
+GGMLQ_CPU_API int ggmlq_attend(const struct ggmlq_attend_params * p, int ith, int nth);
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""The back end `"cpu"` of pyggmlq/api.py: csrc through cffi. Arguments come checked; only pointers are made here.
+
+The interpreter lock is released during every call.
+"""
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ._ggmlq import ffi, lib
+from .types import type_info
+
+
+def _pointer(array, ctype="void *"):
+    """A C pointer to the array's first element; the caller keeps the array alive."""
+    return ffi.cast(ctype, array.ctypes.data)
+
+
+def _run(error):
+    """Every argument was checked before: an error here is a bug of this package."""
+    if error != lib.GGMLQ_OK:
+        raise RuntimeError("the compiled back end refused checked arguments: " + ffi.string(lib.ggmlq_error_text(error)).decode())
+
+
+def quantize(x, type, out):
+    _run(lib.ggmlq_encode_row(type_info(type).id, _pointer(x, "float *"), _pointer(out), x.size))
+
+
+def dequantize(b, type, out):
+    b = np.ascontiguousarray(b)
+    _run(lib.ggmlq_decode_row(type_info(type).id, _pointer(b), _pointer(out, "float *"), out.size))
+
+
+def find_not_finite(b, type):
+    """Flat index of the first block whose scale is NaN or infinite, or None."""
+    b, info, block = np.ascontiguousarray(b), type_info(type), ffi.new("int64_t *")
+    error = lib.ggmlq_validate_row(info.id, _pointer(b), b.size // info.block_bytes * info.block_length, block)
+    if error == lib.GGMLQ_ERROR_NOT_FINITE:
+        return block[0]
+    _run(error)
+    return None
+
+
+def rotate(x, type, out):
+    _run(lib.ggmlq_rotate_row(type_info(type).id, _pointer(x, "float *"), _pointer(out, "float *"), x.size))
+
+
+def unrotate(y, type, out):
+    _run(lib.ggmlq_unrotate_row(type_info(type).id, _pointer(y, "float *"), _pointer(out, "float *"), y.size))
+
+
+def encode_queries(x, type):
+    """float32 (..., n) -> the rotated 8-bit query type of csrc, uint8 (..., query_bytes)."""
+    query_type = lib.ggmlq_type_info_get(type_info(type).id).query_type
+    query = np.empty(x.shape[:-1] + (lib.ggmlq_row_bytes(query_type, x.shape[-1]),), np.uint8)
+    _run(lib.ggmlq_encode_query_row(type_info(type).id, _pointer(x, "float *"), _pointer(query), x.size))
+    return query
+
+
+def vec_dot(b, x, type, out):
+    queries = encode_queries(x, type)
+    b = np.broadcast_to(b, out.shape + b.shape[-1:])
+    queries = np.broadcast_to(queries, out.shape + queries.shape[-1:])
+    for i, result in zip(np.ndindex(out.shape), out.reshape(-1, 1)):
+        _run(lib.ggmlq_dot_row(
+            type_info(type).id, _pointer(b[i]), _pointer(queries[i]), x.shape[-1], _pointer(result, "float *"),
+        ))  # fmt: skip
+
+
+def mul_mat_vec(b, x, type, out):
+    queries = encode_queries(x, type)
+    _run(lib.ggmlq_mul_mat_vec(
+        type_info(type).id, _pointer(b), b.strides[0], b.shape[0],
+        _pointer(queries), x.shape[0], x.shape[1], _pointer(out, "float *"),
+    ))  # fmt: skip
+
+
+def set_rows(rows, indices, x, type):
+    _run(lib.ggmlq_set_rows(
+        type_info(type).id, _pointer(rows), rows.strides[0], rows.shape[0],
+        _pointer(x, "float *"), _pointer(indices, "int64_t *"), indices.size, x.shape[-1],
+    ))  # fmt: skip
+
+
+def get_rows(rows, indices, type, out):
+    _run(lib.ggmlq_get_rows(
+        type_info(type).id, _pointer(rows), rows.strides[0], rows.shape[0],
+        _pointer(out, "float *"), _pointer(indices, "int64_t *"), indices.size, out.shape[-1],
+    ))  # fmt: skip
+
+
+def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out):
+    def strides(array):  # (sequence, head, token, value) -> token, head, sequence
+        return [array.strides[2], array.strides[1], array.strides[0]]
+
+    p = ffi.new("struct ggmlq_attend_params *")
+    p.type_k, p.type_v = type_info(type_k).id, type_info(type_v).id
+    p.head_size_k, p.head_size_v = q.shape[3], out.shape[3]
+    p.n_kv, p.n_queries = k.shape[2], q.shape[2]
+    p.n_heads, p.n_heads_kv = q.shape[1], k.shape[1]
+    p.n_seqs, p.n_seqs_kv = q.shape[0], k.shape[0]
+    p.q, p.q_stride = _pointer(q), strides(q)
+    p.k, p.k_stride = _pointer(k), strides(k)
+    p.v, p.v_stride = _pointer(v), strides(v)
+    p.out, p.out_stride = _pointer(out), strides(out)
+    if mask is not None:
+        p.mask, p.mask_stride = _pointer(mask), strides(mask)
+        p.mask_heads, p.mask_seqs = mask.shape[1], mask.shape[0]
+    if sinks is not None:
+        p.sinks = _pointer(sinks)
+    p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
+
+    if n_threads == 1:
+        _run(lib.ggmlq_attend(p, 0, 1))
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+        for error in pool.map(lambda part: lib.ggmlq_attend(p, part, n_threads), range(n_threads)):
+            _run(error)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""The command line. Exit codes: 0 fine, 1 findings, 2 usage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Iterator, List, Optional
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from . import _sources
+from .types import cache_types
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="3-bit KV-cache types for llama.cpp: adds them to a tree of yours, and takes them out again.",
+)
+
+_TREE = typer.Argument(..., exists=True, file_okay=False, metavar="TREE", help="Folder of a llama.cpp tree.")
+_JSON = typer.Option(False, "--json", help="Print one JSON object instead of text.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pyggmlq {_sources.version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def show(lines: List[str], error: bool = False) -> None:
+    """Print lines as they are: coloured at the left if this is a terminal, never wrapped."""
+    console = Console(soft_wrap=True, highlight=False, stderr=error)
+    for line in lines:
+        text = Text(line)
+        text.highlight_regex(r"^error\[[^\]]*\]", "bold red")
+        text.highlight_regex(r"^\+.*", "green")
+        text.highlight_regex(r"^-.*", "red")
+        console.print(text)
+
+
+def show_json(data: dict) -> None:
+    typer.echo(json.dumps(data, indent=1))
+
+
+@contextlib.contextmanager
+def _reporting(command: str, as_json: bool, error: bool = False) -> Iterator[None]:
+    """Turns a PatchError (and an OSError, such as a full disk) into findings and exit code 1."""
+    from . import patch as engine
+
+    try:
+        yield
+    except (engine.PatchError, OSError) as problem:
+        if isinstance(problem, engine.PatchError):
+            findings = problem.findings
+        else:
+            findings = (engine.Finding("system", str(problem.filename or ""), str(problem.strerror or problem)),)
+        _fail(command, findings, as_json, error)
+
+
+def _fail(command: str, findings, as_json: bool, error: bool = False, **more) -> None:
+    from .patch import report
+
+    if as_json:
+        show_json({"command": command, "ok": False, **more, "findings": [f.as_dict() for f in findings]})
+    else:
+        ending = "" if any(f.code == "write-failed" for f in findings) else " Nothing was written."
+        show([*report.findings(findings), report.counted(len(findings), "error") + "." + ending], error)
+    raise typer.Exit(1)
+
+
+@app.command("check")
+def check_command(tree: Path = _TREE, as_json: bool = _JSON) -> None:
+    """Say what `patch` would change, and every problem. Writes nothing."""
+    from . import patch as engine
+    from .patch import report
+
+    with _reporting("check", as_json):
+        plan = engine.check(tree)
+    data = {
+        "upstream": plan.upstream,
+        "hooks": [
+            {"id": o.hook.id, "state": o.state, "file": o.file, "lines": list(o.lines), "reason": o.reason}
+            for o in plan.outcomes
+        ],
+        "files": [{"path": c.path, "action": "edit" if c.before is not None else "add"} for c in plan.changes],
+    }
+    if not as_json:
+        show(report.check(plan))
+    if plan.findings:
+        _fail("check", plan.findings, as_json, **data)
+    if as_json:
+        show_json({"command": "check", "ok": True, **data, "findings": []})
+    else:
+        show([report.changes(plan, "would be") + ". Nothing was written."])
+
+
+@app.command("patch")
+def patch_command(tree: Path = _TREE, as_json: bool = _JSON) -> None:
+    """Add the cache types: all of the changes or none."""
+    from . import patch as engine
+    from .patch import report
+
+    with _reporting("patch", as_json):
+        status, undone, plan = engine.patch(tree)
+    if as_json:
+        show_json({"command": "patch", "ok": True, "changed": plan is not None, "undone": undone, **_status_data(status)})
+        return
+    if undone:
+        show(["An interrupted run was undone first."])
+    if plan is None:
+        show([f"Already patched by pyggmlq {status.version}. Nothing was written."])
+    else:
+        names = " and ".join(t.name for t in cache_types())
+        show([*report.check(plan), f"{report.changes(plan, 'were')}. Build as usual, then use {names} as cache types."])
+
+
+@app.command("diff")
+def diff_command(tree: Path = _TREE, as_json: bool = _JSON) -> None:
+    """Print what `patch` would write, or has written, as a diff that `git apply` accepts."""
+    from . import patch as engine
+
+    with _reporting("diff", as_json, error=True):
+        result = engine.diff(tree)
+    if as_json:
+        show_json({"command": "diff", "ok": True, "diff": result.decode("utf-8", "surrogateescape")})
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(result)
+        sys.stdout.buffer.flush()
+
+
+@app.command("status")
+def status_command(tree: Path = _TREE, as_json: bool = _JSON) -> None:
+    """Say whether the tree is unpatched, patched, modified since, or was left by an interrupted run."""
+    from . import patch as engine
+    from .patch import report
+
+    with _reporting("status", as_json):
+        status = engine.status(tree)
+    fine = status.state in ("unpatched", "patched")
+    if as_json:
+        show_json({"command": "status", "ok": fine, **_status_data(status)})
+    else:
+        show(report.status(status))
+    if not fine:
+        raise typer.Exit(1)
+
+
+@app.command("revert")
+def revert_command(tree: Path = _TREE, as_json: bool = _JSON) -> None:
+    """Bring every file back, byte for byte. Refuses, with the diff, if a patched file was edited."""
+    from . import patch as engine
+    from .patch import report
+
+    with _reporting("revert", as_json):
+        paths, undone = engine.revert(tree)
+    if as_json:
+        show_json({"command": "revert", "ok": True, "undone": undone, "files": list(paths)})
+    elif undone:
+        show(["An interrupted run was undone; the tree is as it was before."])
+    elif paths:
+        show([f"{report.counted(len(paths), 'file')} restored or removed; the tree is as it was before."])
+    else:
+        show(["The tree is not patched. Nothing was written."])
+
+
+@app.command("explain")
+def explain_command(
+    hook_id: Optional[str] = typer.Argument(None, metavar="[ID]", help="Id of a hook; without one, all are listed."),
+    tree: Optional[Path] = typer.Option(None, "--tree", exists=True, file_okay=False, help="Also show what it hits here."),
+    as_json: bool = _JSON,
+) -> None:
+    """Say why a hook exists, how its place is found, and what it inserts."""
+    from . import patch as engine
+    from .patch import report
+
+    with _reporting("explain", as_json):
+        spec = engine.load_spec()
+        hooks = [spec.hook(hook_id)] if hook_id else list(spec.hooks)
+        hits = {o.hook.id: o for o in engine.check(tree).outcomes} if tree else {}
+    if as_json:
+        rows = [
+            {"id": h.id, "why": h.why, "files": list(h.files), "anchor": h.anchor.pattern, "count": h.count, "place": h.place}
+            for h in hooks
+        ]
+        for row in rows:
+            if row["id"] in hits:
+                outcome = hits[row["id"]]
+                row.update(state=outcome.state, file=outcome.file, lines=list(outcome.lines), reason=outcome.reason)
+        show_json({"command": "explain", "ok": True, "hooks": rows})
+        return
+    if not hook_id:
+        width = max(len(h.id) for h in hooks)
+        show([f"{h.id:<{width}}  {h.why}" for h in hooks])
+        return
+    lines = report.hook(hooks[0])
+    if hook_id in hits:
+        outcome = hits[hook_id]
+        where = f"{outcome.file}:{','.join(map(str, outcome.lines))}" if outcome.lines else outcome.file
+        lines.append(f"  here     {outcome.state} {where} {outcome.reason}".rstrip())
+    show(lines)
+
+
+@app.command("types")
+def types_command(as_json: bool = _JSON) -> None:
+    """List the cache types: id, block, bits per value."""
+    infos = cache_types()
+    if as_json:
+        rows = [{**vars(t), "bits_per_value": t.bits_per_value} for t in infos]
+        show_json({"command": "types", "ok": True, "types": rows})
+        return
+    lines = [f"{'type':<8} {'id':>3} {'values':>6} {'bytes':>6} {'bits/value':>10}  description"]
+    lines += [
+        f"{t.name:<8} {t.id:>3} {t.block_length:>6} {t.block_bytes:>6} {t.bits_per_value:>10g}  {t.description}"
+        for t in infos
+    ]
+    show(lines)
+
+
+def _status_data(status) -> dict:
+    return {
+        "state": status.state,
+        "version": status.version,
+        "current": status.current,
+        "upstream": status.upstream,
+        "files": [{"path": path, "state": word} for path, word in status.files],
+    }

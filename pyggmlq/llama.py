@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""Run llama.cpp's own tools and read what they report: memory of the KV cache, speed, perplexity, divergence.
+
+The parsers are pure functions of the printed text; `Tools` starts the programs and keeps each one's output in a log.
+Nothing here knows of particular cache types: a pair is given by name, as to ``-ctk`` and ``-ctv``.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Divergence", "KvMemory", "Speed", "ToolError", "Tools", "last_error", "parse_bench", "parse_divergence",
+           "parse_kv_memory", "parse_model_info", "parse_perplexity", "refusal"]
+
+_NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))"
+_STAMP = r"^(?:\d+\.\d+\.\d+\.\d+ )?"
+"""Newer versions put the time and a level letter before a line; older ones print the bare text."""
+
+
+class ToolError(RuntimeError):
+    """A llama.cpp tool failed or printed no result; `log` holds what it said."""
+
+    def __init__(self, message: str, log: Path) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+@dataclass(frozen=True)
+class KvMemory:
+    """What llama.cpp allocated for the K and the V side, summed over its caches (sliding-window models have two)."""
+
+    type_k: str
+    type_v: str
+    mib_k: float
+    mib_v: float
+    caches: int = 1
+    """Caches summed; each was printed rounded to 0.01 MiB."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Distance of a run's token distributions from those of the reference run; errors are standard errors."""
+
+    ppl: float
+    ppl_error: float
+    kld: float
+    kld_error: float
+    kld_99: float
+    kld_max: float
+    same_top: float
+    """Share of positions whose most likely token is the reference's, in percent."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of one llama-bench test: mean, standard deviation and every sample."""
+
+    mean: float
+    deviation: float
+    samples: tuple[float, ...]
+
+
+# Parsers -------------------------------------------------------------------------------------------------------------
+
+_KV_LINE = re.compile(r"size\s*=\s*[\d.]+ MiB \(.*\), K \((\w+)\):\s*([\d.]+) MiB, V \((\w+)\):\s*([\d.]+) MiB")
+
+
+def parse_kv_memory(log: str) -> KvMemory | None:
+    """The KV cache of the last context that `log` (at verbosity 4) tells of; None if it tells of none.
+
+    Only the last, because newer versions first make a trial context to see whether everything fits.
+    """
+    found = _KV_LINE.findall(log.rsplit("constructing llama_context", 1)[-1])
+    if not found:
+        return None
+    types_k, types_v = {line[0] for line in found}, {line[2] for line in found}
+    return KvMemory("+".join(sorted(types_k)), "+".join(sorted(types_v)),
+                    round(sum(float(line[1]) for line in found), 2), round(sum(float(line[3]) for line in found), 2), len(found))
+
+
+def parse_model_info(log: str) -> dict[str, str]:
+    """The ``name = value`` lines of ``print_info`` (n_layer, n_embd_head_k, n_vocab, general.name, ..)."""
+    return dict(re.findall(r"print_info: (\S+)\s*= (.*?)\s*$", log, re.MULTILINE))
+
+
+def parse_perplexity(output: str) -> tuple[float, float] | None:
+    """(perplexity, standard error) of a plain llama-perplexity run."""
+    found = re.search(rf"Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}", output)
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def parse_divergence(output: str) -> Divergence | None:
+    """The statistics that ``llama-perplexity --kl-divergence`` ends with; None if it did not get that far."""
+
+    def pair(label: str) -> tuple[float, float] | None:
+        found = re.search(rf"^{label}\s*:\s*{_NUMBER} ± +{_NUMBER}", output, re.MULTILINE)
+        return (float(found[1]), float(found[2])) if found else None
+
+    def single(label: str) -> float:
+        found = re.search(rf"^{label}\s*:\s*{_NUMBER}", output, re.MULTILINE)
+        return float(found[1]) if found else float("nan")
+
+    ppl, kld, top = pair(r"Mean PPL\(Q\)"), pair(r"Mean +KLD"), pair(r"Same top p")
+    if ppl is None or kld is None or top is None:
+        return None
+    return Divergence(*ppl, *kld, single(r"99\.0% +KLD"), single("Maximum KLD"), top[0])
+
+
+def parse_bench(output: str) -> list[tuple[dict[str, Any], Speed]]:
+    """The (record, speed) of each test in ``llama-bench -o jsonl`` output; a type that is missing there is f16."""
+    records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return [(record, Speed(record["avg_ts"], record["stddev_ts"], tuple(record["samples_ts"]))) for record in records]
+
+
+def last_error(log: str) -> str:
+    """The line of `log` that most likely says why a tool failed, without its time stamp."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(_STAMP + r"(E |.*\b(error|failed|unable|unsupported|GGML_ASSERT)\b)", line, re.IGNORECASE)]
+    return _bare((errors or lines or ["it printed nothing"])[0])
+
+
+def refusal(log: str, types: Sequence[str]) -> str | None:
+    """llama.cpp's sentence about a cache type of `types` not fitting the model's head size, if `log` holds one."""
+    for line in log.splitlines():
+        names_type = any(re.search(rf"\b{re.escape(name)}\b", line) for name in types)
+        if names_type and re.search(r"head.?size|n_embd_head|does not (fit|divide)", line):
+            return _bare(line.strip())
+    return None
+
+
+def _bare(line: str) -> str:
+    line = re.sub(r"^\d+\.\d+\.\d+\.\d+ [A-Z] ", "", line)
+    return re.sub(r"^(?:\S+ +)?\w+: (?=\S+ )", "", line)
+
+
+# Programs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tools:
+    """llama.cpp's programs in `folder`; every run's output goes to ``<logs>/<name>.log``.
+
+    `watch` is called about twice a second with the path of the log while a program runs.
+    """
+
+    folder: Path
+    logs: Path
+    threads: int
+    watch: Callable[[Path], None] | None = None
+
+    def program(self, name: str) -> Path:
+        """The path of the executable `name`; FileNotFoundError if it was not built."""
+        path = self.folder / (name + (".exe" if os.name == "nt" else ""))
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: build the target {name} first.")
+        return path
+
+    def complete(self, name: str, model: Path, prompt: Path, k: str, v: str, *, n_ctx: int, n_predict: int) -> tuple[str, str]:
+        """Continue the text in the file `prompt` greedily; return (what was generated, the log)."""
+        log = self._run(name, "llama-completion", "-lv", "4", "-m", model, "-f", prompt, "-c", n_ctx, "-n", n_predict,
+                        "--temp", 0, "--seed", 1, "-no-cnv", "--no-display-prompt", "-t", self.threads, *_cache(k, v))
+        return self._stdout(name).read_text(encoding="utf-8", errors="replace").strip(), log
+
+    def bench(self, name: str, model: Path, k: str, v: str, *, depth: int, n_gen: int, repetitions: int) -> Speed:
+        """Speed of generating `n_gen` tokens after `depth` cached ones."""
+        self._run(name, "llama-bench", "-m", model, "-p", 0, "-n", n_gen, "-d", depth, "-r", repetitions, "-o", "jsonl",
+                  "-t", self.threads, "-ctk", k, "-ctv", v, "-fa", 1)
+        for record, speed in parse_bench(self._stdout(name).read_text(encoding="utf-8", errors="replace")):
+            if (record.get("type_k"), record.get("type_v")) == (k, v):
+                return speed
+        raise ToolError(f"llama-bench printed no result for {k}/{v}", self._log(name))
+
+    def save_logits(self, name: str, model: Path, text: Path, logits: Path, *, n_ctx: int, chunks: int) -> tuple[float, float]:
+        """Write the reference's token distributions (f16 cache) to `logits`; return its perplexity and error.
+
+        The file takes about ``chunks * n_ctx * vocabulary`` bytes.
+        """
+        log = self._run(name, "llama-perplexity", "-lv", "4", "-m", model, "-f", text, "--chunks", chunks,
+                        "--kl-divergence-base", logits, *self._window(n_ctx), *_cache("f16", "f16"))
+        result = parse_perplexity(log)
+        if result is None:
+            raise ToolError(f"llama-perplexity printed no estimate ({last_error(log)})", self._log(name))
+        return result
+
+    def divergence(self, name: str, model: Path, logits: Path, k: str, v: str, *, n_ctx: int) -> tuple[Divergence, str]:
+        """Compare a run with the cache types `k` and `v` with the distributions in `logits`; return also the log."""
+        log = self._run(name, "llama-perplexity", "-lv", "4", "-m", model, "--kl-divergence", "--kl-divergence-base", logits,
+                        *self._window(n_ctx), *_cache(k, v))
+        result = parse_divergence(log)
+        if result is None:
+            raise ToolError(f"llama-perplexity printed no divergence ({last_error(log)})", self._log(name))
+        return result, log
+
+    def _window(self, n_ctx: int) -> tuple[object, ...]:
+        return "-c", n_ctx, "-b", n_ctx, "-ub", n_ctx, "-t", self.threads
+
+    def _log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def _stdout(self, name: str) -> Path:
+        return self.logs / f"{name}.out"
+
+    def _run(self, name: str, program: str, *arguments: object) -> str:
+        """Run to the end; return standard output followed by standard error, which the log keeps."""
+        command = [str(self.program(program)), *map(str, arguments)]
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log, stdout = self._log(name), self._stdout(name)
+        with stdout.open("wb") as out, log.open("wb") as err:
+            status = wait(subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL),
+                          lambda: self.watch(log) if self.watch else None)
+        text = stdout.read_text(encoding="utf-8", errors="replace") + "\n" + log.read_text(encoding="utf-8", errors="replace")
+        log.write_text(f"$ {' '.join(command)}\n{text}\nexit status {status}\n", encoding="utf-8")
+        if status != 0:
+            raise ToolError(f"{program} ended with status {status} ({last_error(text)})", log)
+        return text
+
+
+def _cache(k: str, v: str) -> tuple[str, ...]:
+    return "-ctk", k, "-ctv", v, "-fa", "on"
+
+
+def wait(process: subprocess.Popen[bytes], tick: Callable[[], None] | None = None) -> int:
+    """Wait for `process`, calling `tick` twice a second; on an exception (Ctrl-C) end the process first."""
+    try:
+        while True:
+            try:
+                return process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                if tick is not None:
+                    tick()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise

@@ -1,0 +1,689 @@
+# SPDX-License-Identifier: MIT
+"""The quickstart: llama.cpp with our cache types, built and measured against f16, q8_0 and q4_0 on real models.
+
+``tools/quickstart`` makes an environment and calls this; ``python -m pyggmlq.quickstart`` does the same in one that has
+pyggmlq, cmake and ninja. Every measurement is a step whose result is kept under a key of all that it depends on, so a
+second run repeats only what is missing or has changed.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from . import _sources, fetch, llama, patch
+from ._quickstart_options import parser
+from .types import cache_types, type_info
+
+__all__ = ["Case", "Row", "StepFailed", "Steps", "alarms", "cases", "main", "prose", "render"]
+
+RELEASE = "0.3.36"
+"""The pinned tree that is fetched when no ``--tree`` is given."""
+
+MODELS = ("gemma3-270m", "smollm2-135m")
+"""Pinned models that are fetched when no ``--model`` is given: head sizes 256 and 64."""
+
+TARGETS = ("llama-completion", "llama-perplexity", "llama-bench")
+CMAKE_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
+                 "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF")
+
+MEMORY_CONTEXT = 2048
+"""Context, in tokens, at which texts are generated and the cache's size is reported."""
+
+QUALITY_CONTEXT = 512
+"""Window, in tokens, of the perplexity and KLD runs; the second half of each window is scored."""
+
+LOGITS_BYTES = 600e6
+"""Bound on the reference's file of distributions, which limits the windows of models with a large vocabulary."""
+
+DISK_BYTES = 2.5e9
+
+PROMPT = """\
+The harbour log of the island of Corrin, kept by the keeper's daughter.
+
+Monday. The supply boat came in late. It is painted green, and its name is Patience. The skipper, old Tobias, brought \
+three sacks of flour, a barrel of lamp oil and a letter for my father. He said that the storm had taken the roof of the \
+chapel on the mainland.
+
+Tuesday. Fog all day. We rang the bell every two minutes. My father read the letter again and said nothing.
+
+Wednesday. The fog is gone. Tobias sailed home with two of our goats and a basket of eggs. My father told me at last: \
+his brother is coming to live with us, and he is bringing a telescope.
+
+Question: What is the name of the supply boat?
+Answer: Patience.
+
+Question: What did the skipper bring to the island?
+Answer:"""
+
+
+# What is measured ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair of cache types."""
+
+    k: str
+    v: str
+
+    def __str__(self) -> str:
+        return f"{self.k}/{self.v}"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.k == self.v == "f16"
+
+
+def cases() -> list[Case]:
+    """f16, ggml's own types, and each of ours: both sides, K only, V only, and V with a q8_0 K."""
+    pairs = [Case("f16", "f16"), Case("q8_0", "q8_0"), Case("q4_0", "q4_0")]
+    for ours in (info.name for info in cache_types()):
+        pairs += [Case(ours, ours), Case(ours, "f16"), Case("f16", ours), Case("q8_0", ours)]
+    return pairs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is run; `quick` trades error bars for time."""
+
+    n_predict: int = 32
+    depth: int = 1024
+    n_gen: int = 32
+    repetitions: int = 3
+    chunks: int = 8
+
+    @staticmethod
+    def of(quick: bool) -> Plan:
+        """The plan for a full or a quick run."""
+        return Plan(n_predict=16, depth=512, n_gen=16, repetitions=1, chunks=2) if quick else Plan()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure."""
+
+    title: str
+    path: Path
+
+
+@dataclass
+class Row:
+    """What was found for one model and one pair of cache types; `refused` is llama.cpp's sentence if it said no."""
+
+    model: str
+    case: Case
+    memory: llama.KvMemory | None = None
+    speed: llama.Speed | None = None
+    divergence: llama.Divergence | None = None
+    measured_as: llama.KvMemory | None = None
+    """The cache that the divergence was measured with, as that run reported it."""
+    text: str = ""
+    refused: str | None = None
+
+
+# Progress and steps --------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """One line that is rewritten on a terminal; elsewhere only lines that stand on their own."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.live = out.isatty()
+        self._percent = -1
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self.clear()
+        print(text, file=self.out, flush=True)
+
+    def update(self, text: str) -> None:
+        """Show a passing state; nothing where lines can't be rewritten."""
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[2K{text[:width]}", end="", file=self.out, flush=True)
+
+    def fraction(self, text: str, done: int, total: int) -> None:
+        """Show ``done/total``; without a terminal, a line for about every tenth of the way."""
+        if self.live:
+            self.update(f"{text} [{done}/{total}]")
+        elif total > 0 and (done == total or 100 * done // total >= self._percent + 10):
+            self._percent = 100 * done // total
+            self.line(f"{text} [{done}/{total}] {self._percent} %")
+
+    def clear(self) -> None:
+        """Remove the passing state."""
+        self._percent = -1
+        if self.live:
+            print("\r\x1b[2K", end="", file=self.out, flush=True)
+
+
+class StepFailed(RuntimeError):
+    """A step did not succeed: which one, why, and where its output is."""
+
+    def __init__(self, step: str, reason: str, log: Path | None = None) -> None:
+        super().__init__(reason)
+        self.step = step
+        self.log = log
+
+
+class Steps:
+    """Runs steps, keeps results as JSON in `folder`, and knows which step is running."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder = folder
+        self.progress = progress
+        self.current = "starting"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def named(self, title: str) -> Iterator[None]:
+        """Give the enclosed work a name, which failures carry."""
+        self.current = title
+        try:
+            yield
+        except (fetch.FetchError, patch.PatchError, OSError) as error:
+            raise StepFailed(title, str(error)) from error
+        except llama.ToolError as error:
+            raise StepFailed(title, str(error), error.log) from error
+
+    def kept(self, title: str, inputs: dict[str, Any], measure: Callable[[], Any]) -> Any:
+        """The result of `measure` for these `inputs`: kept from before, or measured now and kept."""
+        key = hashlib.sha256(json.dumps([title, inputs], sort_keys=True, default=str).encode()).hexdigest()[:16]
+        path = self.folder / f"{_slug(title)}-{key}.json"
+        with self.named(title):
+            if path.is_file():
+                return json.loads(path.read_text(encoding="utf-8"))["result"]
+            self.progress.update(title)
+            start = time.monotonic()
+            result = measure()
+            seconds = round(time.monotonic() - start, 1)
+            _write_atomically(path, json.dumps({"title": title, "inputs": inputs, "seconds": seconds, "result": result}, indent=1, default=str))
+            self.progress.line(f"  {title}: {seconds} s")
+            return result
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# Tree and build ------------------------------------------------------------------------------------------------------
+
+
+def prepare_tree(options: Any, steps: Steps) -> Path:
+    """The patched tree: the user's, or the pinned one, which is fetched and kept up to date with this pyggmlq."""
+    progress = steps.progress
+    if options.tree:
+        tree = options.tree
+        progress.line(f"using {tree}: patched in place, and taken back by `pyggmlq revert {tree}`")
+    else:
+        with steps.named(f"fetching the llama.cpp tree of llama-cpp-python {RELEASE}"):
+            tree = fetch.fetch_tree(RELEASE, options.work_dir / "llama.cpp", progress.update)
+            progress.line(f"llama.cpp {fetch.TREES[RELEASE].commit} in {tree}")
+    with steps.named(f"patching {tree}"):
+        before = patch.status(tree)
+        if not options.tree and before.state != "unpatched" and not before.current:
+            patch.revert(tree)
+        status, _, written = patch.patch(tree)
+        progress.line(f"patched by pyggmlq {status.version}: {len(status.files)} files" + ("" if written else " (already done)"))
+    return tree
+
+
+def build(tree: Path, options: Any, steps: Steps) -> Path:
+    """Configure and build what is needed; return the folder of the programs. Ninja knows what is already built."""
+    name = "build" if not options.tree else "build-" + hashlib.sha256(str(tree).encode()).hexdigest()[:8]
+    folder = options.work_dir / name
+    log = options.work_dir / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    title = "building " + ", ".join(TARGETS)
+    with steps.named(title):
+        _require_compiler(title)
+        with log.open("wb") as out:
+            configure = [_program("cmake"), "-S", str(tree), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}",
+                         *_cmake_options(options)]
+            steps.progress.update("configuring llama.cpp")
+            _run_logged(configure, out, title, log)
+            start = time.monotonic()
+            ninja = [_program("ninja"), "-C", str(folder), "-j", str(options.threads), *TARGETS]
+            did = _run_logged(ninja, out, title, log, lambda done, total: steps.progress.fraction("building llama.cpp", done, total))
+        steps.progress.line(f"built in {folder}: " + (f"{did} steps, {time.monotonic() - start:.0f} s" if did else "nothing to do"))
+    return folder / "bin"
+
+
+def _cmake_options(options: Any) -> list[str]:
+    result = list(CMAKE_OPTIONS)
+    if not options.tree:  # else CMake asks git, and a checkout around the work folder would answer
+        result += [f"-DLLAMA_BUILD_COMMIT={fetch.TREES[RELEASE].commit}", "-DLLAMA_BUILD_NUMBER=0"]
+    return result + options.cmake
+
+
+def _require_compiler(title: str) -> None:
+    if os.name != "nt" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise StepFailed(title, "found no C++ compiler: install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)")
+
+
+def _program(name: str) -> str:
+    """CMake or Ninja: of this environment, else of the system."""
+    own = Path(sys.executable).parent / (name + (".exe" if os.name == "nt" else ""))
+    found = str(own) if own.is_file() else shutil.which(name)
+    if not found:
+        raise FileNotFoundError(f"{name} is not installed: pip install cmake ninja")
+    return found
+
+
+def _run_logged(command: list[str], out: Any, title: str, log: Path, watch: Callable[[int, int], None] | None = None) -> int:
+    """Run a build command with its output appended to `log`; return how many of ninja's steps it took."""
+    out.write(f"$ {' '.join(command)}\n".encode())
+    out.flush()
+    done = 0
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                               env=dict(os.environ, NINJA_STATUS="[%f/%t] "))
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            out.write(line)
+            step = re.match(rb"\[(\d+)/(\d+)\]", line)
+            if step and watch:
+                done = int(step[1])
+                watch(done, int(step[2]))
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        status = process.wait()
+        out.flush()
+    if status != 0:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        lines = re.findall(r"^.*(?:\berror:|CMake Error|FAILED:|No such file).*$", text, re.MULTILINE)
+        raise StepFailed(title, (lines or [f"status {status}"])[0].strip(), log)
+    return done
+
+
+def programs_hash(folder: Path) -> str:
+    """A hash over the built programs and libraries: results measured with others don't count."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.is_symlink() and re.match(r"(lib|ggml|llama)", path.name):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+# Inputs --------------------------------------------------------------------------------------------------------------
+
+
+def subjects(options: Any, steps: Steps) -> list[Subject]:
+    """The models: the user's, or the two pinned ones."""
+    if options.model:
+        return [Subject(path.stem, path) for path in options.model]
+    result = []
+    for name in MODELS:
+        title = fetch.MODELS[name].title
+        with steps.named(f"fetching {title}"):
+            path = fetch.fetch_model(name, options.work_dir / "models", steps.progress.update)
+        steps.progress.line(f"{title} in {path}")
+        result.append(Subject(title, path))
+    return result
+
+
+def prose(tree: Path, characters: int = 120_000) -> str:
+    """The first `characters` of running text in the tree's own documents, in a fixed order.
+
+    Code, tables, lists and headings are left out: they are easy to predict and would flatter every cache.
+    """
+    paths = [*tree.glob("README.md"), *sorted(tree.glob("docs/**/*.md")), *sorted(tree.glob("tools/*/README.md"))]
+    paragraphs: list[str] = []
+    for path in paths:
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE | re.DOTALL)
+        for paragraph in re.split(r"\n\s*\n", text):
+            joined = " ".join(paragraph.split())
+            if len(joined) >= 120 and re.match(r"[A-Z]", joined) and not re.search(r"[|<>{}]|https?:|\]\(", joined):
+                paragraphs.append(joined)
+    return "\n\n".join(dict.fromkeys(paragraphs))[:characters]
+
+
+def write_text(tree: Path, options: Any, steps: Steps) -> Path:
+    """The file to measure on."""
+    if options.text:
+        return options.text
+    path = options.work_dir / "text.txt"
+    with steps.named("collecting text"):
+        text = prose(tree)
+        if len(text) < 20_000:
+            raise StepFailed(steps.current, f"the documents of {tree} hold only {len(text)} characters of prose: give a text with --text FILE")
+        _write_atomically(path, text)
+    return path
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Measures one model with every pair of cache types."""
+
+    def __init__(self, subject: Subject, tools: llama.Tools, text: Path, work: Path, plan: Plan, steps: Steps, programs: str) -> None:
+        self.subject, self.tools, self.text, self.work, self.plan, self.steps = subject, tools, text, work, plan, steps
+        self.prompt = work / "prompt.txt"
+        self.prompt.write_text(PROMPT, encoding="utf-8")
+        self.logits = work / f"{_slug(subject.title)}.logits"
+        state = subject.path.stat()
+        self.common = {"programs": programs, "threads": tools.threads,
+                       "model": [str(subject.path), state.st_size, state.st_mtime_ns]}
+
+    def rows(self, pairs: Sequence[Case]) -> list[Row]:
+        """A row for every pair; the reference's distributions exist only meanwhile."""
+        try:
+            return [self.row(case) for case in pairs]
+        finally:
+            self.logits.unlink(missing_ok=True)
+
+    def row(self, case: Case) -> Row:
+        """Everything about one pair."""
+        row = Row(self.subject.title, case)
+        answer = self._generate(case)
+        if "refused" in answer:
+            row.refused = answer["refused"]
+            return row
+        row.text, row.memory = answer["text"], llama.KvMemory(**answer["memory"])
+        row.speed = llama.Speed(**self._speed(case))
+        quality = self._quality(case, answer["n_vocab"])
+        row.divergence, row.measured_as = llama.Divergence(**quality["divergence"]), llama.KvMemory(**quality["memory"])
+        return row
+
+    def _generate(self, case: Case) -> dict[str, Any]:
+        title = self._title(case, "text and memory")
+
+        def measure() -> dict[str, Any]:
+            try:
+                text, log = self.tools.complete(_slug(title), self.subject.path, self.prompt, case.k, case.v,
+                                                n_ctx=MEMORY_CONTEXT, n_predict=self.plan.n_predict)
+            except llama.ToolError as error:
+                sentence = llama.refusal(error.log.read_text(encoding="utf-8", errors="replace"), (case.k, case.v))
+                if sentence is None:
+                    raise
+                return {"refused": sentence}
+            vocabulary = llama.parse_model_info(log).get("n_vocab", "")
+            return {"text": text, "memory": asdict(self._memory(log, title)), "n_vocab": int(vocabulary) if vocabulary.isdigit() else 262144}
+
+        return self.steps.kept(title, {**self.common, "prompt": PROMPT, "n_ctx": MEMORY_CONTEXT, "n_predict": self.plan.n_predict}, measure)
+
+    def _speed(self, case: Case) -> dict[str, Any]:
+        title = self._title(case, "speed")
+        how = {"depth": self.plan.depth, "n_gen": self.plan.n_gen, "repetitions": self.plan.repetitions}
+        return self.steps.kept(title, {**self.common, **how},
+                               lambda: asdict(self.tools.bench(_slug(title), self.subject.path, case.k, case.v, **how)))
+
+    def _quality(self, case: Case, n_vocab: int) -> dict[str, Any]:
+        title = self._title(case, "perplexity and KLD")
+        chunks = max(1, min(self.plan.chunks, int(LOGITS_BYTES // (QUALITY_CONTEXT * n_vocab))))
+        inputs = {**self.common, "text": _file_hash(self.text), "n_ctx": QUALITY_CONTEXT, "chunks": chunks}
+
+        def measure() -> dict[str, Any]:
+            self._ensure_logits(chunks)
+            found, log = self.tools.divergence(_slug(title), self.subject.path, self.logits, case.k, case.v, n_ctx=QUALITY_CONTEXT)
+            return {"divergence": asdict(found), "memory": asdict(self._memory(log, title))}
+
+        return self.steps.kept(title, inputs, measure)
+
+    def _ensure_logits(self, chunks: int) -> None:
+        if not self.logits.exists():
+            name = f"{_slug(self.subject.title)}-reference"
+            unfinished = self.logits.with_suffix(".unfinished")
+            try:
+                self.tools.save_logits(name, self.subject.path, self.text, unfinished, n_ctx=QUALITY_CONTEXT, chunks=chunks)
+                os.replace(unfinished, self.logits)
+            finally:
+                unfinished.unlink(missing_ok=True)
+
+    def _memory(self, log: str, title: str) -> llama.KvMemory:
+        memory = llama.parse_kv_memory(log)
+        if memory is None:
+            raise StepFailed(title, "llama.cpp printed no line on the KV cache's size", self.tools.logs / f"{_slug(title)}.log")
+        return memory
+
+    def _title(self, case: Case, what: str) -> str:
+        return f"{self.subject.title}, {case}: {what}"
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Judging -------------------------------------------------------------------------------------------------------------
+
+
+def alarms(rows: Sequence[Row]) -> list[str]:
+    """What can't be right in these rows: a cache that was not quantized, bytes that don't fit the type, no number."""
+    found: list[str] = []
+    for row in rows:
+        reference = next((r for r in rows if r.model == row.model and r.case.is_reference), None)
+        if row.refused is None and reference is not None:
+            found += [f"{row.model}, {row.case}: {what}" for what in _row_alarms(row, reference)]
+    return found
+
+
+def _row_alarms(row: Row, reference: Row) -> Iterator[str]:
+    for where, memory in (("the text", row.memory), ("perplexity", row.measured_as)):
+        if memory is not None and (memory.type_k, memory.type_v) != (row.case.k, row.case.v):
+            yield f"{where} was run with K {memory.type_k} and V {memory.type_v}"
+    if row.memory is not None and reference.memory is not None:
+        yield from _size_alarm("K", row.case.k, row.memory.mib_k, reference.memory.mib_k, row.memory.caches)
+        yield from _size_alarm("V", row.case.v, row.memory.mib_v, reference.memory.mib_v, row.memory.caches)
+    here, there = row.divergence, reference.divergence
+    if here is None or there is None:
+        return
+    if not (here.ppl < float("inf") and here.kld < float("inf")):  # also when it is not a number
+        yield f"perplexity is {here.ppl} and KLD {here.kld}"
+    elif not row.case.is_reference and (here.ppl, here.kld, here.kld_max) == (there.ppl, there.kld, there.kld_max):
+        yield "perplexity and KLD equal f16's in every digit, so nothing was quantized"
+
+
+def _size_alarm(side: str, name: str, mib: float, mib_f16: float, caches: int) -> Iterator[str]:
+    wanted = mib_f16 * type_info(name).bits_per_value / type_info("f16").bits_per_value
+    if abs(mib - wanted) > 0.01 * caches + 0.001 * wanted:  # each cache's size was rounded to 0.01 MiB
+        yield f"{side} takes {mib:.2f} MiB, but {type_info(name).bits_per_value:g} bits per value would be {wanted:.2f} MiB"
+
+
+def advice(rows: Sequence[Row]) -> list[str]:
+    """For each model that suffers from a 3-bit K, one sentence with the pair that it stands better."""
+    result = []
+    for row in rows:
+        if row.case.k not in {info.name for info in cache_types()} or row.case.k != row.case.v or row.divergence is None:
+            continue
+        reference = _find(rows, row.model, Case("f16", "f16"))
+        milder = _find(rows, row.model, Case("q8_0", row.case.v))
+        if reference and milder and row.divergence.ppl > 1.1 * reference.ppl and milder.ppl < row.divergence.ppl:
+            result.append(f"{row.model} pays for {row.case.k} in K: perplexity {row.divergence.ppl / reference.ppl - 1:+.1%} against f16; "
+                          f"with -ctk q8_0 -ctv {row.case.v} it is {milder.ppl / reference.ppl - 1:+.1%}.")
+    return result
+
+
+def _find(rows: Sequence[Row], model: str, case: Case) -> llama.Divergence | None:
+    return next((row.divergence for row in rows if row.model == model and row.case == case), None)
+
+
+# Reporting -----------------------------------------------------------------------------------------------------------
+
+_HEADER = ("cache K/V", "bits K/V", "MiB K + V", "tok/s", "PPL", "KLD to f16", "same top")
+
+
+def render(rows: Sequence[Row]) -> list[str]:
+    """The table as lines: a heading per model, a line per pair, and in place of a refused pair llama.cpp's sentence."""
+    cells = {id(row): _cells(row) for row in rows if row.refused is None}
+    widths = [max(map(len, column)) for column in zip(_HEADER, *cells.values())]
+    first = max([widths[0], *(len(str(row.case)) for row in rows)])
+    widths[0] = first
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [_join(_HEADER, widths)]
+    model, refused = None, set()
+    for row in rows:
+        if row.model != model:
+            model, refused = row.model, set()
+            lines += [rule, row.model]
+        if row.refused is None:
+            lines.append(_join(cells[id(row)], widths))
+        elif row.refused not in refused:  # the same sentence once is enough
+            refused.add(row.refused)
+            lines.append(f"{row.case!s:<{first}}  {row.refused}")
+    return [*lines, rule]
+
+
+def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join([f"{cells[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:]))]).rstrip()
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    bits = "/".join(f"{type_info(name).bits_per_value:g}" for name in (row.case.k, row.case.v))
+    memory = f"{row.memory.mib_k:.2f} + {row.memory.mib_v:.2f}" if row.memory else ""
+    speed = f"{row.speed.mean:.1f}" if row.speed else ""
+    found = row.divergence
+    if found is None:
+        return str(row.case), bits, memory, speed, "", "", ""
+    kld = "reference" if row.case.is_reference else f"{found.kld:.4f}±{found.kld_error:.4f}"
+    return str(row.case), bits, memory, speed, f"{found.ppl:.2f}", kld, f"{found.same_top:.1f} %"
+
+
+def report(rows: Sequence[Row], plan: Plan, threads: int, out: TextIO) -> None:
+    """Print table, texts and advice."""
+    from rich.console import Console
+    from rich.text import Text
+
+    lines = render(rows)
+    width = max(map(len, lines))
+    console = Console(file=out, highlight=False, soft_wrap=True)
+    titles = {row.model for row in rows}
+    console.print()
+    for number, line in enumerate(lines):
+        console.print(Text(line, style="bold" if number == 0 or line in titles else ""))
+    console.print(Text(f"MiB as llama.cpp reports them at {MEMORY_CONTEXT} tokens of context; tok/s: generating after {plan.depth} tokens on {threads} threads;\n"
+                       f"PPL and mean KLD: windows of {QUALITY_CONTEXT} tokens of the tree's documents, ± is the standard error.", style="dim"))
+    for title in dict.fromkeys(row.model for row in rows):
+        console.print(Text(f"\nWhat {title} answered to \"What did the skipper bring to the island?\" (greedy)", style="bold"))
+        for row in rows:
+            if row.model == title and row.refused is None:
+                console.print(Text(f"{row.case!s:<15}  {_excerpt(row.text, max(width, 80) - 17)}"))
+    for sentence in advice(rows):
+        console.print(Text("\nnote: " + sentence, style="yellow"))
+
+
+def _excerpt(text: str, width: int) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 2] + " …"
+
+
+def write_json(path: Path, rows: Sequence[Row], found: Sequence[str], plan: Plan, options: Any, commit: str) -> None:
+    """Everything that was measured, for other programs."""
+    data = {
+        "pyggmlq": _sources.version(),
+        "llama.cpp": commit,
+        "threads": options.threads,
+        "plan": {**asdict(plan), "memory_context": MEMORY_CONTEXT, "quality_context": QUALITY_CONTEXT},
+        "rows": [{**asdict(row), "bits_k": type_info(row.case.k).bits_per_value, "bits_v": type_info(row.case.v).bits_per_value} for row in rows],
+        "alarms": list(found),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, json.dumps(data, indent=1) + "\n")
+
+
+# The whole -----------------------------------------------------------------------------------------------------------
+
+
+def run(options: Any, steps: Steps) -> int:
+    """All steps; the exit status."""
+    progress = steps.progress
+    options.work_dir = options.work_dir.resolve()
+    with steps.named("looking at the disk"):
+        _require_space(options.work_dir, steps.current)
+    tree = prepare_tree(options, steps)
+    folder = build(tree, options, steps)
+    models = subjects(options, steps)
+    text = write_text(tree, options, steps)
+    with steps.named("reading the built programs"):
+        programs = programs_hash(folder)
+    plan = Plan.of(options.quick)
+    rows: list[Row] = []
+    for subject in models:
+        progress.line(f"measuring {subject.title}")
+        tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _elapsed(steps))
+        rows += Bench(subject, tools, text, options.work_dir, plan, steps, programs).rows(cases())
+    found = alarms(rows)
+    progress.clear()
+    report(rows, plan, options.threads, progress.out)
+    if options.json:
+        with steps.named(f"writing {options.json}"):
+            commit = patch.status(tree).upstream.get("commit") or ("unknown" if options.tree else fetch.TREES[RELEASE].commit)
+            write_json(options.json, rows, found, plan, options, commit)
+    best = cache_types()[0].name
+    progress.line(f"\nChat on such a cache:\n  {folder / 'llama-completion'} -cnv -fa on -ctk {best} -ctv {best} -m {models[-1].path}")
+    if options.tree:
+        progress.line(f"Take the patch back:\n  {Path(sys.executable).parent / 'pyggmlq'} revert {tree}")
+    for sentence in found:
+        progress.line(f"ALARM {sentence}")
+    return 1 if found else 0
+
+
+def _require_space(folder: Path, title: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < DISK_BYTES and not (folder / "steps").is_dir():
+        raise StepFailed(title, f"{folder} has {free / 1e9:.1f} GB free, wanted {DISK_BYTES / 1e9:.1f}: make room or choose another folder with --work-dir")
+
+
+def _elapsed(steps: Steps) -> Callable[[Path], None]:
+    state = {"title": "", "start": 0.0}
+
+    def watch(_: Path) -> None:
+        if state["title"] != steps.current:
+            state.update(title=steps.current, start=time.monotonic())
+        steps.progress.update(f"  {steps.current}: {time.monotonic() - float(state['start']):.0f} s ..")
+
+    return watch
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    options = parser("python -m pyggmlq.quickstart", Path(".cache") / "quickstart").parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console without our signs shows a question mark
+    progress = Progress(sys.stdout)
+    current = "starting"
+    try:
+        steps = Steps(options.work_dir.resolve() / "steps", progress)
+        try:
+            return run(options, steps)
+        finally:
+            current = steps.current
+    except StepFailed as error:
+        progress.clear()
+        log = f"\n  log       {error.log}" if error.log else ""
+        print(f"\nquickstart: failed at: {error.step}\n  reason    {error}{log}\n  continue  {options.invoked_as}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"\nquickstart: cannot use {options.work_dir} ({error.strerror}): choose another folder with --work-dir", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        progress.clear()
+        print(f"\nquickstart: interrupted at: {current}\n  continue  {options.invoked_as}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""Builds llama.cpp trees for the tests that run its programs, incrementally, under .cache/ of the checkout."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+CMAKE_FLAGS = (
+    "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DGGML_RPC=ON",
+)
+
+
+def sync(source: Path, target: Path) -> None:
+    """Make `target` equal to `source`, touching only files whose bytes differ, so that a build stays incremental."""
+    for folder, _, names in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        here.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            new, old = Path(folder, name), here / name
+            if not old.is_file() or not filecmp.cmp(new, old, shallow=False):
+                shutil.copy(new, old)
+        for entry in os.scandir(here):
+            if not Path(folder, entry.name).exists():
+                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+
+
+def build(tree: Path, targets: tuple[str, ...] = ()) -> Path:
+    """Configure and build `targets` (all if empty) of `tree` in a folder beside it; return the folder of programs."""
+    folder = tree.with_name(tree.name + "-build")
+    ccache = shutil.which("ccache")
+    launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
+    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_FLAGS, *launchers])
+    run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
+    return folder / "bin"
+
+
+def run(command: list, **options) -> subprocess.CompletedProcess:
+    """Run to a good end; an AssertionError holds the end of what it printed otherwise."""
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                          text=True, errors="replace", **options)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout[-4000:]}"
+    return done

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""flash_attn: the compiled kernel against float64 on decoded rows, for every pair of types and every option.
+
+The kernel rounds the query to 8 bits where K is one of our types. The oracle is given the same rounded query, so that the
+comparison stays as sharp as float32; that rounding has its own tests (test_reference.py, test_vectors.py).
+"""
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import tolerances
+
+import pyggmlq
+from pyggmlq import _cpu, reference
+from pyggmlq.types import cache_types, foreign_types
+
+CACHE_TYPES = [info.name for info in cache_types()]
+ALL_TYPES = [info.name for info in foreign_types() + cache_types()]
+
+
+def encode(x, name):
+    """float32 (..., n) -> what flash_attn takes as k or v of that type."""
+    if name in CACHE_TYPES:
+        return pyggmlq.quantize(x, name)
+    if name in ("f16", "f32"):
+        return x.astype({"f16": np.float16, "f32": np.float32}[name])
+    return gguf.quants.quantize(x, gguf.GGMLQuantizationType[name.upper()])
+
+
+def rounded_query(q, name):
+    """The query that a K of this type meets: rounded to 8 bits in the rotated space."""
+    if name not in CACHE_TYPES:
+        return q
+    codec = reference.CODECS[name]
+    d, levels = codec.encode_query_blocks(np.ascontiguousarray(q).reshape(-1, codec.block_length))
+    return codec.unrotate_blocks(d[:, None] * levels).reshape(q.shape)
+
+
+def case(seed, type_k="f16", type_v="f16", n_heads=4, n_heads_kv=2, n_queries=3, n_kv=70, head=128, head_v=None, seqs=None):
+    """(q, k, v): k and v encoded, seqs = (n_seqs, n_seqs_kv) or None for no such axis."""
+    rng = np.random.default_rng(seed)
+    lead_q, lead_kv = ((), ()) if seqs is None else ((seqs[0],), (seqs[1],))
+    q = rng.standard_normal((*lead_q, n_heads, n_queries, head), np.float32)
+    k = rng.standard_normal((*lead_kv, n_heads_kv, n_kv, head), np.float32)
+    v = rng.standard_normal((*lead_kv, n_heads_kv, n_kv, head_v or head), np.float32)
+    return q, encode(k, type_k), encode(v, type_v)
+
+
+def agree(q, k, v, type_k, type_v, **options):
+    """The cpu result, after comparing it with the reference within the bound of tolerances.attention."""
+    found = pyggmlq.flash_attn(q, k, v, type_k=type_k, type_v=type_v, **options)
+    options.pop("n_threads", None)
+    wanted = pyggmlq.flash_attn(
+        rounded_query(q, type_k), k, v, type_k=type_k, type_v=type_v, backend="reference", **options
+    )  # fmt: skip
+    assert found.dtype == np.float32 and found.shape == wanted.shape == q.shape[:-1] + wanted.shape[-1:]
+    k, v = (reference._decode(x[None] if x.ndim == 3 else x, t) for x, t in ((k, type_k), (v, type_v)))
+    mask = options.get("mask")
+    bias = 0 if mask is None else np.abs(mask[np.isfinite(mask)]).max(initial=0)
+    scale = options.get("scale") or q.shape[-1] ** -0.5
+    bound = tolerances.attention(
+        q.reshape(-1, q.shape[-1]), k.reshape(-1, k.shape[-1]), v.reshape(-1, v.shape[-1]), scale, bias, k.shape[2]
+    )  # fmt: skip
+    error = np.linalg.norm(found.astype(np.float64) - wanted, axis=-1).max(initial=0)
+    assert error <= bound, (error, bound)
+    # The bound can tell a right result from a wrong one.
+    assert wanted.size == 0 or not wanted.any() or bound < 0.05 * np.linalg.norm(wanted, axis=-1).max()
+    return found
+
+
+@pytest.mark.parametrize("type_v", ALL_TYPES)
+@pytest.mark.parametrize("type_k", ALL_TYPES)
+def test_every_pair_of_types(type_k, type_v):
+    agree(*case(1, type_k, type_v), type_k, type_v)
+
+
+@pytest.mark.parametrize("head", [32, 64, 96, 128, 192, 256, 512, 1024])
+@pytest.mark.parametrize("name", ALL_TYPES)
+def test_head_sizes(name, head):
+    if head % reference.CODECS[name].block_length:
+        with pytest.raises(ValueError, match="wanted a multiple of"):
+            pyggmlq.quantize(np.zeros(head, np.float32), name)
+        return
+    agree(*case(2, name, name, head=head), name, name)
+
+
+@pytest.mark.parametrize("type_k, type_v, head, head_v", [("tq3_0", "planar3", 192, 128), ("planar3", "tq3_0", 128, 32),
+                                                          ("f32", "tq3_0", 33, 64), ("tq3_0", "f16", 576, 7)])  # fmt: skip
+def test_head_sizes_of_k_and_v_may_differ(type_k, type_v, head, head_v):
+    agree(*case(3, type_k, type_v, head=head, head_v=head_v), type_k, type_v)
+
+
+@pytest.mark.parametrize("n_queries", [1, 2, 19])
+@pytest.mark.parametrize("group", [1, 3, 4, 8, 11])
+@pytest.mark.parametrize("name", ["tq3_0", "planar3"])
+def test_grouped_queries(name, group, n_queries):
+    agree(*case(4, name, name, n_heads=2 * group, n_heads_kv=2, n_queries=n_queries, n_kv=33), name, name)
+
+
+@pytest.mark.parametrize("n_kv", [1, 31, 32, 33, 64, 257])
+def test_lengths_of_the_cache(n_kv):
+    agree(*case(5, "tq3_0", "planar3", n_kv=n_kv), "tq3_0", "planar3")
+
+
+@pytest.mark.parametrize("seqs", [(1, 1), (2, 2), (4, 2), (3, 1)])
+def test_sequences(seqs):
+    q, k, v = case(6, "tq3_0", "planar3", seqs=seqs)
+    found = agree(q, k, v, "tq3_0", "planar3")
+    for i in range(seqs[0]):  # each sequence is what it would be alone
+        i_kv = i // (seqs[0] // seqs[1])
+        alone = pyggmlq.flash_attn(q[i], k[i_kv], v[i_kv], type_k="tq3_0", type_v="planar3")
+        assert np.array_equal(found[i], alone)
+
+
+def causal_mask(n_queries, n_kv):
+    visible = np.arange(n_kv) <= np.arange(n_queries)[:, None] + n_kv - n_queries
+    return np.where(visible, 0, -np.inf).astype(np.float16)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (4,), (1, 1), (2, 1), (2, 4), (1, 2)])
+@pytest.mark.parametrize("name", ["tq3_0", "planar3"])
+def test_masks_repeat_over_heads_and_sequences(name, shape):
+    q, k, v = case(7, name, name, seqs=(4, 2))
+    mask = np.random.default_rng(7).uniform(-4, 0, (*shape, 3, 70)).astype(np.float16)
+    mask[..., 1, 5:60] = -np.inf
+    found = agree(q, k, v, name, name, mask=mask)
+    full = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    full = np.tile(full, (4 // full.shape[0], 4 // full.shape[1], 1, 1))
+    assert np.array_equal(found, pyggmlq.flash_attn(q, k, v, type_k=name, type_v=name, mask=full))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_is_masked_has_no_influence(backend):
+    """Not even if it is NaN: an unwritten cache cell may hold anything. A query with nothing to look at gives zeros."""
+    q, k, v = case(8, "tq3_0", "planar3", n_queries=4)
+    mask = causal_mask(4, 70)
+    mask[:, 40:] = -np.inf
+    mask[2] = -np.inf
+    options = dict(type_k="tq3_0", type_v="planar3", backend=backend)
+    clean = pyggmlq.flash_attn(q, k, v, mask=mask, **options)
+    assert not clean[:, 2].any() and clean[:, [0, 1, 3]].all()
+    short = pyggmlq.flash_attn(q[:, [0, 1, 3]], k[:, :40], v[:, :40], **options)
+    assert np.allclose(clean[:, [0, 1, 3]], short, rtol=0, atol=1e-6)
+    k[:, 40:], v[:, 40:] = 0xFF, 0xFF
+    assert np.array_equal(pyggmlq.flash_attn(q, k, v, mask=mask, **options), clean)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_not_finite_rows_give_nan_where_they_are_seen(backend):
+    q, k, v = case(9, "tq3_0", "planar3", n_heads=2, n_heads_kv=2)
+    k[0, 3] = 0xFF  # a NaN scale
+    found = pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3", backend=backend)
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
+@pytest.mark.parametrize("name", ["f16", "tq3_0", "planar3"])
+def test_sinks(name):
+    q, k, v = case(10, name, name)
+    plain = agree(q, k, v, name, name)
+    sinks = np.array([-np.inf, -2, 3, 60], np.float32)
+    found = agree(q, k, v, name, name, sinks=sinks)
+    assert np.array_equal(found[0], plain[0])
+    assert np.linalg.norm(found[3]) < 1e-6 * np.linalg.norm(plain[3])
+    hidden = np.full((3, 70), -np.inf, np.float16)
+    assert not agree(q, k, v, name, name, sinks=sinks, mask=hidden).any()
+
+
+@pytest.mark.parametrize("name", ["q8_0", "tq3_0", "planar3"])
+def test_softcap_and_scale(name):
+    q, k, v = case(11, name, name)
+    capped = agree(q, k, v, name, name, scale=0.3, logit_softcap=2.0)
+    assert not np.allclose(capped, agree(q, k, v, name, name, scale=0.3), atol=1e-2)
+
+
+@pytest.mark.parametrize("n_heads", [4, 6, 8])
+def test_alibi(n_heads):
+    """Also where the number of heads isn't a power of two."""
+    q, k, v = case(12, "tq3_0", "planar3", n_heads=n_heads)
+    distance = -np.abs(np.arange(70) - np.array([[60], [10], [69]])).astype(np.float16)
+    found = agree(q, k, v, "tq3_0", "planar3", mask=distance, max_bias=8.0)
+    assert not np.allclose(found, agree(q, k, v, "tq3_0", "planar3", mask=distance), atol=1e-2)
+
+
+def test_everything_at_once():
+    q, k, v = case(13, "planar3", "tq3_0", n_heads=12, n_heads_kv=2, n_queries=5, n_kv=100, head=256, seqs=(4, 2))
+    sinks = np.linspace(-1, 1, 12, dtype=np.float32)
+    options = dict(mask=causal_mask(5, 100), sinks=sinks, scale=0.1, max_bias=4.0, logit_softcap=5.0)
+    agree(q, k, v, "planar3", "tq3_0", n_threads=3, **options)
+
+
+@pytest.mark.parametrize("n_queries", [1, 7])
+def test_threads_change_nothing(n_queries):
+    q, k, v = case(14, "tq3_0", "planar3", n_heads=12, n_heads_kv=3, n_queries=n_queries)
+    one = pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3")
+    for n_threads in (2, 3, 16, 100):
+        assert np.array_equal(pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3", n_threads=n_threads), one)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_strided_views(backend):
+    """A cache is [token][head][row]; the views that attention wants have their axes swapped, and gaps."""
+    q, k, v = case(15, "tq3_0", "f16")
+    mask = np.random.default_rng(15).uniform(-4, 0, (3, 70)).astype(np.float16)
+    options = dict(type_k="tq3_0", type_v="f16", backend=backend)
+    wanted = pyggmlq.flash_attn(q, k, v, mask=mask, **options)
+
+    def gaps(x):  # the same values with heads and tokens swapped in memory, and unused bytes between rows
+        wide = np.full((x.shape[1], x.shape[0], x.shape[2] + 2), 77, x.dtype)
+        wide[..., :-2] = x.swapaxes(0, 1)
+        return wide[..., :-2].swapaxes(0, 1)
+
+    wide_mask = np.full((3, 90), 1, np.float16)
+    wide_mask[:, :70] = mask
+    found = pyggmlq.flash_attn(gaps(q), gaps(k), gaps(v), mask=wide_mask[:, :70], **options)
+    assert np.array_equal(found, wanted)
+    transposed_q = np.asfortranarray(q)  # rows not contiguous: copied
+    assert np.array_equal(pyggmlq.flash_attn(transposed_q, k, v, mask=mask, **options), wanted)
+    backwards = pyggmlq.flash_attn(q, k[:, ::-1], v[:, ::-1], mask=np.ascontiguousarray(mask[:, ::-1]), **options)
+    assert np.allclose(backwards, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_nothing_to_do(backend):
+    options = dict(type_k="tq3_0", type_v="planar3", backend=backend)
+    q, k, v = case(16, "tq3_0", "planar3")
+    assert not pyggmlq.flash_attn(q, k[:, :0], v[:, :0], **options).any()
+    assert pyggmlq.flash_attn(q[:, :0], k, v, **options).shape == (4, 0, 128)
+    assert pyggmlq.flash_attn(q[:0], k, v, **options).shape == (0, 3, 128)
+    out = np.full((4, 3, 128), 7, np.float32)
+    assert pyggmlq.flash_attn(q, k, v, out=out, **options) is out and np.abs(out).max() < 7
