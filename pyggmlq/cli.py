@@ -44,7 +44,7 @@ def show(lines: List[str], error: bool = False) -> None:
     """Print lines as they are: coloured at the left if this is a terminal, never wrapped."""
     console = Console(soft_wrap=True, highlight=False, stderr=error)
     for line in lines:
-        text = Text(line)
+        text = Text(line.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))  # files may hold any bytes
         text.highlight_regex(r"^error\[[^\]]*\]", "bold red")
         text.highlight_regex(r"^\+.*", "green")
         text.highlight_regex(r"^-.*", "red")

@@ -170,7 +170,7 @@ class Tools:
     def bench(self, name: str, model: Path, k: str, v: str, *, depth: int, n_gen: int, repetitions: int) -> Speed:
         """Speed of generating `n_gen` tokens after `depth` cached ones."""
         self._run(name, "llama-bench", "-m", model, "-p", 0, "-n", n_gen, "-d", depth, "-r", repetitions, "-o", "jsonl",
-                  "-t", self.threads, "-ctk", k, "-ctv", v, "-fa", 1)
+                  "-t", self.threads, "-ctk", k, "-ctv", v, "-fa", 1, timed=True)
         for record, speed in parse_bench(self._stdout(name).read_text(encoding="utf-8", errors="replace")):
             if (record.get("type_k"), record.get("type_v")) == (k, v):
                 return speed
@@ -206,13 +206,17 @@ class Tools:
     def _stdout(self, name: str) -> Path:
         return self.logs / f"{name}.out"
 
-    def _run(self, name: str, program: str, *arguments: object) -> str:
-        """Run to the end; return standard output followed by standard error, which the log keeps."""
+    def _run(self, name: str, program: str, *arguments: object, timed: bool = False) -> str:
+        """Run to the end; return standard output followed by standard error, which the log keeps.
+
+        Where no speed is reported, idle OpenMP threads sleep: on a busy machine spinning ones made a run 2-3 times slower.
+        """
         command = [str(self.program(program)), *map(str, arguments)]
         self.logs.mkdir(parents=True, exist_ok=True)
         log, stdout = self._log(name), self._stdout(name)
+        environment = dict(os.environ) if timed else {"OMP_WAIT_POLICY": "passive", **os.environ}
         with stdout.open("wb") as out, log.open("wb") as err:
-            status = wait(subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL),
+            status = wait(subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment),
                           lambda: self.watch(log) if self.watch else None)
         text = stdout.read_text(encoding="utf-8", errors="replace") + "\n" + log.read_text(encoding="utf-8", errors="replace")
         log.write_text(f"$ {' '.join(command)}\n{text}\nexit status {status}\n", encoding="utf-8")

@@ -7,16 +7,17 @@ second run repeats only what is missing or has changed.
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -160,8 +161,8 @@ class Progress:
         if self.live:
             self.update(f"{text} [{done}/{total}]")
         elif total > 0 and (done == total or 100 * done // total >= self._percent + 10):
+            self.line(f"{text} [{done}/{total}] {100 * done // total} %")
             self._percent = 100 * done // total
-            self.line(f"{text} [{done}/{total}] {self._percent} %")
 
     def clear(self) -> None:
         """Remove the passing state."""
@@ -188,13 +189,16 @@ class Steps:
         self.current = "starting"
         folder.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
+    @contextlib.contextmanager
     def named(self, title: str) -> Iterator[None]:
         """Give the enclosed work a name, which failures carry."""
         self.current = title
         try:
             yield
-        except (fetch.FetchError, patch.PatchError, OSError) as error:
+        except patch.PatchError as error:
+            advice = [text for finding in error.findings for label, text in finding.details if label in ("do", "or")]
+            raise StepFailed(title, "; ".join([str(error), *dict.fromkeys(advice)])) from error
+        except (fetch.FetchError, OSError) as error:
             raise StepFailed(title, str(error)) from error
         except llama.ToolError as error:
             raise StepFailed(title, str(error), error.log) from error
@@ -290,10 +294,10 @@ def _program(name: str) -> str:
 
 
 def _run_logged(command: list[str], out: Any, title: str, log: Path, watch: Callable[[int, int], None] | None = None) -> int:
-    """Run a build command with its output appended to `log`; return how many of ninja's steps it took."""
+    """Run a build command, its output going to `out`, the opened `log`; return how many of ninja's steps it took."""
     out.write(f"$ {' '.join(command)}\n".encode())
     out.flush()
-    done = 0
+    done, errors = 0, []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                env=dict(os.environ, NINJA_STATUS="[%f/%t] "))
     try:
@@ -304,6 +308,8 @@ def _run_logged(command: list[str], out: Any, title: str, log: Path, watch: Call
             if step and watch:
                 done = int(step[1])
                 watch(done, int(step[2]))
+            elif re.search(rb"\berror:|CMake Error|No such file", line):
+                errors.append(line.decode(errors="replace").strip())
     except BaseException:
         process.terminate()
         raise
@@ -311,9 +317,7 @@ def _run_logged(command: list[str], out: Any, title: str, log: Path, watch: Call
         status = process.wait()
         out.flush()
     if status != 0:
-        text = log.read_text(encoding="utf-8", errors="replace")
-        lines = re.findall(r"^.*(?:\berror:|CMake Error|FAILED:|No such file).*$", text, re.MULTILINE)
-        raise StepFailed(title, (lines or [f"status {status}"])[0].strip(), log)
+        raise StepFailed(title, (errors or [f"{command[0]} ended with status {status}"])[0], log)
     return done
 
 
@@ -502,8 +506,12 @@ def _size_alarm(side: str, name: str, mib: float, mib_f16: float, caches: int) -
 
 
 def advice(rows: Sequence[Row]) -> list[str]:
-    """For each model that suffers from a 3-bit K, one sentence with the pair that it stands better."""
+    """What the reader should know: which models suffer from a 3-bit K and what they stand better; unsteady speeds."""
     result = []
+    unsteady = [row for row in rows if row.speed and row.speed.deviation > 0.15 * row.speed.mean]
+    if unsteady:
+        result.append(f"speeds varied by more than 15 % within {len(unsteady)} of {len(rows)} rows: the machine was busy. "
+                      "For speeds to rely on, let it be idle, delete the files *speed* in the work folder's steps/, and run again.")
     for row in rows:
         if row.case.k not in {info.name for info in cache_types()} or row.case.k != row.case.v or row.divergence is None:
             continue
@@ -552,7 +560,7 @@ def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     bits = "/".join(f"{type_info(name).bits_per_value:g}" for name in (row.case.k, row.case.v))
     memory = f"{row.memory.mib_k:.2f} + {row.memory.mib_v:.2f}" if row.memory else ""
-    speed = f"{row.speed.mean:.1f}" if row.speed else ""
+    speed = f"{row.speed.mean:.1f}±{row.speed.deviation:.1f}" if row.speed else ""
     found = row.divergence
     if found is None:
         return str(row.case), bits, memory, speed, "", "", ""
@@ -573,12 +581,12 @@ def report(rows: Sequence[Row], plan: Plan, threads: int, out: TextIO) -> None:
     for number, line in enumerate(lines):
         console.print(Text(line, style="bold" if number == 0 or line in titles else ""))
     console.print(Text(f"MiB as llama.cpp reports them at {MEMORY_CONTEXT} tokens of context; tok/s: generating after {plan.depth} tokens on {threads} threads;\n"
-                       f"PPL and mean KLD: windows of {QUALITY_CONTEXT} tokens of the tree's documents, ± is the standard error.", style="dim"))
+                       f"PPL and mean KLD: windows of {QUALITY_CONTEXT} tokens, ± is the standard error (tok/s: deviation).", style="dim"))
     for title in dict.fromkeys(row.model for row in rows):
         console.print(Text(f"\nWhat {title} answered to \"What did the skipper bring to the island?\" (greedy)", style="bold"))
         for row in rows:
             if row.model == title and row.refused is None:
-                console.print(Text(f"{row.case!s:<15}  {_excerpt(row.text, max(width, 80) - 17)}"))
+                console.print(Text(f"{row.case!s:<15}  {_excerpt(row.text, max(width, 100) - 17)}"))
     for sentence in advice(rows):
         console.print(Text("\nnote: " + sentence, style="yellow"))
 
@@ -663,6 +671,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without our signs shows a question mark
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, too, takes running programs along
     progress = Progress(sys.stdout)
     current = "starting"
     try:

@@ -13,10 +13,6 @@ import pyggmlq.fetch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "trees: needs real llama.cpp trees, which the first run downloads (200 MB)")
-
-
 @pytest.fixture(scope="session")
 def llama_tree() -> Callable[[str], Path]:
     """llama_tree("0.3.36") is the pristine llama.cpp of that llama-cpp-python release. Copy it before you change it."""

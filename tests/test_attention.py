@@ -147,6 +147,15 @@ def test_what_is_masked_has_no_influence(backend):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_row_that_one_query_sees_is_hidden_from_the_others(backend):
+    """They share its decoding, not its NaN."""
+    q, k, v = case(17, "tq3_0", "planar3", n_queries=3)
+    v[:, 69] = 0xFF  # the last token: the causal mask shows it to the last query alone
+    found = pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3", mask=causal_mask(3, 70), backend=backend)
+    assert np.isfinite(found[:, :2]).all() and np.isnan(found[:, 2]).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_not_finite_rows_give_nan_where_they_are_seen(backend):
     q, k, v = case(9, "tq3_0", "planar3", n_heads=2, n_heads_kv=2)
     k[0, 3] = 0xFF  # a NaN scale

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -321,11 +322,19 @@ def test_a_file_where_ours_would_go_is_refused(tree):
     assert refused(tree) == ["copy-exists"]
 
 
-def test_markers_without_a_manifest_are_refused(tree):
+def test_markers_without_a_state_folder_are_refused(tree):
     patch.patch(tree)
-    for path in (".pyggmlq/manifest.json", "ggml/src/ggmlq.c", "ggml/src/ggmlq.h", "ggml/src/ggml-cpu/extra/deep/cpu.c"):
-        (tree / path).unlink()
-    assert set(refused(tree)) >= {"leftover"}
+    os.rename(tree / ".pyggmlq", tree.with_name("moved away"))
+    assert set(refused(tree)) == {"leftover"}
+
+
+def test_a_lost_manifest_does_not_cost_the_originals(tree):
+    patch.patch(tree)
+    (tree / ".pyggmlq/manifest.json").unlink()
+    before = snapshot(tree)
+    assert set(refused(tree)) == {"leftover"}
+    assert codes(lambda: patch.revert(tree)) == ["state"]
+    assert snapshot(tree) == before
 
 
 @pytest.mark.parametrize(
@@ -366,6 +375,29 @@ def test_a_linked_state_folder_is_refused(tree, tmp_path):
     assert codes(lambda: patch.patch(tree)) == ["state"]
 
 
+@pytest.mark.parametrize("path", ["../outside", "/outside", "src/../../outside", ""])
+def test_a_manifest_that_points_out_of_the_tree_is_refused(tree, tmp_path, path):
+    """A tree may come from anyone."""
+    patch.patch(tree)
+    manifest = tree / ".pyggmlq/manifest.json"
+    data = json.loads(manifest.read_text())
+    (tmp_path / "outside").write_bytes(CSRC["ggmlq.c"])
+    data["files"][-1] = {"path": path, "before": None, "after": state.sha256(CSRC["ggmlq.c"])}
+    manifest.write_text(json.dumps(data))
+    assert codes(lambda: patch.revert(tree)) == ["state"]
+    assert (tmp_path / "outside").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege there")
+def test_a_revert_does_not_follow_symbolic_links_either(tree, tmp_path):
+    patch.patch(tree)
+    os.rename(tree / "src", tmp_path / "outside")
+    os.symlink(tmp_path / "outside", tree / "src")
+    before = snapshot(tmp_path / "outside")
+    assert codes(lambda: patch.revert(tree)) == ["symlink"]
+    assert snapshot(tmp_path / "outside") == before
+
+
 def test_a_read_only_tree_is_refused(tree, monkeypatch):
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "ggml-cpu" and real(path, mode))
@@ -396,13 +428,12 @@ def test_edits_after_the_patch_are_reported_and_never_lost(tree):
     assert dict(status.files)["src/llama.cpp"] == "edited" and dict(status.files)["ggml/src/ggmlq.h"] == "missing"
     with pytest.raises(patch.PatchError) as caught:
         patch.revert(tree)
-    assert [f.subject for f in caught.value.findings] == ["src/llama.cpp", "ggml/src/ggmlq.h"] or len(caught.value.findings) == 2
+    assert [f.subject for f in caught.value.findings] == ["src/llama.cpp"]
     shown = dict(caught.value.findings[-1].details)["diff"]
     assert "-int llama() {\n+int my_llama() {" in shown
-    assert codes(lambda: patch.patch(tree)) == ["modified", "modified"]
+    assert codes(lambda: patch.patch(tree)) == ["modified"]
     assert snapshot(tree) == edited
     edit(tree, "src/llama.cpp", "int my_llama", "int llama")
-    write(tree / "ggml/src/ggmlq.h", CSRC["ggmlq.h"])
     patch.revert(tree)
     assert snapshot(tree) == before
 
@@ -435,7 +466,7 @@ def test_a_damaged_manifest_is_reported(tree):
 
 def test_a_lost_original_is_reported_before_anything_is_written(tree):
     patch.patch(tree)
-    (tree / ".pyggmlq/originals/src/llama.cpp").unlink()
+    (tree / ".pyggmlq/saved/originals/src/llama.cpp").unlink()
     before = snapshot(tree, ignore=(".pyggmlq",))
     assert codes(lambda: patch.revert(tree)) == ["state"]
     assert snapshot(tree, ignore=(".pyggmlq",)) == before
@@ -534,16 +565,19 @@ def test_text_without_edits_keeps_every_byte(raw):
 
 
 def test_everything_reaches_the_disk_before_the_first_rename_into_the_tree(tree, monkeypatch):
+    def kind(path: Path) -> str:
+        return path.name if path.parent.name == ".pyggmlq" else "tree"
+
     calls = []
     real = os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: calls.append("sync"))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("journal" if "manifest" in str(b) else "tree"), real(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(kind(Path(b))), real(a, b)))
     status, _, _ = patch.patch(tree)
     first = calls.index("tree")
     edited = sum(word == "patched" for _, word in status.files)
     assert calls[:first].count("sync") >= 2 * len(status.files) + edited
-    assert calls[:first].count("journal") == 1 and calls[first - 1] == "sync"  # the journal, then its folder
-    assert calls[first:].count("tree") == len(status.files) and calls[-2:] == ["journal", "sync"]
+    assert calls[first - 2 : first] == ["manifest.json", "sync"]  # the journal, then its folder
+    assert calls[first:].count("tree") == len(status.files) and calls[-2:] == ["manifest.json", "sync"]
 
 
 # crashes: a child process is killed just before each change that it would make to the disk
@@ -597,7 +631,7 @@ def test_a_run_killed_at_any_point_is_put_right_by_the_next(tmp_path, sources, i
         if then == "patch":
             patch.patch(tree)
             assert patch.status(tree).state == "patched"
-            assert not (tree / ".pyggmlq/new").exists()
+            assert not (tree / ".pyggmlq/saved/new").exists()
         patch.revert(tree)
         assert snapshot(tree) == pristine
         steps += 1
@@ -611,7 +645,7 @@ def test_a_recovery_killed_at_any_point_is_put_right_by_the_next(tmp_path, sourc
         assert killed_at(at, lambda: patch.patch(tree))
         return tree
 
-    first = next(k for k in range(999) if patch.status(interrupted(f"try{k}", k)).state == "interrupted")
+    first = next(k for k in range(0, 999, 5) if patch.status(interrupted(f"try{k}", k)).state == "interrupted")
     pristine = snapshot(make_tree(tmp_path / "pristine"))
     steps = 0
     while True:
@@ -661,6 +695,25 @@ def test_a_failing_rename_is_undone_or_can_be_undone(tmp_path, sources, monkeypa
     assert outcomes == ({"undone", "left"} if lasting else {"undone"})
 
 
+def test_a_failing_revert_can_be_repeated(tree, monkeypatch):
+    before = snapshot(tree)
+    patch.patch(tree)
+    real = os.replace
+
+    def failing(source, target):
+        if Path(target).name == "llama.cpp":
+            raise OSError(13, "Permission denied", str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    for _ in range(2):
+        assert codes(lambda: patch.revert(tree)) == ["write-failed"]
+        assert patch.status(tree).state == "interrupted"
+    monkeypatch.setattr(os, "replace", real)
+    assert patch.revert(tree) == ((), True)
+    assert snapshot(tree) == before
+
+
 def test_an_edit_between_crash_and_recovery_is_not_lost(tree, monkeypatch):
     real, calls = os.replace, []
 
@@ -687,6 +740,8 @@ def test_an_edit_between_crash_and_recovery_is_not_lost(tree, monkeypatch):
 
 def test_a_second_run_is_refused_while_one_is_writing(tree):
     with state.State(tree).lock():
+        for reading in (patch.status, patch.check, patch.diff):
+            assert codes(lambda: reading(tree)) == ["locked"]
         code = (
             "import sys; from pathlib import Path; from pyggmlq import _sources, patch\n"
             f"_sources.root = lambda: Path({str(_sources.root())!r})\n"

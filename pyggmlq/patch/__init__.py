@@ -16,11 +16,11 @@ from pathlib import Path
 
 from .. import _sources
 from . import plan as _plan
-from .unidiff import unified
 from .finding import Finding, PatchError
 from .plan import Change, Plan
 from .spec import Spec, load
 from .state import FOLDER, File, Manifest, State, modified_finding, new_folders, sha256
+from .unidiff import unified
 
 __all__ = ["Finding", "PatchError", "Plan", "Spec", "Status", "check", "diff", "load_spec", "patch", "revert", "status"]
 
@@ -115,12 +115,10 @@ def revert(tree: str | os.PathLike) -> tuple[tuple[str, ...], bool]:
         undone = _recover(state)
         manifest = state.manifest()
         if manifest is None:
+            state.discard()
             return (), undone
         _refuse_modified(state, manifest)
-        try:
-            state.restore(manifest)
-        except OSError as error:
-            raise PatchError(_write_failed(state, error)) from error
+        _restore(state, manifest)
         return tuple(f.path for f in manifest.files), undone
 
 
@@ -150,9 +148,9 @@ def _file_state(state: State, file: File) -> str:
     now = sha256(state.current(file.path))
     if now == file.after:
         return "created" if file.before is None else "patched"
-    if now == file.before:
-        return "original"
-    return "missing" if now is None else "edited"
+    if now is None:
+        return "missing"
+    return "original" if now == file.before else "edited"
 
 
 def _already(state: State, manifest: Manifest, spec: Spec) -> Status:
@@ -161,7 +159,7 @@ def _already(state: State, manifest: Manifest, spec: Spec) -> Status:
         raise PatchError(_other_version(state.tree, manifest, spec))
     _refuse_modified(state, manifest)
     found = _status(state, spec)
-    undone = [path for path, word in found.files if word == "original"]
+    undone = [path for path, word in found.files if word in ("original", "missing")]
     if undone:
         message = f"patched, but {len(undone)} file(s) are as they were before: {', '.join(undone)}"
         raise PatchError(Finding("partly-undone", str(state.tree), message, (("do", _AGAIN),)))
@@ -174,8 +172,15 @@ def _recover(state: State) -> bool:
     if manifest is None or manifest.phase == "patched":
         return False
     _refuse_modified(state, manifest)
-    state.restore(manifest)
+    _restore(state, manifest)
     return True
+
+
+def _restore(state: State, manifest: Manifest) -> None:
+    try:
+        state.restore(manifest)
+    except OSError as error:
+        raise PatchError(_write_failed(state, error)) from error
 
 
 def _refuse_modified(state: State, manifest: Manifest) -> None:

@@ -24,12 +24,12 @@ class Text:
     def __init__(self, raw: bytes) -> None:
         text = raw.decode("utf-8", "surrogateescape")
         self._mark = "\ufeff" if text.startswith("\ufeff") else ""
-        lines = text[len(self._mark) :].split("\n")
-        self._open_end = lines[-1] != ""  # the last line has no newline
-        if not self._open_end:
-            lines.pop()
-        self._lines = lines
-        self.normal = "".join(line[:-1] + "\n" if line.endswith("\r") else line + "\n" for line in lines)
+        parts = text[len(self._mark) :].split("\n")
+        self._lines = [(part[:-1], "\r\n") if part.endswith("\r") else (part, "\n") for part in parts[:-1]]
+        self._open_end = parts[-1] != ""  # the last line has no newline; give it its neighbour's while we work
+        if self._open_end:
+            self._lines.append((parts[-1], self._lines[-1][1] if self._lines else "\n"))
+        self.normal = "".join(line + "\n" for line, _ in self._lines)
 
     def line_of(self, offset: int) -> int:
         """Index of the line that holds character ``offset`` of ``normal``."""
@@ -39,31 +39,34 @@ class Text:
         return offset == 0 or self.normal[offset - 1] == "\n"
 
     def line(self, index: int) -> str:
-        return self._lines[index].rstrip("\r")
+        return self._lines[index][0]
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def apply(self, edits: list[Edit]) -> bytes:
         """The file's bytes after ``edits``, which don't overlap; inserted lines take their neighbour's newline."""
-        out: list[str] = []
+        out: list[tuple[str, str]] = []
         done = 0
         for edit in sorted(edits, key=lambda e: (e.start, e.end)):
             out += self._lines[done : edit.start]
-            neighbour = edit.start if edit.start < len(self._lines) else edit.start - 1
-            return_ = "\r" if self._lines and self._lines[neighbour].endswith("\r") else ""
-            out += [line + return_ for line in edit.lines]
+            newline = self._lines[min(edit.start, len(self._lines) - 1)][1]
+            out += [(line, newline) for line in edit.lines]
             done = edit.end
         out += self._lines[done:]
-        text = self._mark + "\n".join(out) + ("" if self._open_end or not out else "\n")
-        return text.encode("utf-8", "surrogateescape")
+        if self._open_end and out:
+            out[-1] = (out[-1][0], "")
+        return (self._mark + "".join(line + newline for line, newline in out)).encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Lines ``start`` to ``end`` (exclusive; equal for an insertion) of a file become ``lines``."""
+    """Lines ``start`` to ``end`` (exclusive; equal for an insertion) of a file become ``lines``.
+
+    ``anchor`` is the first line that the anchor touches."""
 
     hook: Hook
+    anchor: int
     start: int
     end: int
     lines: tuple[str, ...]
@@ -103,7 +106,7 @@ def find(hook: Hook, file: str, text: Text) -> tuple[list[Edit], list[Finding]]:
             continue
         start = last + 1 if hook.place == "after" else first
         stop = last + 1 if hook.place == "replace" else start
-        edits.append(Edit(hook, start, stop, tuple(_render(hook, file, match))))
+        edits.append(Edit(hook, first, start, stop, tuple(_render(hook, file, match))))
     return edits, findings
 
 

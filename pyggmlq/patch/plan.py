@@ -55,24 +55,19 @@ class Plan:
 def make(tree: Path, spec: Spec, read: Reader) -> Plan:
     """Match every hook against the pristine text that ``read`` gives (None: no such file)."""
     plan = Plan(tree, spec, upstream(tree))
-    plan.findings += layout(tree)
+    plan.findings += layout(tree) or _leftovers(spec, read) or _foreign(read)
     if plan.findings:
         return plan
-    plan.findings += _foreign(read)
 
     edits: dict[str, list[match.Edit]] = defaultdict(list)
     texts: dict[str, match.Text | None] = {}
 
     def text_of(path: str) -> match.Text | None:
         if path not in texts:
-            problem = _unsafe(tree, path)
-            raw = None
+            problem = unsafe(tree, path)
             if problem:
                 plan.findings.append(problem)
-            else:
-                raw = read(path)
-            if raw is not None and MARKER in raw:
-                plan.findings.append(_leftover(path))
+            raw = None if problem else read(path)
             texts[path] = None if raw is None else match.Text(raw)
         return texts[path]
 
@@ -87,7 +82,7 @@ def make(tree: Path, spec: Spec, read: Reader) -> Plan:
         plan.findings += _overlaps(path, found)
 
     for copy in spec.copies:
-        problem = _unsafe(tree, copy.target)
+        problem = unsafe(tree, copy.target)
         if problem:
             plan.findings.append(problem)
         elif read(copy.target) is not None:
@@ -152,7 +147,7 @@ def _one(hook: Hook, text_of: Callable) -> tuple[Outcome, list[match.Edit], list
     edits, findings = match.find(hook, file, text)
     if findings:
         return Outcome(hook, "error", file), [], findings
-    return Outcome(hook, "ok", file, tuple(edit.start + 1 for edit in edits)), edits, []
+    return Outcome(hook, "ok", file, tuple(edit.anchor + 1 for edit in edits)), edits, []
 
 
 def layout(tree: Path) -> list[Finding]:
@@ -197,7 +192,7 @@ def _foreign(read: Reader) -> list[Finding]:
     ]
 
 
-def _unsafe(tree: Path, path: str) -> Finding | None:
+def unsafe(tree: Path, path: str) -> Finding | None:
     """Only regular files below real folders are touched: a symbolic link may lead anywhere."""
     current = tree
     for part in Path(path).parts:
@@ -209,13 +204,20 @@ def _unsafe(tree: Path, path: str) -> Finding | None:
     return None
 
 
-def _leftover(path: str) -> Finding:
-    return Finding(
-        "leftover",
-        path,
-        "it already carries pyggmlq's markers, but the tree has no .pyggmlq/manifest.json that knows of them",
-        (("do", "bring the tree back first (git checkout, or git apply -R of the diff that was applied)"),),
-    )
+def _leftovers(spec: Spec, read: Reader) -> list[Finding]:
+    paths = sorted({path for hook in spec.hooks for path in hook.files})
+    marked = [path for path in paths if MARKER in (read(path) or b"")]
+    if not marked:
+        return []
+    more = f" and {len(marked) - 1} more" if len(marked) > 1 else ""
+    return [
+        Finding(
+            "leftover",
+            marked[0] + more,
+            "already carries pyggmlq's markers, but the tree has no .pyggmlq/manifest.json that knows of them",
+            (("do", "bring the tree back first: git checkout, or git apply -R of the diff that was applied"),),
+        )
+    ]
 
 
 def _variants(spec: Spec, outcomes: list[Outcome]) -> list[Finding]:

@@ -18,7 +18,9 @@ def upstream(description: dict) -> str:
 
 
 def check(plan: Plan) -> list[str]:
-    """Head line, one line per group of hooks, and by name what does not apply in this tree."""
+    """Head line, one line per group of hooks, and by name what does not apply. Nothing if no hook was tried."""
+    if not plan.outcomes:
+        return []
     names = " ".join(f"{t.name}={t.id}" for t in cache_types())
     lines = [
         f"{upstream(plan.upstream)}   hooks {len(plan.spec.hooks)}   copies {len(plan.spec.copies)}   types {names}"
@@ -65,7 +67,7 @@ def status(found) -> list[str]:
     head = upstream(found.upstream)
     if found.state == "unpatched":
         return [f"{head}: unpatched"]
-    by = f"by pyggmlq {found.version}{'' if found.current else ', which is not this one'}"
+    by = f"by pyggmlq {found.version}{'' if found.current else ', which differs from this one'}"
     if found.state == "patched":
         return [f"{head}: patched {by} ({counted(len(found.files), 'file')}; originals in {FOLDER})"]
     if found.state == "interrupted":
@@ -79,13 +81,13 @@ def hook(h: Hook) -> list[str]:
     rows = [
         ("why", h.why),
         ("file", " or ".join(h.files)),
-        ("anchor", f"{h.anchor.pattern!r}, {counted(h.count, 'match') if h.count == 1 else f'{h.count} matches'}"),
+        ("anchor", f"{h.anchor.pattern}   {h.count} {'match' if h.count == 1 else 'matches'}"),
     ]
     if h.within:
-        rows.append(("within", f"{h.within.start.pattern!r} to {h.within.end.pattern!r}"))
+        rows.append(("within", f"{h.within.start.pattern} to {h.within.end.pattern}"))
     if h.when:
         verb = "contains" if h.when.wanted else "lacks"
-        rows.append(("when", f"{h.when.file or 'the file'} {verb} {h.when.pattern.pattern!r}"))
+        rows.append(("when", f"{h.when.file or 'the file'} {verb} {h.when.pattern.pattern}"))
     if h.variant:
         rows.append(("variant", h.variant))
     if h.absent:

@@ -99,6 +99,12 @@ class Spec:
         raise PatchError(Finding("unknown-hook", hook_id, f"There is no hook of this name; {hint}."))
 
 
+def stays_inside(path: str) -> bool:
+    """True for a relative path with forward slashes that can't lead out of its folder."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and "\\" not in path and ":" not in path
+
+
 class _Table:
     """One TOML table: hands out typed values, remembers what was asked for, and collects complaints."""
 
@@ -137,10 +143,9 @@ class _Table:
 
     def path(self, value: str) -> str:
         """A relative path with forward slashes that stays in the tree."""
-        path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or "\\" in value or ":" in value or not path.parts:
+        if not stays_inside(value):
             self.complain(f"path {value!r} must be relative, without `..`, with forward slashes.")
-        return str(path)
+        return str(PurePosixPath(value))
 
     def finish(self) -> None:
         for key in self._data:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The folder ``.pyggmlq`` of a tree: what was patched, the originals, and how an interrupted run is put right.
 
-    manifest.json   phase, versions, and path, hash before and after of every file; it doubles as the journal
-    originals/      every edited file as it was
-    patched/        every file as we wrote it, so that a later edit can be shown as a diff
-    new/            what a running patch is about to rename into place
-    lock            held (by the operating system, so a killed run frees it) while a run writes
-    .gitignore      "*": the folder never shows in `git status`
+    manifest.json      phase, versions, and path, hash before and after of every file; it doubles as the journal
+    saved/originals/   every edited file as it was
+    saved/patched/     every file as we wrote it, so that a later edit can be shown as a diff
+    saved/new/         what a running patch is about to rename into place
+    staging/           becomes saved/ by one rename once it is complete
+    lock               held (by the operating system, so a killed run frees it) while a run writes
+    .gitignore         "*": the folder never shows in `git status`
 
-A patch writes originals/, patched/ and new/, then the manifest with phase "patching", renames the new files into place,
-and sets the phase to "patched". A revert sets "reverting", puts the originals back, and removes the folder. So for
-either phase "patching" or "reverting" the cure is the same: put the originals back. `restore` is that cure, and it may
-itself be interrupted and run again.
+A patch writes saved/, then the manifest with phase "patching", renames the new files into place, and sets the phase to
+"patched". A revert sets "reverting", puts the originals back, and removes the folder. So for either phase, "patching" or
+"reverting", the cure is the same: put the originals back. `restore` is that cure; it may itself be interrupted and run
+again. Without a manifest the tree is as it was, unless someone deleted the manifest: see `discard`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Iterator
 
 from .finding import Finding, PatchError
+from .plan import Change, Reader, unsafe
+from .spec import stays_inside
 
 FOLDER = ".pyggmlq"
 _FORMAT = 1
@@ -63,6 +66,9 @@ class Manifest:
         data["files"] = tuple(File(**file) for file in data["files"])
         for key in ("hooks", "absent", "folders"):
             data[key] = tuple(data[key])
+        for path in (*(file.path for file in data["files"]), *data["folders"]):
+            if not stays_inside(path):
+                raise ValueError(f"it names the path {path}")
         return Manifest(**data)
 
 
@@ -76,7 +82,9 @@ class State:
     def __init__(self, tree: Path) -> None:
         self.tree = tree
         self.folder = tree / FOLDER
-        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+        self.saved = self.folder / "saved"
+        odd = self.folder.exists() and not self.folder.is_dir()
+        if odd or self.folder.is_symlink() or any(path.is_symlink() for path in self.folder.glob("*")):
             raise PatchError(Finding("state", FOLDER, "this is not a real folder; pyggmlq keeps the originals in it"))
 
     # reading
@@ -93,7 +101,7 @@ class State:
                     "state",
                     f"{FOLDER}/manifest.json",
                     f"it can't be read ({error}): it was damaged, or written by a newer pyggmlq",
-                    (("do", f"use the pyggmlq that patched the tree, or restore by hand from {FOLDER}/originals"),),
+                    (("do", f"use the pyggmlq that patched the tree, or restore by hand from {FOLDER}/saved/originals"),),
                 )
             ) from None
 
@@ -106,7 +114,7 @@ class State:
         """The file's bytes before the patch, from the saved copy or, if already put back, from the tree."""
         if file.before is None:
             return None
-        for candidate in (self.folder / "originals" / file.path, self.tree / file.path):
+        for candidate in (self.saved / "originals" / file.path, self.tree / file.path):
             data = candidate.read_bytes() if candidate.is_file() else None
             if sha256(data) == file.before:
                 return data
@@ -114,17 +122,17 @@ class State:
             Finding(
                 "state",
                 file.path,
-                f"its original is no longer in {FOLDER}/originals",
+                f"its original is no longer in {FOLDER}/saved/originals",
                 (("do", "restore the file from where the tree came from; its SHA-256 was " + file.before),),
             )
         )
 
     def written(self, file: File) -> bytes | None:
         """The file's bytes as the patch wrote them, or None if that copy is gone."""
-        path = self.folder / "patched" / file.path
+        path = self.saved / "patched" / file.path
         return path.read_bytes() if path.is_file() else None
 
-    def pristine(self, manifest: Manifest | None):
+    def pristine(self, manifest: Manifest | None) -> Reader:
         """A reader of the tree as it was before the patch."""
         patched = {file.path: file for file in manifest.files} if manifest else {}
 
@@ -173,30 +181,36 @@ class State:
                 _write(self.folder / ".gitignore", b"*\n")
                 yield
             finally:
-                if not (self.folder / "manifest.json").exists():
-                    self._remove_folder(handle, path)
+                self._unlock(handle, path)
         finally:
             with contextlib.suppress(OSError):
                 os.close(handle)
 
-    def apply(self, manifest: Manifest, changes: list) -> None:
-        """Write ``changes`` (of plan.Change), all or none; on any failure the tree is put back first."""
-        for name in ("originals", "patched", "new"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        for change in changes:
-            if change.before is not None:
-                _write(self.folder / "originals" / change.path, change.before, like=self.tree / change.path)
-            _write(self.folder / "patched" / change.path, change.after)
-            like = self.tree / change.path if change.before is not None else None
-            _write(self.folder / "new" / change.path, change.after, like=like)
-        self._save(manifest, "patching")
+    def apply(self, manifest: Manifest, changes: list[Change]) -> None:
+        """Write ``changes``, all or none; on any failure the tree is put back first."""
+        self.discard()
+        staging = self.folder / "staging"
+        try:
+            for change in changes:
+                like = None
+                if change.before is not None:
+                    like = self.tree / change.path
+                    _write(staging / "originals" / change.path, change.before, like)
+                _write(staging / "patched" / change.path, change.after)
+                _write(staging / "new" / change.path, change.after, like)
+            os.replace(staging, self.saved)
+            self._save(manifest, "patching")
+        except BaseException:
+            if self.manifest() is None:
+                self.discard()
+            raise
         try:
             for folder in manifest.folders:
                 (self.tree / folder).mkdir(exist_ok=True)
             for change in changes:
-                os.replace(self.folder / "new" / change.path, self.tree / change.path)
+                os.replace(self.saved / "new" / change.path, self.tree / change.path)
             _sync_folders({(self.tree / change.path).parent for change in changes})
-            shutil.rmtree(self.folder / "new")
+            shutil.rmtree(self.saved / "new")
             self._save(manifest, "patched")
         except BaseException:
             self.restore(manifest)
@@ -204,9 +218,10 @@ class State:
 
     def restore(self, manifest: Manifest) -> None:
         """Put every original back and forget the patch. Idempotent; refuses, before writing, if a file was edited."""
-        modified = self.modified(manifest)
-        if modified:
-            raise PatchError(*(modified_finding(file.path) for file in modified))
+        problems = [problem for file in manifest.files if (problem := unsafe(self.tree, file.path))]
+        problems += [modified_finding(file.path) for file in self.modified(manifest)]
+        if problems:
+            raise PatchError(*problems)
         todo = [file for file in manifest.files if sha256(self.current(file.path)) != file.before]
         for file in todo:
             self.original(file)  # all there? else PatchError, before anything is written
@@ -215,7 +230,7 @@ class State:
             if file.before is None:
                 (self.tree / file.path).unlink()
             else:
-                saved = self.folder / "originals" / file.path
+                saved = self.saved / "originals" / file.path
                 os.utime(saved)  # newer than any object built from the patched file, so that make and ninja rebuild
                 os.replace(saved, self.tree / file.path)
         for folder in reversed(manifest.folders):
@@ -223,6 +238,26 @@ class State:
                 (self.tree / folder).rmdir()
         _sync_folders({(self.tree / file.path).parent for file in todo})
         (self.folder / "manifest.json").unlink()
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what is saved, where there is no manifest. Refuses if that would destroy the only copy of an original."""
+        originals = self.saved / "originals"
+        for path in sorted(originals.rglob("*")):
+            name = path.relative_to(originals).as_posix()
+            if path.is_file() and path.read_bytes() != self.current(name):
+                raise PatchError(
+                    Finding(
+                        "state",
+                        f"{FOLDER}/manifest.json",
+                        f"it is gone, but {FOLDER}/saved/originals/{name} differs from the tree's {name}",
+                        (("do", f"put back what you need from {FOLDER}/saved/originals, then delete {FOLDER}"),),
+                    )
+                )
+        for name in ("saved", "staging"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / "manifest.json.new").unlink()
 
     def _save(self, manifest: Manifest, phase: str) -> None:
         data = Manifest(**{**vars(manifest), "phase": phase}).to_json().encode()
@@ -230,15 +265,14 @@ class State:
         os.replace(self.folder / "manifest.json.new", self.folder / "manifest.json")
         _sync_folders({self.folder})
 
-    def _remove_folder(self, handle: int, lock: Path) -> None:
-        for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path != lock:
-                path.unlink()
-        if os.name == "nt":  # an open file can't be removed there, and one that another run holds can't either
-            os.close(handle)
+    def _unlock(self, handle: int, lock: Path) -> None:
+        """Free the lock, and remove the folder if nothing is kept in it."""
+        if {path.name for path in self.folder.iterdir()} - {"lock", ".gitignore"}:
+            return  # closing the handle frees it
         with contextlib.suppress(OSError):
+            (self.folder / ".gitignore").unlink()
+            if os.name == "nt":  # there, an open file can't be removed, and one that another run holds can't either
+                os.close(handle)
             lock.unlink()
             self.folder.rmdir()
 

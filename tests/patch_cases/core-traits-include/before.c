@@ -1,0 +1,5 @@
+#include "first.h"
+
+#include "ggml-quants.h"
+
+int x;

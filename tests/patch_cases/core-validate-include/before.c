@@ -1,0 +1,4 @@
+#include "ggml-common.h"
+
+#include "ggml-quants.h"
+#include "ggml-impl.h"

@@ -1,0 +1,13 @@
+static void ggml_compute_forward_flash_attn_ext_f16(int x) {
+}
+
+void ggml_compute_forward_flash_attn_ext(
+        const ggml_compute_params * params,
+        ggml_tensor * dst) {
+    // pyggmlq:begin cpu-flash-attn-2025
+    if (ggmlq_ggml_cpu_flash_attn_ext(params, dst)) {
+        return;
+    }
+    // pyggmlq:end cpu-flash-attn-2025
+    run(params, dst);
+}

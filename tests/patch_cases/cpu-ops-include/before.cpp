@@ -1,0 +1,3 @@
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "vec.h"

@@ -1,0 +1,3 @@
+#include "ggml-impl.h"
+#include "quants.h"
+#include "vec.h"

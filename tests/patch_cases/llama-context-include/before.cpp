@@ -1,0 +1,4 @@
+#include "llama-context.h"
+
+#include "llama-impl.h"
+#include "llama-io.h"

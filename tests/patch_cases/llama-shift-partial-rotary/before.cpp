@@ -1,0 +1,3 @@
+bool llama_kv_cache::get_can_shift() const {
+    return true;
+}

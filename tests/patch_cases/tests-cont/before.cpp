@@ -1,0 +1,11 @@
+struct test_cont : public test_case {
+    const ggml_type type;
+    const std::array<int64_t, 4> permute;
+};
+static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
+    std::default_random_engine rng(0);
+    return test_cases;
+}
+static std::vector<std::unique_ptr<test_case>> make_test_cases_perf() {
+    std::default_random_engine rng(0);
+}

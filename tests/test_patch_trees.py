@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""The real hooks on real llama.cpp trees, fourteen months apart: census, apply, apply again, diff, revert."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from patch_minitree import run_git, snapshot
+from pyggmlq import patch
+from pyggmlq.patch import plan
+from pyggmlq.types import cache_types, query_types
+
+pytestmark = pytest.mark.trees
+
+VERSIONS = ("0.3.16", "0.3.28", "0.3.36")
+NOT_APPLICABLE = {
+    "0.3.16": {
+        "llama-shift-null-rotation",
+        "llama-shift-partial-rotary",
+        "tests-set-rows-error",
+        "tests-cpy-error",
+        "tests-cont",
+    },
+    "0.3.28": {"tests-cont"},
+    "0.3.36": set(),
+}
+UPSTREAM = {"0.3.16": None, "0.3.28": "0.13.1", "0.3.36": "0.25.3"}
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def tree(version, llama_tree, tmp_path, monkeypatch) -> Path:
+    """A copy of what the hooks may touch: nothing else of a tree is read."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    pristine, copy = llama_tree(version), tmp_path / "tree"
+    for name in ("ggml", "src", "common", "tests", "tools/llama-bench", "gguf-py/gguf"):
+        shutil.copytree(pristine / name, copy / name)
+    return copy
+
+
+def test_census(tree, version):
+    """Every hook applies, or is named as not applicable for a reason that is written down."""
+    found = patch.check(tree)
+    assert not found.findings
+    assert found.upstream["ggml"] == UPSTREAM[version]
+    assert {o.hook.id for o in found.outcomes if o.state == "absent"} == NOT_APPLICABLE[version]
+    for outcome in found.outcomes:
+        if outcome.hook.variant:
+            meant = outcome.hook.id.endswith("-2025") == (version == "0.3.16")
+            assert outcome.state == ("ok" if meant else "inactive"), outcome.hook.id
+    for outcome in found.outcomes:
+        if outcome.state == "ok":
+            assert len(outcome.lines) == outcome.hook.count
+
+
+def test_round_trip(tree):
+    before = snapshot(tree)
+    _, _, done = patch.patch(tree)
+    patched = snapshot(tree)
+    assert set(patched) - set(before) >= {copy.target for copy in done.spec.copies}
+    for change in done.changes:
+        begins = Counter(re.findall(rb"pyggmlq:begin (\S+)", change.after))
+        assert begins == Counter(re.findall(rb"pyggmlq:end (\S+)", change.after))
+        if change.before is not None:
+            assert begins and change.before != change.after
+    assert patch.patch(tree)[2] is None
+    assert snapshot(tree) == patched
+    patch.revert(tree)
+    assert snapshot(tree) == before
+
+
+def test_git_apply_of_the_diff_equals_patch(tree):
+    touched = {change.path for change in patch.check(tree).changes}
+    diff = patch.diff(tree)
+    run_git(tree, "init", "-q")
+    run_git(tree, "apply", "--check", "-", stdin=diff)
+    run_git(tree, "apply", "--whitespace=nowarn", "-", stdin=diff)
+    applied = {path: (tree / path).read_bytes() for path in touched}
+    run_git(tree, "apply", "-R", "--whitespace=nowarn", "-", stdin=diff)
+    patch.patch(tree)
+    assert {path: (tree / path).read_bytes() for path in touched} == applied
+
+
+def test_ids_are_where_upstream_has_none(tree):
+    patch.patch(tree)
+    header = (tree / "ggml/include/ggml.h").read_text()
+    values = {name: int(value) for name, value in re.findall(r"^\s*GGML_TYPE_(\w+)\s*=\s*(\d+),", header, re.MULTILINE)}
+    ours = {info.name.upper(): info.id for info in cache_types() + query_types()}
+    assert {name: values[name] for name in ours} == ours
+    assert len(set(values.values())) == len(values)
+    assert values["COUNT"] == max(ours.values()) + 1
+
+
+def test_a_hook_whose_place_is_gone_is_named(llama_tree, version):
+    """For every hook: without a line that its anchor hits, this hook is what `check` complains about."""
+    pristine, spec = llama_tree(version), patch.load_spec()
+
+    def read(path: str) -> bytes | None:
+        return (pristine / path).read_bytes() if (pristine / path).is_file() else None
+
+    for outcome in plan.make(pristine, spec, read).outcomes:
+        if outcome.state != "ok":
+            continue
+        lines = read(outcome.file).split(b"\n")
+        del lines[outcome.lines[-1] - 1]
+        without = b"\n".join(lines)
+        findings = plan.make(pristine, spec, lambda path: without if path == outcome.file else read(path)).findings
+        assert outcome.hook.id in [finding.subject for finding in findings]
