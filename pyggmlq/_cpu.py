@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ._ggmlq import ffi, lib
-from .types import type_info
+from ._types import type_info
 
 
 def _pointer(array, ctype="void *"):

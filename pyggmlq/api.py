@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .types import TypeInfo, cache_types, foreign_types, type_info
+from ._types import TypeInfo, cache_types, foreign_types, type_info
 
 # What GGMLQ_ATTEND_MAX_HEAD_SIZE of csrc/ggmlq.h says; a test compares them.
 MAX_HEAD_SIZE = 1024

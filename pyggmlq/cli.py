@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from . import _sources
-from .types import cache_types
+from ._types import cache_types
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 from . import _sources, fetch, llama, patch
 from ._quickstart_options import parser
-from .types import cache_types, type_info
+from ._types import cache_types, type_info
 
 __all__ = ["Case", "Row", "StepFailed", "Steps", "alarms", "cases", "main", "prose", "render"]
 

@@ -13,7 +13,7 @@ import tolerances
 
 import pyggmlq
 from pyggmlq import _cpu, reference
-from pyggmlq.types import cache_types, foreign_types
+from pyggmlq._types import cache_types, foreign_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
 ALL_TYPES = [info.name for info in foreign_types() + cache_types()]

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 import pyggmlq
 from pyggmlq import reference
-from pyggmlq.types import cache_types
+from pyggmlq._types import cache_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
 USABLE = [backend.name for backend in pyggmlq.backends() if backend.usable]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pyggmlq import reference
-from pyggmlq.types import cache_types
+from pyggmlq._types import cache_types
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +22,7 @@ import pytest
 
 import pyggmlq.fetch
 from pyggmlq.llama import parse_kv_memory
-from pyggmlq.types import cache_types, type_info
+from pyggmlq._types import cache_types, type_info
 
 from llama_build import build, run, sync
 
@@ -39,7 +40,7 @@ def programs(llama_tree, tmp_path_factory) -> Path:
     """The folder of the programs of the patched tree."""
     staged = tmp_path_factory.mktemp("patched") / "llama.cpp"
     sync(llama_tree("0.3.36"), staged)
-    run([os.sys.executable, "-m", "pyggmlq", "patch", staged])
+    run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
     tree = CACHE / "llama" / "0.3.36-patched"
     sync(staged, tree)
     return build(tree, TARGETS)

@@ -10,7 +10,7 @@ import pytest
 
 from pyggmlq import _sources, patch
 from pyggmlq.patch import match
-from pyggmlq.types import cache_types
+from pyggmlq._types import cache_types
 
 CASES = Path(__file__).parent / "patch_cases"
 SPEC = patch.load_spec()

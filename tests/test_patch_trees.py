@@ -14,7 +14,7 @@ import pytest
 from patch_minitree import run_git, snapshot
 from pyggmlq import patch
 from pyggmlq.patch import plan
-from pyggmlq.types import cache_types, query_types
+from pyggmlq._types import cache_types, query_types
 
 pytestmark = pytest.mark.trees
 

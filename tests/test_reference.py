@@ -15,7 +15,7 @@ import tolerances
 
 import pyggmlq
 from pyggmlq import _cpu, reference
-from pyggmlq.types import cache_types, foreign_types, query_types
+from pyggmlq._types import cache_types, foreign_types, query_types
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE_TYPES = [info.name for info in cache_types()]

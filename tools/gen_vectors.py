@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pyggmlq import reference  # noqa: E402
-from pyggmlq.types import cache_types  # noqa: E402
+from pyggmlq._types import cache_types  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors"
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ..types import cache_types, query_types
+from .._types import cache_types, query_types
 from .finding import Finding
 from .spec import PLACEHOLDER, Hook
 

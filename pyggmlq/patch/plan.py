@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from ..types import cache_types, query_types
+from .._types import cache_types, query_types
 from . import match
 from .finding import Finding
 from .spec import Hook, Spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Iterable
 
-from ..types import cache_types
+from .._types import cache_types
 from .finding import Finding
 from .plan import Plan
 from .spec import Hook
