@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Options of the quickstart. Standard library only, and imports nothing of the package: ``tools/quickstart`` loads this
 file by its path to check the command line before any environment exists."""
+
 from __future__ import annotations
 
 import argparse
@@ -27,17 +28,44 @@ def available_threads() -> int:
 
 def parser(program: str, work: Path) -> argparse.ArgumentParser:
     """The command line; `work` is the default work folder."""
-    result = argparse.ArgumentParser(prog=program, description=_DESCRIPTION, epilog=_EPILOG,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--tree", type=_folder, metavar="PATH",
-                        help="your own llama.cpp: it is patched in place (`pyggmlq revert PATH` undoes that) and built in the work folder; "
-                             "default: a pinned version from the package index")
-    result.add_argument("--model", type=_gguf, action="append", default=[], metavar="PATH",
-                        help="your own .gguf instead of the two small models; may be repeated")
-    result.add_argument("--text", type=_file, metavar="PATH", help="text to measure on; default: prose of the tree's own documents")
-    result.add_argument("--threads", type=_positive, default=available_threads(), metavar="N", help="for building and running (default: %(default)s)")
-    result.add_argument("--quick", action="store_true", help="fewer tokens: about a third of the time, wider error bars")
-    result.add_argument("--cmake", action="append", default=[], metavar="ARG", help="further CMake argument, e.g. --cmake=-DGGML_CUDA=ON; may be repeated")
+    result = argparse.ArgumentParser(
+        prog=program, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument(
+        "--tree",
+        type=_folder,
+        metavar="PATH",
+        help="your own llama.cpp: it is patched in place (`pyggmlq revert PATH` undoes that) and built in the work folder; "
+        "default: a pinned version from the package index",
+    )
+    result.add_argument(
+        "--model",
+        type=_gguf,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="your own .gguf instead of the two small models; may be repeated",
+    )
+    result.add_argument(
+        "--text", type=_file, metavar="PATH", help="text to measure on; default: prose of the tree's own documents"
+    )
+    result.add_argument(
+        "--threads",
+        type=_positive,
+        default=available_threads(),
+        metavar="N",
+        help="for building and running (default: %(default)s)",
+    )
+    result.add_argument(
+        "--quick", action="store_true", help="fewer tokens: about a third of the time, wider error bars"
+    )
+    result.add_argument(
+        "--cmake",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="further CMake argument, e.g. --cmake=-DGGML_CUDA=ON; may be repeated",
+    )
     result.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to FILE")
     result.add_argument("--work-dir", type=Path, default=work, metavar="PATH", help="default: %(default)s")
     result.add_argument("--invoked-as", default=program, help=argparse.SUPPRESS)

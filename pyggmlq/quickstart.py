@@ -5,6 +5,7 @@
 pyggmlq, cmake and ninja. Every measurement is a step whose result is kept under a key of all that it depends on, so a
 second run repeats only what is missing or has changed.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -35,8 +36,15 @@ MODELS = ("gemma3-270m", "smollm2-135m")
 """Pinned models that are fetched when no ``--model`` is given: head sizes 256 and 64."""
 
 TARGETS = ("llama-completion", "llama-perplexity", "llama-bench")
-CMAKE_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
-                 "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF")
+CMAKE_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+)
 
 MEMORY_CONTEXT = 2048
 """Context, in tokens, at which texts are generated and the cache's size is reported."""
@@ -53,8 +61,8 @@ PROMPT = """\
 The harbour log of the island of Corrin, kept by the keeper's daughter.
 
 Monday. The supply boat came in late. It is painted green, and its name is Patience. The skipper, old Tobias, brought \
-three sacks of flour, a barrel of lamp oil and a letter for my father. He said that the storm had taken the roof of the \
-chapel on the mainland.
+three sacks of flour, a barrel of lamp oil and a letter for my father. He said that the storm had taken the roof of \
+the chapel on the mainland.
 
 Tuesday. Fog all day. We rang the bell every two minutes. My father read the letter again and said nothing.
 
@@ -214,7 +222,12 @@ class Steps:
             start = time.monotonic()
             result = measure()
             seconds = round(time.monotonic() - start, 1)
-            _write_atomically(path, json.dumps({"title": title, "inputs": inputs, "seconds": seconds, "result": result}, indent=1, default=str))
+            _write_atomically(
+                path,
+                json.dumps(
+                    {"title": title, "inputs": inputs, "seconds": seconds, "result": result}, indent=1, default=str
+                ),
+            )
             self.progress.line(f"  {title}: {seconds} s")
             return result
 
@@ -247,7 +260,9 @@ def prepare_tree(options: Any, steps: Steps) -> Path:
         if not options.tree and before.state != "unpatched" and not before.current:
             patch.revert(tree)
         status, _, written = patch.patch(tree)
-        progress.line(f"patched by pyggmlq {status.version}: {len(status.files)} files" + ("" if written else " (already done)"))
+        progress.line(
+            f"patched by pyggmlq {status.version}: {len(status.files)} files" + ("" if written else " (already done)")
+        )
     return tree
 
 
@@ -261,14 +276,27 @@ def build(tree: Path, options: Any, steps: Steps) -> Path:
     with steps.named(title):
         _require_compiler(title)
         with log.open("wb") as out:
-            configure = [_program("cmake"), "-S", str(tree), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}",
-                         *_cmake_options(options)]
+            configure = [
+                _program("cmake"),
+                "-S",
+                str(tree),
+                "-B",
+                str(folder),
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}",
+                *_cmake_options(options),
+            ]
             steps.progress.update("configuring llama.cpp")
             _run_logged(configure, out, title, log)
             start = time.monotonic()
             ninja = [_program("ninja"), "-C", str(folder), "-j", str(options.threads), *TARGETS]
-            did = _run_logged(ninja, out, title, log, lambda done, total: steps.progress.fraction("building llama.cpp", done, total))
-        steps.progress.line(f"built in {folder}: " + (f"{did} steps, {time.monotonic() - start:.0f} s" if did else "nothing to do"))
+            did = _run_logged(
+                ninja, out, title, log, lambda done, total: steps.progress.fraction("building llama.cpp", done, total)
+            )
+        steps.progress.line(
+            f"built in {folder}: " + (f"{did} steps, {time.monotonic() - start:.0f} s" if did else "nothing to do")
+        )
     return folder / "bin"
 
 
@@ -281,7 +309,9 @@ def _cmake_options(options: Any) -> list[str]:
 
 def _require_compiler(title: str) -> None:
     if os.name != "nt" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise StepFailed(title, "found no C++ compiler: install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)")
+        raise StepFailed(
+            title, "found no C++ compiler: install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)"
+        )
 
 
 def _program(name: str) -> str:
@@ -293,13 +323,20 @@ def _program(name: str) -> str:
     return found
 
 
-def _run_logged(command: list[str], out: Any, title: str, log: Path, watch: Callable[[int, int], None] | None = None) -> int:
+def _run_logged(
+    command: list[str], out: Any, title: str, log: Path, watch: Callable[[int, int], None] | None = None
+) -> int:
     """Run a build command, its output going to `out`, the opened `log`; return how many of ninja's steps it took."""
     out.write(f"$ {' '.join(command)}\n".encode())
     out.flush()
     done, errors = 0, []
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                               env=dict(os.environ, NINJA_STATUS="[%f/%t] "))
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=dict(os.environ, NINJA_STATUS="[%f/%t] "),
+    )
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -355,7 +392,9 @@ def prose(tree: Path, characters: int = 120_000) -> str:
     paths = [*tree.glob("README.md"), *sorted(tree.glob("docs/**/*.md")), *sorted(tree.glob("tools/*/README.md"))]
     paragraphs: list[str] = []
     for path in paths:
-        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE | re.DOTALL)
+        text = re.sub(
+            r"^```.*?^```", "", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE | re.DOTALL
+        )
         for paragraph in re.split(r"\n\s*\n", text):
             joined = " ".join(paragraph.split())
             if len(joined) >= 120 and re.match(r"[A-Z]", joined) and not re.search(r"[|<>{}]|https?:|\]\(", joined):
@@ -371,7 +410,10 @@ def write_text(tree: Path, options: Any, steps: Steps) -> Path:
     with steps.named("collecting text"):
         text = prose(tree)
         if len(text) < 20_000:
-            raise StepFailed(steps.current, f"the documents of {tree} hold only {len(text)} characters of prose: give a text with --text FILE")
+            raise StepFailed(
+                steps.current,
+                f"the documents of {tree} hold only {len(text)} characters of prose: give a text with --text FILE",
+            )
         _write_atomically(path, text)
     return path
 
@@ -382,17 +424,23 @@ def write_text(tree: Path, options: Any, steps: Steps) -> Path:
 class Bench:
     """Measures one model with every pair of cache types."""
 
-    def __init__(self, subject: Subject, tools: llama.Tools, text: Path, work: Path, plan: Plan, steps: Steps, programs: str) -> None:
+    def __init__(
+        self, subject: Subject, tools: llama.Tools, text: Path, work: Path, plan: Plan, steps: Steps, programs: str
+    ) -> None:
         self.subject, self.tools, self.text, self.work, self.plan, self.steps = subject, tools, text, work, plan, steps
         self.prompt = work / "prompt.txt"
         self.prompt.write_text(PROMPT, encoding="utf-8")
         self.logits = work / f"{_slug(subject.title)}.logits"
         state = subject.path.stat()
-        self.common = {"programs": programs, "threads": tools.threads,
-                       "model": [str(subject.path), state.st_size, state.st_mtime_ns]}
+        self.common = {
+            "programs": programs,
+            "threads": tools.threads,
+            "model": [str(subject.path), state.st_size, state.st_mtime_ns],
+        }
 
     def rows(self, pairs: Sequence[Case]) -> list[Row]:
         """A row for every pair; the reference's distributions exist only meanwhile."""
+        self.logits.unlink(missing_ok=True)  # a killed run's: who knows of which text
         try:
             return [self.row(case) for case in pairs]
         finally:
@@ -416,23 +464,39 @@ class Bench:
 
         def measure() -> dict[str, Any]:
             try:
-                text, log = self.tools.complete(_slug(title), self.subject.path, self.prompt, case.k, case.v,
-                                                n_ctx=MEMORY_CONTEXT, n_predict=self.plan.n_predict)
+                text, log = self.tools.complete(
+                    _slug(title),
+                    self.subject.path,
+                    self.prompt,
+                    case.k,
+                    case.v,
+                    n_ctx=MEMORY_CONTEXT,
+                    n_predict=self.plan.n_predict,
+                )
             except llama.ToolError as error:
                 sentence = llama.refusal(error.log.read_text(encoding="utf-8", errors="replace"), (case.k, case.v))
                 if sentence is None:
                     raise
                 return {"refused": sentence}
             vocabulary = llama.parse_model_info(log).get("n_vocab", "")
-            return {"text": text, "memory": asdict(self._memory(log, title)), "n_vocab": int(vocabulary) if vocabulary.isdigit() else 262144}
+            return {
+                "text": text,
+                "memory": asdict(self._memory(log, title)),
+                "n_vocab": int(vocabulary) if vocabulary.isdigit() else 262144,
+            }
 
-        return self.steps.kept(title, {**self.common, "prompt": PROMPT, "n_ctx": MEMORY_CONTEXT, "n_predict": self.plan.n_predict}, measure)
+        return self.steps.kept(
+            title, {**self.common, "prompt": PROMPT, "n_ctx": MEMORY_CONTEXT, "n_predict": self.plan.n_predict}, measure
+        )
 
     def _speed(self, case: Case) -> dict[str, Any]:
         title = self._title(case, "speed")
         how = {"depth": self.plan.depth, "n_gen": self.plan.n_gen, "repetitions": self.plan.repetitions}
-        return self.steps.kept(title, {**self.common, **how},
-                               lambda: asdict(self.tools.bench(_slug(title), self.subject.path, case.k, case.v, **how)))
+        return self.steps.kept(
+            title,
+            {**self.common, **how},
+            lambda: asdict(self.tools.bench(_slug(title), self.subject.path, case.k, case.v, **how)),
+        )
 
     def _quality(self, case: Case, n_vocab: int) -> dict[str, Any]:
         title = self._title(case, "perplexity and KLD")
@@ -441,7 +505,9 @@ class Bench:
 
         def measure() -> dict[str, Any]:
             self._ensure_logits(chunks)
-            found, log = self.tools.divergence(_slug(title), self.subject.path, self.logits, case.k, case.v, n_ctx=QUALITY_CONTEXT)
+            found, log = self.tools.divergence(
+                _slug(title), self.subject.path, self.logits, case.k, case.v, n_ctx=QUALITY_CONTEXT
+            )
             return {"divergence": asdict(found), "memory": asdict(self._memory(log, title))}
 
         return self.steps.kept(title, inputs, measure)
@@ -451,7 +517,9 @@ class Bench:
             name = f"{_slug(self.subject.title)}-reference"
             unfinished = self.logits.with_suffix(".unfinished")
             try:
-                self.tools.save_logits(name, self.subject.path, self.text, unfinished, n_ctx=QUALITY_CONTEXT, chunks=chunks)
+                self.tools.save_logits(
+                    name, self.subject.path, self.text, unfinished, n_ctx=QUALITY_CONTEXT, chunks=chunks
+                )
                 os.replace(unfinished, self.logits)
             finally:
                 unfinished.unlink(missing_ok=True)
@@ -459,7 +527,9 @@ class Bench:
     def _memory(self, log: str, title: str) -> llama.KvMemory:
         memory = llama.parse_kv_memory(log)
         if memory is None:
-            raise StepFailed(title, "llama.cpp printed no line on the KV cache's size", self.tools.logs / f"{_slug(title)}.log")
+            raise StepFailed(
+                title, "llama.cpp printed no line on the KV cache's size", self.tools.logs / f"{_slug(title)}.log"
+            )
         return memory
 
     def _title(self, case: Case, what: str) -> str:
@@ -505,21 +575,32 @@ def _size_alarm(side: str, name: str, mib: float, mib_f16: float, caches: int) -
         yield f"{side} takes {mib:.2f} MiB, but {type_info(name).bits_per_value:g} bits per value would be {wanted:.2f} MiB"
 
 
-def advice(rows: Sequence[Row]) -> list[str]:
-    """What the reader should know: which models suffer from a 3-bit K and what they stand better; unsteady speeds."""
+def advice(rows: Sequence[Row], cpu_only: bool = True) -> list[str]:
+    """What the reader should know: which models suffer from a 3-bit K and what they stand better; disturbed speeds."""
     result = []
-    unsteady = [row for row in rows if row.speed and row.speed.deviation > 0.15 * row.speed.mean]
-    if unsteady:
-        result.append(f"speeds varied by more than 15 % within {len(unsteady)} of {len(rows)} rows: the machine was busy. "
-                      "For speeds to rely on, let it be idle, delete the files *speed* in the work folder's steps/, and run again.")
+    timed = [row.speed for row in rows if row.speed]
+    disturbed = [
+        speed for speed in timed if speed.deviation > 0.15 * speed.mean or (cpu_only and (speed.cpu_share or 1) < 0.75)
+    ]
+    if disturbed:
+        result.append(
+            f"{len(disturbed)} of {len(timed)} speeds were disturbed by other programs and say nothing: "
+            "let the machine be idle, delete the files *speed* in the work folder's steps/, and run again."
+        )
     for row in rows:
-        if row.case.k not in {info.name for info in cache_types()} or row.case.k != row.case.v or row.divergence is None:
+        if (
+            row.case.k not in {info.name for info in cache_types()}
+            or row.case.k != row.case.v
+            or row.divergence is None
+        ):
             continue
         reference = _find(rows, row.model, Case("f16", "f16"))
         milder = _find(rows, row.model, Case("q8_0", row.case.v))
         if reference and milder and row.divergence.ppl > 1.1 * reference.ppl and milder.ppl < row.divergence.ppl:
-            result.append(f"{row.model} pays for {row.case.k} in K: perplexity {row.divergence.ppl / reference.ppl - 1:+.1%} against f16; "
-                          f"with -ctk q8_0 -ctv {row.case.v} it is {milder.ppl / reference.ppl - 1:+.1%}.")
+            result.append(
+                f"{row.model} pays for {row.case.k} in K: perplexity {row.divergence.ppl / reference.ppl - 1:+.1%} against f16; "
+                f"with -ctk q8_0 -ctv {row.case.v} it is {milder.ppl / reference.ppl - 1:+.1%}."
+            )
     return result
 
 
@@ -540,7 +621,8 @@ def render(rows: Sequence[Row]) -> list[str]:
     widths[0] = first
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     lines = [_join(_HEADER, widths)]
-    model, refused = None, set()
+    model: str | None = None
+    refused: set[str] = set()
     for row in rows:
         if row.model != model:
             model, refused = row.model, set()
@@ -554,13 +636,15 @@ def render(rows: Sequence[Row]) -> list[str]:
 
 
 def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join([f"{cells[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:]))]).rstrip()
+    return "  ".join(
+        [f"{cells[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:]))]
+    ).rstrip()
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     bits = "/".join(f"{type_info(name).bits_per_value:g}" for name in (row.case.k, row.case.v))
     memory = f"{row.memory.mib_k:.2f} + {row.memory.mib_v:.2f}" if row.memory else ""
-    speed = f"{row.speed.mean:.1f}±{row.speed.deviation:.1f}" if row.speed else ""
+    speed = _speed_cell(row.speed) if row.speed else ""
     found = row.divergence
     if found is None:
         return str(row.case), bits, memory, speed, "", "", ""
@@ -568,7 +652,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     return str(row.case), bits, memory, speed, f"{found.ppl:.2f}", kld, f"{found.same_top:.1f} %"
 
 
-def report(rows: Sequence[Row], plan: Plan, threads: int, out: TextIO) -> None:
+def _speed_cell(speed: llama.Speed) -> str:
+    return f"{speed.mean:.1f}" + (f"±{speed.deviation:.1f}" if len(speed.samples) > 1 else "")
+
+
+def report(rows: Sequence[Row], plan: Plan, threads: int, cpu_only: bool, out: TextIO) -> None:
     """Print table, texts and advice."""
     from rich.console import Console
     from rich.text import Text
@@ -580,15 +668,23 @@ def report(rows: Sequence[Row], plan: Plan, threads: int, out: TextIO) -> None:
     console.print()
     for number, line in enumerate(lines):
         console.print(Text(line, style="bold" if number == 0 or line in titles else ""))
-    console.print(Text(f"MiB as llama.cpp reports them at {MEMORY_CONTEXT} tokens of context; tok/s: generating after {plan.depth} tokens on {threads} threads;\n"
-                       f"PPL and mean KLD: windows of {QUALITY_CONTEXT} tokens, ± is the standard error (tok/s: deviation).", style="dim"))
+    console.print(
+        Text(
+            f"MiB as llama.cpp reports them at {MEMORY_CONTEXT} tokens of context; tok/s: generating after {plan.depth} tokens on {threads} threads;\n"
+            f"PPL and mean KLD: windows of {QUALITY_CONTEXT} tokens, ± is the standard error (tok/s: deviation).",
+            style="dim",
+        )
+    )
     for title in dict.fromkeys(row.model for row in rows):
-        console.print(Text(f"\nWhat {title} answered to \"What did the skipper bring to the island?\" (greedy)", style="bold"))
+        console.print(
+            Text(f'\nWhat {title} answered to "What did the skipper bring to the island?" (greedy)', style="bold")
+        )
         for row in rows:
             if row.model == title and row.refused is None:
                 console.print(Text(f"{row.case!s:<15}  {_excerpt(row.text, max(width, 100) - 17)}"))
-    for sentence in advice(rows):
-        console.print(Text("\nnote: " + sentence, style="yellow"))
+    console.print()
+    for sentence in advice(rows, cpu_only):
+        console.print(Text("note: " + sentence, style="yellow"))
 
 
 def _excerpt(text: str, width: int) -> str:
@@ -603,7 +699,14 @@ def write_json(path: Path, rows: Sequence[Row], found: Sequence[str], plan: Plan
         "llama.cpp": commit,
         "threads": options.threads,
         "plan": {**asdict(plan), "memory_context": MEMORY_CONTEXT, "quality_context": QUALITY_CONTEXT},
-        "rows": [{**asdict(row), "bits_k": type_info(row.case.k).bits_per_value, "bits_v": type_info(row.case.v).bits_per_value} for row in rows],
+        "rows": [
+            {
+                **asdict(row),
+                "bits_k": type_info(row.case.k).bits_per_value,
+                "bits_v": type_info(row.case.v).bits_per_value,
+            }
+            for row in rows
+        ],
         "alarms": list(found),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -633,13 +736,17 @@ def run(options: Any, steps: Steps) -> int:
         rows += Bench(subject, tools, text, options.work_dir, plan, steps, programs).rows(cases())
     found = alarms(rows)
     progress.clear()
-    report(rows, plan, options.threads, progress.out)
+    report(rows, plan, options.threads, not options.cmake, progress.out)
     if options.json:
         with steps.named(f"writing {options.json}"):
-            commit = patch.status(tree).upstream.get("commit") or ("unknown" if options.tree else fetch.TREES[RELEASE].commit)
+            commit = patch.status(tree).upstream.get("commit") or (
+                "unknown" if options.tree else fetch.TREES[RELEASE].commit
+            )
             write_json(options.json, rows, found, plan, options, commit)
     best = cache_types()[0].name
-    progress.line(f"\nChat on such a cache:\n  {folder / 'llama-completion'} -cnv -fa on -ctk {best} -ctv {best} -m {models[-1].path}")
+    progress.line(
+        f"\nChat on such a cache:\n  {folder / 'llama-completion'} -cnv -fa on -ctk {best} -ctv {best} -m {models[-1].path}"
+    )
     if options.tree:
         progress.line(f"Take the patch back:\n  {Path(sys.executable).parent / 'pyggmlq'} revert {tree}")
     for sentence in found:
@@ -651,16 +758,19 @@ def _require_space(folder: Path, title: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < DISK_BYTES and not (folder / "steps").is_dir():
-        raise StepFailed(title, f"{folder} has {free / 1e9:.1f} GB free, wanted {DISK_BYTES / 1e9:.1f}: make room or choose another folder with --work-dir")
+        raise StepFailed(
+            title,
+            f"{folder} has {free / 1e9:.1f} GB free, wanted {DISK_BYTES / 1e9:.1f}: make room or choose another folder with --work-dir",
+        )
 
 
 def _elapsed(steps: Steps) -> Callable[[Path], None]:
-    state = {"title": "", "start": 0.0}
+    state: dict[str, Any] = {"title": "", "start": 0.0}
 
     def watch(_: Path) -> None:
         if state["title"] != steps.current:
             state.update(title=steps.current, start=time.monotonic())
-        steps.progress.update(f"  {steps.current}: {time.monotonic() - float(state['start']):.0f} s ..")
+        steps.progress.update(f"  {steps.current}: {time.monotonic() - state['start']:.0f} s ..")
 
     return watch
 
@@ -684,10 +794,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StepFailed as error:
         progress.clear()
         log = f"\n  log       {error.log}" if error.log else ""
-        print(f"\nquickstart: failed at: {error.step}\n  reason    {error}{log}\n  continue  {options.invoked_as}", file=sys.stderr)
+        print(
+            f"\nquickstart: failed at: {error.step}\n  reason    {error}{log}\n  continue  {options.invoked_as}",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
-        print(f"\nquickstart: cannot use {options.work_dir} ({error.strerror}): choose another folder with --work-dir", file=sys.stderr)
+        print(
+            f"\nquickstart: cannot use {options.work_dir} ({error.strerror}): choose another folder with --work-dir",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         progress.clear()

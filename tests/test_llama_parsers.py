@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The parsers of llama.cpp's output, on lines as the programs print them (0c1e57098 unless said otherwise)."""
+
 from __future__ import annotations
 
 import math
@@ -15,12 +16,19 @@ STAMP = "0.01.101.301 I "
 
 
 def kv_line(cells: int, layers: int, k: str, mib_k: float, v: str, mib_v: float, stamp: str = STAMP) -> str:
-    return (f"{stamp}llama_kv_cache: size = {mib_k + mib_v:7.2f} MiB ({cells:6d} cells, {layers:3d} layers,  1/1 seqs), "
-            f"K ({k}): {mib_k:7.2f} MiB, V ({v}): {mib_v:7.2f} MiB\n")
+    return (
+        f"{stamp}llama_kv_cache: size = {mib_k + mib_v:7.2f} MiB ({cells:6d} cells, {layers:3d} layers,  1/1 seqs), "
+        f"K ({k}): {mib_k:7.2f} MiB, V ({v}): {mib_v:7.2f} MiB\n"
+    )
 
 
 def test_kv_memory_sums_the_caches_of_a_sliding_window_model():
-    log = STAMP + "llama_context: constructing llama_context\n" + kv_line(2048, 3, "q8_0", 1.59, "q4_0", 0.84) + kv_line(1024, 15, "q8_0", 3.98, "q4_0", 2.11)
+    log = (
+        STAMP
+        + "llama_context: constructing llama_context\n"
+        + kv_line(2048, 3, "q8_0", 1.59, "q4_0", 0.84)
+        + kv_line(1024, 15, "q8_0", 3.98, "q4_0", 2.11)
+    )
     assert llama.parse_kv_memory(log) == llama.KvMemory("q8_0", "q4_0", 5.57, 2.95, 2)
 
 
@@ -45,15 +53,26 @@ def test_kv_memory_absent():
 
 
 def test_model_info():
-    log = STAMP + "print_info: n_embd_head_k         = 256\n" + STAMP + "print_info: general.name          = Some Model 3\n"
+    log = (
+        STAMP
+        + "print_info: n_embd_head_k         = 256\n"
+        + STAMP
+        + "print_info: general.name          = Some Model 3\n"
+    )
     assert llama.parse_model_info(log) == {"n_embd_head_k": "256", "general.name": "Some Model 3"}
 
 
-@pytest.mark.parametrize(("line", "wanted"), [
-    ("0.10.535.904 I Final estimate: PPL = 9.7683 +/- 0.97202", (9.7683, 0.97202)),
-    ("[1]24.0,[2]6.2,perplexity: 2.15 seconds per pass - ETA 0.10.535.904 I Final estimate: PPL = 9.7683 +/- 0.97202", (9.7683, 0.97202)),
-    ("no estimate", None),
-])
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("0.10.535.904 I Final estimate: PPL = 9.7683 +/- 0.97202", (9.7683, 0.97202)),
+        (
+            "[1]24.0,[2]6.2,perplexity: 2.15 seconds per pass - ETA 0.10.535.904 I Final estimate: PPL = 9.7683 +/- 0.97202",
+            (9.7683, 0.97202),
+        ),
+        ("no estimate", None),
+    ],
+)
 def test_perplexity(line: str, wanted: tuple[float, float] | None):
     assert llama.parse_perplexity(line + "\n") == wanted
 
@@ -78,11 +97,15 @@ Same top p: 84.804 ± 1.125 %
 
 
 def test_divergence():
-    assert llama.parse_divergence(DIVERGENCE) == llama.Divergence(10.874788, 1.085363, 0.115416, 0.00583, 0.755, 2.691166, 84.804)
+    assert llama.parse_divergence(DIVERGENCE) == llama.Divergence(
+        10.874788, 1.085363, 0.115416, 0.00583, 0.755, 2.691166, 84.804
+    )
 
 
 def test_divergence_of_a_collapsed_model_is_not_a_number():
-    found = llama.parse_divergence(DIVERGENCE.replace("10.874788 ±   1.085363", "nan ±  -nan").replace("0.115416", "inf"))
+    found = llama.parse_divergence(
+        DIVERGENCE.replace("10.874788 ±   1.085363", "nan ±  -nan").replace("0.115416", "inf")
+    )
     assert math.isnan(found.ppl) and found.kld == math.inf
 
 
@@ -92,16 +115,21 @@ def test_divergence_of_a_run_that_stopped_early():
 
 def test_bench_reads_every_record():
     output = 'ggml: a line that is not a record\n{"type_k": "q8_0", "type_v": "f16", "avg_ts": 54.5, "stddev_ts": 3.5, "samples_ts": [50.0, 59.0]}\n'
-    (record, speed), = llama.parse_bench(output)
+    ((record, speed),) = llama.parse_bench(output)
     assert (record["type_k"], record["type_v"]) == ("q8_0", "f16")
     assert speed == llama.Speed(54.5, 3.5, (50.0, 59.0))
 
 
 def test_refusal_is_the_sentence_about_the_type():
-    log = ("0.00.1.2 I llama_context: n_ctx = 512\n"
-           "0.00.300.001 E llama_init: K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0\n"
-           "0.00.300.002 E failed to create context\n")
-    assert llama.refusal(log, ("planar3", "f16")) == "K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0"
+    log = (
+        "0.00.1.2 I llama_context: n_ctx = 512\n"
+        "0.00.300.001 E llama_init: K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0\n"
+        "0.00.300.002 E failed to create context\n"
+    )
+    assert (
+        llama.refusal(log, ("planar3", "f16"))
+        == "K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0"
+    )
     assert llama.refusal(log, ("q8_0", "f16")) is None
 
 
@@ -110,11 +138,20 @@ def test_refusal_by_upstream():
     assert llama.refusal(log, ("q8_0",)) == "K cache type q8_0 with block size 32 does not divide n_embd_head_k=80"
 
 
-@pytest.mark.parametrize(("log", "wanted"), [
-    ("0.00.1.2 I fine\n0.00.1.3 E llama_model_load: error loading model: no such tensor\n0.00.1.4 E cmn: giving up\n", "error loading model: no such tensor"),
-    ("error while handling argument \"-ctk\": Unsupported cache type: bogus\n\nusage:\n", "error while handling argument \"-ctk\": Unsupported cache type: bogus"),
-    ("", "it printed nothing"),
-])
+@pytest.mark.parametrize(
+    ("log", "wanted"),
+    [
+        (
+            "0.00.1.2 I fine\n0.00.1.3 E llama_model_load: error loading model: no such tensor\n0.00.1.4 E cmn: giving up\n",
+            "error loading model: no such tensor",
+        ),
+        (
+            'error while handling argument "-ctk": Unsupported cache type: bogus\n\nusage:\n',
+            'error while handling argument "-ctk": Unsupported cache type: bogus',
+        ),
+        ("", "it printed nothing"),
+    ],
+)
 def test_last_error(log: str, wanted: str):
     assert llama.last_error(log) == wanted
 
@@ -142,7 +179,11 @@ def test_a_failed_tool_names_its_log(tmp_path: Path):
 
 @needs_scripts
 def test_bench_refuses_another_types_record(tmp_path: Path):
-    make_program(tmp_path, "llama-bench", """print('{"type_k": "f16", "type_v": "f16", "avg_ts": 1, "stddev_ts": 0, "samples_ts": [1]}')""")
+    make_program(
+        tmp_path,
+        "llama-bench",
+        """print('{"type_k": "f16", "type_v": "f16", "avg_ts": 1, "stddev_ts": 0, "samples_ts": [1]}')""",
+    )
     tools = llama.Tools(tmp_path, tmp_path / "logs", threads=2)
     with pytest.raises(llama.ToolError, match="no result for tq3_0/f16"):
         tools.bench("speed", tmp_path / "m.gguf", "tq3_0", "f16", depth=1, n_gen=1, repetitions=1)

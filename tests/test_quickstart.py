@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The quickstart with stand-ins for llama.cpp's programs: resuming, failing, judging, and what the reader sees."""
+
 from __future__ import annotations
 
 import json
@@ -52,7 +53,14 @@ else:
 
 needs_scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-in programs are scripts with a #! line")
 
-PAIRS = [Case("f16", "f16"), Case("q8_0", "q8_0"), Case("q4_0", "q4_0"), Case("tq3_0", "f16"), Case("planar3", "planar3"), Case("f16", "planar3")]
+PAIRS = [
+    Case("f16", "f16"),
+    Case("q8_0", "q8_0"),
+    Case("q4_0", "q4_0"),
+    Case("tq3_0", "f16"),
+    Case("planar3", "planar3"),
+    Case("f16", "planar3"),
+]
 
 
 class Machine:
@@ -81,8 +89,21 @@ class Machine:
         return lines
 
     def run(self, *arguments: str) -> int:
-        return quickstart.main(["--model", str(self.model), "--text", str(self.text), "--work-dir", str(self.work), "--threads", "1",
-                                "--invoked-as", "tools/quickstart --model demo.gguf", *arguments])
+        return quickstart.main(
+            [
+                "--model",
+                str(self.model),
+                "--text",
+                str(self.text),
+                "--work-dir",
+                str(self.work),
+                "--threads",
+                "1",
+                "--invoked-as",
+                "tools/quickstart --model demo.gguf",
+                *arguments,
+            ]
+        )
 
 
 @pytest.fixture
@@ -91,7 +112,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(quickstart, "cases", lambda: PAIRS)
     monkeypatch.setattr(quickstart, "prepare_tree", lambda options, steps: tmp_path)
     monkeypatch.setattr(quickstart, "build", lambda tree, options, steps: result.bin)
-    monkeypatch.setattr(quickstart.patch, "status", lambda tree: quickstart.patch.Status("patched", {"commit": "0123abc"}))
+    monkeypatch.setattr(
+        quickstart.patch, "status", lambda tree: quickstart.patch.Status("patched", {"commit": "0123abc"})
+    )
     return result
 
 
@@ -133,7 +156,9 @@ def test_a_failed_step_is_named_and_the_next_run_goes_on_there(machine: Machine,
 
 
 @needs_scripts
-def test_an_interrupted_step_is_named(machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_step_is_named(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     bench = llama.Tools.bench
 
     def interrupted(self: llama.Tools, name: str, model: Path, k: str, v: str, **how: int) -> llama.Speed:
@@ -172,7 +197,12 @@ def test_a_refused_pair_shows_the_sentence_once_and_is_no_failure(machine: Machi
     machine.rules(refuse=["planar3"])
     assert machine.run() == 0
     out = capsys.readouterr().out
-    assert out.count("K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0") == 1
+    assert (
+        out.count(
+            "K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0"
+        )
+        == 1
+    )
     assert out.count("V cache type planar3 needs a head size") == 1
     assert not any("llama-bench planar3" in line for line in machine.calls())
 
@@ -193,7 +223,7 @@ def test_json_holds_every_figure(machine: Machine, tmp_path: Path):
     assert data["llama.cpp"] == "0123abc" and data["alarms"] == []
     row = next(row for row in data["rows"] if row["case"] == {"k": "tq3_0", "v": "f16"})
     assert (row["bits_k"], row["bits_v"]) == (3.5, 16)
-    assert row["memory"]["mib_k"] == 35.0 and row["speed"]["samples"] == [49.0, 51.0]
+    assert row["memory"]["mib_k"] == 35.0 and row["speed"]["samples"] == [49.0, 51.0] and "cpu_share" in row["speed"]
     assert row["divergence"]["kld"] == pytest.approx(0.125)
 
 
@@ -207,9 +237,19 @@ def test_every_type_is_measured_on_both_sides_and_alone():
 # Judging and rendering -----------------------------------------------------------------------------------------------
 
 
-def make_row(k: str, v: str, mib_k: float, mib_v: float, ppl: float = 10.0, kld: float = 0.0, model: str = "demo") -> Row:
+def make_row(
+    k: str, v: str, mib_k: float, mib_v: float, ppl: float = 10.0, kld: float = 0.0, model: str = "demo"
+) -> Row:
     memory = llama.KvMemory(k, v, mib_k, mib_v)
-    return Row(model, Case(k, v), memory, llama.Speed(50.0, 1.0, (50.0,)), llama.Divergence(ppl, 0.5, kld, 0.001, kld, kld, 90.0), memory, "text")
+    return Row(
+        model,
+        Case(k, v),
+        memory,
+        llama.Speed(50.0, 1.0, (49.0, 51.0)),
+        llama.Divergence(ppl, 0.5, kld, 0.001, kld, kld, 90.0),
+        memory,
+        "text",
+    )
 
 
 REFERENCE = make_row("f16", "f16", 16.0, 16.0)
@@ -219,14 +259,28 @@ def test_plausible_rows_raise_no_alarm():
     assert quickstart.alarms([REFERENCE, make_row("tq3_0", "planar3", 3.5, 3.13, 10.5, 0.1)]) == []
 
 
-@pytest.mark.parametrize(("row", "wanted"), [
-    (make_row("tq3_0", "f16", 16.0, 16.0, 10.5, 0.1), "K takes 16.00 MiB, but 3.5 bits per value would be 3.50 MiB"),
-    (make_row("f16", "planar3", 16.0, 3.5, 10.5, 0.1), "V takes 3.50 MiB, but 3.125 bits per value would be 3.12 MiB"),
-    (make_row("tq3_0", "f16", 3.5, 16.0), "nothing was quantized"),
-    (make_row("tq3_0", "f16", 3.5, 16.0, float("nan"), 0.1), "perplexity is nan"),
-    (make_row("tq3_0", "f16", 3.5, 16.0, float("inf"), 0.1), "perplexity is inf"),
-    (replace(make_row("tq3_0", "f16", 3.5, 16.0, 10.5, 0.1), measured_as=llama.KvMemory("f16", "f16", 16.0, 16.0)), "perplexity was run with K f16 and V f16"),
-])
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        (
+            make_row("tq3_0", "f16", 16.0, 16.0, 10.5, 0.1),
+            "K takes 16.00 MiB, but 3.5 bits per value would be 3.50 MiB",
+        ),
+        (
+            make_row("f16", "planar3", 16.0, 3.5, 10.5, 0.1),
+            "V takes 3.50 MiB, but 3.125 bits per value would be 3.12 MiB",
+        ),
+        (make_row("tq3_0", "f16", 3.5, 16.0), "nothing was quantized"),
+        (make_row("tq3_0", "f16", 3.5, 16.0, float("nan"), 0.1), "perplexity is nan"),
+        (make_row("tq3_0", "f16", 3.5, 16.0, float("inf"), 0.1), "perplexity is inf"),
+        (
+            replace(
+                make_row("tq3_0", "f16", 3.5, 16.0, 10.5, 0.1), measured_as=llama.KvMemory("f16", "f16", 16.0, 16.0)
+            ),
+            "perplexity was run with K f16 and V f16",
+        ),
+    ],
+)
 def test_implausible_rows(row: Row, wanted: str):
     found = quickstart.alarms([REFERENCE, row])
     assert len(found) == 1 and wanted in found[0]
@@ -239,8 +293,12 @@ def test_each_model_is_judged_by_its_own_reference():
 
 def test_the_table():
     sentence = "K cache type planar3 needs a head size that is a multiple of 128"
-    rows = [REFERENCE, make_row("tq3_0", "f16", 3.5, 16.0, 10.5, 0.1),
-            Row("demo", Case("planar3", "planar3"), refused=sentence), Row("demo", Case("planar3", "f16"), refused=sentence)]
+    rows = [
+        REFERENCE,
+        make_row("tq3_0", "f16", 3.5, 16.0, 10.5, 0.1),
+        Row("demo", Case("planar3", "planar3"), refused=sentence),
+        Row("demo", Case("planar3", "f16"), refused=sentence),
+    ]
     assert quickstart.render(rows) == [
         "cache K/V        bits K/V      MiB K + V     tok/s    PPL     KLD to f16  same top",
         "─" * 82,
@@ -254,23 +312,47 @@ def test_the_table():
 
 def test_advice_names_the_milder_pair():
     rows = [REFERENCE, make_row("tq3_0", "tq3_0", 3.5, 3.5, 15.0, 0.4), make_row("q8_0", "tq3_0", 8.5, 3.5, 10.1, 0.02)]
-    assert quickstart.advice(rows) == ["demo pays for tq3_0 in K: perplexity +50.0% against f16; with -ctk q8_0 -ctv tq3_0 it is +1.0%."]
+    assert quickstart.advice(rows) == [
+        "demo pays for tq3_0 in K: perplexity +50.0% against f16; with -ctk q8_0 -ctv tq3_0 it is +1.0%."
+    ]
     rows[1] = make_row("tq3_0", "tq3_0", 3.5, 3.5, 10.5, 0.1)
     assert quickstart.advice(rows) == []
 
 
-def test_advice_on_unsteady_speeds():
-    rows = [replace(REFERENCE, speed=llama.Speed(50.0, 20.0, (30.0, 70.0)))]
-    assert "the machine was busy" in quickstart.advice(rows)[0]
+@pytest.mark.parametrize(
+    ("speed", "cpu_only", "wanted"),
+    [
+        (llama.Speed(50.0, 20.0, (30.0, 70.0), 1.0), True, True),
+        (llama.Speed(50.0, 1.0, (49.0, 51.0), 0.5), True, True),
+        (llama.Speed(50.0, 1.0, (49.0, 51.0), 0.5), False, False),
+        (llama.Speed(50.0, 1.0, (49.0, 51.0), 0.95), True, False),
+    ],
+)
+def test_advice_on_disturbed_speeds(speed: llama.Speed, cpu_only: bool, wanted: bool):
+    said = quickstart.advice([replace(REFERENCE, speed=speed)], cpu_only)
+    assert ["disturbed by other programs" in sentence for sentence in said] == [True] * wanted
+
+
+@needs_scripts
+def test_distributions_of_a_killed_run_are_not_used(machine: Machine):
+    machine.work.mkdir()
+    (machine.work / "demo.logits").write_text("of another text")
+    assert machine.run() == 0
+    assert "llama-perplexity f16 f16 base" in machine.calls()
 
 
 # Text and build ------------------------------------------------------------------------------------------------------
 
 
 def test_prose_leaves_out_what_is_not_running_text(tmp_path: Path):
-    sentence = "This paragraph is long enough to count as prose, because it has well over a hundred and twenty characters, all in words. " * 2
+    sentence = (
+        "This paragraph is long enough to count as prose, because it has well over a hundred and twenty characters, all in words. "
+        * 2
+    )
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text("# Title\n\n" + sentence + "\n\n```\n" + sentence + "code\n\n```\n\n| a | " + sentence + " |\n\n- " + sentence)
+    (tmp_path / "README.md").write_text(
+        "# Title\n\n" + sentence + "\n\n```\n" + sentence + "code\n\n```\n\n| a | " + sentence + " |\n\n- " + sentence
+    )
     (tmp_path / "docs" / "a.md").write_text(sentence + "\n\n" + sentence.replace("This", "That"))
     assert quickstart.prose(tmp_path) == "\n\n".join([sentence.strip(), sentence.replace("This", "That").strip()])
 
@@ -289,7 +371,10 @@ def test_progress_without_a_terminal_prints_about_ten_lines():
 def test_a_failed_build_shows_the_first_error(tmp_path: Path):
     log = tmp_path / "build.log"
     script = "print('[1/2] a'); print('x.cpp:3:1: error: no such thing'); print('FAILED: x.o'); raise SystemExit(1)"
-    with log.open("wb") as out, pytest.raises(quickstart.StepFailed, match="^x.cpp:3:1: error: no such thing$") as caught:
+    with (
+        log.open("wb") as out,
+        pytest.raises(quickstart.StepFailed, match="^x.cpp:3:1: error: no such thing$") as caught,
+    ):
         quickstart._run_logged([sys.executable, "-c", script], out, "building", log)
     assert caught.value.log == log
 
@@ -298,16 +383,21 @@ def test_a_failed_build_shows_the_first_error(tmp_path: Path):
 
 
 def quickstart_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "tools" / "quickstart"), *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "quickstart"), *arguments], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.skipif(not (ROOT / "tools" / "quickstart").exists(), reason="only in a checkout")
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--tree", "/does/not/exist"], "/does/not/exist is not a folder"),
-    (["--model", __file__], "is not a GGUF file"),
-    (["--threads", "0"], "wanted a number from 1 up, found '0'"),
-    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tree", "/does/not/exist"], "/does/not/exist is not a folder"),
+        (["--model", __file__], "is not a GGUF file"),
+        (["--threads", "0"], "wanted a number from 1 up, found '0'"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+    ],
+)
 def test_usage_errors_come_before_anything_is_made(arguments: list[str], message: str, tmp_path: Path):
     done = quickstart_script("--work-dir", str(tmp_path / "work"), *arguments)
     assert done.returncode == 2 and message in done.stderr
