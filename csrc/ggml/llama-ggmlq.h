@@ -40,6 +40,15 @@ static inline bool ggmlq_llama_fits(const char * which, ggml_type type, uint32_t
     return false;
 }
 
+// planar3 turns pairs of values only, so an outlier stays one unless llama.cpp's own rotation (attn_rot) spreads it first.
+// Whoever runs it without is told, because nothing else would say so.
+static inline void ggmlq_llama_warn_if_unrotated(ggml_type type_k, bool rotated) {
+    if (type_k == GGML_TYPE_PLANAR3 && !rotated) {
+        LLAMA_LOG_WARN("%s: the K cache is of type planar3 but attention rotation is off or unknown here: many models will answer nonsense; use tq3_0\n",
+            __func__);
+    }
+}
+
 // A saved state holds rows of another type than the context.
 static inline void ggmlq_llama_explain_state_type(const char * which, int32_t type_saved, int32_t type_context) {
     const char * saved = type_saved >= 0 && type_saved < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type_saved) : nullptr;
