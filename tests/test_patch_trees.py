@@ -21,6 +21,7 @@ pytestmark = pytest.mark.trees
 VERSIONS = ("0.3.16", "0.3.28", "0.3.36")
 NOT_APPLICABLE = {
     "0.3.16": {
+        "llama-cache-unrotated",
         "llama-shift-null-rotation",
         "llama-shift-partial-rotary",
         "tests-set-rows-error",
