@@ -6,8 +6,11 @@
 
 #include "llama-impl.h"
 
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
 #include "ggml.h"
 
+#include <stdexcept>
 #include <string>
 
 static inline bool ggmlq_llama_is_cache_type(ggml_type type) {
@@ -38,6 +41,23 @@ static inline bool ggmlq_llama_fits(const char * which, ggml_type type, uint32_t
     LLAMA_LOG_ERROR("%s: %s cache type %s needs a head size that is a multiple of %d, but that of layer %u is %u: use %s\n",
         __func__, which, ggml_type_name(type), (int) ggml_blck_size(type), il, head_size, fits.c_str());
     return false;
+}
+
+// Throws, which llama_init_from_model reports, if the device that is to hold the cache can't store rows of `type`: without
+// this, llama.cpp would abort at the first token.
+static inline void ggmlq_llama_require_device(ggml_backend_dev_t dev, ggml_type type) {
+    if (!ggmlq_llama_is_cache_type(type)) {
+        return;
+    }
+    ggml_init_params params = { 4*ggml_tensor_overhead(), nullptr, true };
+    ggml_context_ptr ctx { ggml_init(params) };
+    const int64_t n = 8*ggml_blck_size(type);
+    ggml_tensor * store = ggml_set_rows(ctx.get(), ggml_new_tensor_2d(ctx.get(), type, n, 1),
+        ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, 1), ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1));
+    if (!ggml_backend_dev_supports_op(dev, store)) {
+        throw std::runtime_error(std::string(ggml_backend_dev_name(dev)) + " cannot store a cache of type " + ggml_type_name(type) +
+            ": keep the cache on the CPU (-nkvo) or use another type");
+    }
 }
 
 // planar3 turns pairs of values only, so an outlier stays one unless llama.cpp's own rotation (attn_rot) spreads it first.

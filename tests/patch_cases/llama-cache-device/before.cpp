@@ -1,0 +1,3 @@
+        if (offload) {
+            buft = ggml_backend_dev_buffer_type(dev);
+        }
