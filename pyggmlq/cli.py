@@ -244,7 +244,7 @@ def _threads(text: str) -> List[int]:
 
 def _wide_console() -> Console:
     """A console that never cuts columns: a narrow terminal wraps the lines of a table instead."""
-    return Console(highlight=False, width=max(Console().width, 140))
+    return Console(highlight=False, width=max(Console().width, 180))
 
 
 def _regex(text: str) -> str:
@@ -316,9 +316,9 @@ def bench_cpu_command(
             log = getattr(error, "log", None)
             show([f"error: {error}", *([f"  log {log}"] if log else [])], error=True)
             raise typer.Exit(1) from None
-    console.print(Text("\n" + report.LEGEND, style="dim"))
+    console.print(Text("\n" + report.LEGEND, style="dim"), soft_wrap=True)
     for warning in run.warnings:
-        console.print(Text(f"warning: {warning['text']}; {warning['remedy']}", style="yellow"))
+        console.print(Text(f"warning: {warning['text']}; {warning['remedy']}", style="yellow"), soft_wrap=True)
 
 
 @app.command("compare")
@@ -342,8 +342,11 @@ def compare_command(
         return
     console = _wide_console()
     console.print(report.comparison_table(found))
-    mean = found.geometric_mean
-    show([f"geometric mean of a/b over {len(found.pairs)} rows: {mean:.3f}" if mean else "no row is in both runs"])
+    if not found.pairs:
+        show(["no row is in both runs"])
+    for code, mean in found.geometric_means.items():
+        rows = sum(pair.code == code for pair in found.pairs)
+        show([f"geometric mean of a/b, {code}: {mean:.3f} ({rows} row{'s' if rows > 1 else ''})"])
     for label, names in (("only in a", found.only_a), ("only in b", found.only_b)):
         show([f"{label}: {name}" for name in names])
     show([f"note: {note}" for note in found.notes])

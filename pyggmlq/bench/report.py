@@ -96,10 +96,11 @@ def _ratio(ratio: Ratio) -> str:
     return f"{ratio.value:.{digits}f}±{ratio.error:.{digits}f}"
 
 
-LEGEND = ("code: llama.cpp, unmodified; patched: our types inside a patched one; else the level of our kernels. "
-          "x f16: how many times faster than unmodified llama.cpp with that cache, from this run, ± bootstrap standard error. GB/s: encoded rows, each "
-          "counted once, blank for prefill; copy: traffic of a large copy, read and written, with as many threads. "
-          "warm: what fits into the caches lies there.")
+LEGEND = """\
+code    llama.cpp: unmodified; patched: our types inside a patched llama.cpp; else the level of our own kernels
+x f16   how many times faster than llama.cpp with that cache, in this run; ± is the standard error (bootstrap)
+GB/s    encoded rows, each counted once; blank for prefill. copy: a large copy with as many threads, read and written
+warm    a cache that fits into the processor's caches lies there; cold (--cold): they are swept before every call"""
 
 
 # Comparing two runs --------------------------------------------------------------------------------------------------
@@ -110,6 +111,7 @@ class Pair:
     """A row that both runs have. `speedup` is a's median over b's: above 1, b is faster."""
 
     name: str
+    code: str
     a_median_ns: float
     b_median_ns: float
     speedup: float
@@ -127,13 +129,14 @@ class Comparison:
     notes: tuple[str, ...]
 
     @property
-    def geometric_mean(self) -> Optional[float]:
-        """Of the speed-ups; None if nothing matches."""
-        return stats.geometric_mean([pair.speedup for pair in self.pairs]) if self.pairs else None
+    def geometric_means(self) -> dict[str, float]:
+        """Of the speed-ups, by whose code ran. That of an unchanged llama.cpp is what the machine itself did."""
+        codes = dict.fromkeys(pair.code for pair in self.pairs)
+        return {code: stats.geometric_mean([pair.speedup for pair in self.pairs if pair.code == code]) for code in codes}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "geometric_mean": self.geometric_mean}
+        return {**asdict(self), "geometric_means": self.geometric_means}
 
 
 def compare(a: Run, b: Run) -> Comparison:
@@ -145,7 +148,7 @@ def compare(a: Run, b: Run) -> Comparison:
             # samples of two runs were not taken in turns: the error is that of independent ones
             old, new = row.samples_ns, rows_b[name].samples_ns
             ratio = stats.ratio(old, new, paired=False)
-            pairs.append(Pair(name, row.summary.median, rows_b[name].summary.median, ratio.value, ratio.error, stats.mann_whitney(old, new)))
+            pairs.append(Pair(name, row.code, row.summary.median, rows_b[name].summary.median, ratio.value, ratio.error, stats.mann_whitney(old, new)))
     notes = [f"{what} differ: {left} and {right}" for what, left, right in (
         ("processors", a.machine.get("cpu"), b.machine.get("cpu")),
         ("commits of llama.cpp", (a.llama_cpp or {}).get("commit"), (b.llama_cpp or {}).get("commit")),
@@ -157,7 +160,7 @@ def compare(a: Run, b: Run) -> Comparison:
 def comparison_table(found: Comparison) -> Table:
     """The rows that match."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("row", overflow="fold")
+    table.add_column("row", no_wrap=True)
     for heading in ("a", "b", "a/b", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in found.pairs:
