@@ -269,6 +269,7 @@ def bench_cpu_command(
     only: str = typer.Option("", "--only", metavar="REGEX", callback=_regex, help="Cases whose line in --list matches."),
     repetitions: int = typer.Option(9, "--repetitions", min=1, help="Samples per row."),
     cold: bool = typer.Option(False, "--cold", help="Sweep the caches before every call."),
+    cpu_time: bool = typer.Option(False, "--cpu-time", help="One thread: processor time, for a busy machine."),
     no_reference: bool = typer.Option(False, "--no-reference", help="Leave llama.cpp out: no download, no build, no ratios."),
     json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Also write every sample to this file."),
     work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For the tree and the build."),
@@ -283,7 +284,7 @@ def bench_cpu_command(
     options = cpu.Options(
         quick=quick, tree=tree, patched=patched, work_dir=(work_dir or reference.default_work_dir()).resolve(),
         threads=tuple(_threads(threads) if threads else default), levels=tuple(level), only=only,
-        repetitions=repetitions, cold=cold, no_reference=no_reference,
+        repetitions=repetitions, cold=cold, cpu_time=cpu_time, no_reference=no_reference,
     )  # fmt: skip
     try:
         cpu.chosen_levels(options)

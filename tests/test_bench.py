@@ -34,7 +34,7 @@ TINY = (
 
 def row(code: str = OURS, types: str = "tq3_0", samples=(10e6, 11e6, 12e6), **changes) -> Record:
     fields = dict(
-        case=DECODE, code=code, type_k=types, type_v=types, level="native" if code == LLAMA else "portable", threads=1, memory="warm",
+        case=DECODE, code=code, type_k=types, type_v=types, level="native" if code == LLAMA else "portable", threads=1, memory="warm", clock="wall",
         unit="pair", count=512, cache_bytes=28672, calls=2, samples_ns=tuple(samples), shape={"queries": 1},
     )  # fmt: skip
     return Record(**{**fields, **changes})
@@ -339,6 +339,13 @@ def test_cold_runs_say_so_and_sweep(tiny, monkeypatch):
     assert len(sweeps) == 3
 
 
+def test_cpu_time_is_for_one_thread(tiny):
+    options = cpu.Options(**{**vars(tiny), "threads": (1, 2), "only": "head=64.*tq3_0/tq3_0", "cpu_time": True})
+    run = cpu.run(options, lambda text: None, lambda *_: None)
+    assert [(r.threads, r.clock) for r in run.records] == [(1, "cpu"), (2, "wall")]
+    assert run.records[0].name.endswith("1 thread warm cpu time") and "warm, cpu time" in printed(report.case_table(run.records[:1], None))
+
+
 def test_a_wrong_result_is_not_timed(tiny, monkeypatch):
     real = pyggmlq.flash_attn
 
@@ -422,7 +429,7 @@ def test_program_that_refuses_or_dies_is_reported(tmp_path):
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     with reference.Program(script, tmp_path / "log") as program:
         assert program.types() == ["f16"]
-        assert program.run("x", warm=True, inner=1) == [1.5]
+        assert program.run("x", warm=True, inner=1, clock="cpu") == [1.5]
         assert np.isnan(program.output("x", 2)[1])
         with pytest.raises(reference.BenchError, match="no such type"):
             program.open("x", op="dot")

@@ -78,12 +78,14 @@ class Options:
     only: str = ""
     repetitions: int = 9
     cold: bool = False
+    cpu_time: bool = False
+    """Measure processor time where one thread runs: on a busy machine, waiting for a turn doesn't count."""
     no_reference: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For the record; folders are nobody's business."""
-        return {"quick": self.quick, "threads": list(self.threads), "levels": list(self.levels), "only": self.only,
-                "repetitions": self.repetitions, "cold": self.cold}
+        return {"quick": self.quick, "threads": list(self.threads), "only": self.only,
+                "repetitions": self.repetitions, "cold": self.cold, "cpu_time": self.cpu_time}
 
 
 def chosen_levels(options: Options) -> tuple[str, ...]:
@@ -109,7 +111,7 @@ class Subject(Protocol):
     type_v: str
     level: str
 
-    def sample(self, inner: int, warm: bool) -> float:
+    def sample(self, inner: int, warm: bool, clock: str = "wall") -> float:
         """ns per call, the mean of `inner` calls."""
 
     def output(self) -> np.ndarray:
@@ -128,15 +130,16 @@ class Ours:
         self.type_k, self.type_v, self.level = type_k, type_v, level
         self._call, self._out = _our_call(case, type_k, type_v, threads, prepared)
 
-    def sample(self, inner: int, warm: bool) -> float:
+    def sample(self, inner: int, warm: bool, clock: str = "wall") -> float:
+        now = time.thread_time_ns if clock == "cpu" else time.perf_counter_ns
         with _at_level(self.level):
             call = self._call
             if warm:
                 call()
-            start = time.perf_counter_ns()
+            start = now()
             for _ in range(inner):
                 call()
-            return (time.perf_counter_ns() - start) / inner
+            return (now() - start) / inner
 
     def output(self) -> np.ndarray:
         return self._out().reshape(-1)[:OUTPUT_VALUES].copy()
@@ -198,8 +201,8 @@ class InGgml:
             options.update(v=type_v, threads=threads)
         program.open(self._name, **options)
 
-    def sample(self, inner: int, warm: bool) -> float:
-        return self._program.run(self._name, warm=warm, inner=inner)[0]
+    def sample(self, inner: int, warm: bool, clock: str = "wall") -> float:
+        return self._program.run(self._name, warm=warm, inner=inner, clock=clock)[0]
 
     def output(self) -> np.ndarray:
         return np.array(self._program.output(self._name, OUTPUT_VALUES), np.float32)
@@ -213,8 +216,8 @@ class InGgml:
 
 def run(options: Options, say: Callable[[str], None], finished: Callable[[Run, Case, int], None]) -> Run:
     """Measure; `finished` is called when all rows of a case are in the run. BenchError if that can't be done."""
-    result = record.start(options.as_dict())
     names = chosen_levels(options)
+    result = record.start({**options.as_dict(), "levels": list(names)})
     with contextlib.ExitStack() as stack:
         programs: dict[str, reference.Program] = {}
         if not options.no_reference:
@@ -287,15 +290,20 @@ def measure(case: Case, threads: int, names: Sequence[str], programs: dict[str, 
         for subject in subjects:
             subject.close()
     return [
-        Record(case.name, s.code, s.type_k, s.type_v, s.level, threads, "cold" if options.cold else "warm", case.unit, case.count,
+        Record(case.name, s.code, s.type_k, s.type_v, s.level, threads, "cold" if options.cold else "warm",
+               _clock(options, threads), case.unit, case.count,
                case.cache_bytes(s.type_k, s.type_v), inner, tuple(samples), dict(case.shape))
         for s, (inner, samples) in zip(subjects, sampled)
     ]
 
 
+def _clock(options: Options, threads: int) -> str:
+    return "cpu" if options.cpu_time and threads == 1 else "wall"
+
+
 def _sample(subjects: Sequence[Subject], threads: int, options: Options, say: Callable[[str], None]) -> list[tuple[int, list[float]]]:
     """(calls per sample, samples) of each subject."""
-    inner, warm = [], []
+    inner, warm, clock = [], [], _clock(options, threads)
     for number, subject in enumerate(subjects):
         say(f"warming up [{number + 1}/{len(subjects)}]")
         once = subject.sample(1, False)
@@ -313,7 +321,7 @@ def _sample(subjects: Sequence[Subject], threads: int, options: Options, say: Ca
                 time.sleep(SETTLE_SECONDS)
             if sweep:
                 sweep()
-            samples[index].append(subjects[index].sample(inner[index], warm[index]))
+            samples[index].append(subjects[index].sample(inner[index], warm[index], clock))
     return list(zip(inner, samples))
 
 

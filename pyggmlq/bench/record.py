@@ -34,6 +34,8 @@ class Record:
     threads: int
     memory: str
     """`warm`: called once right before the clock starts; `cold`: the caches were swept before every call."""
+    clock: str
+    """`wall`, or `cpu`: processor time of the one thread."""
     unit: str
     count: int
     """Units of work in a call: (query head, cached token) pairs, or values."""
@@ -52,7 +54,7 @@ class Record:
     @property
     def name(self) -> str:
         """What identifies the row in another run."""
-        return f"{self.case} | {self.types} | {self.code} {self.level} | {self.threads} thread{'s' if self.threads > 1 else ''} {self.memory}"
+        return f"{self.case} | {self.types} | {self.code} {self.level} | {self.threads} thread{'s' if self.threads > 1 else ''} {self.memory}{' cpu time' if self.clock == 'cpu' else ''}"
 
     @property
     def summary(self) -> Summary:

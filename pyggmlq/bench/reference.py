@@ -141,9 +141,9 @@ class Program:
         """Make the data of a case."""
         self._ask(f"open {name} " + " ".join(f"{key}={value}" for key, value in options.items()))
 
-    def run(self, name: str, *, warm: bool, inner: int, samples: int = 1) -> list[float]:
+    def run(self, name: str, *, warm: bool, inner: int, samples: int = 1, clock: str = "wall") -> list[float]:
         """ns per call, `samples` times the mean of `inner` calls."""
-        return list(self._ask(f"run {name} warm={int(warm)} inner={inner} samples={samples}")["ns"])
+        return list(self._ask(f"run {name} warm={int(warm)} inner={inner} samples={samples} clock={clock}")["ns"])
 
     def output(self, name: str, count: int) -> list[float]:
         """The first values of the last result."""

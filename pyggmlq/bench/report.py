@@ -45,8 +45,8 @@ def _bytes(n: float) -> str:
 def ratio_to(row: Record, type_name: str, rows: Sequence[Record]) -> Optional[Ratio]:
     """How many times faster `row` is than unmodified llama.cpp with `type_name` in the same case, threads and run."""
     for other in rows:
-        if (other.code, other.type_k, other.type_v) == (LLAMA, type_name, type_name) and (
-            other.case, other.threads, other.memory) == (row.case, row.threads, row.memory):
+        same = (other.case, other.threads, other.memory, other.clock) == (row.case, row.threads, row.memory, row.clock)
+        if same and (other.code, other.type_k, other.type_v) == (LLAMA, type_name, type_name):
             return stats.ratio(other.samples_ns, row.samples_ns)
     return None
 
@@ -59,14 +59,15 @@ def header(run: Run) -> list[str]:
     ours = f"pyggmlq {run.pyggmlq['version']}" + (f" {commit[:9]}{'+' if run.pyggmlq.get('dirty') else ''}" if commit else "")
     theirs = "" if not run.llama_cpp else ", llama.cpp " + ((run.llama_cpp.get("commit") or "")[:9] or f"of an unknown commit, ggml {run.llama_cpp.get('ggml')}")
     busy = "" if run.load_at_start is None else f", load {run.load_at_start:g}"
-    return [f"{run.machine['cpu']}, {run.machine['cores']} cores{of_cache}{busy}", f"{ours}{theirs}, {run.date}"]
+    return [f"{run.machine['cpu']}, {run.machine['cores']} cores{of_cache}{busy}",
+            f"{ours}{theirs}, levels {', '.join(run.options.get('levels', []))}, {run.date}"]
 
 
 def case_table(rows: Sequence[Record], copy_rate: Optional[float]) -> Table:
     """The rows of one case and number of threads."""
     first = rows[0]
     unit = first.unit
-    title = f"{first.case}, {first.threads} thread{'s' if first.threads > 1 else ''}, {first.memory}"
+    title = f"{first.case}, {first.threads} thread{'s' if first.threads > 1 else ''}, {first.memory}{', cpu time' if first.clock == 'cpu' else ''}"
     if copy_rate:
         title += f"; copy {copy_rate:.1f} GB/s"
     table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1), header_style="bold")

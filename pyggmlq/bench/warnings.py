@@ -28,7 +28,7 @@ def of(run: Run) -> list[Warning]:
     repetitions = min((len(row.samples_ns) for row in run.records), default=FEW)
     if run.load_at_start is not None and run.load_at_start > cores / 2:
         found.append(Warning("busy", f"the machine was busy at the start: load {run.load_at_start:g} on {cores} cores",
-                             "close other programs and run again; ratios within a run suffer less than times"))
+                             "close other programs and run again, or use --threads 1 --cpu-time; ratios within a run suffer less than times"))
     if run.machine.get("governor") not in (None, "performance"):
         found.append(Warning("frequency", f"the processor's frequency is scaled (governor {run.machine['governor']})",
                              "for steady times: sudo cpupower frequency-set -g performance"))

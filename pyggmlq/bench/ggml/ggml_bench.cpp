@@ -7,7 +7,8 @@
 //   types                                                     {"ok":true,"types":["f32","f16",..]}
 //   open ID op=attention k=T v=T head=D heads_kv=H gqa=G kv=N queries=Q threads=T
 //   open ID op=encode|decode|dot k=T width=W rows=R           {"ok":true}
-//   run ID warm=0|1 inner=N samples=S                         {"ok":true,"ns":[..]}  S samples, ns per call, each the mean of N calls
+//   run ID warm=0|1 inner=N samples=S clock=wall|cpu          {"ok":true,"ns":[..]}  S samples, ns per call, each the mean of N calls;
+//                                                             cpu: processor time of the calling thread
 //   output ID count=N                                         {"ok":true,"values":[..]}  the first N values of the last result
 //   close ID                                                  {"ok":true}
 //
@@ -20,6 +21,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -256,18 +258,30 @@ Case open_codec(const Options & o) {
     return result;
 }
 
-std::vector<double> run(const Case & c, bool warm, int64_t inner, int64_t samples) {
-    using clock = std::chrono::steady_clock;
+double now_ns(bool cpu) {
+    if (cpu) {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+        timespec t;
+        if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0) {
+            return 1e9 * double(t.tv_sec) + double(t.tv_nsec);
+        }
+#endif
+        throw std::runtime_error("this system has no clock of a thread's processor time");
+    }
+    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::vector<double> run(const Case & c, bool cpu, bool warm, int64_t inner, int64_t samples) {
     std::vector<double> result;
     for (int64_t s = 0; s < samples; ++s) {
         if (warm) {
             c.call();
         }
-        const auto start = clock::now();
+        const double start = now_ns(cpu);
         for (int64_t i = 0; i < inner; ++i) {
             c.call();
         }
-        result.push_back(std::chrono::duration<double, std::nano>(clock::now() - start).count() / double(inner));
+        result.push_back((now_ns(cpu) - start) / double(inner));
     }
     return result;
 }
@@ -323,7 +337,7 @@ void answer(const std::string & line, std::map<std::string, Case> & open) {
     }
     const Case & c = found->second;
     if (command == "run") {
-        print("ns", run(c, number(options, "warm") != 0, number(options, "inner"), number(options, "samples")));
+        print("ns", run(c, word(options, "clock") == "cpu", number(options, "warm") != 0, number(options, "inner"), number(options, "samples")));
     } else if (command == "output") {
         print("values", std::vector<float>(c.result, c.result + std::min(c.n_result, number(options, "count"))));
     } else if (command == "close") {
