@@ -54,9 +54,8 @@ class Level:
 
 def levels() -> list[Level]:
     """Every level of this build, slowest first. A build without a choice of level has one, "portable"."""
-    known = getattr(pyggmlq, "cpu_levels", None)
-    found = [Level(level.name, bool(level.usable), level.reason) for level in known()] if known else [Level("portable", True, "")]
-    return found[::-1] if found[-1].name == "portable" else found
+    known = getattr(pyggmlq, "cpu_levels", None)  # best first
+    return [Level(level.name, bool(level.usable), level.reason) for level in reversed(known())] if known else [Level("portable", True, "")]
 
 
 def _at_level(name: str) -> Any:
