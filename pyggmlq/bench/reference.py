@@ -79,15 +79,20 @@ def _fetched_commit(tree: Path) -> Optional[str]:
 def build(tree: Path, work: Path, say: Callable[[str], None]) -> Path:
     """Build ggml_bench with the ggml of `tree`, which is not written to; return the program. What is built is kept."""
     tree = tree.resolve()
-    folder = work / ("bench-" + hashlib.sha256(str(tree).encode()).hexdigest()[:12])
+    folder = work / ("ggml-bench-" + hashlib.sha256(str(tree).encode()).hexdigest()[:12])
     log = folder / "build.log"
     program = folder / "bin" / ("ggml_bench" + (".exe" if os.name == "nt" else ""))
     cmake, ninja = _program("cmake"), _program("ninja")
     if cmake is None:
         raise BenchError("CMake is not installed: pip install cmake ninja")
-    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "source"  # a copy, so that every installation of pyggmlq finds the same build
+    source.mkdir(parents=True, exist_ok=True)
+    for path in SOURCE.iterdir():
+        copy = source / path.name
+        if path.is_file() and not (copy.is_file() and copy.read_bytes() == path.read_bytes()):
+            shutil.copyfile(path, copy)
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-    configure = [cmake, "-S", str(SOURCE), "-B", str(folder), *generator, f"-DTREE={tree}", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"]
+    configure = [cmake, "-S", str(source), "-B", str(folder), *generator, f"-DTREE={tree}", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"]
     compile_ = [cmake, "--build", str(folder), "--config", "Release", "--target", "ggml_bench", "--parallel", str(os.cpu_count() or 1)]
     if not program.exists():
         say(f"building ggml of {tree.name} (once; a minute or two)")
