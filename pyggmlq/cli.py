@@ -296,7 +296,7 @@ def bench_cpu_command(
     if not any(cpu.selected(options)):
         raise typer.BadParameter(f"--only: no case matches {only!r}; --list shows them")
     console = _wide_console()
-    with console.status("starting") as status:
+    with console.status("starting", refresh_per_second=2) as status:
 
         def finished(run: record.Run, case: object, n: int) -> None:
             if len({(row.case, row.threads) for row in run.records}) == 1:

@@ -8,6 +8,7 @@ import json
 import math
 import stat
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,7 @@ def test_a_new_run_describes_the_machine_and_the_version():
         ("threads", run_of(row(LLAMA, threads=3))),
         ("unsteady", run_of(row(LLAMA, samples=[1.0, 1, 1, 1, 1, 2, 2, 2, 2]))),
         ("no-reference", run_of(row())),
+        ("tree-dirty", run_of(row(LLAMA), llama_cpp={"commit": "0", "dirty": True})),
         ("dirty", run_of(row(LLAMA), pyggmlq={"version": "1", "dirty": True})),
     ],
 )
@@ -346,6 +348,16 @@ def test_cpu_time_is_for_one_thread(tiny):
     assert run.records[0].name.endswith("1 thread warm cpu time") and "warm, cpu time" in printed(report.case_table(run.records[:1], None))
 
 
+def test_one_thread_works_on_the_callers_thread():
+    """Else --cpu-time would not see it."""
+    case = Case("attention", (("head", 128), ("heads_kv", 2), ("gqa", 4), ("kv", 4096), ("queries", 8)))
+    subject = cpu.Ours(case, "tq3_0", "tq3_0", "portable", 1, {})
+    subject.sample(1, False)
+    whole = time.process_time_ns()
+    own = 20 * subject.sample(20, False, "cpu")
+    assert own > 0.8 * (time.process_time_ns() - whole)
+
+
 def test_a_wrong_result_is_not_timed(tiny, monkeypatch):
     real = pyggmlq.flash_attn
 
@@ -435,6 +447,14 @@ def test_program_that_refuses_or_dies_is_reported(tmp_path):
             program.open("x", op="dot")
         with pytest.raises(reference.BenchError, match="stopped at 'close x' .*GGML_ASSERT failed"):
             program.close("x")
+
+
+def test_a_failed_build_says_why_and_names_its_log(tmp_path):
+    pytest.importorskip("cmake")
+    (tmp_path / "tree").mkdir()
+    with pytest.raises(reference.BenchError, match=r"building ggml of .*tree failed \(.*\); --no-reference goes without it") as error:
+        reference.build(tmp_path / "tree", tmp_path / "work", lambda text: None)
+    assert "found no ggml/CMakeLists.txt" in error.value.log.read_text()
 
 
 @pytest.mark.llama

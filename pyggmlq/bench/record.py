@@ -170,9 +170,15 @@ def our_version() -> dict[str, Any]:
     root = _sources.root()
     if (root / ".git").exists():
         result["commit"] = _output("git", "-C", str(root), "rev-parse", "HEAD") or None
-        if result["commit"]:
-            result["dirty"] = bool(_output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"))
+        result["dirty"] = is_dirty(root)
     return result
+
+
+def is_dirty(tree: Path) -> Optional[bool]:
+    """Whether tracked files of a git checkout differ from its commit; None if it is none, or git can't say."""
+    if not (tree / ".git").exists() or not _output("git", "-C", str(tree), "rev-parse", "HEAD"):
+        return None
+    return bool(_output("git", "-C", str(tree), "status", "--porcelain", "--untracked-files=no"))
 
 
 def _read(path: object) -> str:

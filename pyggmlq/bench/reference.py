@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Optional
 
 from .. import _sources, fetch, patch
+from . import record
 
 RELEASE = "0.3.36"
 """The pinned tree that is fetched when none is given."""
@@ -66,7 +67,7 @@ def patched_tree(tree: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _described(tree: Path, status: Any, commit: Optional[str]) -> dict[str, Any]:
-    return {"commit": commit or status.upstream.get("commit") or _fetched_commit(tree), "ggml": status.upstream.get("ggml")}
+    return {"commit": commit or status.upstream.get("commit") or _fetched_commit(tree), "ggml": status.upstream.get("ggml"), "dirty": record.is_dirty(tree)}
 
 
 def _fetched_commit(tree: Path) -> Optional[str]:
@@ -80,11 +81,19 @@ def build(tree: Path, work: Path, say: Callable[[str], None]) -> Path:
     """Build ggml_bench with the ggml of `tree`, which is not written to; return the program. What is built is kept."""
     tree = tree.resolve()
     folder = work / ("ggml-bench-" + hashlib.sha256(str(tree).encode()).hexdigest()[:12])
-    log = folder / "build.log"
     program = folder / "bin" / ("ggml_bench" + (".exe" if os.name == "nt" else ""))
     cmake, ninja = _program("cmake"), _program("ninja")
     if cmake is None:
         raise BenchError("CMake is not installed: pip install cmake ninja")
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / f"{folder.name}.lock").open("w", encoding="utf-8") as lock:
+        fetch.lock_file(lock)
+        _compile(tree, folder, program, cmake, ninja, say)
+    return program
+
+
+def _compile(tree: Path, folder: Path, program: Path, cmake: str, ninja: Optional[str], say: Callable[[str], None]) -> None:
+    log = folder / "build.log"
     source = folder / "source"  # a copy, so that every installation of pyggmlq finds the same build
     source.mkdir(parents=True, exist_ok=True)
     for path in SOURCE.iterdir():
@@ -103,7 +112,6 @@ def build(tree: Path, work: Path, say: Callable[[str], None]) -> Path:
                 text = log.read_text(encoding="utf-8", errors="replace").splitlines()
                 errors = [line.strip() for line in text if "error" in line.lower()] or text[-1:] or ["no output"]
                 raise BenchError(f"building ggml of {tree} failed ({errors[0][:200]}); --no-reference goes without it", log)
-    return program
 
 
 def _program(name: str) -> Optional[str]:

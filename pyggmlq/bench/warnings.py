@@ -43,6 +43,9 @@ def of(run: Run) -> list[Warning]:
                              "let the machine be idle, or use more --repetitions"))
     if run.records and not any(row.code == LLAMA for row in run.records):
         found.append(Warning("no-reference", "llama.cpp was not measured, so there are no ratios", "leave out --no-reference"))
+    if (run.llama_cpp or {}).get("dirty"):
+        found.append(Warning("tree-dirty", "the llama.cpp tree differs from its commit, so it may not be an unmodified one",
+                             "compare with a clean checkout, or leave out --tree"))
     if run.pyggmlq.get("dirty"):
         found.append(Warning("dirty", "the checkout differs from its commit", "commit before you keep the figures"))
     return found
