@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Iterator, List, Optional
@@ -228,6 +229,128 @@ def types_command(as_json: bool = _JSON) -> None:
         for t in infos
     ]
     show(lines)
+
+
+_bench = typer.Typer(no_args_is_help=True, help="Measure speed; docs/BENCH.md says how to read the tables.")
+app.add_typer(_bench, name="bench")
+
+
+def _threads(text: str) -> List[int]:
+    words = text.split(",")
+    if not all(word.strip().isdigit() and int(word) >= 1 for word in words):
+        raise typer.BadParameter(f"found {text!r}, wanted numbers from 1 up, as in 1,2")
+    return [int(word) for word in words]
+
+
+def _wide_console() -> Console:
+    """A console that never cuts columns: a narrow terminal wraps the lines of a table instead."""
+    return Console(highlight=False, width=max(Console().width, 180))
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise typer.BadParameter(f"found {text!r}, wanted a regular expression ({error})") from None
+    return text
+
+
+@_bench.command("cpu")
+def bench_cpu_command(
+    quick: bool = typer.Option(False, "--quick", help="A few cases, the best level, one thread: about a minute."),
+    tree: Optional[Path] = typer.Option(
+        None, "--tree", exists=True, file_okay=False, help="Unmodified llama.cpp to compare with; default: a pinned version."
+    ),
+    patched: Optional[Path] = typer.Option(
+        None, "--patched", exists=True, file_okay=False, help="Also time our types inside this patched llama.cpp."
+    ),
+    threads: Optional[str] = typer.Option(None, "--threads", metavar="N,..", help="Default: 1,2 (quick, or one core: 1)."),
+    level: List[str] = typer.Option([], "--level", help="Instruction set to measure; may be repeated. Default: all usable."),
+    only: str = typer.Option("", "--only", metavar="REGEX", callback=_regex, help="Cases whose line in --list matches."),
+    repetitions: int = typer.Option(9, "--repetitions", min=1, help="Samples per row."),
+    cold: bool = typer.Option(False, "--cold", help="Sweep the caches before every call."),
+    cpu_time: bool = typer.Option(False, "--cpu-time", help="One thread: processor time, for a busy machine."),
+    no_reference: bool = typer.Option(False, "--no-reference", help="Leave llama.cpp out: no download, no build, no ratios."),
+    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Also write every sample to this file."),
+    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For the tree and the build."),
+    list_cases: bool = typer.Option(False, "--list", help="List the cases and stop."),
+) -> None:
+    """Time encoding, decoding, dot products and attention, beside llama.cpp's own cache types."""
+    from .bench import cpu, record, reference, report
+    from .fetch import FetchError
+    from .patch import PatchError
+
+    default = [1] if quick or record.cores() < 2 else [1, 2]
+    options = cpu.Options(
+        quick=quick, tree=tree, patched=patched, work_dir=(work_dir or reference.default_work_dir()).resolve(),
+        threads=tuple(_threads(threads) if threads else default), levels=tuple(level), only=only,
+        repetitions=repetitions, cold=cold, cpu_time=cpu_time, no_reference=no_reference,
+    )  # fmt: skip
+    try:
+        cpu.chosen_levels(options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if list_cases:
+        show(cpu.lines(options))
+        return
+    if not any(cpu.selected(options)):
+        raise typer.BadParameter(f"--only: no case matches {only!r}; --list shows them")
+    console = _wide_console()
+    with console.status("starting", refresh_per_second=2) as status:
+
+        def finished(run: record.Run, case: object, n: int) -> None:
+            if len({(row.case, row.threads) for row in run.records}) == 1:
+                for line in report.header(run):
+                    console.print(Text(line))
+            rows = [row for row in run.records if (row.case, row.threads) == (run.records[-1].case, run.records[-1].threads)]
+            console.print()
+            console.print(report.case_table(rows, run.copy_rate(n)))
+            if json_file:
+                record.write(run, json_file)
+
+        try:
+            run = cpu.run(options, lambda text: status.update(Text(text)), finished)
+            if json_file:
+                record.write(run, json_file)
+        except (reference.BenchError, FetchError, PatchError, OSError) as error:
+            status.stop()
+            log = getattr(error, "log", None)
+            show([f"error: {error}", *([f"  log {log}"] if log else [])], error=True)
+            raise typer.Exit(1) from None
+    console.print(Text("\n" + report.LEGEND, style="dim"), soft_wrap=True)
+    for warning in run.warnings:
+        console.print(Text(f"warning: {warning['text']}; {warning['remedy']}", style="yellow"), soft_wrap=True)
+
+
+@app.command("compare")
+def compare_command(
+    a: Path = typer.Argument(..., exists=True, dir_okay=False, metavar="A.json", help="The older run of `bench cpu --json`."),
+    b: Path = typer.Argument(..., exists=True, dir_okay=False, metavar="B.json", help="The newer one."),
+    as_json: bool = _JSON,
+) -> None:
+    """Compare two runs row by row: ratio of medians, and the Mann-Whitney p value that nothing changed."""
+    from .bench import record, report
+
+    runs = []
+    for path in (a, b):
+        try:
+            runs.append(record.Run.from_json(path.read_text(encoding="utf-8")))
+        except (ValueError, OSError) as error:
+            raise typer.BadParameter(f"{path}: {error}") from None
+    found = report.compare(*runs)
+    if as_json:
+        show_json({"command": "compare", "ok": True, **found.as_dict()})
+        return
+    console = _wide_console()
+    console.print(report.comparison_table(found))
+    if not found.pairs:
+        show(["no row is in both runs"])
+    for code, mean in found.geometric_means.items():
+        rows = sum(pair.code == code for pair in found.pairs)
+        show([f"geometric mean of a/b, {code}: {mean:.3f} ({rows} row{'s' if rows > 1 else ''})"])
+    for label, names in (("only in a", found.only_a), ("only in b", found.only_b)):
+        show([f"{label}: {name}" for name in names])
+    show([f"note: {note}" for note in found.notes])
 
 
 def _status_data(status) -> dict:

@@ -391,7 +391,7 @@ def _working_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise FetchError(f"cannot write to {target.parent} ({error.strerror}): name another folder.") from None
     with lock:
-        _lock(lock)
+        lock_file(lock)
         work.mkdir(exist_ok=True)
         try:
             yield work
@@ -407,7 +407,7 @@ def _working_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)  # only reached on success
 
 
-def _lock(file: IO[str]) -> None:
+def lock_file(file: IO[str]) -> None:
     """Wait for the lock on `file`; it goes with the file. Where the platform has none, go on without."""
     try:
         import fcntl

@@ -51,7 +51,7 @@ def test_wheel_contains_the_package_and_nothing_else(built):
     assert {name.split("/")[0] for name in names} == {"pyggmlq", f"pyggmlq-{pyggmlq.__version__}.dist-info"}
     assert "pyggmlq/py.typed" in names
     assert len([name for name in names if name.startswith("pyggmlq/_ggmlq.")]) == 1
-    for path in (ROOT / "pyggmlq").rglob("*.py"):
+    for path in [*(ROOT / "pyggmlq").rglob("*.py"), *(ROOT / "pyggmlq" / "bench" / "ggml").iterdir()]:
         assert path.relative_to(ROOT).as_posix() in names
     assert any(name.endswith("LICENSE") for name in names)
 
