@@ -18,7 +18,7 @@ from pyggmlq._types import cache_types
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-SOURCES = [CSRC / "ggmlq-codec.c", CSRC / "cpu" / "ggmlq-cpu.c"]
+SOURCES = [CSRC / "ggmlq-codec.c", *sorted((CSRC / "cpu").glob("*.c"))]
 COMPILERS = [(c, cxx) for c, cxx in (("gcc", "g++"), ("clang", "clang++")) if shutil.which(c) and shutil.which(cxx)]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
