@@ -53,12 +53,14 @@
 #if defined(__GNUC__)
 #    define GGMLQ_UNUSED __attribute__((unused))
 #    define GGMLQ_INLINE inline __attribute__((always_inline)) /* where an argument must become a constant */
+#    define GGMLQ_ALIGNED(bytes) __attribute__((aligned(bytes)))
 #    define GGMLQ_LOAD(variable)         __atomic_load_n(&(variable), __ATOMIC_RELAXED)
 #    define GGMLQ_STORE(variable, value) __atomic_store_n(&(variable), value, __ATOMIC_RELAXED)
 #    define GGMLQ_COUNT(variable)        ((void) __atomic_fetch_add(&(variable), 1, __ATOMIC_RELAXED))
 #else /* MSVC: an aligned word is loaded and stored whole */
 #    define GGMLQ_UNUSED
 #    define GGMLQ_INLINE __forceinline
+#    define GGMLQ_ALIGNED(bytes) __declspec(align(bytes))
 #    define GGMLQ_LOAD(variable)         (variable)
 #    define GGMLQ_STORE(variable, value) ((variable) = (value))
 #    define GGMLQ_COUNT(variable)        ((void) ++(variable))
