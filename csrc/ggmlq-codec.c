@@ -254,7 +254,7 @@ static bool encode_levels(const float * x, int n, void (* rotate_block)(const fl
         return false;
     }
     /* An exact normalization: nothing below can overflow, and multiplying x by 2^k multiplies the scale by 2^k. */
-    float y[GGMLQ_MAX_BLOCK_LENGTH];
+    float y[GGMLQ_MAX_BLOCK_LENGTH] = { 0 }; /* n of them are used, which GCC doesn't see */
     ggmlq_scale_by_power_of_two(x, y, n, -e);
     rotate_block(y, y);
     float result = per_step * search_levels(y, n, indices);

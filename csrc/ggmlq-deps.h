@@ -54,6 +54,7 @@
 #    define GGMLQ_UNUSED __attribute__((unused))
 #    define GGMLQ_INLINE inline __attribute__((always_inline)) /* where an argument must become a constant */
 #    define GGMLQ_ALIGNED(bytes) __attribute__((aligned(bytes)))
+#    define GGMLQ_PREFETCH(address) __builtin_prefetch(address)
 #    define GGMLQ_LOAD(variable)         __atomic_load_n(&(variable), __ATOMIC_RELAXED)
 #    define GGMLQ_STORE(variable, value) __atomic_store_n(&(variable), value, __ATOMIC_RELAXED)
 #    define GGMLQ_COUNT(variable)        ((void) __atomic_fetch_add(&(variable), 1, __ATOMIC_RELAXED))
@@ -61,6 +62,7 @@
 #    define GGMLQ_UNUSED
 #    define GGMLQ_INLINE __forceinline
 #    define GGMLQ_ALIGNED(bytes) __declspec(align(bytes))
+#    define GGMLQ_PREFETCH(address) ((void) 0)
 #    define GGMLQ_LOAD(variable)         (variable)
 #    define GGMLQ_STORE(variable, value) ((variable) = (value))
 #    define GGMLQ_COUNT(variable)        ((void) ++(variable))
