@@ -41,7 +41,10 @@ static inline float32x4_t pow2_4(float32x4_t n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
 static inline v8   v8_pow2(v8 n)                     { return v8_make(pow2_4(n.lo), pow2_4(n.hi)); }
-static inline float v8_hsum(v8 a)                    { return vaddvq_f32(vaddq_f32(a.lo, a.hi)); }
+static inline float v8_hsum(v8 a) {
+    const float32x4_t s = vaddq_f32(a.lo, a.hi);
+    return vaddv_f32(vadd_f32(vget_low_f32(s), vget_high_f32(s)));
+}
 static inline float v8_hmax(v8 a)                    { return vmaxvq_f32(max4(a.lo, a.hi)); }
 static inline float scalar_fma(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float scalar_half(uint16_t h)          { return ggmlq_half_to_float(h); }

@@ -47,6 +47,7 @@ static inline v8   v8_pow2(v8 n) {
     EACH(n.v[l] = ggmlq_float_from_bits((ggmlq_float_bits(n.v[l] + 12582912.0f + 127.0f) & 0xff) << 23));
     return n;
 }
+/* The order of docs/FORMAT.md, "Encoder". */
 static inline float v8_hsum(v8 a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
 static inline float v8_hmax(v8 a) {
     float max = a.v[0];
