@@ -161,7 +161,7 @@ def test_fuzz_under_the_sanitizers(cc, cxx, tmp_path):
     binary = tmp_path / "fuzz_codec"
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"  # every level that there is
     run(
-        cc, "-std=c11", "-O1", "-g", native, *WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CSRC}",
+        cc, "-std=c11", "-O1", "-fno-inline", "-g1", native, *WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CSRC}",
         *SOURCES, ROOT / "tests" / "fuzz" / "fuzz_codec.c", "-lm", "-o", binary,
     )  # fmt: skip
     assert run(binary, 3000) == "3000 inputs\n"
