@@ -47,12 +47,16 @@ static inline v8   v8_dup_even(v8 a)                 { return _mm256_moveldup_ps
 static inline v8   v8_dup_odd(v8 a)                  { return _mm256_movehdup_ps(a); }
 static inline v8   v8_flip(v8 a, v8 signs)           { return _mm256_xor_ps(a, signs); }
 
-static inline v8i  v8_cells(v8 y, const v8 bounds[7]) {
-    v8i n = _mm256_setzero_si256();
-    for (int b = 0; b < 7; ++b) {
-        n = _mm256_sub_epi32(n, _mm256_castps_si256(_mm256_cmp_ps(y, bounds[b], _CMP_GE_OQ)));
-    }
-    return n;
+static inline v8i  v8_magnitude(v8 y) {
+    const __m256i bits = _mm256_castps_si256(y);
+    return _mm256_add_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)), _mm256_srai_epi32(bits, 31));
+}
+static inline v8i  v8_sign4(v8 y)                    { return _mm256_slli_epi32(_mm256_srli_epi32(_mm256_castps_si256(y), 31), 2); }
+static inline v8i  v8_bound(float b)                 { return _mm256_set1_epi32((int32_t) ggmlq_float_bits(b) - 1); }
+static inline v8i  v8_cells(v8i magnitude, v8i sign4, const v8i bounds[3]) {
+    const v8i minus_reached = _mm256_add_epi32(_mm256_add_epi32(_mm256_cmpgt_epi32(magnitude, bounds[0]), _mm256_cmpgt_epi32(magnitude, bounds[1])),
+                                               _mm256_cmpgt_epi32(magnitude, bounds[2]));
+    return _mm256_xor_si256(minus_reached, sign4);
 }
 static inline v8   v8_lookup(const float table[8], v8i index) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index); }
 static inline void v8_store_i8(int8_t * p, v8 a) {
@@ -61,6 +65,7 @@ static inline void v8_store_i8(int8_t * p, v8 a) {
     _mm_storel_epi64((__m128i *) p, _mm_packs_epi16(w, w));
 }
 static inline void v8_store_cells(uint8_t * p, v8i a) {
+    a = _mm256_and_si256(a, _mm256_set1_epi32(7));
     const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *) p, _mm_packus_epi16(w, w));
 }

@@ -59,18 +59,32 @@ static inline float32x4_t flip4(float32x4_t a, float32x4_t signs) {
 }
 static inline v8   v8_flip(v8 a, v8 signs)           { return v8_make(flip4(a.lo, signs.lo), flip4(a.hi, signs.hi)); }
 
-static inline v8i  v8_cells(v8 y, const v8 bounds[7]) {
-    v8i n = { vdupq_n_s32(0), vdupq_n_s32(0) };
-    for (int b = 0; b < 7; ++b) {
-        n.lo = vsubq_s32(n.lo, vreinterpretq_s32_u32(vcgeq_f32(y.lo, bounds[b].lo)));
-        n.hi = vsubq_s32(n.hi, vreinterpretq_s32_u32(vcgeq_f32(y.hi, bounds[b].hi)));
-    }
-    return n;
+static inline int32x4_t magnitude4(float32x4_t y) {
+    const int32x4_t bits = vreinterpretq_s32_f32(y);
+    return vaddq_s32(vandq_s32(bits, vdupq_n_s32(0x7fffffff)), vshrq_n_s32(bits, 31));
+}
+static inline int32x4_t sign4_4(float32x4_t y)       { return vreinterpretq_s32_u32(vshlq_n_u32(vshrq_n_u32(vreinterpretq_u32_f32(y), 31), 2)); }
+static inline int32x4_t cells4(int32x4_t magnitude, int32x4_t sign4, int32x4_t b0, int32x4_t b1, int32x4_t b2) {
+    const uint32x4_t minus_reached = vaddq_u32(vaddq_u32(vcgtq_s32(magnitude, b0), vcgtq_s32(magnitude, b1)), vcgtq_s32(magnitude, b2));
+    return veorq_s32(vreinterpretq_s32_u32(minus_reached), sign4);
+}
+static inline v8i  v8_magnitude(v8 y)                { const v8i r = { magnitude4(y.lo), magnitude4(y.hi) }; return r; }
+static inline v8i  v8_sign4(v8 y)                    { const v8i r = { sign4_4(y.lo), sign4_4(y.hi) }; return r; }
+static inline v8i  v8_bound(float b) {
+    const int32x4_t bound = vdupq_n_s32((int32_t) ggmlq_float_bits(b) - 1);
+    const v8i r = { bound, bound };
+    return r;
+}
+static inline v8i  v8_cells(v8i magnitude, v8i sign4, const v8i bounds[3]) {
+    const v8i r = { cells4(magnitude.lo, sign4.lo, bounds[0].lo, bounds[1].lo, bounds[2].lo),
+                    cells4(magnitude.hi, sign4.hi, bounds[0].hi, bounds[1].hi, bounds[2].hi) };
+    return r;
 }
 /* Byte look-up: index -> the four bytes of its float. */
 static inline float32x4_t lookup4(const float table[8], int32x4_t index) {
     const uint8x16x2_t bytes = { { vreinterpretq_u8_f32(vld1q_f32(table)), vreinterpretq_u8_f32(vld1q_f32(table + 4)) } };
-    const uint32x4_t at = vmlaq_u32(vdupq_n_u32(0x03020100), vreinterpretq_u32_s32(index), vdupq_n_u32(0x04040404));
+    const uint32x4_t low = vandq_u32(vreinterpretq_u32_s32(index), vdupq_n_u32(7));
+    const uint32x4_t at  = vmlaq_u32(vdupq_n_u32(0x03020100), low, vdupq_n_u32(0x04040404));
     return vreinterpretq_f32_u8(vqtbl2q_u8(bytes, vreinterpretq_u8_u32(at)));
 }
 static inline v8   v8_lookup(const float table[8], v8i index) { return v8_make(lookup4(table, index.lo), lookup4(table, index.hi)); }
@@ -78,7 +92,7 @@ static inline void v8_store_i8(int8_t * p, v8 a) {
     vst1_s8(p, vmovn_s16(vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a.lo)), vmovn_s32(vcvtnq_s32_f32(a.hi)))));
 }
 static inline void v8_store_cells(uint8_t * p, v8i a) {
-    vst1_u8(p, vreinterpret_u8_s8(vmovn_s16(vcombine_s16(vmovn_s32(a.lo), vmovn_s32(a.hi)))));
+    vst1_u8(p, vand_u8(vreinterpret_u8_s8(vmovn_s16(vcombine_s16(vmovn_s32(a.lo), vmovn_s32(a.hi)))), vdup_n_u8(7)));
 }
 
 /* 16 levels of plane bytes q (twice), whose 2-bit fields are shifted right by `shift_q` and sign bits to bit 2 by `shift_s`. */

@@ -70,20 +70,20 @@ static inline v8   v8_flip(v8 a, v8 signs) {
     return a;
 }
 
-/* How many boundaries each value has reached. */
-static inline v8i  v8_cells(v8 y, const v8 bounds[7]) {
-    v8i n;
-    for (int l = 0; l < 8; ++l) {
-        n.v[l] = 0;
-        for (int b = 0; b < 7; ++b) {
-            n.v[l] += y.v[l] >= bounds[b].v[l];
-        }
-    }
-    return n;
+/* The cell of a value among the eight, from three comparisons of magnitudes: -(bounds reached) & 7, bit 2 turned over for a
+ * negative value. A value on a boundary belongs to the upper cell, so a negative one's magnitude, as an integer, counts one
+ * less; -0.0 must have been made 0.0. */
+static inline v8i  v8_magnitude(v8 y) { v8i r; EACH(const int32_t bits = (int32_t) ggmlq_float_bits(y.v[l]); r.v[l] = (bits & 0x7fffffff) - (bits < 0)); return r; }
+static inline v8i  v8_sign4(v8 y)     { v8i r; EACH(r.v[l] = (int32_t) (ggmlq_float_bits(y.v[l]) >> 31 << 2)); return r; }
+static inline v8i  v8_bound(float b)  { v8i r; EACH(r.v[l] = (int32_t) ggmlq_float_bits(b) - 1); return r; } /* reached if magnitude > bound */
+static inline v8i  v8_cells(v8i magnitude, v8i sign4, const v8i bounds[3]) {
+    v8i r;
+    EACH(r.v[l] = -((magnitude.v[l] > bounds[0].v[l]) + (magnitude.v[l] > bounds[1].v[l]) + (magnitude.v[l] > bounds[2].v[l])) ^ sign4.v[l]);
+    return r;
 }
 static inline v8   v8_lookup(const float table[8], v8i index) { v8 r; EACH(r.v[l] = table[index.v[l] & 7]); return r; }
 static inline void v8_store_i8(int8_t * p, v8 a)     { EACH(p[l] = (int8_t) a.v[l]); }
-static inline void v8_store_cells(uint8_t * p, v8i a){ EACH(p[l] = (uint8_t) a.v[l]); }
+static inline void v8_store_cells(uint8_t * p, v8i a){ EACH(p[l] = (uint8_t) (a.v[l] & 7)); }
 
 /* A pair of planes -> 32 levels in natural order. */
 static inline void unpack_levels(const uint8_t q[8], const uint8_t s[4], const int8_t field_levels[8], int8_t levels[32]) {
