@@ -64,10 +64,10 @@ static inline void v8_store_i8(int8_t * p, v8 a) {
     const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
     _mm_storel_epi64((__m128i *) p, _mm_packs_epi16(w, w));
 }
-static inline void v8_store_cells(uint8_t * p, v8i a) {
+static inline void v8_store_cells(uint8_t * p, v8i a, const uint8_t map[8]) {
     a = _mm256_and_si256(a, _mm256_set1_epi32(7));
     const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    _mm_storel_epi64((__m128i *) p, _mm_packus_epi16(w, w));
+    _mm_storel_epi64((__m128i *) p, _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *) map), _mm_packus_epi16(w, w)));
 }
 
 /* 32 levels in natural order: 2-bit fields from one broadcast, the 1-bit field of every value shifted to where the blend

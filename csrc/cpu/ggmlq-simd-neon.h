@@ -91,8 +91,9 @@ static inline v8   v8_lookup(const float table[8], v8i index) { return v8_make(l
 static inline void v8_store_i8(int8_t * p, v8 a) {
     vst1_s8(p, vmovn_s16(vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a.lo)), vmovn_s32(vcvtnq_s32_f32(a.hi)))));
 }
-static inline void v8_store_cells(uint8_t * p, v8i a) {
-    vst1_u8(p, vand_u8(vreinterpret_u8_s8(vmovn_s16(vcombine_s16(vmovn_s32(a.lo), vmovn_s32(a.hi)))), vdup_n_u8(7)));
+static inline void v8_store_cells(uint8_t * p, v8i a, const uint8_t map[8]) {
+    const uint8x8_t cells = vand_u8(vreinterpret_u8_s8(vmovn_s16(vcombine_s16(vmovn_s32(a.lo), vmovn_s32(a.hi)))), vdup_n_u8(7));
+    vst1_u8(p, vtbl1_u8(vld1_u8(map), cells));
 }
 
 /* 16 levels of plane bytes q (twice), whose 2-bit fields are shifted right by `shift_q` and sign bits to bit 2 by `shift_s`. */

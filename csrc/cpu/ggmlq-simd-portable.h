@@ -83,7 +83,8 @@ static inline v8i  v8_cells(v8i magnitude, v8i sign4, const v8i bounds[3]) {
 }
 static inline v8   v8_lookup(const float table[8], v8i index) { v8 r; EACH(r.v[l] = table[index.v[l] & 7]); return r; }
 static inline void v8_store_i8(int8_t * p, v8 a)     { EACH(p[l] = (int8_t) a.v[l]); }
-static inline void v8_store_cells(uint8_t * p, v8i a){ EACH(p[l] = (uint8_t) (a.v[l] & 7)); }
+/* The byte of `map` for each cell. */
+static inline void v8_store_cells(uint8_t * p, v8i a, const uint8_t map[8]) { EACH(p[l] = map[a.v[l] & 7]); }
 
 /* A pair of planes -> 32 levels in natural order. */
 static inline void unpack_levels(const uint8_t q[8], const uint8_t s[4], const int8_t field_levels[8], int8_t levels[32]) {
