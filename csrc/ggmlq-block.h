@@ -70,6 +70,39 @@ static inline uint16_t ggmlq_half_from_float(float f) {
     return (uint16_t) (sign | (((rest + 0xfff + (rest >> 13 & 1)) >> 13) - (112 << 10)));
 }
 
+/* Multiplies by 2^e, |e| <= 160, in two steps because 2^e itself may be no float. Only one of them can round. */
+static inline void ggmlq_scale_by_power_of_two(const float * x, float * y, int n, int e) {
+    const int   excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
+    const float first  = ggmlq_float_from_bits((uint32_t) (127 + excess) << 23);
+    const float second = ggmlq_float_from_bits((uint32_t) (127 + e - excess) << 23);
+    for (int i = 0; i < n; ++i) {
+        y[i] = x[i] * first * second;
+    }
+}
+
+/* The exponent e with 2^(e-1) <= max |x| < 2^e; false if a value is NaN or infinite. All zero gives INT32_MIN. */
+static inline bool ggmlq_block_exponent(const float * x, int n, int * e) {
+    uint32_t max = 0;
+    for (int i = 0; i < n; ++i) {
+        const uint32_t bits = ggmlq_float_bits(x[i]) & 0x7fffffff;
+        max = bits > max ? bits : max;
+    }
+    if (max >= 0x7f800000) {
+        return false;
+    }
+    if (max == 0) {
+        *e = INT32_MIN;
+        return true;
+    }
+    *e = (int) (max >> 23) - 126;
+    if (max < 0x00800000) { /* subnormal: max * 2^-149 */
+        for (*e = -149; max != 0; max >>= 1) {
+            ++*e;
+        }
+    }
+    return true;
+}
+
 /* Where the 1-bit field of value j = 8k + b lies in the word s. */
 static inline int ggmlq_sign_bit(int b, int k) {
     const int c = 4*(b % 4) + k;

@@ -37,6 +37,7 @@ const char * ggmlq_error_text(int error) {
         case GGMLQ_ERROR_INDEX:      return "a row index is out of range";
         case GGMLQ_ERROR_NOT_FINITE: return "a value is NaN or infinite";
         case GGMLQ_ERROR_SHAPE:      return "the shapes don't belong together or are beyond a limit";
+        case GGMLQ_ERROR_LEVEL:      return "the CPU level is unknown or can't be used here (GGMLQ_CPU)";
         default:                     return "unknown error";
     }
 }
@@ -175,39 +176,6 @@ static inline float fold_lanes(const float s[LANES]) {
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 
-/* Multiplies by 2^e, |e| <= 160, in two steps because 2^e itself may be no float. Only one of them can round. */
-static void scale_by_power_of_two(const float * x, float * y, int n, int e) {
-    const int   excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
-    const float first  = ggmlq_float_from_bits((uint32_t) (127 + excess) << 23);
-    const float second = ggmlq_float_from_bits((uint32_t) (127 + e - excess) << 23);
-    for (int i = 0; i < n; ++i) {
-        y[i] = x[i] * first * second;
-    }
-}
-
-/* The exponent e with 2^(e-1) <= max |x| < 2^e; false if a value is NaN or infinite. All zero gives INT32_MIN. */
-static bool block_exponent(const float * x, int n, int * e) {
-    uint32_t max = 0;
-    for (int i = 0; i < n; ++i) {
-        const uint32_t bits = ggmlq_float_bits(x[i]) & 0x7fffffff;
-        max = bits > max ? bits : max;
-    }
-    if (max >= 0x7f800000) {
-        return false;
-    }
-    if (max == 0) {
-        *e = INT32_MIN;
-        return true;
-    }
-    *e = (int) (max >> 23) - 126;
-    if (max < 0x00800000) { /* subnormal: max * 2^-149 */
-        for (*e = -149; max != 0; max >>= 1) {
-            ++*e;
-        }
-    }
-    return true;
-}
-
 /* Least-squares search of the step for rotated values y: docs/FORMAT.md, "Encoder". Writes the level index of each
  * value and returns the step. y is finite and not all zero, max |x| was in [0.5, 1). */
 static float search_levels(const float * y, int n, uint8_t * indices) {
@@ -277,7 +245,7 @@ static float search_levels(const float * y, int n, uint8_t * indices) {
 static bool encode_levels(const float * x, int n, void (* rotate_block)(const float *, float *), float per_step,
                           uint8_t * indices, uint16_t * scale) {
     int e;
-    if (!block_exponent(x, n, &e)) {
+    if (!ggmlq_block_exponent(x, n, &e)) {
         *scale = 0x7e00;
         return false;
     }
@@ -286,11 +254,11 @@ static bool encode_levels(const float * x, int n, void (* rotate_block)(const fl
         return false;
     }
     /* An exact normalization: nothing below can overflow, and multiplying x by 2^k multiplies the scale by 2^k. */
-    float y[GGMLQ_MAX_BLOCK_LENGTH];
-    scale_by_power_of_two(x, y, n, -e);
+    float y[GGMLQ_MAX_BLOCK_LENGTH] = { 0 }; /* n of them are used, which GCC doesn't see */
+    ggmlq_scale_by_power_of_two(x, y, n, -e);
     rotate_block(y, y);
     float result = per_step * search_levels(y, n, indices);
-    scale_by_power_of_two(&result, &result, 1, e);
+    ggmlq_scale_by_power_of_two(&result, &result, 1, e);
     *scale = ggmlq_half_from_float(result);
     return true;
 }

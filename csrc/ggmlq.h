@@ -2,7 +2,8 @@
  *
  * ggmlq: the 3-bit KV-cache types tq3_0 and planar3. Public C API.
  *
- * Knows neither ggml nor Python, allocates nothing, keeps no state: every function may be called from any thread.
+ * Knows neither ggml nor Python, allocates nothing, keeps no state but the chosen CPU level: every function may be called
+ * from any thread.
  * Format: docs/FORMAT.md. Types, ids and sizes: ggmlq-types.def.
  *
  * Conventions. `type` is an id of ggmlq-types.def. `n` counts values and must be a multiple of the type's block
@@ -35,7 +36,8 @@ enum ggmlq_error {
     GGMLQ_ERROR_LENGTH     = -2, /* length negative, or not a multiple of the block length                     */
     GGMLQ_ERROR_INDEX      = -3, /* row index out of range                                                     */
     GGMLQ_ERROR_NOT_FINITE = -4, /* a NaN or an infinity (validation only; encoding stores a NaN scale)        */
-    GGMLQ_ERROR_SHAPE      = -5  /* shapes that don't belong together, or beyond a stated limit                */
+    GGMLQ_ERROR_SHAPE      = -5, /* shapes that don't belong together, or beyond a stated limit                */
+    GGMLQ_ERROR_LEVEL      = -6  /* no such CPU level, or one that can't run here                              */
 };
 
 /* Limits of ggmlq_attend, which keeps its working set on the stack. */
@@ -74,6 +76,29 @@ GGMLQ_API int ggmlq_validate_row(int type, const void * row, int64_t n, int64_t 
 
 /* n values, rotated and rounded to 8 bits, as the `query_type` of `type`. */
 GGMLQ_API int ggmlq_encode_query_row(int type, const float * x, void * query, int64_t n);
+
+/* CPU levels: the same kernels for several instruction sets, best first. One is active: the best usable one, or the one that
+ * the environment variable GGMLQ_CPU names; if that can't be used, every function below gives GGMLQ_ERROR_LEVEL. */
+GGMLQ_CPU_API int          ggmlq_cpu_level_count(void);
+GGMLQ_CPU_API const char * ggmlq_cpu_level_name(int i);   /* "avx2" */
+GGMLQ_CPU_API const char * ggmlq_cpu_level_needs(int i);  /* instruction sets */
+GGMLQ_CPU_API const char * ggmlq_cpu_level_reason(int i); /* why it can't be used; empty if it can */
+GGMLQ_CPU_API int64_t      ggmlq_cpu_level_calls(int i);  /* kernels entered at this level; counted with GGMLQ_COUNT_CALLS only */
+GGMLQ_CPU_API const char * ggmlq_cpu_level_active(void);  /* NULL: GGMLQ_CPU names none that can be used */
+/* Name NULL: the best usable one. Not while kernels run. */
+GGMLQ_CPU_API int          ggmlq_cpu_level_select(const char * name);
+
+/* The functions without cpu in their names, at the active level: the same bytes. */
+GGMLQ_CPU_API int ggmlq_cpu_encode_row        (int type, const float * x, void * row, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_decode_row        (int type, const void * row, float * x, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_decode_row_rotated(int type, const void * row, float * y, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_rotate_row        (int type, const float * x, float * y, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_unrotate_row      (int type, const float * y, float * x, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_encode_query_row  (int type, const float * x, void * query, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_set_rows(int type, void * rows, int64_t row_stride, int64_t n_rows,
+                                     const float * src, const int64_t * indices, int64_t n_indices, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_get_rows(int type, const void * rows, int64_t row_stride, int64_t n_rows,
+                                     float * dst, const int64_t * indices, int64_t n_indices, int64_t n);
 
 /* *result = <row, query>: integer products per block, blocks added in ascending order in float32. */
 GGMLQ_CPU_API int ggmlq_dot_row(int type, const void * row, const void * query, int64_t n, float * result);
@@ -116,6 +141,13 @@ GGMLQ_CPU_API int ggmlq_attend_check(const struct ggmlq_attend_params * p);
 /* Part ith of nth of the work; parts are independent and may run in parallel. A query that every token is masked
  * from gives zeros. */
 GGMLQ_CPU_API int ggmlq_attend(const struct ggmlq_attend_params * p, int ith, int nth);
+
+/* The same where the cached tokens may be split over threads too, which few heads and a long context need: every part, then
+ * a barrier, then every combine. The workspace, aligned for floats, is shared. 0 bytes: nothing would be split, use
+ * ggmlq_attend; negative: a ggmlq_error. The result depends on nth within float rounding, and on nothing else. */
+GGMLQ_CPU_API int64_t ggmlq_attend_workspace_bytes(const struct ggmlq_attend_params * p, int nth);
+GGMLQ_CPU_API int     ggmlq_attend_part   (const struct ggmlq_attend_params * p, void * workspace, int ith, int nth);
+GGMLQ_CPU_API int     ggmlq_attend_combine(const struct ggmlq_attend_params * p, const void * workspace, int ith, int nth);
 /* cffi: end */
 
 #ifdef __cplusplus

@@ -6,8 +6,11 @@ from __future__ import annotations
 from ._sources import version as _version
 from .api import (
     Backend,
+    CpuLevel,
     TypeInfo,
     backends,
+    cpu_level,
+    cpu_levels,
     dequantize,
     flash_attn,
     get_rows,
@@ -23,8 +26,11 @@ from .api import (
 __version__ = _version()
 __all__ = [
     "Backend",
+    "CpuLevel",
     "TypeInfo",
     "backends",
+    "cpu_level",
+    "cpu_levels",
     "dequantize",
     "flash_attn",
     "get_rows",

@@ -5,6 +5,7 @@ The interpreter lock is released during every call.
 """
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,13 +25,46 @@ def _run(error):
         raise RuntimeError("the compiled back end refused checked arguments: " + ffi.string(lib.ggmlq_error_text(error)).decode())
 
 
+def levels():
+    """(name, reason why not usable or "", what it needs) of every CPU level, best first."""
+    return [
+        tuple(ffi.string(f(i)).decode() for f in (lib.ggmlq_cpu_level_name, lib.ggmlq_cpu_level_reason, lib.ggmlq_cpu_level_needs))
+        for i in range(lib.ggmlq_cpu_level_count())
+    ]
+
+
+def active_level():
+    """Name of the level that runs, or None: the environment variable GGMLQ_CPU names none that can."""
+    name = lib.ggmlq_cpu_level_active()
+    return None if name == ffi.NULL else ffi.string(name).decode()
+
+
+def select_level(name):
+    """Makes the level active; None: the best usable one. The name was checked."""
+    _run(lib.ggmlq_cpu_level_select(ffi.NULL if name is None else name.encode()))
+
+
+def level_calls():
+    """{level: how often one of its kernels was entered}; tests see by it which level ran."""
+    return {name: lib.ggmlq_cpu_level_calls(i) for i, (name, _, _) in enumerate(levels())}
+
+
+def describe_levels():
+    """Every level, with the reason where it is out."""
+    return ", ".join(f"{name} ({reason})" if reason else name for name, reason, _ in levels())
+
+
+if active_level() is None:
+    raise ImportError(f"GGMLQ_CPU: found {os.environ.get('GGMLQ_CPU')!r}, wanted one of: {describe_levels()}")
+
+
 def quantize(x, type, out):
-    _run(lib.ggmlq_encode_row(type_info(type).id, _pointer(x, "float *"), _pointer(out), x.size))
+    _run(lib.ggmlq_cpu_encode_row(type_info(type).id, _pointer(x, "float *"), _pointer(out), x.size))
 
 
 def dequantize(b, type, out):
     b = np.ascontiguousarray(b)
-    _run(lib.ggmlq_decode_row(type_info(type).id, _pointer(b), _pointer(out, "float *"), out.size))
+    _run(lib.ggmlq_cpu_decode_row(type_info(type).id, _pointer(b), _pointer(out, "float *"), out.size))
 
 
 def find_not_finite(b, type):
@@ -44,18 +78,18 @@ def find_not_finite(b, type):
 
 
 def rotate(x, type, out):
-    _run(lib.ggmlq_rotate_row(type_info(type).id, _pointer(x, "float *"), _pointer(out, "float *"), x.size))
+    _run(lib.ggmlq_cpu_rotate_row(type_info(type).id, _pointer(x, "float *"), _pointer(out, "float *"), x.size))
 
 
 def unrotate(y, type, out):
-    _run(lib.ggmlq_unrotate_row(type_info(type).id, _pointer(y, "float *"), _pointer(out, "float *"), y.size))
+    _run(lib.ggmlq_cpu_unrotate_row(type_info(type).id, _pointer(y, "float *"), _pointer(out, "float *"), y.size))
 
 
 def encode_queries(x, type):
     """float32 (..., n) -> the rotated 8-bit query type of csrc, uint8 (..., query_bytes)."""
     query_type = lib.ggmlq_type_info_get(type_info(type).id).query_type
     query = np.empty(x.shape[:-1] + (lib.ggmlq_row_bytes(query_type, x.shape[-1]),), np.uint8)
-    _run(lib.ggmlq_encode_query_row(type_info(type).id, _pointer(x, "float *"), _pointer(query), x.size))
+    _run(lib.ggmlq_cpu_encode_query_row(type_info(type).id, _pointer(x, "float *"), _pointer(query), x.size))
     return query
 
 
@@ -78,14 +112,14 @@ def mul_mat_vec(b, x, type, out):
 
 
 def set_rows(rows, indices, x, type):
-    _run(lib.ggmlq_set_rows(
+    _run(lib.ggmlq_cpu_set_rows(
         type_info(type).id, _pointer(rows), rows.strides[0], rows.shape[0],
         _pointer(x, "float *"), _pointer(indices, "int64_t *"), indices.size, x.shape[-1],
     ))  # fmt: skip
 
 
 def get_rows(rows, indices, type, out):
-    _run(lib.ggmlq_get_rows(
+    _run(lib.ggmlq_cpu_get_rows(
         type_info(type).id, _pointer(rows), rows.strides[0], rows.shape[0],
         _pointer(out, "float *"), _pointer(indices, "int64_t *"), indices.size, out.shape[-1],
     ))  # fmt: skip
@@ -115,6 +149,16 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
     if n_threads == 1:
         _run(lib.ggmlq_attend(p, 0, 1))
         return
+    workspace_bytes = lib.ggmlq_attend_workspace_bytes(p, n_threads)
+    _run(min(workspace_bytes, 0))
+    workspace = np.empty(workspace_bytes // 4, np.float32)
+    phases = [lambda part: lib.ggmlq_attend(p, part, n_threads)]
+    if workspace_bytes:
+        phases = [
+            lambda part: lib.ggmlq_attend_part(p, _pointer(workspace), part, n_threads),
+            lambda part: lib.ggmlq_attend_combine(p, _pointer(workspace), part, n_threads),
+        ]
     with ThreadPoolExecutor(n_threads) as pool:
-        for error in pool.map(lambda part: lib.ggmlq_attend(p, part, n_threads), range(n_threads)):
-            _run(error)
+        for phase in phases:  # list() waits: the barrier between the two
+            for error in list(pool.map(phase, range(n_threads))):
+                _run(error)

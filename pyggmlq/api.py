@@ -14,8 +14,10 @@ Conventions of every function here:
 """
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -44,6 +46,19 @@ class Backend:
     usable: bool
     reason: str
     """Why it is not usable; empty if it is."""
+    level: str = ""
+    """Of "cpu": the active level of `cpu_levels()`."""
+
+
+@dataclass(frozen=True)
+class CpuLevel:
+    """The kernels of the back end `"cpu"`, compiled for one set of instructions."""
+
+    name: str
+    usable: bool
+    reason: str
+    """Why it is not usable; empty if it is."""
+    needs: str
 
 
 def types() -> list[TypeInfo]:
@@ -56,11 +71,34 @@ def backends() -> list[Backend]:
     found = []
     for name, module in _MODULES.items():
         try:
-            importlib.import_module(module)
-            found.append(Backend(name, True, ""))
+            imported = importlib.import_module(module)
+            found.append(Backend(name, True, "", imported.active_level() if name == "cpu" else ""))
         except ImportError as error:
             found.append(Backend(name, False, f"The native module can't be imported: {error}."))
     return found + [Backend(name, False, reason) for name, reason in _ABSENT.items()]
+
+
+def cpu_levels() -> list[CpuLevel]:
+    """Every level of the back end `"cpu"`, best first. The first usable one runs, unless the environment variable GGMLQ_CPU
+    names another or `cpu_level` does."""
+    return [CpuLevel(name, not reason, reason, needs) for name, reason, needs in _module("cpu").levels()]
+
+
+@contextlib.contextmanager
+def cpu_level(name: str) -> Iterator[None]:
+    """`with cpu_level("avx2"):` runs the back end `"cpu"` at that level, in every thread; then at the one before.
+
+    A name that is unknown or not usable here is a ValueError that lists the levels and why each is out.
+    """
+    module = _module("cpu")
+    if name not in [level.name for level in cpu_levels() if level.usable]:
+        raise ValueError(f"cpu_level: found {name!r}, wanted one of: {module.describe_levels()}")
+    before = module.active_level()
+    module.select_level(name)
+    try:
+        yield
+    finally:
+        module.select_level(before)
 
 
 def quantize(

@@ -18,7 +18,7 @@ from pyggmlq._types import cache_types
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-SOURCES = [CSRC / "ggmlq-codec.c", CSRC / "cpu" / "ggmlq-cpu.c"]
+SOURCES = [CSRC / "ggmlq-codec.c", *sorted((CSRC / "cpu").glob("*.c"))]
 COMPILERS = [(c, cxx) for c, cxx in (("gcc", "g++"), ("clang", "clang++")) if shutil.which(c) and shutil.which(cxx)]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
@@ -159,8 +159,9 @@ def test_fuzz_under_the_sanitizers(cc, cxx, tmp_path):
     if not sanitizers_work(cc, tmp_path):
         pytest.skip(f"{cc} has no address and undefined-behaviour sanitizer here")
     binary = tmp_path / "fuzz_codec"
+    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"  # every level that there is
     run(
-        cc, "-std=c11", "-O1", "-g", *WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CSRC}",
+        cc, "-std=c11", "-O1", "-fno-inline", "-g1", native, *WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CSRC}",
         *SOURCES, ROOT / "tests" / "fuzz" / "fuzz_codec.c", "-lm", "-o", binary,
     )  # fmt: skip
     assert run(binary, 3000) == "3000 inputs\n"

@@ -13,8 +13,10 @@ extern "C" {
 
 struct ggml_compute_params;
 
-/* The signature of the CPU type table. */
+/* The signatures of the CPU type table. */
 #define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) \
+    void ggmlq_ggml_cpu_encode_row_##name(const float * x, void * row, int64_t n); \
+    void ggmlq_ggml_cpu_encode_query_row_##name(const float * x, void * query, int64_t n); \
     void ggmlq_ggml_cpu_dot_row_##name(int n, float * s, size_t bs, const void * row, size_t bx, const void * query, size_t by, int nrc);
 #include "ggmlq-types.def"
 

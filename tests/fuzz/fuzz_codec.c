@@ -70,6 +70,10 @@ static void fuzz_encoder(struct input * in, int type, int64_t length, int64_t n)
     const int64_t query_bytes = ggmlq_row_bytes(ggmlq_type_info_get(type)->query_type, n);
     void * query = malloc((size_t) query_bytes);
     float dot, product;
+    uint8_t * row_again = malloc((size_t) bytes);
+    require(ggmlq_cpu_encode_row(type, x, row_again, n) == 0 && memcmp(row, row_again, (size_t) bytes) == 0, "every level gives the same bytes");
+    free(row_again);
+    require(ggmlq_cpu_encode_query_row(type, x, query, n) == 0, "a query is encoded at every level");
     require(ggmlq_encode_query_row(type, x, query, n) == 0, "a query is encoded");
     require(ggmlq_dot_row(type, row, query, n, &dot) == 0, "a dot product is taken");
     require(ggmlq_mul_mat_vec(type, row, 0, 1, query, 1, n, &product) == 0, "a matrix product is taken");
@@ -86,7 +90,10 @@ static void fuzz_decoder(struct input * in, int type, int64_t length, int64_t n)
     require(valid == (bad == -1) && bad < n/length, "validation names a block exactly if it fails");
     require(ggmlq_decode_row_rotated(type, row, y, n) == 0 && is_finite(y, n) == valid, "finite scales give finite values");
     require(ggmlq_decode_row(type, row, y, n) == 0 && is_finite(y, n) == valid, "finite scales decode to finite values");
-    free(y); free(row);
+    float * again = malloc(4*(size_t) n);
+    require(ggmlq_cpu_decode_row(type, row, again, n) == 0, "decodes at every level");
+    require(!valid || memcmp(y, again, 4*(size_t) n) == 0, "every level decodes to the same bits");
+    free(again); free(y); free(row);
 }
 
 static void fuzz_rows(struct input * in, int type, int64_t n) {
@@ -151,12 +158,16 @@ static void fuzz_attention(struct input * in) {
     for (int ith = 0; ith < nth; ++ith) {
         require(ggmlq_attend(&p, ith, nth) == error, "attention does what its check said");
     }
+    const int64_t workspace_bytes = ggmlq_attend_workspace_bytes(&p, nth);
+    require(error ? workspace_bytes == error : workspace_bytes >= 0, "the workspace is known exactly if attention can be done");
     free(out); free(sink); free(mask); free(v); free(k); free(q);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     struct input in = { data, size };
+    const int     level  = take(&in) % ggmlq_cpu_level_count();
+    ggmlq_cpu_level_select(ggmlq_cpu_level_name(level)); /* stays where it was if that one can't run */
     const int     what   = take(&in) % 4;
     const int     type   = all_types[take(&in) % N_CACHE_TYPES];
     const int64_t length = ggmlq_type_info_get(type)->block_length;
