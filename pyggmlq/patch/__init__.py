@@ -10,6 +10,7 @@ Every function takes the folder of the tree and raises PatchError with all findi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ def patch(tree: str | os.PathLike) -> tuple[Status, bool, Plan | None]:
     spec = load_spec()
     manifest = state.manifest()
     if manifest and manifest.phase == "patched":
-        return _already(state, manifest, spec), False, None
+        # without the lock, so that a tree that can't be written to will do
+        with contextlib.suppress(PatchError):  # another run may be at work: judged again below, under the lock
+            return _already(state, manifest, spec), False, None
     if manifest is None:
         _raise(_plan.layout(state.tree))  # before the lock makes its folder there
     with state.lock():
