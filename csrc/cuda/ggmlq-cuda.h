@@ -78,6 +78,16 @@ GGMLQ_CUDA_API int64_t ggmlq_cuda_mul_mat_workspace_bytes(int type, const struct
 GGMLQ_CUDA_API int     ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows,
                                           const struct ggmlq_cuda_view * x, void * workspace, void * stream);
 
+/* 0, or why the function of that name refuses these arguments: all that it checks itself. Looks at types, shapes and strides, at no
+ * address. */
+GGMLQ_CUDA_API int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                                             const struct ggmlq_cuda_view * indices, int index_bytes);
+GGMLQ_CUDA_API int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
+                                             const struct ggmlq_cuda_view * indices, int index_bytes);
+GGMLQ_CUDA_API int ggmlq_cuda_copy_check    (const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src);
+GGMLQ_CUDA_API int ggmlq_cuda_mul_mat_check (const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows,
+                                             const struct ggmlq_cuda_view * x);
+
 /* ggmlq_attend on the device, head sizes that ggmlq_cuda_attend_check allows: 0, or why not. The kernel is chosen by shape and device;
  * ggmlq_cuda_attend_kernel names it ("decode", "plain", ..). The same input gives the same output, bit for bit. */
 GGMLQ_CUDA_API int          ggmlq_cuda_attend_check          (const struct ggmlq_attend_params * p);
