@@ -177,8 +177,7 @@ template <int type> static void launch(const struct queries & q, const struct pr
     }
 }
 
-int ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows,
-                       const struct ggmlq_cuda_view * x, void * workspace, void * stream) {
+int ggmlq_cuda_mul_mat_check(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * x) {
     const int error = check(rows->type, x);
     if (error) {
         return error;
@@ -194,6 +193,15 @@ int ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_cu
         if (rows->ne[i] < 0 || (rows->ne[i] == 0 ? x->ne[i] != 0 : x->ne[i] % rows->ne[i] != 0)) {
             return GGMLQ_ERROR_SHAPE;
         }
+    }
+    return GGMLQ_OK;
+}
+
+int ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows,
+                       const struct ggmlq_cuda_view * x, void * workspace, void * stream) {
+    const int error = ggmlq_cuda_mul_mat_check(out, rows, x);
+    if (error) {
+        return error;
     }
     const int64_t n_queries = x->ne[1]*x->ne[2]*x->ne[3];
     if (n_queries == 0 || rows->ne[1] == 0) {

@@ -273,17 +273,34 @@ static int check_indices(const struct ggmlq_cuda_view * rows, const struct ggmlq
     return GGMLQ_OK;
 }
 
-int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
-                        const struct ggmlq_cuda_view * indices, int index_bytes, void * stream) {
+static int countable(const struct ggmlq_cuda_view * v, int64_t length) {
+    const int64_t n = count_blocks(v, length);
+    return n < 0 ? (int) n : GGMLQ_OK;
+}
+
+int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                              const struct ggmlq_cuda_view * indices, int index_bytes) {
     int error = check_rows_and_values(rows, values, true);
     error = error ? error : check_indices(rows, values, indices, index_bytes, true);
+    return error ? error : countable(values, ggmlq_type_info_get(rows->type)->block_length);
+}
+
+int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                        const struct ggmlq_cuda_view * indices, int index_bytes, void * stream) {
+    const int error = ggmlq_cuda_set_rows_check(rows, values, indices, index_bytes);
     return error ? error : encode(values, rows, make_index(indices, index_bytes, rows->ne[1]), stream);
+}
+
+int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
+                              const struct ggmlq_cuda_view * indices, int index_bytes) {
+    int error = check_rows_and_values(rows, values, false);
+    error = error ? error : check_indices(rows, values, indices, index_bytes, false);
+    return error ? error : countable(values, GGMLQ_PLANE);
 }
 
 int ggmlq_cuda_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
                         const struct ggmlq_cuda_view * indices, int index_bytes, void * stream) {
-    int error = check_rows_and_values(rows, values, false);
-    error = error ? error : check_indices(rows, values, indices, index_bytes, false);
+    const int error = ggmlq_cuda_get_rows_check(values, rows, indices, index_bytes);
     return error ? error : decode(values, rows, make_index(indices, index_bytes, rows->ne[1]), false, stream);
 }
 
@@ -293,9 +310,9 @@ static bool same_count(const struct ggmlq_cuda_view * a, const struct ggmlq_cuda
     return n == m;
 }
 
-static int convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool rotated, void * stream) {
+int ggmlq_cuda_copy_check(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src) {
     const bool encoding = is_cache_type(dst->type);
-    if (encoding && (rotated || is_cache_type(src->type))) {
+    if (encoding && is_cache_type(src->type)) {
         return GGMLQ_ERROR_TYPE;
     }
     const struct ggmlq_cuda_view * rows = encoding ? dst : src, * values = encoding ? src : dst;
@@ -303,10 +320,16 @@ static int convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_v
     if (error) {
         return error;
     }
-    if (!same_count(rows, values)) {
-        return GGMLQ_ERROR_SHAPE;
+    return same_count(rows, values) ? countable(values, GGMLQ_PLANE) : GGMLQ_ERROR_SHAPE;
+}
+
+static int convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool rotated, void * stream) {
+    const bool encoding = is_cache_type(dst->type);
+    const int error = encoding && rotated ? GGMLQ_ERROR_TYPE : ggmlq_cuda_copy_check(dst, src);
+    if (error) {
+        return error;
     }
-    return encoding ? encode(values, rows, no_index, stream) : decode(values, rows, no_index, rotated, stream);
+    return encoding ? encode(src, dst, no_index, stream) : decode(dst, src, no_index, rotated, stream);
 }
 
 int ggmlq_cuda_copy(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) {
