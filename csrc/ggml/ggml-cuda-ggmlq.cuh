@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "ggml-ggmlq.h"
+#include "ggml.h"
 
 struct ggml_backend_cuda_context;
 
