@@ -40,7 +40,7 @@ class _Call:
         if len(devices) > 1:
             raise ValueError(f"arrays: found some on device {devices[0]} and some on device {devices[1]}, wanted all on one device")
         self._switch = on_device(devices[0]) if devices else None
-        self._results, self._workspaces = [], []
+        self._results, self._kept = [], []
 
     def __enter__(self):
         if self._switch is not None:
@@ -54,13 +54,18 @@ class _Call:
                 for on_host, array in self._results:
                     array.download(on_host)
         finally:
-            self._workspaces.clear()
+            self._kept.clear()
             if self._switch is not None:
                 self._switch.__exit__(kind, error, traceback)
 
     def read(self, array):
         """The array on the device."""
-        return array if isinstance(array, CudaArray) else CudaArray.upload(array)
+        return array if isinstance(array, CudaArray) else self.keep(CudaArray.upload(array))
+
+    def keep(self, array):
+        """The same array, which lives until the device is done: a view holds an address alone."""
+        self._kept.append(array)
+        return array
 
     def write(self, array):
         """A C-contiguous array on the device whose contents are in `array` after the call."""
@@ -72,8 +77,7 @@ class _Call:
 
     def workspace(self, n_bytes):
         _run(min(n_bytes, 0))
-        self._workspaces.append(CudaArray.empty((n_bytes,), np.uint8))
-        return self._workspaces[-1].pointer()
+        return self.keep(CudaArray.empty((n_bytes,), np.uint8)).pointer()
 
 
 def view(array, type_id, n, lead=None):
@@ -92,7 +96,7 @@ def _rows(call, array):
     """The same on the device, in at most four axes and nowhere repeated by a stride of 0."""
     array = call.read(array)
     repeated = any(stride == 0 and length > 1 for length, stride in zip(array.shape, array.strides))
-    return array.copy() if repeated or array.ndim > 4 and not array.flags.c_contiguous else array
+    return call.keep(array.copy()) if repeated or array.ndim > 4 else array
 
 
 def _flat(array, n, type_id=F32):
@@ -123,7 +127,7 @@ def find_not_finite(b, type):
     info = type_info(type)
     with _Call(b) as call:
         b = call.read(b)
-        b = b if b.flags.c_contiguous else b.copy()
+        b = b if b.flags.c_contiguous else call.keep(b.copy())
         offset = {"tq3_0": info.block_bytes - 2, "planar3": 0}[type]  # docs/FORMAT.md
         return _find_not_finite(b, b.address + offset, 2, info.block_bytes, b.size // info.block_bytes)
 
@@ -159,8 +163,8 @@ def vec_dot(b, x, type, out):
             _fill_with_zeros(result)
             return
         b, x = call.read(b), call.read(x)
-        b = b if b.shape[:-1] == shape and b.flags.c_contiguous else b.broadcast_copy(shape + b.shape[-1:])
-        x = x if x.shape[:-1] == shape else x.broadcast_copy(shape + x.shape[-1:])
+        b = b if b.shape[:-1] == shape and b.flags.c_contiguous else call.keep(b.broadcast_copy(shape + b.shape[-1:]))
+        x = x if x.shape[:-1] == shape else call.keep(x.broadcast_copy(shape + x.shape[-1:]))
         for first in range(0, out.size, _MAX_BATCH):
             count = min(_MAX_BATCH, out.size - first)
 

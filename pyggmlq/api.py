@@ -129,9 +129,9 @@ def quantize(
     x = _values("x", x, info, module)
     if check:
         _check_finite("x", x)
-    out = _output(out, x.shape[:-1] + (_row_bytes(info, x.shape[-1]),), np.uint8, module, x)
-    module.quantize(x, type, out)
-    return out
+    target = _output(out, x.shape[:-1] + (_row_bytes(info, x.shape[-1]),), np.uint8, module, x)
+    module.quantize(x, type, target)
+    return target if out is None else out
 
 
 def dequantize(
@@ -158,9 +158,9 @@ def dequantize(
         if block is not None:
             where = tuple(int(i) for i in np.unravel_index(block, b.shape[:-1] + (stored // info.block_length,)))
             raise ValueError(f"b: found a NaN or infinite scale in block {where}, wanted finite scales (check=True)")
-    out = _output(out, b.shape[:-1] + (stored,), np.float32, module, b)
-    module.dequantize(b, type, out)
-    return out
+    target = _output(out, b.shape[:-1] + (stored,), np.float32, module, b)
+    module.dequantize(b, type, target)
+    return target if out is None else out
 
 
 def rotate(
@@ -171,10 +171,10 @@ def rotate(
     x: float32 (..., n).  Returns float32 (..., n); `out=x` works in place.
     """
     info, module = _cache_type(type), _module(backend)
-    given, x = x, _values("x", x, info, module)
-    out = _output(out, x.shape, np.float32, module, x, in_place=out is given)
-    module.rotate(x, type, out)
-    return out
+    in_place, x = out is x, _values("x", x, info, module)
+    target = _output(out, x.shape, np.float32, module, x, in_place=in_place)
+    module.rotate(x, type, target)
+    return target if out is None else out
 
 
 def unrotate(
@@ -182,10 +182,10 @@ def unrotate(
 ) -> npt.NDArray[np.float32]:
     """The inverse of `rotate`, which is its transpose. Shapes and dtypes as there."""
     info, module = _cache_type(type), _module(backend)
-    given, y = y, _values("y", y, info, module)
-    out = _output(out, y.shape, np.float32, module, y, in_place=out is given)
-    module.unrotate(y, type, out)
-    return out
+    in_place, y = out is y, _values("y", y, info, module)
+    target = _output(out, y.shape, np.float32, module, y, in_place=in_place)
+    module.unrotate(y, type, target)
+    return target if out is None else out
 
 
 def vec_dot(
@@ -266,9 +266,9 @@ def get_rows(
     rows = _cache_rows(rows, info, module, writable=False)
     indices = _indices(indices, len(rows), module)
     n = _row_values(info, rows.shape[1])
-    out = _output(out, indices.shape + (n,), np.float32, module, rows)
-    module.get_rows(rows, indices.reshape(-1), type, out.reshape(indices.size, n))
-    return out
+    target = _output(out, indices.shape + (n,), np.float32, module, rows)
+    module.get_rows(rows, indices.reshape(-1), type, target.reshape(indices.size, n))
+    return target if out is None else out
 
 
 def flash_attn(
@@ -335,11 +335,11 @@ def flash_attn(
     if _integer("n_threads", n_threads) < 1:
         raise ValueError(f"n_threads: found {n_threads}, wanted at least 1")
 
-    out = _output(out, q.shape[:-1] + (head_size_v,), np.float32, module, q, k4, v4)
+    target = _output(out, q.shape[:-1] + (head_size_v,), np.float32, module, q, k4, v4)
     module.flash_attn(
-        q4, k4, v4, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, _four_axes(out)
+        q4, k4, v4, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, _four_axes(target)
     )  # fmt: skip
-    return out
+    return target if out is None else out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
