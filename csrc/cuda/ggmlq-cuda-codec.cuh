@@ -1,0 +1,443 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The codec on a GPU, bit for bit what ggmlq-codec.c computes. Constants come from ggmlq-tables.h and ggmlq-block.h.
+ *
+ * The unit is a quad, four consecutive values in one thread. Two layouts of a plane pair (32 values):
+ *   quads     thread t of 4 holds the quads at 4t and 16 + 4t: what memory, the bit planes and planar3's pairs want
+ *   columns   thread t of 4 holds the values j with j % 4 = t, ascending: what the later Hadamard stages, the eight lanes of the
+ *             encoder's sums and the bytes of the planes want
+ * Going from one to the other is a transposition of 4 x 4 values among 4 threads. All 32 lanes of a warp must take part.
+ */
+#ifndef GGMLQ_CUDA_CODEC_CUH
+#define GGMLQ_CUDA_CODEC_CUH
+
+#include "ggmlq-cuda-deps.cuh"
+#include "ggmlq-block.h"
+
+/* --- types and tables ------------------------------------------------------------------------------------------- */
+
+constexpr uint32_t ggmlq_four_bytes(int a, int b, int c, int d) {
+    return (uint32_t) (a & 255) | (uint32_t) (b & 255) << 8 | (uint32_t) (c & 255) << 16 | (uint32_t) (d & 255) << 24;
+}
+
+constexpr int8_t ggmlq_levels[8]        = GGMLQ_LEVELS_INIT;
+constexpr float  ggmlq_boundaries[7]    = GGMLQ_BOUNDARIES_INIT;
+constexpr int8_t ggmlq_levels_tq3_0[8]   = GGMLQ_TQ3_0_FIELD_LEVELS_INIT;
+constexpr int8_t ggmlq_levels_planar3[8] = GGMLQ_PLANAR3_FIELD_LEVELS_INIT;
+
+/* low, high: the levels of fields 0..3 and 4..7, a byte each. */
+template <int type> struct ggmlq_cache_type;
+
+template <> struct ggmlq_cache_type<GGMLQ_TYPE_TQ3_0> {
+    enum { LENGTH = 32, BYTES = sizeof(struct ggmlq_block_tq3_0), PLANES = 1,
+           SCALE_AT = 12, Q_AT = 0, S_AT = 8,
+           ENCODERS = 4 /* threads that encode a block */ };
+    static constexpr float    UNIT = GGMLQ_TQ3_0_UNIT;
+    static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_tq3_0[0], ggmlq_levels_tq3_0[1], ggmlq_levels_tq3_0[2], ggmlq_levels_tq3_0[3]);
+    static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_tq3_0[4], ggmlq_levels_tq3_0[5], ggmlq_levels_tq3_0[6], ggmlq_levels_tq3_0[7]);
+};
+
+template <> struct ggmlq_cache_type<GGMLQ_TYPE_PLANAR3> {
+    enum { LENGTH = 128, BYTES = sizeof(struct ggmlq_block_planar3), PLANES = 4,
+           SCALE_AT = 0, Q_AT = 2, S_AT = 34,
+           ENCODERS = 8 };
+    static constexpr float    UNIT = GGMLQ_PLANAR3_UNIT;
+    static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_planar3[0], ggmlq_levels_planar3[1], ggmlq_levels_planar3[2], ggmlq_levels_planar3[3]);
+    static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_planar3[4], ggmlq_levels_planar3[5], ggmlq_levels_planar3[6], ggmlq_levels_planar3[7]);
+};
+
+static_assert(offsetof(struct ggmlq_block_tq3_0, gamma) == 12 && offsetof(struct ggmlq_block_tq3_0, qr) == 8, "docs/FORMAT.md");
+static_assert(offsetof(struct ggmlq_block_planar3, qs) == 2 && offsetof(struct ggmlq_block_planar3, signs) == 34, "docs/FORMAT.md");
+
+static __device__ const __align__(16) float ggmlq_cos_sin[64][2] = GGMLQ_PLANAR3_COS_SIN_INIT;
+
+/* --- memory ----------------------------------------------------------------------------------------------------- */
+
+/* Blocks have 14 and 50 bytes: rows lie on even addresses, and where somebody sliced bytes, on odd ones. */
+GGMLQ_DEVICE uint32_t ggmlq_read_u32(const uint8_t * p) {
+    if (((uintptr_t) p & 1) == 0) {
+        const uint16_t * h = (const uint16_t *) p;
+        return h[0] | (uint32_t) h[1] << 16;
+    }
+    return ggmlq_load_u32(p);
+}
+
+GGMLQ_DEVICE uint16_t ggmlq_read_u16(const uint8_t * p) { return ((uintptr_t) p & 1) == 0 ? *(const uint16_t *) p : ggmlq_load_u16(p); }
+
+GGMLQ_DEVICE void ggmlq_write_u16(uint8_t * p, uint32_t v) {
+    if (((uintptr_t) p & 1) == 0) {
+        *(uint16_t *) p = (uint16_t) v;
+    } else {
+        ggmlq_store_u16(p, (uint16_t) v);
+    }
+}
+
+GGMLQ_DEVICE float ggmlq_half_value(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+
+/* Values [0, n) of 4 at p, n <= 4; the others become 0. type: f32 or f16. */
+GGMLQ_DEVICE void ggmlq_load_floats(int type, const uint8_t * p, int n, float v[4]) {
+    if (type == GGMLQ_CUDA_F32) {
+        if (n >= 4 && ((uintptr_t) p & 15) == 0) {
+            const float4 f = *(const float4 *) p;
+            v[0] = f.x; v[1] = f.y; v[2] = f.z; v[3] = f.w;
+            return;
+        }
+        for (int i = 0; i < 4; ++i) {
+            v[i] = i < n ? ((const float *) p)[i] : 0.0f;
+        }
+    } else {
+        if (n >= 4 && ((uintptr_t) p & 7) == 0) {
+            const uint2 h = *(const uint2 *) p;
+            v[0] = ggmlq_half_value((uint16_t) h.x); v[1] = ggmlq_half_value((uint16_t) (h.x >> 16));
+            v[2] = ggmlq_half_value((uint16_t) h.y); v[3] = ggmlq_half_value((uint16_t) (h.y >> 16));
+            return;
+        }
+        for (int i = 0; i < 4; ++i) {
+            v[i] = i < n ? ggmlq_half_value(((const uint16_t *) p)[i]) : 0.0f;
+        }
+    }
+}
+
+/* Nearest, ties to even, NaN stays NaN. */
+GGMLQ_DEVICE uint16_t ggmlq_bf16_from_float(float f) {
+    const uint32_t bits = __float_as_uint(f);
+    return (uint16_t) ((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+GGMLQ_DEVICE void ggmlq_store_floats(int type, uint8_t * p, const float v[4]) {
+    if (type == GGMLQ_CUDA_F32) {
+        if (((uintptr_t) p & 15) == 0) {
+            *(float4 *) p = make_float4(v[0], v[1], v[2], v[3]);
+            return;
+        }
+        for (int i = 0; i < 4; ++i) {
+            ((float *) p)[i] = v[i];
+        }
+        return;
+    }
+    uint16_t h[4];
+    for (int i = 0; i < 4; ++i) {
+        h[i] = type == GGMLQ_CUDA_F16 ? __half_as_ushort(__float2half_rn(v[i])) : ggmlq_bf16_from_float(v[i]);
+    }
+    if (((uintptr_t) p & 7) == 0) {
+        *(uint2 *) p = make_uint2(h[0] | (uint32_t) h[1] << 16, h[2] | (uint32_t) h[3] << 16);
+        return;
+    }
+    for (int i = 0; i < 4; ++i) {
+        ((uint16_t *) p)[i] = h[i];
+    }
+}
+
+/* --- planes ----------------------------------------------------------------------------------------------------- */
+
+/* Levels of the four values from 8k + 4w on, a signed byte each; q is word w of the 2-bit plane. */
+template <int type> GGMLQ_DEVICE uint32_t ggmlq_unpack_quad(uint32_t q, uint32_t s, int w, int k) {
+    const uint32_t fields   = (q >> 2*k & 0x03030303u) | (s >> ggmlq_sign_bit(4*w, k) & 0x01010101u) << 2;
+    const uint32_t nibbles  = fields | fields >> 4; /* in bytes 0 and 2 */
+    return __byte_perm(ggmlq_cache_type<type>::LOW, ggmlq_cache_type<type>::HIGH, __byte_perm(nibbles, 0, 0x4420));
+}
+
+/* Exact, and cheaper than four conversions: 2^23 + 128 + level is put together from bytes. */
+GGMLQ_DEVICE void ggmlq_levels_to_floats(uint32_t levels, float v[4]) {
+    const uint32_t shifted = levels ^ 0x80808080u;
+    for (int i = 0; i < 4; ++i) {
+        v[i] = __uint_as_float(__byte_perm(shifted, 0x4b000000u, 0x7540 | i)) - 8388736.0f;
+    }
+}
+
+/* Values j..j+3 of a row in the rotated space, scale * level. */
+template <int type> GGMLQ_DEVICE void ggmlq_decode_quad(const uint8_t * row, int j, float v[4]) {
+    typedef ggmlq_cache_type<type> T;
+    const uint8_t * block = row + (j/T::LENGTH)*T::BYTES;
+    const int plane = j/GGMLQ_PLANE % T::PLANES, k = j/8 % 4, w = j/4 % 2;
+    const uint32_t q = ggmlq_read_u32(block + T::Q_AT + 8*plane + 4*w);
+    const uint32_t s = ggmlq_read_u32(block + T::S_AT + 4*plane);
+    const float scale = ggmlq_half_value(ggmlq_read_u16(block + T::SCALE_AT))*T::UNIT;
+    ggmlq_levels_to_floats(ggmlq_unpack_quad<type>(q, s, w, k), v);
+    for (int i = 0; i < 4; ++i) {
+        v[i] = ggmlq_mul(scale, v[i]);
+    }
+}
+
+/* --- transpositions --------------------------------------------------------------------------------------------- */
+
+/* Threads whose lanes differ in the bits m0 and m1 are 0..3: value i of thread t becomes value t of thread i. */
+GGMLQ_DEVICE void ggmlq_transpose(float v[4], int lane, int m0, int m1) {
+    const bool t0 = lane & m0, t1 = lane & m1;
+    for (int i = 0; i < 4; i += 2) {
+        const float got = ggmlq_shuffle_xor(t0 ? v[i] : v[i + 1], m0);
+        v[i]     = t0 ? got : v[i];
+        v[i + 1] = t0 ? v[i + 1] : got;
+    }
+    for (int i = 0; i < 2; ++i) {
+        const float got = ggmlq_shuffle_xor(t1 ? v[i] : v[i + 2], m1);
+        v[i]     = t1 ? got : v[i];
+        v[i + 2] = t1 ? v[i + 2] : got;
+    }
+}
+
+GGMLQ_DEVICE uint32_t ggmlq_transpose_bytes(uint32_t v, int lane, int m0, int m1) {
+    v = __byte_perm(v, ggmlq_shuffle_xor(v, m0), lane & m0 ? 0x3715 : 0x6240);
+    return __byte_perm(v, ggmlq_shuffle_xor(v, m1), lane & m1 ? 0x3276 : 0x5410);
+}
+
+/* --- rotations -------------------------------------------------------------------------------------------------- */
+
+GGMLQ_DEVICE void ggmlq_butterfly(float & a, float & b) {
+    const float sum = ggmlq_add(a, b);
+    b = ggmlq_sub(a, b);
+    a = sum;
+}
+
+/* Quads in, columns out. */
+GGMLQ_DEVICE void ggmlq_hadamard(float v[2][4], int lane) {
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
+        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
+        ggmlq_transpose(v[h], lane, 1, 2);
+        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* 4 */
+        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 8 */
+    }
+    for (int i = 0; i < 4; ++i) {
+        ggmlq_butterfly(v[0][i], v[1][i]);                                    /* 16 */
+        v[0][i] = ggmlq_mul(v[0][i], 0.17677669529663689f); /* 1/sqrt(32) */
+        v[1][i] = ggmlq_mul(v[1][i], 0.17677669529663689f);
+    }
+}
+
+/* Quad at value j of a tq3_0 block times its signs. */
+GGMLQ_DEVICE void ggmlq_flip_quad(float v[4], int j) {
+    for (int i = 0; i < 4; ++i) {
+        v[i] = __uint_as_float(__float_as_uint(v[i]) ^ GGMLQ_TQ3_0_SIGNS >> (j + i) << 31);
+    }
+}
+
+/* Turns the two pairs of the quad at value j of a planar3 block; direction -1: back. */
+GGMLQ_DEVICE void ggmlq_turn_quad(float v[4], int j, float direction) {
+    const float4 cs = *(const float4 *) ggmlq_cos_sin[j/2];
+    const float s0 = direction*cs.y, s1 = direction*cs.w;
+    const float y0 = ggmlq_sub(ggmlq_mul(cs.x, v[0]), ggmlq_mul(s0, v[1]));
+    const float y2 = ggmlq_sub(ggmlq_mul(cs.z, v[2]), ggmlq_mul(s1, v[3]));
+    v[1] = ggmlq_add(ggmlq_mul(s0, v[0]), ggmlq_mul(cs.x, v[1]));
+    v[3] = ggmlq_add(ggmlq_mul(s1, v[2]), ggmlq_mul(cs.z, v[3]));
+    v[0] = y0;
+    v[2] = y2;
+}
+
+/* Plane pair `plane` of a block, quads in four threads, quads out. */
+template <int type> GGMLQ_DEVICE void ggmlq_rotate_plane(float v[2][4], int lane, int plane) {
+    const int t = lane % 4;
+    for (int h = 0; h < 2; ++h) {
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            ggmlq_flip_quad(v[h], 16*h + 4*t);
+        } else {
+            ggmlq_turn_quad(v[h], 32*plane + 16*h + 4*t, 1.0f);
+        }
+    }
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_hadamard(v, lane);
+        ggmlq_transpose(v[0], lane, 1, 2);
+        ggmlq_transpose(v[1], lane, 1, 2);
+    }
+}
+
+template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int lane, int plane) {
+    const int t = lane % 4;
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_hadamard(v, lane);
+        ggmlq_transpose(v[0], lane, 1, 2);
+        ggmlq_transpose(v[1], lane, 1, 2);
+    }
+    for (int h = 0; h < 2; ++h) {
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            ggmlq_flip_quad(v[h], 16*h + 4*t);
+        } else {
+            ggmlq_turn_quad(v[h], 32*plane + 16*h + 4*t, -1.0f);
+        }
+    }
+}
+
+/* --- encoder ---------------------------------------------------------------------------------------------------- */
+
+/* A block lies in ENCODERS neighbouring threads, which load and rotate quads and then search in columns:
+ *   tq3_0    thread t of 4 holds the values of the lanes t and t + 4, alternating
+ *   planar3  thread t of 8 holds those of lane 4*(t % 2) + t/2
+ * Each lane of FORMAT.md's sums is thus added up by one thread in ascending order, and a few shuffles fold them. */
+template <int type> struct ggmlq_encoder {
+    enum { THREADS = ggmlq_cache_type<type>::ENCODERS, VALUES = ggmlq_cache_type<type>::LENGTH/THREADS, QUADS = VALUES/4, LANES = 8/THREADS };
+
+    /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
+    static __device__ __forceinline__ float fold(float sum) {
+        if (type == GGMLQ_TYPE_PLANAR3) {
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
+            return ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
+        }
+        sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
+        return ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
+    }
+
+    static __device__ __forceinline__ float fold(const float sum[LANES]) { return fold(LANES == 2 ? ggmlq_add(sum[0], sum[LANES - 1]) : sum[0]); }
+
+    /* Rotated values -> the step, and of each value the number of boundaries below it, as 3-bit fields from bit 4n (n < 8) of
+     * index[n/8] on. */
+    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[(VALUES + 7)/8]) {
+        constexpr float L0 = ggmlq_levels[4], D1 = ggmlq_levels[5] - ggmlq_levels[4], D2 = ggmlq_levels[6] - ggmlq_levels[5], D3 = ggmlq_levels[7] - ggmlq_levels[6];
+        constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
+        const float starts[3] = { 0.8f, 1.0f, 1.2f };
+
+        /* Levels and boundaries mirror each other, so all is done with magnitudes. Whether one lies above a boundary is asked of
+         * the adder, which has twice the rate of comparisons: saturate(2^60*(key - boundary)) is 1 or 0 exactly. On a
+         * boundary a value belongs to the upper cell: a positive one's key is the next larger float. */
+        const float BIG = 1152921504606846976.0f; /* 2^60 */
+        float magnitude[VALUES], key[VALUES], square_sum[LANES];
+        uint32_t negative = 0;
+        for (int n = 0; n < VALUES; ++n) {
+            const uint32_t bits = __float_as_uint(y[n]);
+            const bool below = bits > 0x80000000u;
+            negative    |= (uint32_t) below << n;
+            magnitude[n] = __uint_as_float(bits & 0x7fffffff);
+            key[n]       = __uint_as_float((bits & 0x7fffffff) + (below ? 0 : 1))*BIG;
+            const float square = ggmlq_mul(magnitude[n], magnitude[n]);
+            square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
+        }
+        const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
+
+        /* The three starts side by side: they don't wait for each other. */
+        float step[3], from[3], level[3][VALUES];
+        for (int start = 0; start < 3; ++start) {
+            step[start] = ggmlq_mul(starts[start], base);
+        }
+#pragma unroll 1
+        for (int pass = 0; pass < 3; ++pass) {
+            float products[3], squares[3];
+            for (int start = 0; start < 3; ++start) {
+                from[start] = step[start];
+                const float b1 = ggmlq_mul(B1, step[start])*BIG, b2 = ggmlq_mul(B2, step[start])*BIG, b3 = ggmlq_mul(B3, step[start])*BIG;
+                float sum[LANES], square = 0.0f;
+                for (int n = 0; n < VALUES; ++n) {
+                    const float l = fmaf(ggmlq_saturate(key[n] - b3), D3, fmaf(ggmlq_saturate(key[n] - b2), D2, fmaf(ggmlq_saturate(key[n] - b1), D1, L0)));
+                    const float product = ggmlq_mul(magnitude[n], l);
+                    level[start][n] = l;
+                    sum[n % LANES]  = n < LANES ? product : ggmlq_add(sum[n % LANES], product);
+                    square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
+                }
+                products[start] = LANES == 2 ? ggmlq_add(sum[0], sum[LANES - 1]) : sum[0];
+                squares[start]  = square;
+            }
+            for (int start = 0; start < 3; ++start) {
+                step[start] = ggmlq_div_safe(fold(products[start]), fold(squares[start]));
+            }
+        }
+        float best_step = 0.0f, best_from = 0.0f, best_error = __uint_as_float(0x7f800000);
+        for (int start = 0; start < 3; ++start) {
+            float sum[LANES];
+            for (int n = 0; n < VALUES; ++n) {
+                const float d = ggmlq_sub(magnitude[n], ggmlq_mul(step[start], level[start][n]));
+                sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
+            }
+            const float error = fold(sum);
+            if (error < best_error) {
+                best_error = error;
+                best_step  = step[start];
+                best_from  = from[start];
+            }
+        }
+        const float b1 = ggmlq_mul(B1, best_from)*BIG, b2 = ggmlq_mul(B2, best_from)*BIG, b3 = ggmlq_mul(B3, best_from)*BIG;
+        for (int n = 0; n < VALUES; ++n) {
+            const uint32_t cell = (uint32_t) (key[n] > b1) + (uint32_t) (key[n] > b2) + (uint32_t) (key[n] > b3);
+            const uint32_t i    = negative >> n & 1 ? 3 - cell : 4 + cell;
+            index[n/8] = n % 8 == 0 ? i : index[n/8] | i << 4*(n % 8);
+        }
+        return best_step;
+    }
+
+    /* Quads in, the block out; nothing is stored where block is NULL. */
+    static __device__ __forceinline__ void encode(float v[QUADS][4], int lane, uint8_t * block) {
+        uint32_t max = 0;
+        for (int i = 0; i < VALUES; ++i) {
+            const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
+            max = bits > max ? bits : max;
+        }
+        for (int mask = 1; mask < THREADS; mask *= 2) {
+            const uint32_t other = ggmlq_shuffle_xor(max, mask);
+            max = other > max ? other : max;
+        }
+        const bool finite = max < 0x7f800000;
+        const bool coded  = finite && max != 0;
+
+        /* 2^(e-1) <= max < 2^e; 2^e itself may be no float. */
+        const int e = !coded ? 0 : max >= 0x00800000 ? (int) (max >> 23) - 126 : -117 - __clz((int) max);
+        const int down_excess = e > 126 ? 126 - e : e < -127 ? -127 - e : 0;
+        const float down  = __uint_as_float((uint32_t) (127 + down_excess) << 23), down2 = __uint_as_float((uint32_t) (127 - e - down_excess) << 23);
+        for (int i = 0; i < VALUES; ++i) {
+            v[i/4][i%4] = ggmlq_mul(ggmlq_mul(v[i/4][i%4], down), down2);
+        }
+
+        float y[VALUES];
+        for (int q = 0; q < QUADS; ++q) {
+            if (type == GGMLQ_TYPE_TQ3_0) {
+                ggmlq_flip_quad(v[q], 16*q + 4*(lane % 4));
+            } else {
+                ggmlq_turn_quad(v[q], 32*q + 4*(lane % 8), 1.0f);
+                ggmlq_transpose(v[q], lane, 2, 4);
+            }
+        }
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            ggmlq_hadamard(v, lane);
+        }
+        for (int i = 0; i < VALUES; ++i) {
+            y[i] = v[i/4][i%4];
+        }
+
+        uint32_t index[(VALUES + 7)/8];
+        const float step = search(y, index);
+        const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
+        const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
+        const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
+        const uint32_t scale = coded ? ggmlq_half_from_float(scaled) : finite ? 0 : 0x7e00;
+
+        /* Each thread holds whole bytes of the planes (two threads share one of planar3's sign bytes). */
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            const int t = lane % 4;
+            uint32_t word = 0;
+            for (int n = 0; n < VALUES; ++n) {
+                const int k = n/2, w = n % 2;
+                const uint32_t i = index[n/8] >> 4*(n % 8) & 7;
+                word |= (i >> 1) << (8*w + 2*k) | (i & 1) << (16 + ggmlq_sign_bit(4*w, k));
+            }
+            word = coded ? word : 0;
+            word = (word & 0xffffff) | (t == 0 ? scale << 24 : t == 1 ? scale >> 8 << 24 : 0);
+            word = ggmlq_transpose_bytes(word, lane, 1, 2);
+            if (block) {
+                ggmlq_write_u16(block + 4*t, word);
+                if (t != 3) {
+                    ggmlq_write_u16(block + 4*t + 2, word >> 16);
+                }
+            }
+        } else {
+            const int w = lane % 2, t = lane/2 % 4;
+            uint32_t two = 0, one = 0;
+            for (int n = 0; n < VALUES; ++n) {
+                const int g = n/4, k = n % 4;
+                const uint32_t i = index[n/8] >> 4*(n % 8) & 7;
+                two |= (i & 3) << (8*g + 2*k);
+                one |= (i >> 2) << (8*g + ggmlq_sign_bit(0, k));
+            }
+            one <<= ggmlq_sign_bit(4*w, 0);
+            one |= ggmlq_shuffle_xor(one, 1);
+            two = ggmlq_transpose_bytes(coded ? two : 0, lane, 2, 4);
+            one = ggmlq_transpose_bytes(coded ? one : 0, lane, 2, 4);
+            if (block) {
+                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w, two);
+                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w + 2, two >> 16);
+                ggmlq_write_u16(block + ggmlq_cache_type<type>::S_AT + 4*t + 2*w, w ? one >> 16 : one);
+                if (lane % 8 == 0) {
+                    ggmlq_write_u16(block + ggmlq_cache_type<type>::SCALE_AT, scale);
+                }
+            }
+        }
+    }
+};
+
+#endif
