@@ -178,14 +178,17 @@ class FakeLibrary:
         return 0
 
     def ggmlq_cuda_set_rows(self, rows, values, indices, index_bytes, stream):
-        to, source, where = self.array(rows)[0, 0], self.array(values)[0, 0], self.indices(indices, index_bytes)[0, 0]
-        kept = np.flatnonzero((where >= 0) & (where < len(to)))
-        pyggmlq.set_rows(to, where[kept], source[kept].astype(np.float32), TYPES[rows.type].name)
+        to, source, index = self.array(rows), self.array(values), self.indices(indices, index_bytes)
+        for i3, i2 in np.ndindex(source.shape[:2]):
+            where = index[i3 % index.shape[0], i2 % index.shape[1]]
+            kept = np.flatnonzero((where >= 0) & (where < to.shape[2]))
+            pyggmlq.set_rows(to[i3, i2], where[kept], source[i3, i2, kept].astype(np.float32), TYPES[rows.type].name)
         return 0
 
     def ggmlq_cuda_get_rows(self, values, rows, indices, index_bytes, stream):
-        to, source, where = self.array(values)[0, 0], self.array(rows)[0, 0], self.indices(indices, index_bytes)[0, 0]
-        to[...] = pyggmlq.get_rows(source, where, TYPES[rows.type].name)
+        to, source, index = self.array(values), self.array(rows), self.indices(indices, index_bytes)
+        for i3, i2 in np.ndindex(to.shape[:2]):
+            to[i3, i2] = pyggmlq.get_rows(source[i3, i2], index[i3, i2], TYPES[rows.type].name)
         return 0
 
     def ggmlq_cuda_attend_check(self, p):
