@@ -16,6 +16,7 @@ from pyggmlq import _cpu, reference
 from pyggmlq._types import cache_types, foreign_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
+BACKENDS = ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.cuda)]
 ALL_TYPES = [info.name for info in foreign_types() + cache_types()]
 
 
@@ -130,7 +131,7 @@ def test_masks_repeat_over_heads_and_sequences(name, shape):
     assert np.array_equal(found, pyggmlq.flash_attn(q, k, v, type_k=name, type_v=name, mask=full))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_masked_has_no_influence(backend):
     """Not even if it is NaN: an unwritten cache cell may hold anything. A query with nothing to look at gives zeros."""
     q, k, v = case(8, "tq3_0", "planar3", n_queries=4)
@@ -146,7 +147,7 @@ def test_what_is_masked_has_no_influence(backend):
     assert np.array_equal(pyggmlq.flash_attn(q, k, v, mask=mask, **options), clean)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_row_that_one_query_sees_is_hidden_from_the_others(backend):
     """They share its decoding, not its NaN."""
     q, k, v = case(17, "tq3_0", "planar3", n_queries=3)
@@ -155,7 +156,7 @@ def test_a_row_that_one_query_sees_is_hidden_from_the_others(backend):
     assert np.isfinite(found[:, :2]).all() and np.isnan(found[:, 2]).all()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_not_finite_rows_give_nan_where_they_are_seen(backend):
     q, k, v = case(9, "tq3_0", "planar3", n_heads=2, n_heads_kv=2)
     k[0, 3] = 0xFF  # a NaN scale
@@ -206,7 +207,7 @@ def test_threads_change_nothing(n_queries):
         assert np.array_equal(pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3", n_threads=n_threads), one)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_views(backend):
     """A cache is [token][head][row]; the views that attention wants have their axes swapped, and gaps."""
     q, k, v = case(15, "tq3_0", "f16")
@@ -229,7 +230,7 @@ def test_strided_views(backend):
     assert np.allclose(backwards, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_to_do(backend):
     options = dict(type_k="tq3_0", type_v="planar3", backend=backend)
     q, k, v = case(16, "tq3_0", "planar3")

@@ -49,3 +49,37 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: f
     magnitude = np.abs(scale) * (np.abs(q) @ np.abs(k).T).max(initial=0)
     e = (head_size + 8) * U * magnitude + 16 * U * bias
     return (2 * e + 2 * n_terms * U + ROTATION) * np.linalg.norm(v, axis=1).max(initial=0)
+
+
+# A CUDA encoder may put a value within float rounding of a boundary into either cell (docs/FORMAT.md). Ours names every rounding and adds in
+# the order of the format, so no block is expected to differ; this many of a million may.
+ENCODER_TIES = 10
+
+# What an attention kernel of csrc/cuda rounds to halves: (query and key, weight and value). A half's unit roundoff is 2^-11.
+HALF = 2.0**-11
+CUDA_KERNELS = {"plain": (0.0, 0.0), "decode": (HALF, HALF)}
+
+
+def attention_cuda(kernel, q, k, v, weights, out, scale, bias):
+    """Norm of the error of every output row of a CUDA kernel against float64. q: (n_queries, n) and k: (n_kv, n), both as they
+    are multiplied, so rotated where K is; v: (n_kv, m); weights: (n_queries, n_kv), a row's sum is 1 or less (sinks); out: (n_queries, m).
+
+    Three shares. 1. Rounding to halves, whose errors are taken as independent and uniform within +-u: variance u^2/3 each.
+    A score is off by a sum of 2n such terms; weight i then moves by w_i times that, and pulls the output towards v_i or away
+    from the mean. Weights and values add their own. Six standard deviations: one row in 10^8 by chance. 2. What isn't
+    independent: equal weights are rounded alike, which scales the output (u); weights below a half's range vanish (2^-25
+    of the largest each). 3. Float arithmetic as in `attention`: scores by the worst case, and the sums over the tokens as
+    independent roundings where that is less: 6 sqrt(n_kv) U, for the weighted sum and for the sum of weights.
+    """
+    u_qk, u_wv = CUDA_KERNELS[kernel]
+    n_kv, norms = len(k), np.linalg.norm(v, axis=1)
+    score_variance = 2 * (scale * u_qk) ** 2 / 3 * (q**2 @ (k**2).T)
+    pull = norms**2 + np.linalg.norm(out, axis=1, keepdims=True) ** 2
+    deviation = np.sqrt((weights**2 * (score_variance + 2 * u_wv**2 / 3) * pull).sum(axis=1))
+    halves = 6 * deviation + 2 * u_wv * np.linalg.norm(out, axis=1)
+    if u_wv:
+        halves = halves + n_kv * 2.0**-25 * weights.max(axis=1, initial=0) * norms.max(initial=0)
+    magnitude = np.abs(scale) * (np.abs(q) @ np.abs(k).T).max(initial=0)
+    e = (q.shape[1] + 16) * U * magnitude + 16 * U * bias
+    chain = min(n_kv, 6 * np.sqrt(n_kv)) + 32
+    return halves + (2 * e + 2 * chain * U + 2 * ROTATION) * (weights @ norms)
