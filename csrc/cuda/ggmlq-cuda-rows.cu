@@ -31,7 +31,7 @@ static struct divider make_divider(int64_t d) {
     while ((int64_t) 1 << result.shift < d) {
         ++result.shift;
     }
-    result.factor = (uint32_t) ((((uint64_t) 1 << result.shift) - result.d << 32)/result.d + 1);
+    result.factor = (uint32_t) (((((uint64_t) 1 << result.shift) - result.d) << 32)/result.d + 1);
     return result;
 }
 
