@@ -1,0 +1,978 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention for few queries on tensor cores: the kernel. Design, fragments and measurements: docs/CUDA-ATTENTION.md.
+ *
+ * A column is a query row: query token i / group, head i % group of one KV head. A block of threads takes 8*TILES columns, all
+ * of them in every warp, and a range of tokens; it reads every K and V row of the range once. Warps work alone, on tiles of ROWS
+ * tokens that they copy to shared memory themselves, several tiles ahead. A head wider than SLICE is shared by a group
+ * of warps, which add up their partial scores. Ranges are combined by the block that finishes last.
+ *
+ *   scores   [token, column] = K (A operand, 16 tokens) x queries (B operand)   int8 m16n8k32, or f16 m16n8k16 for f16 rows
+ *   output   [value, column] = V transposed (A, 16 values x 16 tokens) x weights (B)         f16 m16n8k16
+ *
+ * The order of a contraction is free. So a thread takes from K the fields that lie in its 16 bits of a plane, queries being
+ * stored in that order; and the 16 tokens of a tile are numbered such that reads of both operands spread over the banks.
+ */
+#ifndef GGMLQ_CUDA_ATTEND_DECODE_CUH
+#define GGMLQ_CUDA_ATTEND_DECODE_CUH
+
+#include "ggmlq-cuda-codec.cuh"
+#include "ggmlq-cuda-attend-decode.h"
+
+/* --- instructions ----------------------------------------------------------------------------------------------- */
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#    define GGMLQ_DECODE_DEVICE
+#endif
+
+#ifdef GGMLQ_DECODE_DEVICE
+
+GGMLQ_DEVICE uint32_t ggmlq_shared_address(const void * p) { return (uint32_t) __cvta_generic_to_shared(p); }
+
+/* BYTES bytes, of which the first `valid` are read and the rest become 0. */
+template <int BYTES> GGMLQ_DEVICE void ggmlq_copy_async(uint32_t to, const void * from, int valid) {
+    if (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %2, %3;" :: "r"(to), "l"(from), "n"(BYTES), "r"(valid) : "memory");
+    }
+}
+
+GGMLQ_DEVICE void ggmlq_copy_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> GGMLQ_DEVICE void ggmlq_copy_async_wait(void) { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+GGMLQ_DEVICE void ggmlq_mma_s8(int d[4], const uint32_t a[4], uint2 b, const int c[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
+GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+/* 8 x 8 halves, element [lane/4][2*(lane%4) ..]: transposed. */
+GGMLQ_DEVICE uint32_t ggmlq_transpose_halves(uint32_t a) {
+    uint32_t d;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
+}
+
+template <bool transposed> GGMLQ_DEVICE void ggmlq_load_matrices(uint32_t a[4], uint32_t address) {
+    if (transposed) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
+    }
+}
+
+GGMLQ_DEVICE float ggmlq_exp2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+GGMLQ_DEVICE void ggmlq_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+
+GGMLQ_DEVICE uint32_t ggmlq_half2_bits(__half2 h) { return *(const uint32_t *) &h; }
+GGMLQ_DEVICE __half2 ggmlq_half2_from_bits(uint32_t u) { return *(const __half2 *) &u; }
+
+/* low | high << 16 of two 16-bit values: a multiplication, because the units for logic and permutation are the busy ones. */
+GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high) { return high*65536u + low; }
+
+GGMLQ_DEVICE uint32_t ggmlq_read_shared_u16(const uint8_t * p) { return *(const uint16_t *) p; }
+
+#endif
+
+/* --- rows in shared memory -------------------------------------------------------------------------------------- */
+
+/* SLICE values of a row as they are copied. CHUNK: bytes of a copy. WINDOW: rows lie on even addresses only, so the aligned words around
+ * a row are copied and the row starts 0 or 2 bytes later. PITCH keeps the addresses of chunks aligned. */
+template <int type, int SLICE> struct ggmlq_decode_rows {
+    enum {
+        TQ3_0 = type == GGMLQ_TYPE_TQ3_0, PLANAR3 = type == GGMLQ_TYPE_PLANAR3, Q8_0 = type == GGMLQ_TYPE_Q8_0, F16 = type == GGMLQ_TYPE_F16,
+        BYTES  = TQ3_0 ? SLICE/32*14 : PLANAR3 ? SLICE/128*50 : Q8_0 ? SLICE/32*34 : 2*SLICE,
+        WINDOW = BYTES % 4 != 0,
+        CHUNK  = F16 ? 16 : BYTES % 8 == 0 ? 8 : 4,
+        CHUNKS = WINDOW ? (BYTES + 2)/4 : BYTES/CHUNK,
+        PITCH  = CHUNK*CHUNKS + (F16 || (Q8_0 && SLICE == 128) ? 16 : 0),
+        ALIGN  = WINDOW ? 2 : CHUNK, /* of addresses and strides */
+        LANES  = CHUNKS <= 8 ? 8 : CHUNKS <= 16 ? 16 : 32, /* that copy a row together */
+        BYTE_VALUES = !F16,          /* values are a byte times a scale */
+        OURS   = TQ3_0 || PLANAR3,
+        PLANES = SLICE/32,
+        SCALES = PLANAR3 ? SLICE/128 : SLICE/32
+    };
+    static_assert(CHUNKS <= 32 && BYTES % 2 == 0, "a row is copied by the lanes of one warp");
+
+    static constexpr __host__ __device__ int q_at(int plane)     { return PLANAR3 ? 50*(plane/4) +  2 + 8*(plane%4) : 14*plane; }
+    static constexpr __host__ __device__ int s_at(int plane)     { return PLANAR3 ? 50*(plane/4) + 34 + 4*(plane%4) : 14*plane + 8; }
+    static constexpr __host__ __device__ int scale_at(int plane) { return PLANAR3 ? 50*(plane/4) : Q8_0 ? 34*plane : 14*plane + 12; }
+};
+
+/* Number of the tile's token that row i of a score fragment stands for. */
+constexpr __host__ __device__ int ggmlq_decode_token(int i) { return i/2 % 4 + 4*(i % 2) + 8*(i/8); }
+
+/* Position of value j of a plane pair: bits of word w, half h of the 2-bit plane; field p + 2n of those 16 bits is number n of parity p. */
+constexpr __host__ __device__ int ggmlq_plane_value(int w, int h, int p, int n) {
+    return 8*((2*(4*h + n) + p) % 4) + 4*w + (2*(4*h + n) + p)/4;
+}
+
+/* Where value j of 32 lies in a query row: thread t = 2w + h of four reads 8 bytes, first those of even parity. */
+GGMLQ_DEVICE int ggmlq_plane_position(int j) {
+    const int b = j % 8, c = 4*(b % 4) + j/8;
+    return 16*(b/4) + 8*(c/8) + 4*(c % 2) + c/2 % 4;
+}
+
+/* --- the kernel ------------------------------------------------------------------------------------------------- */
+
+/* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES> struct ggmlq_decode_shape {
+    typedef ggmlq_decode_rows<type_k, SLICE> K;
+    typedef ggmlq_decode_rows<type_v, SLICE> V;
+    enum {
+        COLUMNS     = 8*TILES,
+        M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
+        K_BYTES     = ROWS*K::PITCH,
+        V_BYTES     = ROWS*V::PITCH,
+        MASK_BYTES  = COLUMNS*ROWS*2,
+        STAGE_BYTES = K_BYTES + V_BYTES + MASK_BYTES,
+        PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
+        SUM_BYTES   = WARPS*TILES*M_TILES*32*16
+    };
+    static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0, "stages stay aligned");
+
+    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*SLICE*slices + 16; }
+    static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
+    static constexpr __host__ __device__ int query_bytes(int slices) {
+        return COLUMNS*query_pitch(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0);
+    }
+    static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
+    static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
+    static constexpr __host__ __device__ int front_bytes(int slices) {
+        return (PIPE_BYTES > out_bytes(slices) ? PIPE_BYTES : out_bytes(slices)) + 15 & ~15;
+    }
+    static constexpr __host__ __device__ int stats_bytes() { return COLUMNS*(WARPS*2 + 4)*4 + 16; }
+    static constexpr __host__ __device__ int shared_bytes(int slices) {
+        return front_bytes(slices) + query_bytes(slices) + exchange_bytes(slices) + stats_bytes();
+    }
+};
+
+#ifdef GGMLQ_DECODE_DEVICE
+
+/* `count` of ROWS rows -> shared memory, the others as zeros. `from`: the slice of the tile's first row. */
+template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, const uint8_t * from, int64_t stride, int count, int lane) {
+    enum { STEP = 32/R::LANES };
+    const int x = lane % R::LANES, first = lane/R::LANES;
+    if (x >= R::CHUNKS) {
+        return;
+    }
+    const uint8_t * const tile = from; /* an address that exists */
+    from += first*stride;
+    to   += first*R::PITCH + x*R::CHUNK;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += STEP) {
+        const bool used = first + i < count;
+        const uint8_t * const row = used ? from : tile;
+        if (R::WINDOW) {
+            const int shift = (int) ((uintptr_t) row & 2);
+            /* The last word of a row that starts on a word has 2 bytes that may belong to nobody. */
+            ggmlq_copy_async<4>(to + i*R::PITCH, row - shift + 4*x, !used ? 0 : x == R::CHUNKS - 1 && shift == 0 ? 2 : 4);
+        } else {
+            ggmlq_copy_async<R::CHUNK>(to + i*R::PITCH, row + R::CHUNK*x, used ? R::CHUNK : 0);
+        }
+        from += STEP*stride;
+    }
+}
+
+struct ggmlq_decode_lut { uint32_t low, high; };
+
+/* Levels of the fields, signed bytes. */
+template <int type> GGMLQ_DEVICE ggmlq_decode_lut ggmlq_decode_levels(uint32_t flip) {
+    if constexpr (type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3) {
+        return { ggmlq_cache_type<type>::LOW ^ flip, ggmlq_cache_type<type>::HIGH ^ flip };
+    }
+    return { 0, 0 };
+}
+
+/* What the sums of V are multiplied by; see values(). */
+template <int type> GGMLQ_DEVICE float ggmlq_decode_unit(void) {
+    return type == GGMLQ_TYPE_TQ3_0 ? 128*GGMLQ_TQ3_0_UNIT : type == GGMLQ_TYPE_PLANAR3 ? 128*GGMLQ_PLANAR3_UNIT : 1.0f;
+}
+
+/* 16 bits of the 2-bit plane and of the 1-bit plane, of two rows -> selectors of their fields: four of each row. */
+GGMLQ_DEVICE uint32_t ggmlq_selectors(uint32_t q, uint32_t s) { return (q & 0x33333333u) | (s & 0x44444444u); }
+
+/* A fragment of plane pair `plane`: signed bytes of rows g and g + 8. `row`: of row g in shared memory. */
+template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_t a[4], const uint8_t * row, int plane, int t, uint32_t shift, ggmlq_decode_lut lut) {
+    typedef ggmlq_decode_rows<type, SLICE> K;
+    if (type == GGMLQ_TYPE_Q8_0) {
+        const uint8_t * p = row + 34*plane + 2 + 8*t;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const uint8_t * word = p + 8*K::PITCH*(i % 2) + 4*(i/2);
+            a[i] = ggmlq_two_halves(ggmlq_read_shared_u16(word), ggmlq_read_shared_u16(word + 2));
+        }
+        return;
+    }
+    const uint8_t * q_row = row + K::q_at(plane) + 2*t;
+    const uint8_t * s_row = row + K::s_at(plane) + 2*(t % 2);
+    const uint32_t q = ggmlq_two_halves(ggmlq_read_shared_u16(q_row), ggmlq_read_shared_u16(q_row + 8*K::PITCH));
+    /* shift: 4 or 1, brings the sign bits of word 0 or 1 into place; bits that cross into the other half are masked away */
+    const uint32_t s = ggmlq_two_halves(ggmlq_read_shared_u16(s_row), ggmlq_read_shared_u16(s_row + 8*K::PITCH))*shift;
+    const uint32_t even = ggmlq_selectors(q, s), odd = ggmlq_selectors(q >> 2, s >> 1);
+    a[0] = __byte_perm(lut.low, lut.high, even);
+    a[1] = __byte_perm(lut.low, lut.high, even >> 16);
+    a[2] = __byte_perm(lut.low, lut.high, odd);
+    a[3] = __byte_perm(lut.low, lut.high, odd >> 16);
+}
+
+/* Bytes of V: thread group g takes M_TILES*2 values of a row, in groups of four. Group n of two tokens -> level + 128 each. */
+template <int type, int SLICE> struct ggmlq_decode_v_pair {
+    typedef ggmlq_decode_rows<type, SLICE> V;
+    uint32_t q[2], s, scale; /* planes; two scales as a half2 */
+    const uint8_t * r0, * r1;
+
+    /* g -> the plane pair in which its values lie */
+    static __device__ __forceinline__ int plane(int g) { return SLICE == 64 ? g/4 : g/2; }
+
+    static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * row0, const uint8_t * row1, int g, uint32_t shift) {
+        ggmlq_decode_v_pair v;
+        const int pl = SLICE == 96 && g >= 6 ? 2 : plane(g);
+        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + V::scale_at(pl)), ggmlq_read_shared_u16(row1 + V::scale_at(pl)));
+        if (SLICE == 96 && g >= 6) {
+            v.scale = 0;
+        }
+        if (type == GGMLQ_TYPE_Q8_0) {
+            const int at = V::scale_at(pl) + 2 + (SLICE == 64 ? 8*(g % 4) : 16*(g % 2));
+            v.r0 = row0 + at;
+            v.r1 = row1 + at;
+            return v;
+        }
+        const int q_at = V::q_at(pl) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2)), s_at = V::s_at(pl) + 2*(g % 2);
+        v.q[0] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at));
+        v.s    = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at));
+        if (SLICE == 64) {
+            v.s *= shift;
+        } else {
+            v.q[1] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4));
+        }
+        return v;
+    }
+
+    /* The four values of group n, two tokens each, times their scales (and 2^-7 for our types, which keeps 123 times the largest
+     * scale below 65504). */
+    __device__ __forceinline__ void values(int n, uint32_t h[4], ggmlq_decode_lut lut) const {
+        uint32_t u0, u1;
+        if (type == GGMLQ_TYPE_Q8_0) {
+            u0 = ggmlq_two_halves(ggmlq_read_shared_u16(r0 + 4*n), ggmlq_read_shared_u16(r0 + 4*n + 2)) ^ 0x80808080u;
+            u1 = ggmlq_two_halves(ggmlq_read_shared_u16(r1 + 4*n), ggmlq_read_shared_u16(r1 + 4*n + 2)) ^ 0x80808080u;
+        } else {
+            const uint32_t sign = SLICE == 64 ? (n == 0 ? s : s >> 1) : n == 0 ? s << 2 : n == 1 ? s << 1 : n == 2 ? s : s >> 1;
+            const uint32_t word = SLICE == 64 ? q[0] : q[n/2];
+            const uint32_t fields = ggmlq_selectors(n % 2 ? word >> 2 : word, sign);
+            u0 = __byte_perm(lut.low, lut.high, fields);
+            u1 = __byte_perm(lut.low, lut.high, fields >> 16);
+        }
+        /* A byte under 0x64 is the half 1024 + byte. */
+        const uint32_t x = __byte_perm(u0, u1, 0x5140), y = __byte_perm(u0, u1, 0x7362);
+        h[0] = __byte_perm(x, 0x64646464u, 0x4140);
+        h[1] = __byte_perm(x, 0x64646464u, 0x4342);
+        h[2] = __byte_perm(y, 0x64646464u, 0x4140);
+        h[3] = __byte_perm(y, 0x64646464u, 0x4342);
+        const __half2 scales = ggmlq_half2_from_bits(scale);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const __half2 value = ggmlq_half2_from_bits(h[i]);
+            const __half2 level = type == GGMLQ_TYPE_Q8_0 ? __hadd2(value, ggmlq_half2_from_bits(0xe480e480u))  /* - 1152 */
+                                : __hfma2(value, ggmlq_half2_from_bits(0x20002000u), ggmlq_half2_from_bits(0xc880c880u)); /* *2^-7 - 9 */
+            h[i] = ggmlq_half2_bits(__hmul2(level, scales));
+        }
+    }
+};
+
+/* Halves of a that are infinite or NaN -> 1, others -> 0; those become 0 in a. */
+GGMLQ_DEVICE uint32_t ggmlq_take_out_nonfinite(uint32_t & a) {
+    const uint32_t low = (a & 0x7c00u) == 0x7c00u ? 0xffffu : 0, high = (a & 0x7c000000u) == 0x7c000000u ? 0xffff0000u : 0;
+    a &= ~(low | high);
+    return (low | high) & 0x3c003c00u;
+}
+
+/* Which value of the slice is in row `half`*8 + g of m-tile i of the output; SLICE or more: none. */
+template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int half, int g) {
+    const int n = i/2, e = 2*(i % 2) + half;
+    if (type == GGMLQ_TYPE_F16) {
+        return 16*i + 8*half + g;
+    }
+    if (type == GGMLQ_TYPE_Q8_0) {
+        return SLICE == 64 ? 8*g + 4*n + e : 16*g + 4*n + e;
+    }
+    return SLICE == 64 ? 32*(g/4) + ggmlq_plane_value(g/2 % 2, g % 2, n, e) : 32*(g/2) + ggmlq_plane_value(n/2, g % 2, n % 2, e);
+}
+
+GGMLQ_DEVICE float ggmlq_decode_slope(const ggmlq_attend_params & p, int head) {
+    if (p.max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    int n_pow2 = 1;
+    while (2*n_pow2 <= p.n_heads) {
+        n_pow2 *= 2;
+    }
+    const float exponent = head < n_pow2 ? (float) (head + 1) : 0.5f*(float) (2*(head - n_pow2) + 1);
+    return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
+}
+
+/* 2^24-bit arithmetic on a sum of products: starting it at 1.5*2^23 as a float's bits makes its bits a float (|sum| < 2^22). */
+#define GGMLQ_SUM_BITS  0x4b400000
+#define GGMLQ_SUM_FLOAT 12582912.0f
+
+/* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
+ * in threes of a fragment's columns, see scores(). */
+template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_queries(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries, float * scales,
+                                                                                    int first_column, int head_kv, int seq, float factor) {
+    typedef typename S::K K;
+    const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32, pitch = S::query_pitch(plan.slices);
+    for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
+        const int  unit = first + threadIdx.x/4, plane = unit % planes, column = unit/planes;
+        const bool used = column < S::COLUMNS && first_column + column < plan.columns;
+        float v[2][4] = {};
+        if (used) {
+            const int token = (first_column + column)/plan.group, head = head_kv*plan.group + (first_column + column) % plan.group;
+            const float * q = (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + head*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*t;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                v[i/4][i%4] = q[16*(i/4) + i%4];
+            }
+        }
+        if constexpr (K::OURS) {
+            ggmlq_rotate_plane<type>(v, lane, plane % 4);
+        }
+        if (!K::BYTE_VALUES) {
+            if (column < S::COLUMNS) {
+                __half * row = (__half *) (queries + column*pitch) + 32*plane + 4*t;
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    row[16*(i/4) + i%4] = __float2half_rn(v[i/4][i%4]*factor);
+                }
+            }
+            continue;
+        }
+        uint32_t max = 0; /* of the bits, which puts NaN above all numbers */
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            v[i/4][i%4] *= factor;
+            const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
+            max = bits > max ? bits : max;
+        }
+#pragma unroll
+        for (int mask = 1; mask < (K::PLANAR3 ? 16 : 4); mask *= 2) {
+            const uint32_t other = ggmlq_shuffle_xor(max, mask);
+            max = other > max ? other : max;
+        }
+        /* A step of 16 bits, rounded up: its product with 1.5*2^23 is then exact, and no value exceeds 127 steps. */
+        float step = __uint_as_float((__float_as_uint(__uint_as_float(max)*(1.0f/127.0f)) + 0x1ff) & ~0xffu);
+        const bool finite = max < 0x7f800000;
+        step = !finite ? __uint_as_float(0x7fffffff) : step < 1e-30f ? 0.0f : step;
+        const float inverse = step > 0.0f ? 1.0f/step : 0.0f;
+        if (column >= S::COLUMNS) {
+            continue;
+        }
+        uint8_t * row = queries + column*pitch + 32*plane;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const int j = 16*(i/4) + 4*t + i%4;
+            row[K::OURS ? ggmlq_plane_position(j) : j] = (uint8_t) __float2int_rn(v[i/4][i%4]*inverse);
+        }
+        if (t == 0 && (!K::PLANAR3 || plane % 4 == 0)) {
+            const int n_scales = K::PLANAR3 ? planes/4 : planes, scale = K::PLANAR3 ? plane/4 : plane;
+            const float unit_k = type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TQ3_0_UNIT : type == GGMLQ_TYPE_PLANAR3 ? GGMLQ_PLANAR3_UNIT : 1.0f; /* powers of two */
+            float * pair = scales + (((column/8)*n_scales + scale)*4 + column/2 % 4)*4 + column % 2;
+            pair[0] = step*unit_k;
+            pair[2] = -GGMLQ_SUM_FLOAT*(step*unit_k);
+        }
+    }
+}
+
+#endif
+
+/* Waits: the counter of a unit lies in memory that anything may have been written to. A count is a 64-bit number that random memory
+ * doesn't hold; whoever finds anything else there starts it at 0, before the first block can arrive, and the last arrival leaves it at 0. */
+#define GGMLQ_COUNT_START 0x6767d1c5b2f9a38full
+#define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
+#define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
+
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS>
+__global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const __grid_constant__ ggmlq_attend_params p, const __grid_constant__ ggmlq_decode_plan plan,
+                                                                               uint8_t * __restrict__ workspace) {
+#ifdef GGMLQ_DECODE_DEVICE
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
+    typedef typename S::K K;
+    typedef typename S::V V;
+    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16 };
+    const float LOG2E = 1.44269504f;
+
+    extern __shared__ __align__(16) uint8_t shared[];
+    uint8_t * const queries  = shared + S::front_bytes(plan.slices);
+    float   * const q_scales = (float *) (queries + COLUMNS*S::query_pitch(plan.slices));
+    float   * const exchange = (float *) (queries + S::query_bytes(plan.slices));
+    float   * const stats    = (float *) ((uint8_t *) exchange + S::exchange_bytes(plan.slices));
+
+    const int lane = threadIdx.x % 32, warp = threadIdx.x/32, g = lane/4, t = lane % 4;
+    const int slice = warp % plan.slices, group = warp/plan.slices, groups = WARPS/plan.slices;
+
+    /* Neighbouring heads share sectors of memory: blocks that start together take them together. */
+    const int unit = blockIdx.x, split = blockIdx.y;
+    const int head_kv = unit % plan.heads_kv, chunk = unit/plan.heads_kv % plan.chunks, seq = unit/plan.heads_kv/plan.chunks;
+    const int first_column = chunk*COLUMNS;
+    const int64_t seq_kv = seq/plan.seqs_per_kv;
+
+    const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
+    const int tile0  = (int) ((int64_t) tiles*split/plan.splits), tile1 = (int) ((int64_t) tiles*(split + 1)/plan.splits);
+
+    const uint8_t * const k_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + slice*K::BYTES;
+    const uint8_t * const v_rows = (const uint8_t *) p.v + seq_kv*p.v_stride[2] + head_kv*p.v_stride[1] + slice*V::BYTES;
+    uint8_t * const pipe = shared + warp*STAGES*S::STAGE_BYTES;
+
+    const uint8_t * const mask = (const uint8_t *) p.mask;
+    auto mask_row = [&](int column) {
+        const int row = first_column + column < plan.columns ? first_column + column : 0;
+        return mask + (row/plan.group)*p.mask_stride[0] + ((head_kv*plan.group + row % plan.group) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
+    };
+
+    enum { MASK_COPIES = (COLUMNS*(ROWS/8) + 31)/32 };
+    const uint8_t * mask_from[MASK_COPIES]; /* of this lane's 16 bytes */
+    if (mask && plan.mask_aligned) {
+#pragma unroll
+        for (int i = 0; i < MASK_COPIES; ++i) {
+            const int row = (32*i + lane)/(ROWS/8);
+            mask_from[i] = mask_row(plan.one_mask || row >= COLUMNS ? 0 : row) + 16*(lane % (ROWS/8));
+        }
+    }
+
+    auto copy_tile = [&](int tile, int stage) {
+        if (tile < tile1) {
+            const int token = tile*ROWS, count = plan.n_kv - token;
+            const uint32_t to = ggmlq_shared_address(pipe + stage*S::STAGE_BYTES);
+            ggmlq_decode_copy<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
+            if (!plan.v_in_k) {
+                ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
+            }
+            if (mask) {
+                const int rows = plan.one_mask ? 1 : COLUMNS;
+                uint8_t * const to_mask = pipe + stage*S::STAGE_BYTES + S::K_BYTES + S::V_BYTES;
+                if (plan.mask_aligned) {
+#pragma unroll
+                    for (int i = 0; i < MASK_COPIES; ++i) {
+                        const int at = lane % (ROWS/8)*8, left = 2*(count - at);
+                        if (32*i + lane < rows*(ROWS/8)) {
+                            ggmlq_copy_async<16>(ggmlq_shared_address(to_mask) + 16*(32*i + lane), mask_from[i] + (left > 0 ? 2*token : 0), left < 0 ? 0 : left > 16 ? 16 : left);
+                        }
+                    }
+                } else { /* of any alignment: these loads wait */
+                    for (int i = lane; i < rows*ROWS; i += 32) {
+                        const int at = i % ROWS;
+                        *(uint16_t *) (to_mask + 2*i) = at < count ? *(const uint16_t *) (mask_row(i/ROWS) + 2*(token + at)) : 0;
+                    }
+                }
+            }
+        }
+        ggmlq_copy_async_commit();
+    };
+
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; ++i) {
+        copy_tile(tile0 + group + i*groups, i);
+    }
+
+    if (plan.splits > 1 && threadIdx.x == 0) {
+        unsigned long long * counter = (unsigned long long *) workspace + unit;
+        const unsigned long long found = *(volatile unsigned long long *) counter;
+        if ((found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
+            atomicCAS(counter, found, GGMLQ_COUNT_START);
+        }
+    }
+
+    const bool softcap = p.logit_softcap != 0.0f;
+    ggmlq_decode_load_queries<S, type_k, SLICE>(p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+    __syncthreads();
+
+    /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
+    enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
+    uint2 q[TILES][STEPS];
+    float slope[TILES][2];
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) {
+        const uint8_t * row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2);
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+            q[n][i] = K::BYTE_VALUES ? *(const uint2 *) (row + 32*i + 8*t)
+                                     : make_uint2(*(const uint32_t *) (row + 32*i + 4*t), *(const uint32_t *) (row + 32*i + 16 + 4*t));
+        }
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const int column = first_column + 8*n + 2*t + e;
+            slope[n][e] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
+        }
+    }
+
+    const ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
+
+    /* Where this thread's rows of a tile lie. */
+    const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
+    const int k_row = k_token*K::PITCH + (K::WINDOW ? (int) ((uintptr_t) (k_rows + k_token*p.k_stride[0]) & 2) : 0);
+    const int v_row = v_token*V::PITCH + (V::WINDOW ? (int) ((uintptr_t) (v_rows + v_token*p.v_stride[0]) & 2) : 0);
+    const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
+    const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
+
+    float o[TILES][M_TILES][4], max[TILES][2], sum[TILES][2];
+    const float LOWEST = -1e30f;
+
+    /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
+    for (bool careful = false;; careful = true) {
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+            for (int i = 0; i < M_TILES; ++i) {
+                o[n][i][0] = o[n][i][1] = o[n][i][2] = o[n][i][3] = 0.0f;
+            }
+            max[n][0] = max[n][1] = LOWEST;
+            sum[n][0] = sum[n][1] = 0.0f;
+        }
+        int stage = 0, parity = 0;
+#pragma unroll 1
+        for (int tile = tile0 + group; tile < tile1; tile += groups) {
+            ggmlq_copy_async_wait<STAGES - 2>();
+            __syncwarp();
+            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? STAGES - 1 : stage - 1);
+            const uint8_t * const k_tile = pipe + stage*S::STAGE_BYTES;
+            const uint8_t * const v_tile = plan.v_in_k ? k_tile : k_tile + S::K_BYTES;
+            const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
+            stage = stage == STAGES - 1 ? 0 : stage + 1;
+
+            /* What is added to the scores; -INFINITY hides. Rows of a fragment: tokens k_token and k_token + 8. */
+            float bias[BLOCK_ROWS][TILES][4];
+            bool visible = mask == NULL;
+#pragma unroll
+            for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const int  at = 16*m + k_token + 8*i;
+                    const bool in = tile*ROWS + at < plan.n_kv;
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            float b = 0.0f;
+                            if (mask) {
+                                b = plan.one_mask && (n > 0 || e > 0) ? bias[m][0][2*i] : ggmlq_half_value(mask_tile[(plan.one_mask ? 0 : 8*n + 2*t + e)*ROWS + at]);
+                            }
+                            b = in ? b : -INFINITY;
+                            visible |= b != -INFINITY;
+                            bias[m][n][2*i + e] = b;
+                        }
+                    }
+                }
+            }
+            if (!__any_sync(0xffffffffu, visible)) {
+                continue;
+            }
+
+            /* One more term of the score (a product with an f16 row that all heads share, say) would be one more call of mma_f16 on s. */
+            float s[BLOCK_ROWS][TILES][4];
+#pragma unroll
+            for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+                }
+                if constexpr (K::BYTE_VALUES) {
+                    const uint8_t * const row = k_tile + k_row + 16*m*K::PITCH;
+                    int acc[TILES][4];
+#pragma unroll
+                    for (int plane = 0; plane < K::PLANES; ++plane) {
+                        uint32_t a[4];
+                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row, plane, t, k_shift, lut_k);
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            ggmlq_mma_s8(acc[n], a, q[n][plane], K::PLANAR3 && plane % 4 != 0 ? acc[n] : start);
+                        }
+                        if (K::PLANAR3 && plane % 4 != 3) {
+                            continue;
+                        }
+                        const float scale[2] = { ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(row + K::scale_at(plane))),
+                                                 ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(row + K::scale_at(plane) + 8*K::PITCH)) };
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            const float4 f = *(const float4 *) (q_scales + ((n*K::SCALES*plan.slices + slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane))*4 + t)*4);
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) {
+                                s[m][n][i] = fmaf(scale[i/2], fmaf(__int_as_float(acc[n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
+                            }
+                        }
+                    }
+                } else {
+                    const int r = lane % 16;
+                    const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(r))*K::PITCH + 16*(lane/16);
+#pragma unroll
+                    for (int i = 0; i < STEPS; ++i) {
+                        uint32_t a[4];
+                        ggmlq_load_matrices<false>(a, address + 32*i);
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            ggmlq_mma_f16(s[m][n], a, q[n][i]);
+                        }
+                    }
+                }
+            }
+            if (plan.slices > 1) { /* partial scores of the slices, added in the same order by all */
+                float4 * const mine = (float4 *) exchange + ((group*2 + parity)*plan.slices + slice)*BLOCK_ROWS*TILES*32 + lane;
+                const float4 * const all = (const float4 *) exchange + (group*2 + parity)*plan.slices*BLOCK_ROWS*TILES*32 + lane;
+                parity ^= 1;
+#pragma unroll
+                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                    mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
+                }
+                ggmlq_barrier(1 + group, 32*plan.slices);
+#pragma unroll
+                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                    float4 total = all[32*i];
+                    for (int j = 1; j < plan.slices; ++j) {
+                        const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
+                        total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
+                    }
+                    s[i/TILES][i%TILES][0] = total.x; s[i/TILES][i%TILES][1] = total.y; s[i/TILES][i%TILES][2] = total.z; s[i/TILES][i%TILES][3] = total.w;
+                }
+            }
+
+            /* Scores in units of log 2. The maximum is followed lazily: weights up to 2^8 do no harm. */
+            float top[TILES][2];
+            bool  exceeds = false;
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                top[n][0] = top[n][1] = LOWEST;
+#pragma unroll
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        float x = s[m][n][i];
+                        if (softcap) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
+                            x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
+                        }
+                        const float b = bias[m][n][i];
+                        x = b == -INFINITY ? -INFINITY : fmaf(b, slope[n][i % 2], x);
+                        s[m][n][i] = x;
+                        top[n][i % 2] = fmaxf(top[n][i % 2], x);
+                    }
+                }
+                exceeds |= top[n][0] > max[n][0] + 8.0f || top[n][1] > max[n][1] + 8.0f;
+            }
+            if (__any_sync(0xffffffffu, exceeds)) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+                        for (int x = 4; x < 32; x *= 2) {
+                            top[n][e] = fmaxf(top[n][e], ggmlq_shuffle_xor(top[n][e], x));
+                        }
+                        const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
+                        max[n][e]  = next;
+                        sum[n][e] *= shrink;
+#pragma unroll
+                        for (int i = 0; i < M_TILES; ++i) {
+                            o[n][i][e]     *= shrink;
+                            o[n][i][e + 2] *= shrink;
+                        }
+                    }
+                }
+            }
+            uint2 weights[BLOCK_ROWS][TILES];
+#pragma unroll
+            for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    float w[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        w[i] = ggmlq_exp2(s[m][n][i] - max[n][i % 2]);
+                        sum[n][i % 2] += w[i];
+                    }
+                    weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
+                    weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
+                }
+            }
+
+            /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
+#pragma unroll
+            for (int m = 0; m < BLOCK_ROWS; ++m) {
+                uint2 seen[TILES]; /* careful: 1 where a weight isn't 0 */
+                if (careful) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
+                        seen[n].x = (x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0);
+                        seen[n].y = (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0);
+                    }
+                }
+                auto poison = [&](int first, int last, const uint32_t odd[4]) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+                        ggmlq_mma_f16(hit, odd, seen[n]);
+#pragma unroll
+                        for (int i = first; i < last; ++i) {
+#pragma unroll
+                            for (int e = 0; e < 4; ++e) {
+                                o[n][i][e] = hit[e] > 0.0f ? __uint_as_float(0x7fffffff) : o[n][i][e];
+                            }
+                        }
+                    }
+                };
+                if constexpr (V::BYTE_VALUES) {
+                    const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH;
+                    typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
+                    pair a0 = pair::load(row, row + 4*V::PITCH, g, v_shift), a1 = pair::load(row + 8*V::PITCH, row + 12*V::PITCH, g, v_shift);
+                    if (careful) { /* a thread's values share a scale, which alone can be odd */
+                        uint32_t odd[4];
+                        odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
+                        odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
+                        poison(0, M_TILES, odd);
+                    }
+#pragma unroll
+                    for (int i = 0; i < M_TILES/2; ++i) {
+                        uint32_t x[4], y[4];
+                        a0.values(i, x, lut_v);
+                        a1.values(i, y, lut_v);
+#pragma unroll
+                        for (int j = 0; j < 2; ++j) {
+                            const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
+#pragma unroll
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_mma_f16(o[n][2*i + j], a, weights[m][n]);
+                            }
+                        }
+                    }
+                } else {
+                    /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
+                    const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
+#pragma unroll
+                    for (int i = 0; i < M_TILES; ++i) {
+                        uint32_t a[4];
+                        ggmlq_load_matrices<true>(a, address + 32*i);
+                        if (careful) {
+                            uint32_t odd[4];
+#pragma unroll
+                            for (int j = 0; j < 4; ++j) {
+                                odd[j] = ggmlq_take_out_nonfinite(a[j]);
+                            }
+                            poison(i, i + 1, odd);
+                        }
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            ggmlq_mma_f16(o[n][i], a, weights[m][n]);
+                        }
+                    }
+                }
+            }
+        }
+        bool odd = false;
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+            for (int i = 0; i < M_TILES; ++i) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    odd |= (__float_as_uint(o[n][i][e]) & 0x7f800000) == 0x7f800000;
+                }
+            }
+        }
+        ggmlq_copy_async_wait<0>();
+        if (!__syncthreads_or(odd) || careful) {
+            break;
+        }
+        for (int i = 0; i < STAGES - 1; ++i) {
+            copy_tile(tile0 + group + i*groups, i);
+        }
+    }
+
+    /* Groups of warps -> one sum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
+    float4 * const sums = (float4 *) shared;
+    float  * const rows = (float *) (shared + S::SUM_BYTES);
+    float  * const maxima = stats, * const factors = stats + COLUMNS*WARPS; /* maxima and sums of groups, then their factors */
+    float  * const totals = stats + 2*COLUMNS*WARPS;                          /* [column]: max, sum, result's factor */
+    int    * const last_flag = (int *) (totals + 4*COLUMNS);
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+#pragma unroll
+            for (int x = 4; x < 32; x *= 2) {
+                sum[n][e] += ggmlq_shuffle_xor(sum[n][e], x);
+            }
+            if (g == 0 && slice == 0) {
+                maxima[group*COLUMNS + 8*n + 2*t + e]  = max[n][e];
+                factors[group*COLUMNS + 8*n + 2*t + e] = sum[n][e];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < M_TILES; ++i) {
+            sums[((warp*TILES + n)*M_TILES + i)*32 + lane] = *(const float4 *) o[n][i];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < COLUMNS) {
+        const int column = threadIdx.x;
+        float top = LOWEST, total = 0.0f;
+        for (int i = 0; i < groups; ++i) {
+            top = fmaxf(top, maxima[i*COLUMNS + column]);
+        }
+        for (int i = 0; i < groups; ++i) {
+            const float factor = ggmlq_exp2(maxima[i*COLUMNS + column] - top);
+            total += factor*factors[i*COLUMNS + column];
+            factors[i*COLUMNS + column] = factor;
+        }
+        totals[4*column]     = top;
+        totals[4*column + 1] = total;
+    }
+    __syncthreads();
+    const int n_items = plan.slices*TILES*M_TILES*32; /* float4 of the block's result */
+    float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items;
+    float2 * const partial_stats = (float2 *) (workspace + plan.stats_at) + (int64_t) unit*plan.splits*COLUMNS;
+
+    auto store_row = [&](int item, float4 v) { /* rows[column][value] */
+        const int i = item/32 % M_TILES, n = item/32/M_TILES % TILES, at_slice = item/32/M_TILES/TILES, l = item % 32;
+        float * const row = rows + (8*n + 2*(l % 4))*S::row_pitch(plan.slices) + at_slice*SLICE;
+        const float f0 = totals[4*(8*n + 2*(l % 4)) + 2], f1 = totals[4*(8*n + 2*(l % 4)) + 6];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int value = ggmlq_decode_v_value<type_v, SLICE>(i, half, l/4);
+            if (value < SLICE) {
+                row[value] = f0*(half ? v.z : v.x);
+                row[value + S::row_pitch(plan.slices)] = f1*(half ? v.w : v.y);
+            }
+        }
+    };
+    auto finish_column = [&](int column, float top, float total) {
+        if (p.sinks && first_column + column < plan.columns) {
+            const float sink = LOG2E*p.sinks[head_kv*plan.group + (first_column + column) % plan.group];
+            const float higher = fmaxf(sink, top);
+            total = total*ggmlq_exp2(top - higher) + ggmlq_exp2(sink - higher);
+            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_unit<type_v>()*ggmlq_exp2(top - higher)/total;
+        } else {
+            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_unit<type_v>()/total;
+        }
+    };
+    auto group_sum = [&](int item) {
+        const int n = item/32/M_TILES % TILES, at_slice = item/32/M_TILES/TILES, in_slice = item % (TILES*M_TILES*32), column = 8*n + 2*(item % 4);
+        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (int i = 0; i < groups; ++i) {
+            const float4 x = sums[(i*plan.slices + at_slice)*TILES*M_TILES*32 + in_slice];
+            const float f0 = factors[i*COLUMNS + column], f1 = factors[i*COLUMNS + column + 1];
+            v.x = fmaf(f0, x.x, v.x); v.y = fmaf(f1, x.y, v.y); v.z = fmaf(f0, x.z, v.z); v.w = fmaf(f1, x.w, v.w);
+        }
+        return v;
+    };
+
+    if (plan.splits == 1) {
+        if (threadIdx.x < COLUMNS) {
+            finish_column(threadIdx.x, totals[4*threadIdx.x], totals[4*threadIdx.x + 1]);
+        }
+        __syncthreads();
+        for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
+            store_row(item, group_sum(item));
+        }
+    } else {
+        for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
+            __stcg(partial + (int64_t) split*n_items + item, group_sum(item));
+        }
+        if (threadIdx.x < COLUMNS) {
+            __stcg(partial_stats + split*COLUMNS + threadIdx.x, make_float2(totals[4*threadIdx.x], totals[4*threadIdx.x + 1]));
+        }
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            unsigned long long * const counter = (unsigned long long *) workspace + unit;
+            const unsigned long long before = atomicAdd(counter, GGMLQ_COUNT_STEP);
+            *last_flag = before == GGMLQ_COUNT_START + (unsigned long long) (plan.splits - 1)*GGMLQ_COUNT_STEP;
+            if (*last_flag) {
+                *(volatile unsigned long long *) counter = GGMLQ_COUNT_START;
+            }
+        }
+        __syncthreads();
+        if (!*last_flag) {
+            return;
+        }
+        __threadfence();
+        /* Factors of the splits go where the sums were: nobody reads those any more. */
+        float * const split_factors = (float *) shared;
+        for (int column = warp; column < COLUMNS; column += WARPS) {
+            float top = LOWEST, total = 0.0f;
+            for (int i = lane; i < plan.splits; i += 32) {
+                top = fmaxf(top, __ldcg(partial_stats + i*COLUMNS + column).x);
+            }
+#pragma unroll
+            for (int x = 1; x < 32; x *= 2) {
+                top = fmaxf(top, ggmlq_shuffle_xor(top, x));
+            }
+            for (int i = lane; i < plan.splits; i += 32) {
+                const float2 stat = __ldcg(partial_stats + i*COLUMNS + column);
+                const float factor = ggmlq_exp2(stat.x - top);
+                split_factors[i*COLUMNS + column] = factor;
+                total += factor*stat.y;
+            }
+#pragma unroll
+            for (int x = 1; x < 32; x *= 2) {
+                total += ggmlq_shuffle_xor(total, x);
+            }
+            if (lane == 0) {
+                finish_column(column, top, total);
+            }
+        }
+        __syncthreads();
+        for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
+            const int column = 8*(item/32/M_TILES % TILES) + 2*(item % 4);
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+            for (int i = 0; i < plan.splits; ++i) {
+                const float4 x = __ldcg(partial + (int64_t) i*n_items + item);
+                const float2 f = *(const float2 *) (split_factors + i*COLUMNS + column);
+                v.x = fmaf(f.x, x.x, v.x); v.y = fmaf(f.y, x.y, v.y); v.z = fmaf(f.x, x.z, v.z); v.w = fmaf(f.y, x.w, v.w);
+            }
+            store_row(item, v);
+        }
+    }
+    __syncthreads();
+
+    /* Rows -> output, rotated back. */
+    const int planes = plan.slices*SLICE/32;
+    for (int first = 0; first < COLUMNS*planes; first += 32*WARPS/4) {
+        const int  item = first + threadIdx.x/4, plane = item % planes, column = item/planes;
+        const bool used = column < COLUMNS && first_column + column < plan.columns;
+        float v[2][4] = {};
+        if (used) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                *(float4 *) v[h] = *(const float4 *) (rows + column*S::row_pitch(plan.slices) + 32*plane + 16*h + 4*t);
+            }
+        }
+        if constexpr (V::OURS) {
+            ggmlq_unrotate_plane<type_v>(v, lane, plane % 4);
+        }
+        if (used) {
+            const int token = (first_column + column)/plan.group, head = head_kv*plan.group + (first_column + column) % plan.group;
+            float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + head*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                out[16*(i/4) + i%4] = v[i/4][i%4];
+            }
+        }
+    }
+#endif
+}
+
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::shared_bytes,
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS> };
+    return instance;
+}
+
+#endif
