@@ -110,7 +110,7 @@ enum { THREADS = 256, MAX_BLOCKS = 16384 };
 
 static unsigned int blocks_for(int64_t n) {
     const int64_t blocks = (n + THREADS - 1) / THREADS;
-    return (unsigned int) (blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS);
+    return blocks < MAX_BLOCKS ? (unsigned int) blocks : (unsigned int) MAX_BLOCKS;
 }
 
 int ggmlq_cuda_pack(void * dst, const void * src, int item_bytes, int n_axes, const int64_t * shape, const int64_t * strides, void * stream) {
