@@ -65,6 +65,7 @@ GGMLQ_DEVICE int ggmlq_dot4(uint32_t a, uint32_t b, int c) {
 GGMLQ_DEVICE float ggmlq_mul(float a, float b) { return a*b; }
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { return a + b; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { return a - b; }
+GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { return fmaf(a, b, c); }
 GGMLQ_DEVICE float ggmlq_div(float a, float b) { return __fdiv_rn(a, b); }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return __fsqrt_rn(a); }
 GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return __fdiv_rn(a, b); }
@@ -75,6 +76,7 @@ GGMLQ_DEVICE float ggmlq_saturate(float a) { return fminf(fmaxf(a, 0.0f), 1.0f);
 GGMLQ_DEVICE float ggmlq_mul(float a, float b) { float r; asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { float r; asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { float r; asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { float r; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
 GGMLQ_DEVICE float ggmlq_div(float a, float b) { float r; asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { float r; asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a)); return r; }
 
