@@ -288,13 +288,12 @@ template <int type> struct ggmlq_encoder {
     /* Rotated values -> the step, and of each value the number of boundaries below it, as 3-bit fields from bit 4n (n < 8) of
      * index[n/8] on. */
     static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[(VALUES + 7)/8]) {
-        constexpr float L0 = ggmlq_levels[4], D1 = ggmlq_levels[5] - ggmlq_levels[4], D2 = ggmlq_levels[6] - ggmlq_levels[5], D3 = ggmlq_levels[7] - ggmlq_levels[6];
+        constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
         constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
-        /* Levels and boundaries mirror each other, so all is done with magnitudes. Whether one lies above a boundary is asked of
-         * the adder, which has twice the rate of comparisons: saturate(2^60*(key - boundary)) is 1 or 0 exactly. On a
-         * boundary a value belongs to the upper cell: a positive one's key is the next larger float. */
+        /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
+         * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
         const float BIG = 1152921504606846976.0f; /* 2^60 */
         float magnitude[VALUES], key[VALUES], square_sum[LANES];
         uint32_t negative = 0;
@@ -322,7 +321,7 @@ template <int type> struct ggmlq_encoder {
                 const float b1 = ggmlq_mul(B1, step[start])*BIG, b2 = ggmlq_mul(B2, step[start])*BIG, b3 = ggmlq_mul(B3, step[start])*BIG;
                 float square = 0.0f;
                 for (int n = 0; n < VALUES; ++n) {
-                    const float l = fmaf(ggmlq_saturate(key[n] - b3), D3, fmaf(ggmlq_saturate(key[n] - b2), D2, fmaf(ggmlq_saturate(key[n] - b1), D1, L0)));
+                    const float l = ggmlq_pick(key[n], b1, b2, b3, L0, L1, L2, L3);
                     const float product = ggmlq_mul(magnitude[n], l);
                     level[start][n] = l;
                     sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
