@@ -285,9 +285,9 @@ template <int type> struct ggmlq_encoder {
         return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
     }
 
-    /* Rotated values -> the step, and of each value the number of boundaries below it, as 3-bit fields from bit 4n (n < 8) of
-     * index[n/8] on. */
-    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[(VALUES + 7)/8]) {
+    /* Rotated values -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value for bit
+     * position k of byte c of the planes. */
+    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[2]) {
         constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
         constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
@@ -296,11 +296,11 @@ template <int type> struct ggmlq_encoder {
          * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
         const float BIG = 1152921504606846976.0f; /* 2^60 */
         float magnitude[VALUES], key[VALUES], square_sum[LANES];
-        uint32_t negative = 0;
+        uint32_t sign[VALUES];
         for (int n = 0; n < VALUES; ++n) {
             const uint32_t bits = __float_as_uint(y[n]);
             const bool below = bits > 0x80000000u;
-            negative    |= (uint32_t) below << n;
+            sign[n]      = below ? 0x80000000u : 0;
             magnitude[n] = __uint_as_float(bits & 0x7fffffff);
             key[n]       = __uint_as_float((bits & 0x7fffffff) + (below ? 0 : 1))*BIG;
             const float square = ggmlq_mul(magnitude[n], magnitude[n]);
@@ -348,12 +348,29 @@ template <int type> struct ggmlq_encoder {
             }
         }
         const float b1 = ggmlq_mul(B1, best_from)*BIG, b2 = ggmlq_mul(B2, best_from)*BIG, b3 = ggmlq_mul(B3, best_from)*BIG;
-        for (int n = 0; n < VALUES; ++n) {
-            const uint32_t cell = (uint32_t) (key[n] > b1) + (uint32_t) (key[n] > b2) + (uint32_t) (key[n] > b3);
-            const uint32_t i    = negative >> n & 1 ? 3 - cell : 4 + cell;
-            index[n/8] = n % 8 == 0 ? i : index[n/8] | i << 4*(n % 8);
+        index[0] = index[1] = 0;
+        for (int c = 0; c < 4; ++c) {
+            float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
+            for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
+                const int n = type == GGMLQ_TYPE_TQ3_0 ? 4*k + c : 4*c + k;
+                const float cell = ggmlq_pick(key[n], b1, b2, b3, 0.5f, 1.5f, 2.5f, 3.5f);
+                nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | sign[n]), (float) weight, nibbles);
+            }
+            index[c/2] |= (uint32_t) (int) nibbles << 16*(c % 2);
         }
         return best_step;
+    }
+
+    /* Bits `mask` from bit `shift` of each nibble of the indices on -> where a plane's byte has them (signs: the 1-bit plane, w = 0). */
+    static __device__ __forceinline__ uint32_t pack(const uint32_t index[2], int shift, uint32_t mask, bool signs) {
+        uint32_t half[2] = { 0, 0 };
+        for (int i = 0; i < 2; ++i) {
+            for (int k = 0; k < 4; ++k) {
+                const int to = signs ? ggmlq_sign_bit(0, k) : 2*k;
+                half[i] |= (index[i] >> shift >> (4*k - to)) & (mask << to)*0x10001u;
+            }
+        }
+        return __byte_perm(half[0], half[1], 0x6420);
     }
 
     /* Quads in, the block out; nothing is stored where block is NULL. */
@@ -403,7 +420,7 @@ template <int type> struct ggmlq_encoder {
             y[i] = type == GGMLQ_TYPE_TQ3_0 ? ggmlq_mul(v[i/4][i%4], GGMLQ_CUDA_NORM32) : v[i/4][i%4];
         }
 
-        uint32_t index[(VALUES + 7)/8];
+        uint32_t index[2];
         const float step = search(y, index);
         const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
         const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
@@ -413,13 +430,7 @@ template <int type> struct ggmlq_encoder {
         /* Each thread holds whole bytes of the planes (two threads share one of planar3's sign bytes). */
         if (type == GGMLQ_TYPE_TQ3_0) {
             const int w = lane % 2;
-            uint32_t two = 0, one = 0;
-            for (int n = 0; n < VALUES; ++n) {
-                const int b = n % 4, k = n/4;
-                const uint32_t i = index[n/8] >> 4*(n % 8) & 7;
-                two |= (i >> 1) << (8*b + 2*k);
-                one |= (i & 1) << (ggmlq_sign_bit(b, k));
-            }
+            uint32_t two = pack(index, 1, 3, false), one = pack(index, 0, 1, true);
             one <<= ggmlq_sign_bit(4*w, 0);
             one |= ggmlq_shuffle_xor(one, 1);
             two = coded ? two : 0;
@@ -434,13 +445,7 @@ template <int type> struct ggmlq_encoder {
             }
         } else {
             const int w = lane % 2, t = lane/2 % 4;
-            uint32_t two = 0, one = 0;
-            for (int n = 0; n < VALUES; ++n) {
-                const int g = n/4, k = n % 4;
-                const uint32_t i = index[n/8] >> 4*(n % 8) & 7;
-                two |= (i & 3) << (8*g + 2*k);
-                one |= (i >> 2) << (8*g + ggmlq_sign_bit(0, k));
-            }
+            uint32_t two = pack(index, 0, 3, false), one = pack(index, 2, 1, true);
             one <<= ggmlq_sign_bit(4*w, 0);
             one |= ggmlq_shuffle_xor(one, 1);
             two = ggmlq_transpose_bytes(coded ? two : 0, lane, 2, 4);
