@@ -89,7 +89,8 @@ static bool make_plan(const ggmlq_attend_params * p, const ggmlq_decode_instance
     }
     plan->units = (int) units;
     plan->v_in_k = p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
-    plan->one_mask     = p->n_queries == 1 && p->mask_heads == 1;
+    plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
+    plan->unit         = 65536;
     plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
 
     int resident;

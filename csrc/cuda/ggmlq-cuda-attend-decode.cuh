@@ -29,13 +29,9 @@
 
 GGMLQ_DEVICE uint32_t ggmlq_shared_address(const void * p) { return (uint32_t) __cvta_generic_to_shared(p); }
 
-/* BYTES bytes, of which the first `valid` are read and the rest become 0. */
-template <int BYTES> GGMLQ_DEVICE void ggmlq_copy_async(uint32_t to, const void * from, int valid) {
-    if (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %2, %3;" :: "r"(to), "l"(from), "n"(BYTES), "r"(valid) : "memory");
-    }
+/* 16 bytes, of which the first `valid` are read and the rest become 0. */
+GGMLQ_DEVICE void ggmlq_copy_async(uint32_t to, const void * from, int valid) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid) : "memory");
 }
 
 GGMLQ_DEVICE void ggmlq_copy_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -75,33 +71,41 @@ GGMLQ_DEVICE void ggmlq_barrier(int id, int threads) { asm volatile("bar.sync %0
 GGMLQ_DEVICE uint32_t ggmlq_half2_bits(__half2 h) { return *(const uint32_t *) &h; }
 GGMLQ_DEVICE __half2 ggmlq_half2_from_bits(uint32_t u) { return *(const __half2 *) &u; }
 
-/* low | high << 16 of two 16-bit values: a multiplication, because the units for logic and permutation are the busy ones. */
-GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high) { return high*65536u + low; }
+/* Not __byte_perm, which clears the top bits of the selector's nibbles first: here they are 0. */
+GGMLQ_DEVICE uint32_t ggmlq_permute(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
+/* low | high << 16 of two 16-bit values by a multiplication, because the units for logic and permutation are the busy ones. `unit` is
+ * 65536; it comes from the plan so that the compiler doesn't know. */
+GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high, uint32_t unit) { return high*unit + low; }
 
 GGMLQ_DEVICE uint32_t ggmlq_read_shared_u16(const uint8_t * p) { return *(const uint16_t *) p; }
+
 
 #endif
 
 /* --- rows in shared memory -------------------------------------------------------------------------------------- */
 
-/* SLICE values of a row as they are copied. CHUNK: bytes of a copy. WINDOW: rows lie on even addresses only, so the aligned words around
- * a row are copied and the row starts 0 or 2 bytes later. PITCH keeps the addresses of chunks aligned. */
+/* SLICE values of a row as they are copied: the 16-byte chunks around them, since smaller copies would pass through L1, whose few lines
+ * limit what is in flight. In shared memory a row starts where it does in its first chunk. An odd number of chunks spreads rows over
+ * the banks. */
 template <int type, int SLICE> struct ggmlq_decode_rows {
     enum {
         TQ3_0 = type == GGMLQ_TYPE_TQ3_0, PLANAR3 = type == GGMLQ_TYPE_PLANAR3, Q8_0 = type == GGMLQ_TYPE_Q8_0, F16 = type == GGMLQ_TYPE_F16,
         BYTES  = TQ3_0 ? SLICE/32*14 : PLANAR3 ? SLICE/128*50 : Q8_0 ? SLICE/32*34 : 2*SLICE,
-        WINDOW = BYTES % 4 != 0,
-        CHUNK  = F16 ? 16 : BYTES % 8 == 0 ? 8 : 4,
-        CHUNKS = WINDOW ? (BYTES + 2)/4 : BYTES/CHUNK,
-        PITCH  = CHUNK*CHUNKS + (F16 || (Q8_0 && SLICE == 128) ? 16 : 0),
-        ALIGN  = WINDOW ? 2 : CHUNK, /* of addresses and strides */
-        LANES  = CHUNKS <= 8 ? 8 : CHUNKS <= 16 ? 16 : 32, /* that copy a row together */
+        ALIGN  = F16 ? 16 : BYTES % 8 == 0 ? 8 : BYTES % 4 == 0 ? 4 : 2, /* of addresses and strides */
+        CHUNKS = (BYTES + 16 - ALIGN + 15)/16,
+        PITCH  = 16*(CHUNKS | 1),
+        LANES  = CHUNKS <= 4 ? 4 : CHUNKS <= 8 ? 8 : 16, /* that copy a row together */
         BYTE_VALUES = !F16,          /* values are a byte times a scale */
         OURS   = TQ3_0 || PLANAR3,
         PLANES = SLICE/32,
         SCALES = PLANAR3 ? SLICE/128 : SLICE/32
     };
-    static_assert(CHUNKS <= 32 && BYTES % 2 == 0, "a row is copied by the lanes of one warp");
+    static_assert(CHUNKS <= 16, "a row is copied by up to 16 lanes");
 
     static constexpr __host__ __device__ int q_at(int plane)     { return PLANAR3 ? 50*(plane/4) +  2 + 8*(plane%4) : 14*plane; }
     static constexpr __host__ __device__ int s_at(int plane)     { return PLANAR3 ? 50*(plane/4) + 34 + 4*(plane%4) : 14*plane + 8; }
@@ -152,34 +156,44 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     }
     static constexpr __host__ __device__ int stats_bytes() { return COLUMNS*(WARPS*2 + 4)*4 + 16; }
     static constexpr __host__ __device__ int shared_bytes(int slices) {
-        return front_bytes(slices) + query_bytes(slices) + exchange_bytes(slices) + stats_bytes();
+        return front_bytes(slices) + query_bytes(slices) + exchange_bytes(slices) + stats_bytes() + COLUMNS*8;
     }
 };
 
 #ifdef GGMLQ_DECODE_DEVICE
 
-/* `count` of ROWS rows -> shared memory, the others as zeros. `from`: the slice of the tile's first row. */
-template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, const uint8_t * from, int64_t stride, int count, int lane) {
+/* ROWS rows -> shared memory. `chunk`: this lane's 16 bytes of its first row. Bytes around the rows are read too. */
+template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, const uint8_t * chunk, int64_t stride, int lane) {
     enum { STEP = 32/R::LANES };
-    const int x = lane % R::LANES, first = lane/R::LANES;
-    if (x >= R::CHUNKS) {
-        return;
-    }
-    const uint8_t * const tile = from; /* an address that exists */
-    from += first*stride;
-    to   += first*R::PITCH + x*R::CHUNK;
+    const int x = lane % R::LANES;
+    to += lane/R::LANES*R::PITCH + 16*x;
+    if (R::CHUNKS == R::LANES || x < R::CHUNKS) {
 #pragma unroll
-    for (int i = 0; i < ROWS; i += STEP) {
-        const bool used = first + i < count;
-        const uint8_t * const row = used ? from : tile;
-        if (R::WINDOW) {
-            const int shift = (int) ((uintptr_t) row & 2);
-            /* The last word of a row that starts on a word has 2 bytes that may belong to nobody. */
-            ggmlq_copy_async<4>(to + i*R::PITCH, row - shift + 4*x, !used ? 0 : x == R::CHUNKS - 1 && shift == 0 ? 2 : 4);
-        } else {
-            ggmlq_copy_async<R::CHUNK>(to + i*R::PITCH, row + R::CHUNK*x, used ? R::CHUNK : 0);
+        for (int i = 0; i < ROWS; i += STEP) {
+            if (STEP*R::ALIGN % 16 == 0) {
+                ggmlq_copy_async(to + i*R::PITCH, chunk, 16);
+            } else { /* chunk is where it is in a row that starts at a multiple of 16, plus what this row's start is off */
+                ggmlq_copy_async(to + i*R::PITCH, (const uint8_t *) ((uintptr_t) chunk & ~(uintptr_t) 15), 16);
+            }
+            chunk += STEP*stride;
         }
-        from += STEP*stride;
+    }
+}
+
+template <class R> GGMLQ_DEVICE const uint8_t * ggmlq_decode_chunk(const uint8_t * rows, int64_t stride, int lane) {
+    const uint8_t * const chunk = rows + lane/R::LANES*stride + 16*(lane % R::LANES);
+    return 32/R::LANES*R::ALIGN % 16 == 0 ? (const uint8_t *) ((uintptr_t) chunk & ~(uintptr_t) 15) : chunk;
+}
+
+/* The last rows of a cache: `count` of ROWS, the others become zeros, and what follows a row isn't read since it may belong to nobody. */
+template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy_last(uint32_t to, const uint8_t * rows, int64_t stride, int count, int lane) {
+#pragma unroll 1
+    for (int i = lane; i < ROWS*R::CHUNKS; i += 32) {
+        const int row = i/R::CHUNKS, x = i % R::CHUNKS;
+        const uint8_t * const start = rows + (row < count ? row : 0)*stride;
+        const uint8_t * const chunk = (const uint8_t *) ((uintptr_t) start & ~(uintptr_t) 15) + 16*x;
+        const int left = row < count ? (int) (start - chunk) + R::BYTES : 0;
+        ggmlq_copy_async(to + row*R::PITCH + 16*x, left > 0 ? chunk : (const uint8_t *) ((uintptr_t) rows & ~(uintptr_t) 15), left > 16 ? 16 : left < 0 ? 0 : left);
     }
 }
 
@@ -202,27 +216,27 @@ template <int type> GGMLQ_DEVICE float ggmlq_decode_unit(void) {
 GGMLQ_DEVICE uint32_t ggmlq_selectors(uint32_t q, uint32_t s) { return (q & 0x33333333u) | (s & 0x44444444u); }
 
 /* A fragment of plane pair `plane`: signed bytes of rows g and g + 8. `row`: of row g in shared memory. */
-template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_t a[4], const uint8_t * row, int plane, int t, uint32_t shift, ggmlq_decode_lut lut) {
+template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_t a[4], const uint8_t * row, int plane, int t, uint32_t shift, uint32_t unit, ggmlq_decode_lut lut) {
     typedef ggmlq_decode_rows<type, SLICE> K;
     if (type == GGMLQ_TYPE_Q8_0) {
         const uint8_t * p = row + 34*plane + 2 + 8*t;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const uint8_t * word = p + 8*K::PITCH*(i % 2) + 4*(i/2);
-            a[i] = ggmlq_two_halves(ggmlq_read_shared_u16(word), ggmlq_read_shared_u16(word + 2));
+            a[i] = ggmlq_two_halves(ggmlq_read_shared_u16(word), ggmlq_read_shared_u16(word + 2), unit);
         }
         return;
     }
     const uint8_t * q_row = row + K::q_at(plane) + 2*t;
     const uint8_t * s_row = row + K::s_at(plane) + 2*(t % 2);
-    const uint32_t q = ggmlq_two_halves(ggmlq_read_shared_u16(q_row), ggmlq_read_shared_u16(q_row + 8*K::PITCH));
+    const uint32_t q = ggmlq_two_halves(ggmlq_read_shared_u16(q_row), ggmlq_read_shared_u16(q_row + 8*K::PITCH), unit);
     /* shift: 4 or 1, brings the sign bits of word 0 or 1 into place; bits that cross into the other half are masked away */
-    const uint32_t s = ggmlq_two_halves(ggmlq_read_shared_u16(s_row), ggmlq_read_shared_u16(s_row + 8*K::PITCH))*shift;
+    const uint32_t s = ggmlq_two_halves(ggmlq_read_shared_u16(s_row), ggmlq_read_shared_u16(s_row + 8*K::PITCH), unit)*shift;
     const uint32_t even = ggmlq_selectors(q, s), odd = ggmlq_selectors(q >> 2, s >> 1);
-    a[0] = __byte_perm(lut.low, lut.high, even);
-    a[1] = __byte_perm(lut.low, lut.high, even >> 16);
-    a[2] = __byte_perm(lut.low, lut.high, odd);
-    a[3] = __byte_perm(lut.low, lut.high, odd >> 16);
+    a[0] = ggmlq_permute(lut.low, lut.high, even);
+    a[1] = ggmlq_permute(lut.low, lut.high, even >> 16);
+    a[2] = ggmlq_permute(lut.low, lut.high, odd);
+    a[3] = ggmlq_permute(lut.low, lut.high, odd >> 16);
 }
 
 /* Bytes of V: thread group g takes M_TILES*2 values of a row, in groups of four. Group n of two tokens -> level + 128 each. */
@@ -234,10 +248,10 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
     /* g -> the plane pair in which its values lie */
     static __device__ __forceinline__ int plane(int g) { return SLICE == 64 ? g/4 : g/2; }
 
-    static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * row0, const uint8_t * row1, int g, uint32_t shift) {
+    static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * row0, const uint8_t * row1, int g, uint32_t shift, uint32_t unit) {
         ggmlq_decode_v_pair v;
         const int pl = SLICE == 96 && g >= 6 ? 2 : plane(g);
-        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + V::scale_at(pl)), ggmlq_read_shared_u16(row1 + V::scale_at(pl)));
+        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + V::scale_at(pl)), ggmlq_read_shared_u16(row1 + V::scale_at(pl)), unit);
         if (SLICE == 96 && g >= 6) {
             v.scale = 0;
         }
@@ -248,36 +262,36 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
             return v;
         }
         const int q_at = V::q_at(pl) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2)), s_at = V::s_at(pl) + 2*(g % 2);
-        v.q[0] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at));
-        v.s    = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at));
+        v.q[0] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at), unit);
+        v.s    = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at), unit);
         if (SLICE == 64) {
             v.s *= shift;
         } else {
-            v.q[1] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4));
+            v.q[1] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4), unit);
         }
         return v;
     }
 
     /* The four values of group n, two tokens each, times their scales (and 2^-7 for our types, which keeps 123 times the largest
      * scale below 65504). */
-    __device__ __forceinline__ void values(int n, uint32_t h[4], ggmlq_decode_lut lut) const {
+    __device__ __forceinline__ void values(int n, uint32_t h[4], uint32_t unit, ggmlq_decode_lut lut) const {
         uint32_t u0, u1;
         if (type == GGMLQ_TYPE_Q8_0) {
-            u0 = ggmlq_two_halves(ggmlq_read_shared_u16(r0 + 4*n), ggmlq_read_shared_u16(r0 + 4*n + 2)) ^ 0x80808080u;
-            u1 = ggmlq_two_halves(ggmlq_read_shared_u16(r1 + 4*n), ggmlq_read_shared_u16(r1 + 4*n + 2)) ^ 0x80808080u;
+            u0 = ggmlq_two_halves(ggmlq_read_shared_u16(r0 + 4*n), ggmlq_read_shared_u16(r0 + 4*n + 2), unit) ^ 0x80808080u;
+            u1 = ggmlq_two_halves(ggmlq_read_shared_u16(r1 + 4*n), ggmlq_read_shared_u16(r1 + 4*n + 2), unit) ^ 0x80808080u;
         } else {
             const uint32_t sign = SLICE == 64 ? (n == 0 ? s : s >> 1) : n == 0 ? s << 2 : n == 1 ? s << 1 : n == 2 ? s : s >> 1;
             const uint32_t word = SLICE == 64 ? q[0] : q[n/2];
             const uint32_t fields = ggmlq_selectors(n % 2 ? word >> 2 : word, sign);
-            u0 = __byte_perm(lut.low, lut.high, fields);
-            u1 = __byte_perm(lut.low, lut.high, fields >> 16);
+            u0 = ggmlq_permute(lut.low, lut.high, fields);
+            u1 = ggmlq_permute(lut.low, lut.high, fields >> 16);
         }
         /* A byte under 0x64 is the half 1024 + byte. */
-        const uint32_t x = __byte_perm(u0, u1, 0x5140), y = __byte_perm(u0, u1, 0x7362);
-        h[0] = __byte_perm(x, 0x64646464u, 0x4140);
-        h[1] = __byte_perm(x, 0x64646464u, 0x4342);
-        h[2] = __byte_perm(y, 0x64646464u, 0x4140);
-        h[3] = __byte_perm(y, 0x64646464u, 0x4342);
+        const uint32_t x = ggmlq_permute(u0, u1, 0x5140), y = ggmlq_permute(u0, u1, 0x7362);
+        h[0] = ggmlq_permute(x, 0x64646464u, 0x4140);
+        h[1] = ggmlq_permute(x, 0x64646464u, 0x4342);
+        h[2] = ggmlq_permute(y, 0x64646464u, 0x4140);
+        h[3] = ggmlq_permute(y, 0x64646464u, 0x4342);
         const __half2 scales = ggmlq_half2_from_bits(scale);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -320,7 +334,7 @@ GGMLQ_DEVICE float ggmlq_decode_slope(const ggmlq_attend_params & p, int head) {
     return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
 }
 
-/* 2^24-bit arithmetic on a sum of products: starting it at 1.5*2^23 as a float's bits makes its bits a float (|sum| < 2^22). */
+/* An integer sum that starts with the bits of the float 1.5*2^23 ends with those of 1.5*2^23 + sum (|sum| < 2^22). */
 #define GGMLQ_SUM_BITS  0x4b400000
 #define GGMLQ_SUM_FLOAT 12582912.0f
 
@@ -330,6 +344,7 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
                                                                                     int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
     const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32, pitch = S::query_pitch(plan.slices);
+#pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
         const int  unit = first + threadIdx.x/4, plane = unit % planes, column = unit/planes;
         const bool used = column < S::COLUMNS && first_column + column < plan.columns;
@@ -414,6 +429,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     float   * const q_scales = (float *) (queries + COLUMNS*S::query_pitch(plan.slices));
     float   * const exchange = (float *) (queries + S::query_bytes(plan.slices));
     float   * const stats    = (float *) ((uint8_t *) exchange + S::exchange_bytes(plan.slices));
+    const uint8_t ** const mask_rows = (const uint8_t **) ((uint8_t *) stats + S::stats_bytes()); /* of the columns */
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32, g = lane/4, t = lane % 4;
     const int slice = warp % plan.slices, group = warp/plan.slices, groups = WARPS/plan.slices;
@@ -432,55 +448,51 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     uint8_t * const pipe = shared + warp*STAGES*S::STAGE_BYTES;
 
     const uint8_t * const mask = (const uint8_t *) p.mask;
-    auto mask_row = [&](int column) {
-        const int row = first_column + column < plan.columns ? first_column + column : 0;
-        return mask + (row/plan.group)*p.mask_stride[0] + ((head_kv*plan.group + row % plan.group) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
-    };
-
-    enum { MASK_COPIES = (COLUMNS*(ROWS/8) + 31)/32 };
-    const uint8_t * mask_from[MASK_COPIES]; /* of this lane's 16 bytes */
-    if (mask && plan.mask_aligned) {
-#pragma unroll
-        for (int i = 0; i < MASK_COPIES; ++i) {
-            const int row = (32*i + lane)/(ROWS/8);
-            mask_from[i] = mask_row(plan.one_mask || row >= COLUMNS ? 0 : row) + 16*(lane % (ROWS/8));
+    if (mask) {
+        if (threadIdx.x < COLUMNS) {
+            const int row = first_column + (int) threadIdx.x < plan.columns ? first_column + (int) threadIdx.x : 0;
+            mask_rows[threadIdx.x] = mask + (row/plan.group)*p.mask_stride[0] + ((head_kv*plan.group + row % plan.group) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
         }
+        __syncthreads();
     }
+    const uint8_t * const one_mask = mask && plan.one_mask ? mask_rows[0] + 16*lane : NULL;
 
-    auto copy_tile = [&](int tile, int stage) {
+    const uint8_t * const k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane), * const v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane);
+
+    auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         if (tile < tile1) {
             const int token = tile*ROWS, count = plan.n_kv - token;
-            const uint32_t to = ggmlq_shared_address(pipe + stage*S::STAGE_BYTES);
-            ggmlq_decode_copy<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
-            if (!plan.v_in_k) {
-                ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
+            const uint32_t to = ggmlq_shared_address(pipe) + at;
+            if (tile != tiles - 1) {
+                ggmlq_decode_copy<K, ROWS>(to, k_chunk + token*p.k_stride[0], p.k_stride[0], lane);
+                if (!plan.v_in_k) {
+                    ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk + token*p.v_stride[0], p.v_stride[0], lane);
+                }
+            } else {
+                ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
+                if (!plan.v_in_k) {
+                    ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
+                }
             }
-            if (mask) {
-                const int rows = plan.one_mask ? 1 : COLUMNS;
-                uint8_t * const to_mask = pipe + stage*S::STAGE_BYTES + S::K_BYTES + S::V_BYTES;
-                if (plan.mask_aligned) {
+            if (plan.one_mask && plan.mask_aligned && count >= ROWS) {
+                if (lane < ROWS/8) {
+                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*lane, one_mask + 2*token, 16);
+                }
+            } else if (plan.mask_aligned && count >= ROWS) {
 #pragma unroll
-                    for (int i = 0; i < MASK_COPIES; ++i) {
-                        const int at = lane % (ROWS/8)*8, left = 2*(count - at);
-                        if (32*i + lane < rows*(ROWS/8)) {
-                            ggmlq_copy_async<16>(ggmlq_shared_address(to_mask) + 16*(32*i + lane), mask_from[i] + (left > 0 ? 2*token : 0), left < 0 ? 0 : left > 16 ? 16 : left);
-                        }
-                    }
-                } else { /* of any alignment: these loads wait */
-                    for (int i = lane; i < rows*ROWS; i += 32) {
-                        const int at = i % ROWS;
-                        *(uint16_t *) (to_mask + 2*i) = at < count ? *(const uint16_t *) (mask_row(i/ROWS) + 2*(token + at)) : 0;
-                    }
+                for (int i = lane; i < COLUMNS*ROWS/8; i += 32) {
+                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*i, mask_rows[i/(ROWS/8)] + 2*token + 16*(i % (ROWS/8)), 16);
+                }
+            } else if (mask || count < ROWS) { /* these loads wait */
+                const int n_masks = mask == NULL || plan.one_mask ? 1 : COLUMNS;
+#pragma unroll 1
+                for (int i = lane; i < n_masks*ROWS; i += 32) {
+                    *(uint16_t *) (pipe + at + S::K_BYTES + S::V_BYTES + 2*i) = i % ROWS >= count ? 0xfc00 : mask ? *(const uint16_t *) (mask_rows[i/ROWS] + 2*(token + i % ROWS)) : 0;
                 }
             }
         }
         ggmlq_copy_async_commit();
     };
-
-#pragma unroll
-    for (int i = 0; i < STAGES - 1; ++i) {
-        copy_tile(tile0 + group + i*groups, i);
-    }
 
     if (plan.splits > 1 && threadIdx.x == 0) {
         unsigned long long * counter = (unsigned long long *) workspace + unit;
@@ -491,34 +503,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     }
 
     const bool softcap = p.logit_softcap != 0.0f;
-    ggmlq_decode_load_queries<S, type_k, SLICE>(p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
-    __syncthreads();
-
-    /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
-    uint2 q[TILES][STEPS];
+    uint2 q[TILES][STEPS]; /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
     float slope[TILES][2];
-#pragma unroll
-    for (int n = 0; n < TILES; ++n) {
-        const uint8_t * row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2);
-#pragma unroll
-        for (int i = 0; i < STEPS; ++i) {
-            q[n][i] = K::BYTE_VALUES ? *(const uint2 *) (row + 32*i + 8*t)
-                                     : make_uint2(*(const uint32_t *) (row + 32*i + 4*t), *(const uint32_t *) (row + 32*i + 16 + 4*t));
-        }
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            const int column = first_column + 8*n + 2*t + e;
-            slope[n][e] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
-        }
-    }
-
     const ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
 
     /* Where this thread's rows of a tile lie. */
     const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
-    const int k_row = k_token*K::PITCH + (K::WINDOW ? (int) ((uintptr_t) (k_rows + k_token*p.k_stride[0]) & 2) : 0);
-    const int v_row = v_token*V::PITCH + (V::WINDOW ? (int) ((uintptr_t) (v_rows + v_token*p.v_stride[0]) & 2) : 0);
+    const int k_row = k_token*K::PITCH + (int) ((uintptr_t) (k_rows + k_token*p.k_stride[0]) & 15);
+    const int v_row = v_token*V::PITCH + (int) ((uintptr_t) (v_rows + v_token*p.v_stride[0]) & 15);
+    const int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 
@@ -527,6 +521,31 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
     for (bool careful = false;; careful = true) {
+#pragma unroll
+        for (int i = 0; i < STAGES - 1; ++i) {
+            copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
+        }
+        if (!careful) { /* while the first tiles are on their way */
+            ggmlq_decode_load_queries<S, type_k, SLICE>(p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+            __syncthreads();
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                const uint8_t * row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2);
+#pragma unroll
+                for (int i = 0; i < STEPS; ++i) {
+                    q[n][i] = K::BYTE_VALUES ? *(const uint2 *) (row + 32*i + 8*t)
+                                             : make_uint2(*(const uint32_t *) (row + 32*i + 4*t), *(const uint32_t *) (row + 32*i + 16 + 4*t));
+                }
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    slope[n][e] = LOG2E;
+                    if (p.max_bias > 0.0f) {
+                        const int column = first_column + 8*n + 2*t + e;
+                        slope[n][e] *= ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
+                    }
+                }
+            }
+        }
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
 #pragma unroll
@@ -541,38 +560,42 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int tile = tile0 + group; tile < tile1; tile += groups) {
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? STAGES - 1 : stage - 1);
-            const uint8_t * const k_tile = pipe + stage*S::STAGE_BYTES;
+            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
+            const uint8_t * const k_tile = pipe + stage;
             const uint8_t * const v_tile = plan.v_in_k ? k_tile : k_tile + S::K_BYTES;
             const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
-            stage = stage == STAGES - 1 ? 0 : stage + 1;
+            stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
-            /* What is added to the scores; -INFINITY hides. Rows of a fragment: tokens k_token and k_token + 8. */
-            float bias[BLOCK_ROWS][TILES][4];
-            bool visible = mask == NULL;
+            /* Mask values of tokens k_token and k_token + 8 of each block of 16, as halves; 0xfc00 hides. */
+            const bool biased = mask != NULL || (tile + 1)*ROWS > plan.n_kv, one_bias = mask == NULL || plan.one_mask;
+            uint32_t bias[BLOCK_ROWS][TILES][4];
+            if (biased) {
+                bool visible = false;
 #pragma unroll
-            for (int m = 0; m < BLOCK_ROWS; ++m) {
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    const int  at = 16*m + k_token + 8*i;
-                    const bool in = tile*ROWS + at < plan.n_kv;
+                    for (int i = 0; i < 2; ++i) {
+                        const uint16_t * const at = mask_tile + 16*m + k_token + 8*i;
+                        if (one_bias) {
+                            const uint32_t b = *at;
+                            visible |= b != 0xfc00;
 #pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-                        for (int e = 0; e < 2; ++e) {
-                            float b = 0.0f;
-                            if (mask) {
-                                b = plan.one_mask && (n > 0 || e > 0) ? bias[m][0][2*i] : ggmlq_half_value(mask_tile[(plan.one_mask ? 0 : 8*n + 2*t + e)*ROWS + at]);
+                            for (int n = 0; n < TILES; ++n) {
+                                bias[m][n][2*i] = bias[m][n][2*i + 1] = b;
                             }
-                            b = in ? b : -INFINITY;
-                            visible |= b != -INFINITY;
-                            bias[m][n][2*i + e] = b;
+                        } else {
+#pragma unroll
+                            for (int n = 0; n < TILES; ++n) {
+                                bias[m][n][2*i]     = at[(8*n + 2*t)*ROWS];
+                                bias[m][n][2*i + 1] = at[(8*n + 2*t + 1)*ROWS];
+                                visible |= bias[m][n][2*i] != 0xfc00 || bias[m][n][2*i + 1] != 0xfc00;
+                            }
                         }
                     }
                 }
-            }
-            if (!__any_sync(0xffffffffu, visible)) {
-                continue;
+                if (!__any_sync(0xffffffffu, visible)) {
+                    continue;
+                }
             }
 
             /* One more term of the score (a product with an f16 row that all heads share, say) would be one more call of mma_f16 on s. */
@@ -583,34 +606,47 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 for (int n = 0; n < TILES; ++n) {
                     s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
                 }
-                if constexpr (K::BYTE_VALUES) {
-                    const uint8_t * const row = k_tile + k_row + 16*m*K::PITCH;
-                    int acc[TILES][4];
+            }
+            if constexpr (K::BYTE_VALUES) {
+                const uint8_t * const row = k_tile + k_row;
+                int acc[BLOCK_ROWS][TILES][4];
 #pragma unroll
-                    for (int plane = 0; plane < K::PLANES; ++plane) {
+                for (int plane = 0; plane < K::PLANES; ++plane) {
+#pragma unroll
+                    for (int m = 0; m < BLOCK_ROWS; ++m) {
                         uint32_t a[4];
-                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row, plane, t, k_shift, lut_k);
+                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_s8(acc[n], a, q[n][plane], K::PLANAR3 && plane % 4 != 0 ? acc[n] : start);
+                            ggmlq_mma_s8(acc[m][n], a, q[n][plane], K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
                         }
-                        if (K::PLANAR3 && plane % 4 != 3) {
-                            continue;
-                        }
-                        const float scale[2] = { ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(row + K::scale_at(plane))),
-                                                 ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(row + K::scale_at(plane) + 8*K::PITCH)) };
+                    }
+                    if (K::PLANAR3 && plane % 4 != 3) {
+                        continue;
+                    }
+                    float scale[BLOCK_ROWS][2];
 #pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-                            const float4 f = *(const float4 *) (q_scales + ((n*K::SCALES*plan.slices + slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane))*4 + t)*4);
+                    for (int m = 0; m < BLOCK_ROWS; ++m) {
+                        const uint8_t * const at = row + 16*m*K::PITCH + K::scale_at(plane);
+                        scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
+                        scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*K::PITCH));
+                    }
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        const float4 f = *(const float4 *) (q_scales + ((n*K::SCALES*plan.slices + slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane))*4 + t)*4);
+#pragma unroll
+                        for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
                             for (int i = 0; i < 4; ++i) {
-                                s[m][n][i] = fmaf(scale[i/2], fmaf(__int_as_float(acc[n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
+                                s[m][n][i] = fmaf(scale[m][i/2], fmaf(__int_as_float(acc[m][n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
                             }
                         }
                     }
-                } else {
-                    const int r = lane % 16;
-                    const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(r))*K::PITCH + 16*(lane/16);
+                }
+            } else {
+#pragma unroll
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
+                    const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(lane % 16))*K::PITCH + 16*(lane/16);
 #pragma unroll
                     for (int i = 0; i < STEPS; ++i) {
                         uint32_t a[4];
@@ -634,6 +670,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                 for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
                     float4 total = all[32*i];
+#pragma unroll 1
                     for (int j = 1; j < plan.slices; ++j) {
                         const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
                         total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
@@ -656,8 +693,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         if (softcap) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
                             x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
                         }
-                        const float b = bias[m][n][i];
-                        x = b == -INFINITY ? -INFINITY : fmaf(b, slope[n][i % 2], x);
+                        if (biased) { /* a NaN of a hidden token passes here, and makes the careful pass necessary */
+                            x = careful && bias[m][n][i] == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value((uint16_t) bias[m][n][i]), slope[n][i % 2], x);
+                        }
                         s[m][n][i] = x;
                         top[n][i % 2] = fmaxf(top[n][i % 2], x);
                     }
@@ -727,9 +765,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 };
                 if constexpr (V::BYTE_VALUES) {
-                    const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH;
+                    const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH, * const row4 = v_tile + v_row4 + 16*m*V::PITCH;
                     typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
-                    pair a0 = pair::load(row, row + 4*V::PITCH, g, v_shift), a1 = pair::load(row + 8*V::PITCH, row + 12*V::PITCH, g, v_shift);
+                    pair a0 = pair::load(row, row4, g, v_shift, plan.unit), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, plan.unit);
                     if (careful) { /* a thread's values share a scale, which alone can be odd */
                         uint32_t odd[4];
                         odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
@@ -739,8 +777,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                     for (int i = 0; i < M_TILES/2; ++i) {
                         uint32_t x[4], y[4];
-                        a0.values(i, x, lut_v);
-                        a1.values(i, y, lut_v);
+                        a0.values(i, x, plan.unit, lut_v);
+                        a1.values(i, y, plan.unit, lut_v);
 #pragma unroll
                         for (int j = 0; j < 2; ++j) {
                             const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
@@ -787,9 +825,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         ggmlq_copy_async_wait<0>();
         if (!__syncthreads_or(odd) || careful) {
             break;
-        }
-        for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(tile0 + group + i*groups, i);
         }
     }
 
@@ -863,6 +898,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     auto group_sum = [&](int item) {
         const int n = item/32/M_TILES % TILES, at_slice = item/32/M_TILES/TILES, in_slice = item % (TILES*M_TILES*32), column = 8*n + 2*(item % 4);
         float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 4
         for (int i = 0; i < groups; ++i) {
             const float4 x = sums[(i*plan.slices + at_slice)*TILES*M_TILES*32 + in_slice];
             const float f0 = factors[i*COLUMNS + column], f1 = factors[i*COLUMNS + column + 1];
@@ -876,10 +912,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             finish_column(threadIdx.x, totals[4*threadIdx.x], totals[4*threadIdx.x + 1]);
         }
         __syncthreads();
+#pragma unroll 1
         for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
             store_row(item, group_sum(item));
         }
     } else {
+#pragma unroll 1
         for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
             __stcg(partial + (int64_t) split*n_items + item, group_sum(item));
         }
@@ -927,6 +965,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
         __syncthreads();
+#pragma unroll 1
         for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
             const int column = 8*(item/32/M_TILES % TILES) + 2*(item % 4);
             float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -943,6 +982,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     /* Rows -> output, rotated back. */
     const int planes = plan.slices*SLICE/32;
+#pragma unroll 1
     for (int first = 0; first < COLUMNS*planes; first += 32*WARPS/4) {
         const int  item = first + threadIdx.x/4, plane = item % planes, column = item/planes;
         const bool used = column < COLUMNS && first_column + column < plan.columns;

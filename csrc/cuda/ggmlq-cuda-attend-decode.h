@@ -17,6 +17,7 @@ struct ggmlq_decode_plan {
     bool    v_in_k;       /* V's rows are K's                                                      */
     bool    one_mask;     /* all columns see the same mask row                                     */
     bool    mask_aligned; /* to 16 bytes                                                           */
+    unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
 };
 

@@ -225,7 +225,9 @@ static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
             row[at] = 0; row[at + 1] = 0x7e;
         };
         for (int s = 0; s < c.seqs_kv; ++s) for (int t = 0; t < c.n_kv; ++t) {
-            if (!hidden(c, c.queries - 1, 0, s, t)) continue;
+            bool seen = false;
+            for (int i = 0; i < c.seqs; ++i) for (int h = 0; h < heads && i/(c.seqs/c.seqs_kv) == s; ++h) seen |= !hidden(c, c.queries - 1, h, i, t);
+            if (seen) continue;
             for (int h = 0; h < c.heads_kv; ++h) {
                 spoil(&b.k[s*b.p.k_stride[2] + t*b.p.k_stride[0] + h*b.p.k_stride[1]], c.type_k);
                 if (!c.v_in_k) spoil(&b.v[s*b.p.v_stride[2] + t*b.p.v_stride[0] + h*b.p.v_stride[1]], c.type_v);
@@ -271,7 +273,10 @@ static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
     }
     const bool same = memcmp(out[0].data(), out[1].data(), 4*b.out_floats) == 0;
     const double nmse = norm > 0 ? error/norm : error;
-    const bool ok = nmse < 5e-5 && worst < 1e-3 && !nan && same;
+    /* Bytes: a query's step is max/127, at most 3.2 standard deviations of 128 values over 127, so its relative error has a variance of
+     * 5e-5, the score's as much of the score's, which is amplitude^2. Halves: 2^-11 each of query, weight and value. */
+    const double limit = 1e-6 + (c.type_k == GGMLQ_TYPE_F16 ? 1e-7 : 8e-5)*c.amplitude*c.amplitude;
+    const bool ok = nmse < limit && worst < 50*limit && !nan && same;
     printf("%s %s mask %d seqs %d/%d%s%s cap %g alibi %g amp %g%s slices %d splits %3d  nmse %.1e worst row %.1e%s%s\n", ok ? "ok  " : "FAIL", name_of(c).c_str(), c.mask, c.seqs, c.seqs_kv,
            c.v_in_k ? " V=K" : "", c.sinks ? " sinks" : "", c.softcap, c.max_bias, c.amplitude, c.nan_rows ? " NaN" : "", plan.slices, plan.splits, nmse, worst, nan ? " NOT FINITE" : "", same ? "" : " DIFFERS FROM RUN TO RUN");
     release(b);

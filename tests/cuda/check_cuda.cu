@@ -742,7 +742,9 @@ static void check_attention_case(const struct attention_case & c) {
             norm  += w*w;
         }
         error = sqrt(error);
-        require(error <= bound, "error %g, bound %g, norm %g, sequence %lld head %lld query %lld: %s", error, bound, sqrt(norm), (long long) s, (long long) h, (long long) iq, text); /* false for NaN */
+        norm  = sqrt(norm);
+        require(error <= bound, "error %g, bound %g, norm %g, sequence %lld head %lld query %lld: %s", error, bound, norm, (long long) s, (long long) h, (long long) iq, text); /* false for NaN */
+        require(norm == 0 || bound < 0.5*norm, "a bound of %g says nothing where the norm is %g: %s", bound, norm, text);
         worst_attention = bound > 0 && !(error/bound <= worst_attention) ? error/bound : worst_attention;
     }
 }
@@ -788,7 +790,7 @@ static std::string check_attention() {
         check_attention_case({ T, T, 64, 64, 300, 2048, 2, 2, 1, 1, true, false, 0, 0, 1, false });
     }
     char note[64];
-    snprintf(note, sizeof(note), "largest error %.2f of its bound", worst_attention);
+    snprintf(note, sizeof(note), "largest error %.4f of its bound", worst_attention);
     return note;
 }
 
