@@ -4,8 +4,7 @@
  *
  * The unit is a quad, four consecutive values in one thread. Two layouts of a plane pair (32 values):
  *   quads     thread t of 4 holds the quads at 4t and 16 + 4t: what memory, the bit planes and planar3's pairs want
- *   columns   thread t of 4 holds the values j with j % 4 = t, ascending: what the later Hadamard stages, the eight lanes of the
- *             encoder's sums and the bytes of the planes want
+ *   columns   thread t of 4 holds the values j with j % 4 = t, ascending: what the later Hadamard stages want
  * Going from one to the other is a transposition of 4 x 4 values among 4 threads. All 32 lanes of a warp must take part.
  */
 #ifndef GGMLQ_CUDA_CODEC_CUH

@@ -7,6 +7,7 @@
  *   check_cuda --quick [group]   the same on less data
  *   check_cuda --bench           times; nothing is checked
  *
+ * compute-sanitizer: --report-api-errors no, because the group "errors" asks for more memory than there is.
  * Build: nvcc -O3 -arch=native -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
  */
 #include <cuda_fp16.h>
@@ -798,7 +799,7 @@ static std::string check_attention() {
 
 static std::string check_errors() {
     const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3;
-    device_bytes memory(65536);
+    device_bytes memory(std::vector<uint8_t>(65536, 0));
     struct ggmlq_cuda_view rows, values, other, index;
     spread(&rows, memory.data(), T, 128, 4, 2, 1, 0);
     spread(&values, memory.data(), GGMLQ_CUDA_F32, 128, 3, 2, 1, 0);
