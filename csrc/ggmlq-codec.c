@@ -1,16 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * The executable form of docs/FORMAT.md: types, rotations, encoder, decoder, 8-bit query. Every other kernel must equal it.
- * Written for exactness first: each rounding is that of the plain float32 operation written here, so products and
- * sums must not be contracted into fused ones, whatever the surrounding build asks for.
+ * Written for exactness first: each rounding is that of the plain float32 operation written here.
  */
-#if defined(__clang__)
-#    pragma STDC FP_CONTRACT OFF
-#elif defined(__GNUC__)
-#    pragma GCC optimize ("fp-contract=off")
-#elif defined(_MSC_VER)
-#    pragma fp_contract (off)
-#endif
+#include "ggmlq-fp-contract.h"
 
 #include "ggmlq-block.h"
 #include "ggmlq.h"

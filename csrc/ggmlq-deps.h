@@ -27,6 +27,10 @@
 #        include <intrin.h>
 #    elif defined(__x86_64__) || defined(__i386__)
 #        include <cpuid.h>
+#    elif defined(__aarch64__) && defined(__linux__)
+#        include <sys/auxv.h>
+#    elif defined(__aarch64__) && defined(__APPLE__)
+#        include <sys/sysctl.h>
 #    endif
 #endif
 

@@ -5,8 +5,10 @@ The interpreter lock is released during every call.
 """
 from __future__ import annotations
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 
@@ -146,19 +148,29 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
         p.sinks = _pointer(sinks)
     p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
 
-    if n_threads == 1:
-        _run(lib.ggmlq_attend(p, 0, 1))
-        return
     workspace_bytes = lib.ggmlq_attend_workspace_bytes(p, n_threads)
     _run(min(workspace_bytes, 0))
     workspace = np.empty(workspace_bytes // 4, np.float32)
-    phases = [lambda part: lib.ggmlq_attend(p, part, n_threads)]
-    if workspace_bytes:
-        phases = [
-            lambda part: lib.ggmlq_attend_part(p, _pointer(workspace), part, n_threads),
-            lambda part: lib.ggmlq_attend_combine(p, _pointer(workspace), part, n_threads),
-        ]
-    with ThreadPoolExecutor(n_threads) as pool:
-        for phase in phases:  # list() waits: the barrier between the two
-            for error in list(pool.map(phase, range(n_threads))):
-                _run(error)
+    finished = itertools.count(1)
+
+    def work(part):
+        if not workspace_bytes:
+            return lib.ggmlq_attend(p, part, n_threads)
+        error = lib.ggmlq_attend_part(p, _pointer(workspace), part, n_threads)
+        if next(finished) < n_threads:  # the last one combines, which is little work: cheaper than a barrier
+            return error
+        return error or min(lib.ggmlq_attend_combine(p, _pointer(workspace), i, n_threads) for i in range(n_threads))
+
+    others = [_pool(n_threads).submit(work, part) for part in range(1, n_threads)]
+    errors = [work(0), *(other.result() for other in others)]
+    _run(min(errors))
+
+
+@lru_cache(maxsize=1)
+def _pool(n_threads):
+    """Starting threads takes longer than many a call: they are kept. Never waits for a thread of its own, so calls may share it."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="pyggmlq")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has the pool but not its threads

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "CMAKE_OPTIONS",
     "Divergence",
     "KvMemory",
     "Speed",
@@ -31,6 +32,15 @@ __all__ = [
     "parse_perplexity",
     "refusal",
 ]
+
+CMAKE_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+)
+"""What every build of llama.cpp here is configured with: release, without what needs libraries or a download."""
 
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))"
 _STAMP = r"^(?:\d+\.\d+\.\d+\.\d+ )?"

@@ -36,15 +36,7 @@ MODELS = ("gemma3-270m", "smollm2-135m")
 """Pinned models that are fetched when no ``--model`` is given: head sizes 256 and 64."""
 
 TARGETS = ("llama-completion", "llama-perplexity", "llama-bench")
-CMAKE_OPTIONS = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DLLAMA_BUILD_APP=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_SERVER=OFF",
-    "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF",
-)
+CMAKE_OPTIONS = (*llama.CMAKE_OPTIONS, "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF")
 
 MEMORY_CONTEXT = 2048
 """Context, in tokens, at which texts are generated and the cache's size is reported."""

@@ -9,10 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-CMAKE_FLAGS = (
-    "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DGGML_RPC=ON",
-)
+from pyggmlq.llama import CMAKE_OPTIONS
 
 
 def sync(source: Path, target: Path) -> None:
@@ -34,7 +31,7 @@ def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
     folder = tree.with_name(tree.name + suffix)
     ccache = shutil.which("ccache")
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
-    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_FLAGS, *flags, *launchers])
+    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *flags, *launchers])
     run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
     return folder / "bin"
 

@@ -6,6 +6,9 @@ comparison stays as sharp as float32; that rounding has its own tests (test_refe
 """
 from __future__ import annotations
 
+import multiprocessing
+import os
+
 import gguf
 import numpy as np
 import pytest
@@ -205,6 +208,23 @@ def test_threads_change_nothing(n_queries):
     one = pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3")
     for n_threads in (2, 3, 16, 100):
         assert np.array_equal(pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3", n_threads=n_threads), one)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_starts_threads_of_its_own():
+    q, k, v = case(14, "tq3_0", "planar3")
+
+    def attend():
+        return pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="planar3", n_threads=3)
+
+    wanted = attend()  # the parent has its threads now
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(0 if np.array_equal(attend(), wanted) else 1))
+    child.start()
+    child.join(60)
+    if child.exitcode is None:
+        child.kill()
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -29,6 +29,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # As in CMakeLists.txt.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512vbmi"]
+DOTPROD = ["-march=armv8.2-a+dotprod"]
+X86_FLAGS = {"ggmlq-cpu-avx2.c": AVX2, "ggmlq-cpu-avx512.c": AVX512}
+ARM_FLAGS = {"ggmlq-cpu-neon-dotprod.c": DOTPROD}
 
 LEVELS = [level.name for level in pyggmlq.cpu_levels() if level.usable]
 each_level = pytest.mark.parametrize("level", LEVELS)
@@ -52,7 +55,7 @@ def require_tool(name):
 
 def test_levels_are_listed_best_first():
     found = pyggmlq.cpu_levels()
-    assert [level.name for level in found] == ["avx512", "avx2", "neon", "portable"]
+    assert [level.name for level in found] == ["avx512", "avx2", "neon_dotprod", "neon", "portable"]
     assert found[-1].usable
     assert all(bool(level.reason) != level.usable for level in found)
 
@@ -188,11 +191,11 @@ def build(cc, path, *flags):
     return path
 
 
-def build_with_flags_per_level(cc, folder):
+def build_with_flags_per_level(cc, folder, flags_of):
     """A static program with each level's flags for its file alone, as in CMakeLists.txt."""
     objects = []
     for source in PROGRAM + sources():
-        flags = {"ggmlq-cpu-avx2.c": AVX2, "ggmlq-cpu-avx512.c": AVX512}.get(source.name, [])
+        flags = flags_of.get(source.name, [])
         objects.append(folder / (source.stem + ".o"))
         run(cc, *WARNINGS, "-O2", "-DGGMLQ_COUNT_CALLS", *flags, f"-I{CSRC}", "-c", source, "-o", objects[-1])
     run(cc, "-static", *objects, "-lm", "-o", folder / "check_levels")
@@ -222,15 +225,22 @@ def test_levels_agree_whatever_the_flags(cc, flags, tmp_path):
 @pytest.mark.parametrize("cpu, wanted", [("Nehalem", ["portable"]), ("Haswell", ["avx2", "portable"])])
 def test_old_processors_meet_no_instruction_they_lack(cpu, wanted, tmp_path):
     require_tool("qemu-x86_64")
-    program = build_with_flags_per_level(require_tool("gcc"), tmp_path)
+    program = build_with_flags_per_level(require_tool("gcc"), tmp_path, X86_FLAGS)
     assert checked(run("qemu-x86_64", "-cpu", cpu, program)) == wanted
 
 
-@pytest.mark.parametrize("flags", [[], ["-march=armv8.2-a+dotprod"]], ids=["base", "dotprod"])
-def test_neon_agrees_with_portable(flags, tmp_path):
+@pytest.mark.parametrize("flags, wanted", [([], ["neon", "portable"]), (DOTPROD, ["neon_dotprod", "neon", "portable"])], ids=["base", "dotprod"])
+def test_neon_agrees_with_portable(flags, wanted, tmp_path):
     cc = require_tool("aarch64-linux-gnu-gcc")
     program = build(cc, tmp_path / "check", "-static", *flags)
-    assert checked(run(require_tool("qemu-aarch64"), program)) == ["neon", "portable"]
+    assert checked(run(require_tool("qemu-aarch64"), program)) == wanted
+
+
+@pytest.mark.parametrize("cpu, wanted", [("cortex-a53", ["neon", "portable"]), ("max", ["neon_dotprod", "neon", "portable"])])
+def test_arm_processors_meet_no_instruction_they_lack(cpu, wanted, tmp_path):
+    require_tool("qemu-aarch64")
+    program = build_with_flags_per_level(require_tool("aarch64-linux-gnu-gcc"), tmp_path, ARM_FLAGS)
+    assert checked(run("qemu-aarch64", "-cpu", cpu, program)) == wanted
 
 
 @pytest.mark.parametrize("cc", ["gcc", "clang"])

@@ -1,28 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the level files and ggmlq-dispatch.c share. Included first: no product and sum may be contracted unless the code
- * says fma, because the codec must give the same bits at every level.
+ * What the level files and ggmlq-dispatch.c share. Included first: the codec must give the same bits at every level.
  */
 #ifndef GGMLQ_CPU_IMPL_H
 #define GGMLQ_CPU_IMPL_H
 
-#if defined(__clang__)
-#    pragma STDC FP_CONTRACT OFF
-#elif defined(__GNUC__)
-#    pragma GCC optimize ("fp-contract=off")
-#elif defined(_MSC_VER)
-#    pragma fp_contract (off)
-#endif
+#include "ggmlq-fp-contract.h"
 
 #include "ggmlq-block.h"
 #include "ggmlq.h"
 
 /* What a level needs of the processor; ggmlq-dispatch.c finds out. */
 enum {
-    GGMLQ_NEEDS_AVX2   = 1 << 0, /* AVX2, FMA, F16C            */
-    GGMLQ_NEEDS_AVX512 = 1 << 1, /* F, BW, VL, DQ, VNNI        */
-    GGMLQ_NEEDS_VBMI   = 1 << 2,
-    GGMLQ_NEEDS_NEON   = 1 << 3
+    GGMLQ_NEEDS_AVX2    = 1 << 0, /* AVX2, FMA, F16C            */
+    GGMLQ_NEEDS_AVX512  = 1 << 1, /* F, BW, VL, DQ, VNNI        */
+    GGMLQ_NEEDS_VBMI    = 1 << 2,
+    GGMLQ_NEEDS_NEON    = 1 << 3,
+    GGMLQ_NEEDS_DOTPROD = 1 << 4
 };
 
 /* The entry points of ggmlq.h, arguments checked. */
@@ -52,6 +46,7 @@ struct ggmlq_cpu_level {
 GGMLQ_CPU_API extern const struct ggmlq_cpu_level ggmlq_cpu_level_portable;
 GGMLQ_CPU_API extern const struct ggmlq_cpu_level ggmlq_cpu_level_avx2;
 GGMLQ_CPU_API extern const struct ggmlq_cpu_level ggmlq_cpu_level_avx512;
+GGMLQ_CPU_API extern const struct ggmlq_cpu_level ggmlq_cpu_level_neon_dotprod;
 GGMLQ_CPU_API extern const struct ggmlq_cpu_level ggmlq_cpu_level_neon;
 
 #endif

@@ -10,6 +10,7 @@
 static const struct ggmlq_cpu_level * const levels[] = {
     &ggmlq_cpu_level_avx512,
     &ggmlq_cpu_level_avx2,
+    &ggmlq_cpu_level_neon_dotprod,
     &ggmlq_cpu_level_neon,
     &ggmlq_cpu_level_portable,
 };
@@ -71,8 +72,21 @@ static uint32_t processor_has(void) {
 
 #elif defined(__aarch64__)
 
-/* What the file was compiled for beyond the base, the whole program was. */
-static uint32_t processor_has(void) { return GGMLQ_NEEDS_NEON; }
+static bool has_dotprod(void) {
+#if defined(__ARM_FEATURE_DOTPROD) /* this file was compiled for it, so the whole program was */
+    return true;
+#elif defined(__linux__)
+    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; /* HWCAP_ASIMDDP */
+#elif defined(__APPLE__)
+    int    found = 0;
+    size_t size  = sizeof(found);
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, NULL, 0) == 0 && found != 0;
+#else
+    return false;
+#endif
+}
+
+static uint32_t processor_has(void) { return GGMLQ_NEEDS_NEON | (has_dotprod() ? GGMLQ_NEEDS_DOTPROD : 0); }
 
 #else
 

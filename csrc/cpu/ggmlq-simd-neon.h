@@ -120,7 +120,7 @@ static inline void unpack_levels(const uint8_t q[8], const uint8_t s[4], const i
 
 /* sum + in each lane four products. Without the instruction: a sum of two products is at most 2*123*127 = 31242. */
 static inline int32x4_t dot4(int32x4_t sum, int8x16_t levels, int8x16_t q) {
-#ifdef __ARM_FEATURE_DOTPROD
+#ifdef GGMLQ_NEON_DOTPROD
     return vdotq_s32(sum, levels, q);
 #else
     return vpadalq_s16(sum, vpaddq_s16(vmull_s8(vget_low_s8(levels), vget_low_s8(q)), vmull_high_s8(levels, q)));
