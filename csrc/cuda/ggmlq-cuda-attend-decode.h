@@ -13,6 +13,7 @@ enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 64 };
 struct ggmlq_decode_plan {
     int     n_kv, heads_kv, group, seqs_per_kv;
     int     columns, chunks, units, splits;
+    int     tiles_per_split, longer_splits; /* the first `longer_splits` have one tile more */
     int     slices;       /* of a head: warps that share it                                        */
     bool    v_in_k;       /* V's rows are K's                                                      */
     bool    one_mask;     /* all columns see the same mask row                                     */
