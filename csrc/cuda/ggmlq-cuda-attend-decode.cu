@@ -85,19 +85,21 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
     plan->slices      = (int) p->head_size_k/instance->slice;
     const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
-    const int shared_bytes = instance->shared_bytes(plan->slices);
-    if (shared_bytes > device.shared_bytes || units > INT32_MAX) {
+    instance->place(plan);
+    if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
         return false;
     }
     plan->units = (int) units;
     plan->v_in_k = p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
     plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
     plan->unit         = 65536;
+    plan->k_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->k_stride[0]);
+    plan->v_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->v_stride[0]);
     plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
 
     int resident;
-    if (cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) != cudaSuccess ||
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) shared_bytes) != cudaSuccess || resident < 1) {
+    if (cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) plan->shared_bytes) != cudaSuccess || resident < 1) {
         (void) cudaGetLastError();
         return false;
     }
@@ -152,7 +154,7 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
     (void) cudaLaunchKernel(instance->kernel, dim3((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), dim3((unsigned) (32*instance->warps)), args,
-                            (size_t) instance->shared_bytes(plan->slices), (cudaStream_t) stream);
+                            (size_t) plan->shared_bytes, (cudaStream_t) stream);
     return ggmlq_cuda_launched();
 }
 

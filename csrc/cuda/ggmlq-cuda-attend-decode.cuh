@@ -149,17 +149,26 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
 
     static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*SLICE*slices + 16; }
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
-    static constexpr __host__ __device__ int query_bytes(int slices) {
-        return COLUMNS*query_pitch(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0);
-    }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
     static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
     static constexpr __host__ __device__ int front_bytes(int slices) {
         return (PIPE_BYTES > out_bytes(slices) ? PIPE_BYTES : out_bytes(slices)) + 15 & ~15;
     }
-    static constexpr __host__ __device__ int stats_bytes() { return COLUMNS*(WARPS*2 + 4)*4 + 16; }
-    static constexpr __host__ __device__ int shared_bytes(int slices) {
-        return front_bytes(slices) + query_bytes(slices) + exchange_bytes(slices) + stats_bytes() + COLUMNS*8;
+
+    /* From the start: what has a constant size; at `front`: pipelines, then sums and result rows; then what depends on the slices. */
+    enum {
+        MAXIMA_AT = 0, SUMS_AT = 4*COLUMNS*WARPS, TOTALS_AT = 2*SUMS_AT, SLOPES_AT = TOTALS_AT + 16*COLUMNS, MASK_ROWS_AT = SLOPES_AT + 4*COLUMNS,
+        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16
+    };
+    static constexpr __host__ __device__ int queries_at(int slices)  { return FRONT_AT + front_bytes(slices); }
+    static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
+    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0); }
+
+    static void place(ggmlq_decode_plan * plan) {
+        plan->queries_at   = queries_at(plan->slices);
+        plan->scales_at    = scales_at(plan->slices);
+        plan->exchange_at  = exchange_at(plan->slices);
+        plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
     }
 };
 
@@ -434,11 +443,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const float LOG2E = 1.44269504f;
 
     extern __shared__ __align__(16) uint8_t shared[];
-    uint8_t * const queries  = shared + S::front_bytes(plan.slices);
-    float   * const q_scales = (float *) (queries + COLUMNS*S::query_pitch(plan.slices));
-    float   * const exchange = (float *) (queries + S::query_bytes(plan.slices));
-    float   * const stats    = (float *) ((uint8_t *) exchange + S::exchange_bytes(plan.slices));
-    const uint8_t ** const mask_rows = (const uint8_t **) ((uint8_t *) stats + S::stats_bytes()); /* of the columns */
+    uint8_t * const front    = shared + S::FRONT_AT;
+    uint8_t * const queries  = shared + plan.queries_at;
+    float   * const q_scales = (float *) (shared + plan.scales_at);
+    float   * const exchange = (float *) (shared + plan.exchange_at);
+    float   * const maxima   = (float *) (shared + S::MAXIMA_AT), * const group_sums = (float *) (shared + S::SUMS_AT); /* [group][column] */
+    float   * const totals   = (float *) (shared + S::TOTALS_AT); /* [column][4]: max, sum, the result's factor */
+    float   * const slopes   = (float *) (shared + S::SLOPES_AT);
+    int     * const last_flag = (int *) (shared + S::FLAG_AT);
+    const uint8_t ** const mask_rows = (const uint8_t **) (shared + S::MASK_ROWS_AT); /* of the columns */
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32, g = lane/4, t = lane % 4;
     const int slice = warp % plan.slices, group = warp/plan.slices, groups = WARPS/plan.slices;
@@ -453,7 +466,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     const uint8_t * const k_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + slice*K::BYTES;
     const uint8_t * const v_rows = (const uint8_t *) p.v + seq_kv*p.v_stride[2] + head_kv*p.v_stride[1] + slice*V::BYTES;
-    uint8_t * const pipe = shared + warp*STAGES*S::STAGE_BYTES;
+    uint8_t * const pipe = front + warp*STAGES*S::STAGE_BYTES;
 
     const uint8_t * const mask = (const uint8_t *) p.mask;
     auto mask_row = [&](int column) {
@@ -468,10 +481,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     }
 
     /* Of the next tile to copy. */
-    const uint8_t * k_chunk, * v_chunk, * one_mask;
-    uint32_t k_step = groups*ROWS*(uint32_t) p.k_stride[0], v_step = groups*ROWS*(uint32_t) p.v_stride[0];
-    ggmlq_keep(k_step);
-    ggmlq_keep(v_step);
+    const uint8_t * k_chunk, * v_chunk;
+    const uint8_t * const one_mask = mask + (plan.one_mask ? (seq % (int) p.mask_seqs)*p.mask_stride[2] : 0);
 
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         if (tile < tile1) {
@@ -490,7 +501,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             if (plan.one_mask && plan.mask_aligned && count >= ROWS) {
                 if (lane < ROWS/8) {
-                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*lane, one_mask, 16);
+                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*lane, one_mask + (2*token + 16*lane), 16);
                 }
             } else if (plan.mask_aligned && count >= ROWS) {
 #pragma unroll
@@ -506,9 +517,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
         ggmlq_copy_async_commit();
-        k_chunk  += k_step;
-        v_chunk  += v_step;
-        one_mask += 2*ROWS*groups;
+        k_chunk += plan.k_step;
+        v_chunk += plan.v_step;
     };
 
     if (plan.splits > 1 && threadIdx.x == 0) {
@@ -527,7 +537,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         const uint8_t * const row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2) + 32*i;
         return K::BYTE_VALUES ? *(const uint2 *) (row + 8*t) : make_uint2(*(const uint32_t *) (row + 4*t), *(const uint32_t *) (row + 16 + 4*t));
     };
-    float slope[TILES][2];
     ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
     ggmlq_keep(lut_k.low);
     ggmlq_keep(lut_v.low);
@@ -543,11 +552,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 
-    /* What the end of the block needs, over the pipelines but for the last. */
-    float4 * const sums = (float4 *) shared;
-    float  * const rows = (float *) (shared + S::SUM_BYTES);
-    float  * const maxima = stats, * const group_sums = stats + COLUMNS*WARPS, * const totals = stats + 2*COLUMNS*WARPS; /* totals: [column][4] of max, sum, result's factor */
-    int    * const last_flag = (int *) (totals + 4*COLUMNS);
+    /* The end of the block uses the pipelines' memory. */
+    float4 * const sums = (float4 *) front;
+    float  * const rows = (float *) (front + S::SUM_BYTES);
 
     float o[TILES][M_TILES][4], rest[TILES][4], max[TILES][2], sum[TILES][2];
     const float LOWEST = -1e30f;
@@ -555,14 +562,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
     for (bool careful = false;; careful = true) {
         const int64_t first_token = (int64_t) (tile0 + group)*ROWS;
-        k_chunk  = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
-        v_chunk  = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
-        one_mask = mask + (plan.one_mask ? (seq % (int) p.mask_seqs)*p.mask_stride[2] : 0) + 2*first_token + 16*lane;
+        k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
+        v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
             copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
         }
         if (!careful) { /* while the first tiles are on their way */
+            if (threadIdx.x < COLUMNS && mask) {
+                const int column = first_column + threadIdx.x;
+                slopes[threadIdx.x] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
+            }
             ggmlq_decode_load_queries<S, type_k, SLICE>(p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
             __syncthreads();
 #pragma unroll
@@ -570,14 +580,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                 for (int i = 0; i < STEPS && KEEP_QUERIES; ++i) {
                     q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
-                }
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    slope[n][e] = LOG2E;
-                    if (p.max_bias > 0.0f) {
-                        const int column = first_column + 8*n + 2*t + e;
-                        slope[n][e] *= ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
-                    }
                 }
             }
         }
@@ -741,7 +743,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
-                    x = fmaf(ggmlq_half_value((uint16_t) bias[i/4/TILES][i/4%TILES][i%4]), slope[i/4%TILES][i%2], x);
+                    const float slope = mask ? slopes[8*(i/4%TILES) + 2*t + i%2] : 1.0f;
+                    x = fmaf(ggmlq_half_value((uint16_t) bias[i/4/TILES][i/4%TILES][i%4]), slope, x);
                 }
                 if (careful) { /* a hidden token's NaN is still there */
 #pragma unroll
@@ -1035,7 +1038,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         };
         load_batch(threadIdx.x, 0);
-        float * const split_factors = (float *) shared; /* where the sums were */
+        float * const split_factors = (float *) front; /* where the sums were */
 #pragma unroll 1
         for (int column = warp; column < COLUMNS; column += WARPS) {
             const float2 mine = lane < plan.splits ? __ldcg(partial_stats + lane*COLUMNS + column) : make_float2(LOWEST, 0.0f);
@@ -1116,7 +1119,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
     typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
-    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::shared_bytes,
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::place,
                                        (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS> };
     return instance;
 }

@@ -326,7 +326,7 @@ static void time_case(const bench_case & c, double target, bool search, double c
             ggmlq_decode_plan base;
             if (variant->warps % plan.slices || !plan_instance(&b.p, variant, &base)) continue;
             int resident = 0;
-            CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, variant->kernel, 32*variant->warps, variant->shared_bytes(base.slices)));
+            CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, variant->kernel, 32*variant->warps, base.shared_bytes));
             const int full = resident*132/base.units;
             int tried[] = { base.splits, full, full/2, full*2, full*3/2, 4, 8, 16, 33, 66 };
             printf("    variant %2d warps %2d rows %d x%d resident:", v, variant->warps, variant->rows, resident);
