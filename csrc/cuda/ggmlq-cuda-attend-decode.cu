@@ -26,23 +26,25 @@ static bool slice_fits(int64_t head_size, int slice) {
     return head_size == slice || head_size == 2*slice || head_size == 4*slice;
 }
 
+/* Tokens apart in memory: what a few hundred of them span is added in 32 bits. */
+static bool is_near(const int64_t stride[3]) { return stride[0] >= 0 && stride[0] < 1 << 20; }
+
 static bool is_aligned(const void * data, const int64_t stride[3], int64_t align) {
     return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
 }
 
-static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p) {
-    const int64_t columns = p->n_queries*(p->n_heads/p->n_heads_kv);
+static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
     const ggmlq_decode_instance * best = NULL;
     for (size_t l = 0; l < sizeof(instance_lists)/sizeof(instance_lists[0]); ++l) {
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
-            if (instance->type_k == p->type_k && instance->type_v == p->type_v && slice_fits(p->head_size_k, instance->slice) &&
-                instance->tiles == (columns > 8 ? 2 : 1) && (best == NULL || instance->slice > best->slice)) {
+            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
+                slice_fits(p->head_size_k, instance->slice) && (best == NULL || instance->slice > best->slice)) {
                 best = instance;
             }
         }
     }
-    return best && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
+    return best && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
 }
 
 struct device_info { int multiprocessors, capability, shared_bytes; };
@@ -70,7 +72,7 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     return (double) waves*(3.0 + (double) turns*2.8*instance->rows/32*(0.5 + 0.5*fill)) + (splits > 1 ? 1.5 + 0.05*splits : 0.0);
 }
 
-static bool make_plan(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
+static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
     device_info device;
     if (!get_device_info(&device) || device.capability < 80) {
         return false;
@@ -83,19 +85,21 @@ static bool make_plan(const ggmlq_attend_params * p, const ggmlq_decode_instance
     plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
     plan->slices      = (int) p->head_size_k/instance->slice;
     const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
-    const int shared_bytes = instance->shared_bytes(plan->slices);
-    if (shared_bytes > device.shared_bytes || units > INT32_MAX) {
+    instance->place(plan);
+    if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
         return false;
     }
     plan->units = (int) units;
     plan->v_in_k = p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
     plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
     plan->unit         = 65536;
+    plan->k_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->k_stride[0]);
+    plan->v_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->v_stride[0]);
     plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
 
     int resident;
-    if (cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) != cudaSuccess ||
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) shared_bytes) != cudaSuccess || resident < 1) {
+    if (cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) plan->shared_bytes) != cudaSuccess || resident < 1) {
         (void) cudaGetLastError();
         return false;
     }
@@ -117,33 +121,47 @@ static bool make_plan(const ggmlq_attend_params * p, const ggmlq_decode_instance
     return true;
 }
 
+/* The instance that takes most columns at once, but no more than there are, and fits this device; NULL: none. */
+static const ggmlq_decode_instance * make_plan(const ggmlq_attend_params * p, ggmlq_decode_plan * plan) {
+    if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || p->head_size_k != p->head_size_v ||
+        p->n_seqs*GGMLQ_DECODE_MAX_QUERIES*GGMLQ_DECODE_MAX_GROUP/8 > 65535 /* the grid's third axis */) {
+        return NULL;
+    }
+    const int64_t columns = p->n_queries*(p->n_heads/p->n_heads_kv);
+    for (int tiles = columns > 16 ? 4 : columns > 8 ? 2 : 1; tiles > 0; tiles /= 2) {
+        const ggmlq_decode_instance * instance = find_instance(p, tiles);
+        if (instance && plan_instance(p, instance, plan)) {
+            return instance;
+        }
+    }
+    return NULL;
+}
+
 bool ggmlq_cuda_attend_decode_supports(const ggmlq_attend_params * p) {
     ggmlq_decode_plan plan;
-    if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || p->head_size_k != p->head_size_v ||
-        p->n_heads_kv*p->n_seqs > (1 << 20)) {
-        return false;
-    }
-    const ggmlq_decode_instance * instance = find_instance(p);
-    return instance != NULL && make_plan(p, instance, &plan);
+    return make_plan(p, &plan) != NULL;
 }
 
 int64_t ggmlq_cuda_attend_decode_workspace_bytes(const ggmlq_attend_params * p) {
     ggmlq_decode_plan plan;
-    return make_plan(p, find_instance(p), &plan) ? plan.workspace_bytes : (int64_t) GGMLQ_ERROR_DEVICE;
+    return make_plan(p, &plan) ? plan.workspace_bytes : (int64_t) GGMLQ_ERROR_DEVICE;
 }
 
 static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan, void * workspace, void * stream) {
+    const int tiles = (plan->n_kv + instance->rows - 1)/instance->rows;
+    plan->tiles_per_split = tiles/plan->splits;
+    plan->longer_splits   = tiles%plan->splits;
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
-    (void) cudaLaunchKernel(instance->kernel, dim3((unsigned) plan->units, (unsigned) plan->splits), dim3((unsigned) (32*instance->warps)), args,
-                            (size_t) instance->shared_bytes(plan->slices), (cudaStream_t) stream);
+    (void) cudaLaunchKernel(instance->kernel, dim3((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), dim3((unsigned) (32*instance->warps)), args,
+                            (size_t) plan->shared_bytes, (cudaStream_t) stream);
     return ggmlq_cuda_launched();
 }
 
 int ggmlq_cuda_attend_decode_launch(const ggmlq_attend_params * p, void * workspace, void * stream) {
     ggmlq_decode_plan plan;
-    const ggmlq_decode_instance * instance = find_instance(p);
-    return make_plan(p, instance, &plan) ? launch(p, instance, &plan, workspace, stream) : ggmlq_cuda_launched();
+    const ggmlq_decode_instance * instance = make_plan(p, &plan);
+    return instance ? launch(p, instance, &plan, workspace, stream) : (int) GGMLQ_ERROR_DEVICE;
 }
 
 #endif

@@ -71,6 +71,9 @@ GGMLQ_DEVICE void ggmlq_barrier(int id, int threads) { asm volatile("bar.sync %0
 GGMLQ_DEVICE uint32_t ggmlq_half2_bits(__half2 h) { return *(const uint32_t *) &h; }
 GGMLQ_DEVICE __half2 ggmlq_half2_from_bits(uint32_t u) { return *(const __half2 *) &u; }
 
+/* Keeps the compiler from computing x again in every turn of a loop, which it does to save a register. */
+template <typename T> GGMLQ_DEVICE void ggmlq_keep(T & x) { asm volatile("" : "+r"(x)); }
+
 /* Not __byte_perm, which clears the top bits of the selector's nibbles first: here they are 0. */
 GGMLQ_DEVICE uint32_t ggmlq_permute(uint32_t a, uint32_t b, uint32_t selector) {
     uint32_t d;
@@ -146,17 +149,26 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
 
     static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*SLICE*slices + 16; }
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
-    static constexpr __host__ __device__ int query_bytes(int slices) {
-        return COLUMNS*query_pitch(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0);
-    }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
     static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
     static constexpr __host__ __device__ int front_bytes(int slices) {
         return (PIPE_BYTES > out_bytes(slices) ? PIPE_BYTES : out_bytes(slices)) + 15 & ~15;
     }
-    static constexpr __host__ __device__ int stats_bytes() { return COLUMNS*(WARPS*2 + 4)*4 + 16; }
-    static constexpr __host__ __device__ int shared_bytes(int slices) {
-        return front_bytes(slices) + query_bytes(slices) + exchange_bytes(slices) + stats_bytes() + COLUMNS*8;
+
+    /* From the start: what has a constant size; at `front`: pipelines, then sums and result rows; then what depends on the slices. */
+    enum {
+        MAXIMA_AT = 0, SUMS_AT = 4*COLUMNS*WARPS, TOTALS_AT = 2*SUMS_AT, SLOPES_AT = TOTALS_AT + 16*COLUMNS, MASK_ROWS_AT = SLOPES_AT + 4*COLUMNS,
+        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16
+    };
+    static constexpr __host__ __device__ int queries_at(int slices)  { return FRONT_AT + front_bytes(slices); }
+    static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
+    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0); }
+
+    static void place(ggmlq_decode_plan * plan) {
+        plan->queries_at   = queries_at(plan->slices);
+        plan->scales_at    = scales_at(plan->slices);
+        plan->exchange_at  = exchange_at(plan->slices);
+        plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
     }
 };
 
@@ -207,11 +219,6 @@ template <int type> GGMLQ_DEVICE ggmlq_decode_lut ggmlq_decode_levels(uint32_t f
     return { 0, 0 };
 }
 
-/* What the sums of V are multiplied by; see values(). */
-template <int type> GGMLQ_DEVICE float ggmlq_decode_unit(void) {
-    return type == GGMLQ_TYPE_TQ3_0 ? 128*GGMLQ_TQ3_0_UNIT : type == GGMLQ_TYPE_PLANAR3 ? 128*GGMLQ_PLANAR3_UNIT : 1.0f;
-}
-
 /* 16 bits of the 2-bit plane and of the 1-bit plane, of two rows -> selectors of their fields: four of each row. */
 GGMLQ_DEVICE uint32_t ggmlq_selectors(uint32_t q, uint32_t s) { return (q & 0x33333333u) | (s & 0x44444444u); }
 
@@ -239,29 +246,38 @@ template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_
     a[3] = ggmlq_permute(lut.low, lut.high, odd >> 16);
 }
 
-/* Bytes of V: thread group g takes M_TILES*2 values of a row, in groups of four. Group n of two tokens -> level + 128 each. */
+/* Bytes of V: thread group g takes M_TILES*2 values of a row, in groups of four, here those of two tokens.
+ *
+ * A byte u = level + 128 under the high byte of a power of two is the half p + u*r, r = p/1024. One fused operation makes
+ * it scale*r*level + rest, rest = scale*(p + 128r) - c being what the rounding of c = scale*(p + 128r) left; it is a half
+ * itself, and its weighted sum, from one more mma for all values of a block, is taken away at the end. p = 1/2 keeps
+ * 65504*(p + 128r) finite; the scales of q8_0 are smaller, and so is r. */
+template <int type> struct ggmlq_decode_v_bytes {
+    enum { Q8_0 = type == GGMLQ_TYPE_Q8_0 };
+    static constexpr uint32_t HIGH = Q8_0 ? 0x48484848u : 0x38383838u; /* p = 8, 1/2 */
+    static constexpr uint32_t BIAS = Q8_0 ? 0x48804880u : 0x38803880u; /* p + 128r, twice */
+    static constexpr float    UNIT = Q8_0 ? 128.0f : type == GGMLQ_TYPE_TQ3_0 ? 2048*GGMLQ_TQ3_0_UNIT : type == GGMLQ_TYPE_PLANAR3 ? 2048*GGMLQ_PLANAR3_UNIT : 1.0f; /* of the sums */
+};
+
 template <int type, int SLICE> struct ggmlq_decode_v_pair {
     typedef ggmlq_decode_rows<type, SLICE> V;
-    uint32_t q[2], s, scale; /* planes; two scales as a half2 */
+    uint32_t q[2], s, scale, bias; /* planes; of both tokens: scale, -c */
     const uint8_t * r0, * r1;
-
-    /* g -> the plane pair in which its values lie */
-    static __device__ __forceinline__ int plane(int g) { return SLICE == 64 ? g/4 : g/2; }
 
     static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * row0, const uint8_t * row1, int g, uint32_t shift, uint32_t unit) {
         ggmlq_decode_v_pair v;
-        const int pl = SLICE == 96 && g >= 6 ? 2 : plane(g);
-        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + V::scale_at(pl)), ggmlq_read_shared_u16(row1 + V::scale_at(pl)), unit);
+        const int plane = SLICE == 64 ? g/4 : SLICE == 96 && g >= 6 ? 2 : g/2;
+        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + V::scale_at(plane)), ggmlq_read_shared_u16(row1 + V::scale_at(plane)), unit);
         if (SLICE == 96 && g >= 6) {
             v.scale = 0;
         }
         if (type == GGMLQ_TYPE_Q8_0) {
-            const int at = V::scale_at(pl) + 2 + (SLICE == 64 ? 8*(g % 4) : 16*(g % 2));
+            const int at = V::scale_at(plane) + 2 + (SLICE == 64 ? 8*(g % 4) : 16*(g % 2));
             v.r0 = row0 + at;
             v.r1 = row1 + at;
             return v;
         }
-        const int q_at = V::q_at(pl) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2)), s_at = V::s_at(pl) + 2*(g % 2);
+        const int q_at = V::q_at(plane) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2)), s_at = V::s_at(plane) + 2*(g % 2);
         v.q[0] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at), unit);
         v.s    = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at), unit);
         if (SLICE == 64) {
@@ -272,8 +288,15 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
         return v;
     }
 
-    /* The four values of group n, two tokens each, times their scales (and 2^-7 for our types, which keeps 123 times the largest
-     * scale below 65504). */
+    /* -> rest */
+    __device__ __forceinline__ uint32_t prepare(void) {
+        const __half2 scales = ggmlq_half2_from_bits(scale), factor = ggmlq_half2_from_bits(ggmlq_decode_v_bytes<type>::BIAS);
+        const __half2 minus_c = __hneg2(__hmul2(scales, factor));
+        bias = ggmlq_half2_bits(minus_c);
+        return ggmlq_half2_bits(__hfma2(scales, factor, minus_c));
+    }
+
+    /* The four values of group n, of two tokens each. */
     __device__ __forceinline__ void values(int n, uint32_t h[4], uint32_t unit, ggmlq_decode_lut lut) const {
         uint32_t u0, u1;
         if (type == GGMLQ_TYPE_Q8_0) {
@@ -286,19 +309,14 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
             u0 = ggmlq_permute(lut.low, lut.high, fields);
             u1 = ggmlq_permute(lut.low, lut.high, fields >> 16);
         }
-        /* A byte under 0x64 is the half 1024 + byte. */
-        const uint32_t x = ggmlq_permute(u0, u1, 0x5140), y = ggmlq_permute(u0, u1, 0x7362);
-        h[0] = ggmlq_permute(x, 0x64646464u, 0x4140);
-        h[1] = ggmlq_permute(x, 0x64646464u, 0x4342);
-        h[2] = ggmlq_permute(y, 0x64646464u, 0x4140);
-        h[3] = ggmlq_permute(y, 0x64646464u, 0x4342);
-        const __half2 scales = ggmlq_half2_from_bits(scale);
+        const uint32_t x = ggmlq_permute(u0, u1, 0x5140), y = ggmlq_permute(u0, u1, 0x7362), high = ggmlq_decode_v_bytes<type>::HIGH;
+        h[0] = ggmlq_permute(x, high, 0x4140);
+        h[1] = ggmlq_permute(x, high, 0x4342);
+        h[2] = ggmlq_permute(y, high, 0x4140);
+        h[3] = ggmlq_permute(y, high, 0x4342);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const __half2 value = ggmlq_half2_from_bits(h[i]);
-            const __half2 level = type == GGMLQ_TYPE_Q8_0 ? __hadd2(value, ggmlq_half2_from_bits(0xe480e480u))  /* - 1152 */
-                                : __hfma2(value, ggmlq_half2_from_bits(0x20002000u), ggmlq_half2_from_bits(0xc880c880u)); /* *2^-7 - 9 */
-            h[i] = ggmlq_half2_bits(__hmul2(level, scales));
+            h[i] = ggmlq_half2_bits(__hfma2(ggmlq_half2_from_bits(h[i]), ggmlq_half2_from_bits(scale), ggmlq_half2_from_bits(bias)));
         }
     }
 };
@@ -425,48 +443,55 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const float LOG2E = 1.44269504f;
 
     extern __shared__ __align__(16) uint8_t shared[];
-    uint8_t * const queries  = shared + S::front_bytes(plan.slices);
-    float   * const q_scales = (float *) (queries + COLUMNS*S::query_pitch(plan.slices));
-    float   * const exchange = (float *) (queries + S::query_bytes(plan.slices));
-    float   * const stats    = (float *) ((uint8_t *) exchange + S::exchange_bytes(plan.slices));
-    const uint8_t ** const mask_rows = (const uint8_t **) ((uint8_t *) stats + S::stats_bytes()); /* of the columns */
+    uint8_t * const front    = shared + S::FRONT_AT;
+    uint8_t * const queries  = shared + plan.queries_at;
+    float   * const q_scales = (float *) (shared + plan.scales_at);
+    float   * const exchange = (float *) (shared + plan.exchange_at);
+    float   * const maxima   = (float *) (shared + S::MAXIMA_AT), * const group_sums = (float *) (shared + S::SUMS_AT); /* [group][column] */
+    float   * const totals   = (float *) (shared + S::TOTALS_AT); /* [column][4]: max, sum, the result's factor */
+    float   * const slopes   = (float *) (shared + S::SLOPES_AT);
+    int     * const last_flag = (int *) (shared + S::FLAG_AT);
+    const uint8_t ** const mask_rows = (const uint8_t **) (shared + S::MASK_ROWS_AT); /* of the columns */
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32, g = lane/4, t = lane % 4;
     const int slice = warp % plan.slices, group = warp/plan.slices, groups = WARPS/plan.slices;
 
     /* Neighbouring heads share sectors of memory: blocks that start together take them together. */
-    const int unit = blockIdx.x, split = blockIdx.y;
-    const int head_kv = unit % plan.heads_kv, chunk = unit/plan.heads_kv % plan.chunks, seq = unit/plan.heads_kv/plan.chunks;
+    const int head_kv = blockIdx.x, split = blockIdx.y, chunk = blockIdx.z % plan.chunks, seq = blockIdx.z/plan.chunks, unit = blockIdx.z*gridDim.x + blockIdx.x;
     const int first_column = chunk*COLUMNS;
     const int64_t seq_kv = seq/plan.seqs_per_kv;
 
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
-    const int tile0  = (int) ((int64_t) tiles*split/plan.splits), tile1 = (int) ((int64_t) tiles*(split + 1)/plan.splits);
+    const int tile0  = split*plan.tiles_per_split + min(split, plan.longer_splits), tile1 = tile0 + plan.tiles_per_split + (split < plan.longer_splits);
 
     const uint8_t * const k_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + slice*K::BYTES;
     const uint8_t * const v_rows = (const uint8_t *) p.v + seq_kv*p.v_stride[2] + head_kv*p.v_stride[1] + slice*V::BYTES;
-    uint8_t * const pipe = shared + warp*STAGES*S::STAGE_BYTES;
+    uint8_t * const pipe = front + warp*STAGES*S::STAGE_BYTES;
 
     const uint8_t * const mask = (const uint8_t *) p.mask;
-    if (mask) {
+    auto mask_row = [&](int column) {
+        const int row = first_column + column < plan.columns ? first_column + column : 0;
+        return mask + (row/plan.group)*p.mask_stride[0] + ((head_kv*plan.group + row % plan.group) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
+    };
+    if (mask && !plan.one_mask) {
         if (threadIdx.x < COLUMNS) {
-            const int row = first_column + (int) threadIdx.x < plan.columns ? first_column + (int) threadIdx.x : 0;
-            mask_rows[threadIdx.x] = mask + (row/plan.group)*p.mask_stride[0] + ((head_kv*plan.group + row % plan.group) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
+            mask_rows[threadIdx.x] = mask_row(threadIdx.x);
         }
         __syncthreads();
     }
-    const uint8_t * const one_mask = mask && plan.one_mask ? mask_rows[0] + 16*lane : NULL;
 
-    const uint8_t * const k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane), * const v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane);
+    /* Of the next tile to copy. */
+    const uint8_t * k_chunk, * v_chunk;
+    const uint8_t * const one_mask = mask + (plan.one_mask ? (seq % (int) p.mask_seqs)*p.mask_stride[2] : 0);
 
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         if (tile < tile1) {
             const int token = tile*ROWS, count = plan.n_kv - token;
             const uint32_t to = ggmlq_shared_address(pipe) + at;
             if (tile != tiles - 1) {
-                ggmlq_decode_copy<K, ROWS>(to, k_chunk + token*p.k_stride[0], p.k_stride[0], lane);
+                ggmlq_decode_copy<K, ROWS>(to, k_chunk, p.k_stride[0], lane);
                 if (!plan.v_in_k) {
-                    ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk + token*p.v_stride[0], p.v_stride[0], lane);
+                    ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, p.v_stride[0], lane);
                 }
             } else {
                 ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
@@ -476,7 +501,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             if (plan.one_mask && plan.mask_aligned && count >= ROWS) {
                 if (lane < ROWS/8) {
-                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*lane, one_mask + 2*token, 16);
+                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*lane, one_mask + (2*token + 16*lane), 16);
                 }
             } else if (plan.mask_aligned && count >= ROWS) {
 #pragma unroll
@@ -487,11 +512,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 const int n_masks = mask == NULL || plan.one_mask ? 1 : COLUMNS;
 #pragma unroll 1
                 for (int i = lane; i < n_masks*ROWS; i += 32) {
-                    *(uint16_t *) (pipe + at + S::K_BYTES + S::V_BYTES + 2*i) = i % ROWS >= count ? 0xfc00 : mask ? *(const uint16_t *) (mask_rows[i/ROWS] + 2*(token + i % ROWS)) : 0;
+                    *(uint16_t *) (pipe + at + S::K_BYTES + S::V_BYTES + 2*i) = i % ROWS >= count ? 0xfc00 : mask ? *(const uint16_t *) (mask_row(i/ROWS) + 2*(token + i % ROWS)) : 0;
                 }
             }
         }
         ggmlq_copy_async_commit();
+        k_chunk += plan.k_step;
+        v_chunk += plan.v_step;
     };
 
     if (plan.splits > 1 && threadIdx.x == 0) {
@@ -504,45 +531,55 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     const bool softcap = p.logit_softcap != 0.0f;
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
-    uint2 q[TILES][STEPS]; /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
-    float slope[TILES][2];
-    const ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
+    enum { KEEP_QUERIES = TILES <= 2 }; /* in registers */
+    uint2 q[KEEP_QUERIES ? TILES : 1][STEPS]; /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
+    auto load_query = [&](int n, int i) {
+        const uint8_t * const row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2) + 32*i;
+        return K::BYTE_VALUES ? *(const uint2 *) (row + 8*t) : make_uint2(*(const uint32_t *) (row + 4*t), *(const uint32_t *) (row + 16 + 4*t));
+    };
+    ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
+    ggmlq_keep(lut_k.low);
+    ggmlq_keep(lut_v.low);
 
     /* Where this thread's rows of a tile lie. */
     const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
-    const int k_row = k_token*K::PITCH + (int) ((uintptr_t) (k_rows + k_token*p.k_stride[0]) & 15);
-    const int v_row = v_token*V::PITCH + (int) ((uintptr_t) (v_rows + v_token*p.v_stride[0]) & 15);
-    const int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
+    int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
+    int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
+    int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
+    ggmlq_keep(k_row);
+    ggmlq_keep(v_row);
+    ggmlq_keep(v_row4);
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 
-    float o[TILES][M_TILES][4], max[TILES][2], sum[TILES][2];
+    /* The end of the block uses the pipelines' memory. */
+    float4 * const sums = (float4 *) front;
+    float  * const rows = (float *) (front + S::SUM_BYTES);
+
+    float o[TILES][M_TILES][4], rest[TILES][4], max[TILES][2], sum[TILES][2];
     const float LOWEST = -1e30f;
 
     /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
     for (bool careful = false;; careful = true) {
-#pragma unroll
+        const int64_t first_token = (int64_t) (tile0 + group)*ROWS;
+        k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
+        v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
+#pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
             copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
         }
         if (!careful) { /* while the first tiles are on their way */
+            if (threadIdx.x < COLUMNS && mask) {
+                const int column = first_column + threadIdx.x;
+                slopes[threadIdx.x] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
+            }
             ggmlq_decode_load_queries<S, type_k, SLICE>(p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
             __syncthreads();
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
-                const uint8_t * row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2);
 #pragma unroll
-                for (int i = 0; i < STEPS; ++i) {
-                    q[n][i] = K::BYTE_VALUES ? *(const uint2 *) (row + 32*i + 8*t)
-                                             : make_uint2(*(const uint32_t *) (row + 32*i + 4*t), *(const uint32_t *) (row + 32*i + 16 + 4*t));
-                }
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    slope[n][e] = LOG2E;
-                    if (p.max_bias > 0.0f) {
-                        const int column = first_column + 8*n + 2*t + e;
-                        slope[n][e] *= ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
-                    }
+                for (int i = 0; i < STEPS && KEEP_QUERIES; ++i) {
+                    q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
                 }
             }
         }
@@ -552,6 +589,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int i = 0; i < M_TILES; ++i) {
                 o[n][i][0] = o[n][i][1] = o[n][i][2] = o[n][i][3] = 0.0f;
             }
+            rest[n][0] = rest[n][1] = rest[n][2] = rest[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
             sum[n][0] = sum[n][1] = 0.0f;
         }
@@ -566,9 +604,23 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
-            /* Mask values of tokens k_token and k_token + 8 of each block of 16, as halves; 0xfc00 hides. */
-            const bool biased = mask != NULL || (tile + 1)*ROWS > plan.n_kv, one_bias = mask == NULL || plan.one_mask;
+            /* Where the mask is all zeros there is nothing to do. Else: halves of tokens k_token and k_token + 8 of each block of 16; 0xfc00 hides. */
+            const bool one_bias = mask == NULL || plan.one_mask;
+            int biased = 0;
             uint32_t bias[BLOCK_ROWS][TILES][4];
+            if (mask || (tile + 1)*ROWS > plan.n_kv) {
+                uint32_t any = 0;
+                if (one_bias) {
+                    any = ((const uint32_t *) mask_tile)[lane % (ROWS/2)];
+                } else {
+#pragma unroll
+                    for (int i = 0; i < (COLUMNS*ROWS/8 + 31)/32; ++i) {
+                        const uint4 words = ((const uint4 *) mask_tile)[COLUMNS*ROWS/8 < 32 ? lane % (COLUMNS*ROWS/8) : 32*i + lane];
+                        any |= words.x | words.y | words.z | words.w;
+                    }
+                }
+                biased = __any_sync(0xffffffffu, any != 0);
+            }
             if (biased) {
                 bool visible = false;
 #pragma unroll
@@ -618,7 +670,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_s8(acc[m][n], a, q[n][plane], K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
+                            ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
                         }
                     }
                     if (K::PLANAR3 && plane % 4 != 3) {
@@ -653,7 +705,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         ggmlq_load_matrices<false>(a, address + 32*i);
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_f16(s[m][n], a, q[n][i]);
+                            ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
                         }
                     }
                 }
@@ -679,28 +731,44 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
 
-            /* Scores in units of log 2. The maximum is followed lazily: weights up to 2^8 do no harm. */
+            /* Scores in units of log 2. */
+            if (softcap) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
+#pragma unroll
+                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                    float & x = s[i/4/TILES][i/4%TILES][i%4];
+                    x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
+                }
+            }
+            if (biased) {
+#pragma unroll
+                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                    float & x = s[i/4/TILES][i/4%TILES][i%4];
+                    const float slope = mask ? slopes[8*(i/4%TILES) + 2*t + i%2] : 1.0f;
+                    x = fmaf(ggmlq_half_value((uint16_t) bias[i/4/TILES][i/4%TILES][i%4]), slope, x);
+                }
+                if (careful) { /* a hidden token's NaN is still there */
+#pragma unroll
+                    for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                        float & x = s[i/4/TILES][i/4%TILES][i%4];
+                        x = bias[i/4/TILES][i/4%TILES][i%4] == 0xfc00 ? -INFINITY : x;
+                    }
+                }
+            }
+
+            /* The maximum is followed lazily: weights up to 2^8 do no harm. */
             float top[TILES][2];
             bool  exceeds = false;
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
-                top[n][0] = top[n][1] = LOWEST;
 #pragma unroll
-                for (int m = 0; m < BLOCK_ROWS; ++m) {
+                for (int e = 0; e < 2; ++e) {
+                    top[n][e] = fmaxf(s[0][n][e], s[0][n][e + 2]);
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        float x = s[m][n][i];
-                        if (softcap) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
-                            x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
-                        }
-                        if (biased) { /* a NaN of a hidden token passes here, and makes the careful pass necessary */
-                            x = careful && bias[m][n][i] == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value((uint16_t) bias[m][n][i]), slope[n][i % 2], x);
-                        }
-                        s[m][n][i] = x;
-                        top[n][i % 2] = fmaxf(top[n][i % 2], x);
+                    for (int m = 1; m < BLOCK_ROWS; ++m) {
+                        top[n][e] = fmaxf(top[n][e], fmaxf(s[m][n][e], s[m][n][e + 2]));
                     }
+                    exceeds |= top[n][e] > max[n][e] + 8.0f;
                 }
-                exceeds |= top[n][0] > max[n][0] + 8.0f || top[n][1] > max[n][1] + 8.0f;
             }
             if (__any_sync(0xffffffffu, exceeds)) {
 #pragma unroll
@@ -714,6 +782,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
                         max[n][e]  = next;
                         sum[n][e] *= shrink;
+                        rest[n][e]     *= shrink;
+                        rest[n][e + 2] *= shrink;
 #pragma unroll
                         for (int i = 0; i < M_TILES; ++i) {
                             o[n][i][e]     *= shrink;
@@ -774,6 +844,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
                         poison(0, M_TILES, odd);
                     }
+                    const uint32_t rest0 = a0.prepare(), rest1 = a1.prepare(), rests[4] = { rest0, rest0, rest1, rest1 };
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        ggmlq_mma_f16(rest[n], rests, weights[m][n]);
+                    }
 #pragma unroll
                     for (int i = 0; i < M_TILES/2; ++i) {
                         uint32_t x[4], y[4];
@@ -818,7 +893,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int i = 0; i < M_TILES; ++i) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
+                    o[n][i][e] -= rest[n][e];
                     odd |= (__float_as_uint(o[n][i][e]) & 0x7f800000) == 0x7f800000;
+                }
+            }
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                if (g == 0 && slice == 0) {
+                    maxima[group*COLUMNS + 8*n + 2*t + e] = max[n][e];
                 }
             }
         }
@@ -828,23 +910,36 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     }
 
-    /* Groups of warps -> one sum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
-    float4 * const sums = (float4 *) shared;
-    float  * const rows = (float *) (shared + S::SUM_BYTES);
-    float  * const maxima = stats, * const factors = stats + COLUMNS*WARPS; /* maxima and sums of groups, then their factors */
-    float  * const totals = stats + 2*COLUMNS*WARPS;                          /* [column]: max, sum, result's factor */
-    int    * const last_flag = (int *) (totals + 4*COLUMNS);
+    /* Groups of warps -> one sum, under a common maximum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
+            const int column = 8*n + 2*t + e;
+            float top = LOWEST;
+            for (int i = g; i < groups; i += 8) {
+                top = fmaxf(top, maxima[i*COLUMNS + column]);
+            }
+#pragma unroll
+            for (int x = 4; x < 32; x *= 2) {
+                top = fmaxf(top, ggmlq_shuffle_xor(top, x));
+            }
+            const float factor = ggmlq_exp2(max[n][e] - top);
+            sum[n][e] *= factor;
 #pragma unroll
             for (int x = 4; x < 32; x *= 2) {
                 sum[n][e] += ggmlq_shuffle_xor(sum[n][e], x);
             }
             if (g == 0 && slice == 0) {
-                maxima[group*COLUMNS + 8*n + 2*t + e]  = max[n][e];
-                factors[group*COLUMNS + 8*n + 2*t + e] = sum[n][e];
+                group_sums[group*COLUMNS + column] = sum[n][e];
+            }
+            if (g == 0 && warp == 0) {
+                totals[4*column] = top;
+            }
+#pragma unroll
+            for (int i = 0; i < M_TILES; ++i) {
+                o[n][i][e]     *= factor;
+                o[n][i][e + 2] *= factor;
             }
         }
 #pragma unroll
@@ -853,21 +948,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     }
     __syncthreads();
-    if (threadIdx.x < COLUMNS) {
-        const int column = threadIdx.x;
-        float top = LOWEST, total = 0.0f;
+    auto total_of_groups = [&](int column) {
+        float total = 0.0f;
+#pragma unroll 4
         for (int i = 0; i < groups; ++i) {
-            top = fmaxf(top, maxima[i*COLUMNS + column]);
+            total += group_sums[i*COLUMNS + column];
         }
-        for (int i = 0; i < groups; ++i) {
-            const float factor = ggmlq_exp2(maxima[i*COLUMNS + column] - top);
-            total += factor*factors[i*COLUMNS + column];
-            factors[i*COLUMNS + column] = factor;
-        }
-        totals[4*column]     = top;
-        totals[4*column + 1] = total;
-    }
-    __syncthreads();
+        return total;
+    };
     const int n_items = plan.slices*TILES*M_TILES*32; /* float4 of the block's result */
     float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items;
     float2 * const partial_stats = (float2 *) (workspace + plan.stats_at) + (int64_t) unit*plan.splits*COLUMNS;
@@ -890,26 +978,25 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const float sink = LOG2E*p.sinks[head_kv*plan.group + (first_column + column) % plan.group];
             const float higher = fmaxf(sink, top);
             total = total*ggmlq_exp2(top - higher) + ggmlq_exp2(sink - higher);
-            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_unit<type_v>()*ggmlq_exp2(top - higher)/total;
+            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_v_bytes<type_v>::UNIT*ggmlq_exp2(top - higher)/total;
         } else {
-            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_unit<type_v>()/total;
+            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_v_bytes<type_v>::UNIT/total;
         }
     };
     auto group_sum = [&](int item) {
-        const int n = item/32/M_TILES % TILES, at_slice = item/32/M_TILES/TILES, in_slice = item % (TILES*M_TILES*32), column = 8*n + 2*(item % 4);
+        const int at_slice = item/32/M_TILES/TILES, in_slice = item % (TILES*M_TILES*32);
         float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4
         for (int i = 0; i < groups; ++i) {
             const float4 x = sums[(i*plan.slices + at_slice)*TILES*M_TILES*32 + in_slice];
-            const float f0 = factors[i*COLUMNS + column], f1 = factors[i*COLUMNS + column + 1];
-            v.x = fmaf(f0, x.x, v.x); v.y = fmaf(f1, x.y, v.y); v.z = fmaf(f0, x.z, v.z); v.w = fmaf(f1, x.w, v.w);
+            v.x += x.x; v.y += x.y; v.z += x.z; v.w += x.w;
         }
         return v;
     };
 
     if (plan.splits == 1) {
         if (threadIdx.x < COLUMNS) {
-            finish_column(threadIdx.x, totals[4*threadIdx.x], totals[4*threadIdx.x + 1]);
+            finish_column(threadIdx.x, totals[4*threadIdx.x], total_of_groups(threadIdx.x));
         }
         __syncthreads();
 #pragma unroll 1
@@ -922,43 +1009,58 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             __stcg(partial + (int64_t) split*n_items + item, group_sum(item));
         }
         if (threadIdx.x < COLUMNS) {
-            __stcg(partial_stats + split*COLUMNS + threadIdx.x, make_float2(totals[4*threadIdx.x], totals[4*threadIdx.x + 1]));
+            __stcg(partial_stats + split*COLUMNS + threadIdx.x, make_float2(totals[4*threadIdx.x], total_of_groups(threadIdx.x)));
         }
-        __threadfence();
         __syncthreads();
         if (threadIdx.x == 0) {
+            __threadfence(); /* covers what the barrier ordered before it */
             unsigned long long * const counter = (unsigned long long *) workspace + unit;
             const unsigned long long before = atomicAdd(counter, GGMLQ_COUNT_STEP);
-            *last_flag = before == GGMLQ_COUNT_START + (unsigned long long) (plan.splits - 1)*GGMLQ_COUNT_STEP;
-            if (*last_flag) {
+            const bool last = before == GGMLQ_COUNT_START + (unsigned long long) (plan.splits - 1)*GGMLQ_COUNT_STEP;
+            if (last) {
                 *(volatile unsigned long long *) counter = GGMLQ_COUNT_START;
             }
+            __threadfence();
+            *last_flag = last;
         }
         __syncthreads();
         if (!*last_flag) {
             return;
         }
-        __threadfence();
-        /* Factors of the splits go where the sums were: nobody reads those any more. */
-        float * const split_factors = (float *) shared;
+        enum { BATCH = 16 }; /* splits whose sums are on their way together */
+        float4 x[BATCH];
+        auto load_batch = [&](int item, int first) {
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                if (item < n_items && first + i < plan.splits) {
+                    x[i] = __ldcg(partial + (int64_t) (first + i)*n_items + item);
+                }
+            }
+        };
+        load_batch(threadIdx.x, 0);
+        float * const split_factors = (float *) front; /* where the sums were */
+#pragma unroll 1
         for (int column = warp; column < COLUMNS; column += WARPS) {
-            float top = LOWEST, total = 0.0f;
-            for (int i = lane; i < plan.splits; i += 32) {
+            const float2 mine = lane < plan.splits ? __ldcg(partial_stats + lane*COLUMNS + column) : make_float2(LOWEST, 0.0f);
+            float top = mine.x;
+            for (int i = lane + 32; i < plan.splits; i += 32) {
                 top = fmaxf(top, __ldcg(partial_stats + i*COLUMNS + column).x);
             }
 #pragma unroll
-            for (int x = 1; x < 32; x *= 2) {
-                top = fmaxf(top, ggmlq_shuffle_xor(top, x));
+            for (int i = 1; i < 32; i *= 2) {
+                top = fmaxf(top, ggmlq_shuffle_xor(top, i));
             }
-            for (int i = lane; i < plan.splits; i += 32) {
-                const float2 stat = __ldcg(partial_stats + i*COLUMNS + column);
-                const float factor = ggmlq_exp2(stat.x - top);
-                split_factors[i*COLUMNS + column] = factor;
-                total += factor*stat.y;
+            const float factor = ggmlq_exp2(mine.x - top);
+            float total = factor*mine.y;
+            split_factors[lane*COLUMNS + column] = factor;
+            for (int i = lane + 32; i < plan.splits; i += 32) {
+                const float2 other = __ldcg(partial_stats + i*COLUMNS + column);
+                split_factors[i*COLUMNS + column] = ggmlq_exp2(other.x - top);
+                total += ggmlq_exp2(other.x - top)*other.y;
             }
 #pragma unroll
-            for (int x = 1; x < 32; x *= 2) {
-                total += ggmlq_shuffle_xor(total, x);
+            for (int i = 1; i < 32; i *= 2) {
+                total += ggmlq_shuffle_xor(total, i);
             }
             if (lane == 0) {
                 finish_column(column, top, total);
@@ -969,11 +1071,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
             const int column = 8*(item/32/M_TILES % TILES) + 2*(item % 4);
             float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-            for (int i = 0; i < plan.splits; ++i) {
-                const float4 x = __ldcg(partial + (int64_t) i*n_items + item);
-                const float2 f = *(const float2 *) (split_factors + i*COLUMNS + column);
-                v.x = fmaf(f.x, x.x, v.x); v.y = fmaf(f.y, x.y, v.y); v.z = fmaf(f.x, x.z, v.z); v.w = fmaf(f.y, x.w, v.w);
+#pragma unroll 1
+            for (int first = 0; first < plan.splits; first += BATCH) {
+                if (item != threadIdx.x || first != 0) {
+                    load_batch(item, first);
+                }
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i) {
+                    if (first + i < plan.splits) {
+                        const float2 f = *(const float2 *) (split_factors + (first + i)*COLUMNS + column);
+                        v.x = fmaf(f.x, x[i].x, v.x); v.y = fmaf(f.y, x[i].y, v.y); v.z = fmaf(f.x, x[i].z, v.z); v.w = fmaf(f.y, x[i].w, v.w);
+                    }
+                }
             }
             store_row(item, v);
         }
@@ -1010,7 +1119,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
     typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
-    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::shared_bytes,
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::place,
                                        (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS> };
     return instance;
 }

@@ -238,6 +238,16 @@ static void attend_f16(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     }
 }
 
+/* What attention_supported doesn't look at, and upstream's models don't have: its kernels for 576 read K in place of V, whatever V is,
+ * and those with a softcap exist for three head sizes only; for others they stop the program. */
+static bool f16_kernels_take(const attention_f16 * f16, float logit_softcap) {
+    const int64_t head_size = f16->k.ne[0];
+    if (logit_softcap != 0.0f && (head_size != f16->v.ne[0] || (head_size != 128 && head_size != 256 && head_size != 512))) {
+        return false;
+    }
+    return head_size != 576 || f16->v_is_k;
+}
+
 enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_F16 };
 
 /* A fast kernel of ours, else upstream's f16 kernels, else a slow kernel of ours, which takes every shape. */
@@ -249,8 +259,7 @@ static attention_way choose_attention(int device, const ggml_tensor * dst, const
     }
     if (can_become_f16(dst->src[1]) && can_become_f16(dst->src[2])) {
         const attention_f16 f16(dst);
-        /* Upstream's kernels for 576 read K in place of V, whatever V is. */
-        if ((f16.v_is_k || f16.k.ne[0] != 576) && attention_supported(device, &f16.dst)) {
+        if (f16_kernels_take(&f16, p->logit_softcap) && attention_supported(device, &f16.dst)) {
             return ATTENTION_F16;
         }
     }
