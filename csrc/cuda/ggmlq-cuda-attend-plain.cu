@@ -119,8 +119,8 @@ template <int type> static __device__ __forceinline__ void rotate_queries(float 
         const int  unit = first + threadIdx.x/4;
         const bool used = unit < count*planes;
         float * at = q + (used ? unit/planes*width + unit%planes*GGMLQ_PLANE : 0) + 4*t;
-        float v[2][4];
-        for (int h = 0; h < 2; ++h) {
+        float v[2][4] = { { 0.0f } };
+        for (int h = 0; h < 2 && used; ++h) {
             ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (at + 16*h), 4, v[h]);
         }
         ggmlq_rotate_plane<type>(v, lane, unit%planes%ggmlq_cache_type<type>::PLANES);
@@ -409,9 +409,9 @@ combine(const struct work w, int n_rows_all) {
             for (int first = 0; first < nv; first += THREADS*8) {
                 const int  at   = first + threadIdx.x/4*GGMLQ_PLANE + threadIdx.x%4*4;
                 const bool used = at < nv;
-                float v[2][4];
-                for (int h = 0; h < 2; ++h) {
-                    ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) &values[used ? at + 16*h : 0], 4, v[h]);
+                float v[2][4] = { { 0.0f } };
+                for (int h = 0; h < 2 && used; ++h) {
+                    ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) &values[at + 16*h], 4, v[h]);
                 }
                 if (p.type_v == GGMLQ_TYPE_TQ3_0) {
                     ggmlq_unrotate_plane<GGMLQ_TYPE_TQ3_0>(v, lane, 0);

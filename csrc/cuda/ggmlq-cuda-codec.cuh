@@ -4,8 +4,7 @@
  *
  * The unit is a quad, four consecutive values in one thread. Two layouts of a plane pair (32 values):
  *   quads     thread t of 4 holds the quads at 4t and 16 + 4t: what memory, the bit planes and planar3's pairs want
- *   columns   thread t of 4 holds the values j with j % 4 = t, ascending: what the later Hadamard stages, the eight lanes of the
- *             encoder's sums and the bytes of the planes want
+ *   columns   thread t of 4 holds the values j with j % 4 = t, ascending: what the later Hadamard stages want
  * Going from one to the other is a transposition of 4 x 4 values among 4 threads. All 32 lanes of a warp must take part.
  */
 #ifndef GGMLQ_CUDA_CODEC_CUH
@@ -31,7 +30,7 @@ template <int type> struct ggmlq_cache_type;
 template <> struct ggmlq_cache_type<GGMLQ_TYPE_TQ3_0> {
     enum { LENGTH = 32, BYTES = sizeof(struct ggmlq_block_tq3_0), PLANES = 1,
            SCALE_AT = 12, Q_AT = 0, S_AT = 8,
-           ENCODERS = 4 /* threads that encode a block */ };
+           ENCODERS = 2 /* threads that encode a block */ };
     static constexpr float    UNIT = GGMLQ_TQ3_0_UNIT;
     static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_tq3_0[0], ggmlq_levels_tq3_0[1], ggmlq_levels_tq3_0[2], ggmlq_levels_tq3_0[3]);
     static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_tq3_0[4], ggmlq_levels_tq3_0[5], ggmlq_levels_tq3_0[6], ggmlq_levels_tq3_0[7]);
@@ -183,6 +182,8 @@ GGMLQ_DEVICE uint32_t ggmlq_transpose_bytes(uint32_t v, int lane, int m0, int m1
 
 /* --- rotations -------------------------------------------------------------------------------------------------- */
 
+#define GGMLQ_CUDA_NORM32 0.17677669529663689f /* 1/sqrt(32) */
+
 GGMLQ_DEVICE void ggmlq_butterfly(float & a, float & b) {
     const float sum = ggmlq_add(a, b);
     b = ggmlq_sub(a, b);
@@ -200,8 +201,8 @@ GGMLQ_DEVICE void ggmlq_hadamard(float v[2][4], int lane) {
     }
     for (int i = 0; i < 4; ++i) {
         ggmlq_butterfly(v[0][i], v[1][i]);                                    /* 16 */
-        v[0][i] = ggmlq_mul(v[0][i], 0.17677669529663689f); /* 1/sqrt(32) */
-        v[1][i] = ggmlq_mul(v[1][i], 0.17677669529663689f);
+        v[0][i] = ggmlq_mul(v[0][i], GGMLQ_CUDA_NORM32);
+        v[1][i] = ggmlq_mul(v[1][i], GGMLQ_CUDA_NORM32);
     }
 }
 
@@ -259,8 +260,8 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
 
 /* --- encoder ---------------------------------------------------------------------------------------------------- */
 
-/* A block lies in ENCODERS neighbouring threads, which load and rotate quads and then search in columns:
- *   tq3_0    thread t of 4 holds the values of the lanes t and t + 4, alternating
+/* A block lies in ENCODERS neighbouring threads, 16 values each:
+ *   tq3_0    thread t of 2 holds the quads at 4t, 8 + 4t, 16 + 4t, 24 + 4t: those of the lanes 4t..4t+3
  *   planar3  thread t of 8 holds those of lane 4*(t % 2) + t/2
  * Each lane of FORMAT.md's sums is thus added up by one thread in ascending order, and a few shuffles fold them. */
 template <int type> struct ggmlq_encoder {
@@ -268,40 +269,43 @@ template <int type> struct ggmlq_encoder {
 
     /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
     static __device__ __forceinline__ float fold(float sum) {
+        sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
         if (type == GGMLQ_TYPE_PLANAR3) {
-            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
-            return ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
         }
-        sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
-        return ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
+        return sum;
     }
 
-    static __device__ __forceinline__ float fold(const float sum[LANES]) { return fold(LANES == 2 ? ggmlq_add(sum[0], sum[LANES - 1]) : sum[0]); }
+    static __device__ __forceinline__ float fold_lanes(const float sum[LANES]) {
+        if (LANES == 1) {
+            return fold(sum[0]);
+        }
+        return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
+    }
 
-    /* Rotated values -> the step, and of each value the number of boundaries below it, as 3-bit fields from bit 4n (n < 8) of
-     * index[n/8] on. */
-    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[(VALUES + 7)/8]) {
-        constexpr float L0 = ggmlq_levels[4], D1 = ggmlq_levels[5] - ggmlq_levels[4], D2 = ggmlq_levels[6] - ggmlq_levels[5], D3 = ggmlq_levels[7] - ggmlq_levels[6];
+    /* Rotated values -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value for bit
+     * position k of byte c of the planes. */
+    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[2]) {
+        constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
         constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
-        /* Levels and boundaries mirror each other, so all is done with magnitudes. Whether one lies above a boundary is asked of
-         * the adder, which has twice the rate of comparisons: saturate(2^60*(key - boundary)) is 1 or 0 exactly. On a
-         * boundary a value belongs to the upper cell: a positive one's key is the next larger float. */
+        /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
+         * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
         const float BIG = 1152921504606846976.0f; /* 2^60 */
         float magnitude[VALUES], key[VALUES], square_sum[LANES];
-        uint32_t negative = 0;
+        uint32_t sign[VALUES];
         for (int n = 0; n < VALUES; ++n) {
             const uint32_t bits = __float_as_uint(y[n]);
             const bool below = bits > 0x80000000u;
-            negative    |= (uint32_t) below << n;
+            sign[n]      = below ? 0x80000000u : 0;
             magnitude[n] = __uint_as_float(bits & 0x7fffffff);
             key[n]       = __uint_as_float((bits & 0x7fffffff) + (below ? 0 : 1))*BIG;
             const float square = ggmlq_mul(magnitude[n], magnitude[n]);
             square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
         }
-        const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
+        const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold_lanes(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
 
         /* The three starts side by side: they don't wait for each other. */
         float step[3], from[3], level[3][VALUES];
@@ -310,23 +314,22 @@ template <int type> struct ggmlq_encoder {
         }
 #pragma unroll 1
         for (int pass = 0; pass < 3; ++pass) {
-            float products[3], squares[3];
+            float sum[3][LANES], squares[3];
             for (int start = 0; start < 3; ++start) {
                 from[start] = step[start];
                 const float b1 = ggmlq_mul(B1, step[start])*BIG, b2 = ggmlq_mul(B2, step[start])*BIG, b3 = ggmlq_mul(B3, step[start])*BIG;
-                float sum[LANES], square = 0.0f;
+                float square = 0.0f;
                 for (int n = 0; n < VALUES; ++n) {
-                    const float l = fmaf(ggmlq_saturate(key[n] - b3), D3, fmaf(ggmlq_saturate(key[n] - b2), D2, fmaf(ggmlq_saturate(key[n] - b1), D1, L0)));
+                    const float l = ggmlq_pick(key[n], b1, b2, b3, L0, L1, L2, L3);
                     const float product = ggmlq_mul(magnitude[n], l);
                     level[start][n] = l;
-                    sum[n % LANES]  = n < LANES ? product : ggmlq_add(sum[n % LANES], product);
+                    sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
                     square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
                 }
-                products[start] = LANES == 2 ? ggmlq_add(sum[0], sum[LANES - 1]) : sum[0];
-                squares[start]  = square;
+                squares[start] = square;
             }
             for (int start = 0; start < 3; ++start) {
-                step[start] = ggmlq_div_safe(fold(products[start]), fold(squares[start]));
+                step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
             }
         }
         float best_step = 0.0f, best_from = 0.0f, best_error = __uint_as_float(0x7f800000);
@@ -336,7 +339,7 @@ template <int type> struct ggmlq_encoder {
                 const float d = ggmlq_sub(magnitude[n], ggmlq_mul(step[start], level[start][n]));
                 sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
             }
-            const float error = fold(sum);
+            const float error = fold_lanes(sum);
             if (error < best_error) {
                 best_error = error;
                 best_step  = step[start];
@@ -344,12 +347,29 @@ template <int type> struct ggmlq_encoder {
             }
         }
         const float b1 = ggmlq_mul(B1, best_from)*BIG, b2 = ggmlq_mul(B2, best_from)*BIG, b3 = ggmlq_mul(B3, best_from)*BIG;
-        for (int n = 0; n < VALUES; ++n) {
-            const uint32_t cell = (uint32_t) (key[n] > b1) + (uint32_t) (key[n] > b2) + (uint32_t) (key[n] > b3);
-            const uint32_t i    = negative >> n & 1 ? 3 - cell : 4 + cell;
-            index[n/8] = n % 8 == 0 ? i : index[n/8] | i << 4*(n % 8);
+        index[0] = index[1] = 0;
+        for (int c = 0; c < 4; ++c) {
+            float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
+            for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
+                const int n = type == GGMLQ_TYPE_TQ3_0 ? 4*k + c : 4*c + k;
+                const float cell = ggmlq_pick(key[n], b1, b2, b3, 0.5f, 1.5f, 2.5f, 3.5f);
+                nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | sign[n]), (float) weight, nibbles);
+            }
+            index[c/2] |= (uint32_t) (int) nibbles << 16*(c % 2);
         }
         return best_step;
+    }
+
+    /* Bits `mask` from bit `shift` of each nibble of the indices on -> where a plane's byte has them (signs: the 1-bit plane, w = 0). */
+    static __device__ __forceinline__ uint32_t pack(const uint32_t index[2], int shift, uint32_t mask, bool signs) {
+        uint32_t half[2] = { 0, 0 };
+        for (int i = 0; i < 2; ++i) {
+            for (int k = 0; k < 4; ++k) {
+                const int to = signs ? ggmlq_sign_bit(0, k) : 2*k;
+                half[i] |= (index[i] >> shift >> (4*k - to)) & (mask << to)*0x10001u;
+            }
+        }
+        return __byte_perm(half[0], half[1], 0x6420);
     }
 
     /* Quads in, the block out; nothing is stored where block is NULL. */
@@ -374,23 +394,32 @@ template <int type> struct ggmlq_encoder {
             v[i/4][i%4] = ggmlq_mul(ggmlq_mul(v[i/4][i%4], down), down2);
         }
 
-        float y[VALUES];
-        for (int q = 0; q < QUADS; ++q) {
-            if (type == GGMLQ_TYPE_TQ3_0) {
-                ggmlq_flip_quad(v[q], 16*q + 4*(lane % 4));
-            } else {
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            const int t = lane % 2;
+            for (int q = 0; q < QUADS; ++q) {
+                ggmlq_flip_quad(v[q], 8*q + 4*t);
+                ggmlq_butterfly(v[q][0], v[q][1]); ggmlq_butterfly(v[q][2], v[q][3]); /* half-distance 1 */
+                ggmlq_butterfly(v[q][0], v[q][2]); ggmlq_butterfly(v[q][1], v[q][3]); /* 2 */
+                for (int i = 0; i < 4; ++i) {                                         /* 4 */
+                    v[q][i] = ggmlq_fma(t ? -1.0f : 1.0f, v[q][i], ggmlq_shuffle_xor(v[q][i], 1));
+                }
+            }
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]); ggmlq_butterfly(v[2][i], v[3][i]); /* 8 */
+                ggmlq_butterfly(v[0][i], v[2][i]); ggmlq_butterfly(v[1][i], v[3][i]); /* 16 */
+            }
+        } else {
+            for (int q = 0; q < QUADS; ++q) {
                 ggmlq_turn_quad(v[q], 32*q + 4*(lane % 8), 1.0f);
                 ggmlq_transpose(v[q], lane, 2, 4);
             }
         }
-        if (type == GGMLQ_TYPE_TQ3_0) {
-            ggmlq_hadamard(v, lane);
-        }
+        float y[VALUES];
         for (int i = 0; i < VALUES; ++i) {
-            y[i] = v[i/4][i%4];
+            y[i] = type == GGMLQ_TYPE_TQ3_0 ? ggmlq_mul(v[i/4][i%4], GGMLQ_CUDA_NORM32) : v[i/4][i%4];
         }
 
-        uint32_t index[(VALUES + 7)/8];
+        uint32_t index[2];
         const float step = search(y, index);
         const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
         const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
@@ -399,31 +428,23 @@ template <int type> struct ggmlq_encoder {
 
         /* Each thread holds whole bytes of the planes (two threads share one of planar3's sign bytes). */
         if (type == GGMLQ_TYPE_TQ3_0) {
-            const int t = lane % 4;
-            uint32_t word = 0;
-            for (int n = 0; n < VALUES; ++n) {
-                const int k = n/2, w = n % 2;
-                const uint32_t i = index[n/8] >> 4*(n % 8) & 7;
-                word |= (i >> 1) << (8*w + 2*k) | (i & 1) << (16 + ggmlq_sign_bit(4*w, k));
-            }
-            word = coded ? word : 0;
-            word = (word & 0xffffff) | (t == 0 ? scale << 24 : t == 1 ? scale >> 8 << 24 : 0);
-            word = ggmlq_transpose_bytes(word, lane, 1, 2);
+            const int w = lane % 2;
+            uint32_t two = pack(index, 1, 3, false), one = pack(index, 0, 1, true);
+            one <<= ggmlq_sign_bit(4*w, 0);
+            one |= ggmlq_shuffle_xor(one, 1);
+            two = coded ? two : 0;
+            one = coded ? one : 0;
             if (block) {
-                ggmlq_write_u16(block + 4*t, word);
-                if (t != 3) {
-                    ggmlq_write_u16(block + 4*t + 2, word >> 16);
+                ggmlq_write_u16(block + 4*w, two);
+                ggmlq_write_u16(block + 4*w + 2, two >> 16);
+                ggmlq_write_u16(block + (w == 0 ? 8 : 12), w == 0 ? one : scale);
+                if (w == 0) {
+                    ggmlq_write_u16(block + 10, one >> 16);
                 }
             }
         } else {
             const int w = lane % 2, t = lane/2 % 4;
-            uint32_t two = 0, one = 0;
-            for (int n = 0; n < VALUES; ++n) {
-                const int g = n/4, k = n % 4;
-                const uint32_t i = index[n/8] >> 4*(n % 8) & 7;
-                two |= (i & 3) << (8*g + 2*k);
-                one |= (i >> 2) << (8*g + ggmlq_sign_bit(0, k));
-            }
+            uint32_t two = pack(index, 0, 3, false), one = pack(index, 2, 1, true);
             one <<= ggmlq_sign_bit(4*w, 0);
             one |= ggmlq_shuffle_xor(one, 1);
             two = ggmlq_transpose_bytes(coded ? two : 0, lane, 2, 4);

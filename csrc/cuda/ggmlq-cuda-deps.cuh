@@ -65,16 +65,22 @@ GGMLQ_DEVICE int ggmlq_dot4(uint32_t a, uint32_t b, int c) {
 GGMLQ_DEVICE float ggmlq_mul(float a, float b) { return a*b; }
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { return a + b; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { return a - b; }
+GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { return fmaf(a, b, c); }
 GGMLQ_DEVICE float ggmlq_div(float a, float b) { return __fdiv_rn(a, b); }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return __fsqrt_rn(a); }
 GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return __fdiv_rn(a, b); }
-GGMLQ_DEVICE float ggmlq_saturate(float a) { return fminf(fmaxf(a, 0.0f), 1.0f); }
+
+/* l[0] where key <= b[0], l[1] where key <= b[1], l[2] where key <= b[2], l[3] above. */
+GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
+    return key > b1 ? (key > b2 ? l3 : l2) : key > b0 ? l1 : l0;
+}
 
 #else
 
 GGMLQ_DEVICE float ggmlq_mul(float a, float b) { float r; asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { float r; asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { float r; asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { float r; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
 GGMLQ_DEVICE float ggmlq_div(float a, float b) { float r; asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { float r; asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a)); return r; }
 
@@ -89,7 +95,19 @@ GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) {
     return __fmaf_rn(__fmaf_rn(-b, q, a), r, q);
 }
 
-GGMLQ_DEVICE float ggmlq_saturate(float a) { return __saturatef(a); }
+/* l0 where key <= b0, l1 where key <= b1, l2 where key <= b2, l3 above; key - b0 and key - b2 are 0 or at least 1 in magnitude, so
+ * that saturated they are 0 or 1. Comparisons have half the rate of the adder: one of them and four predicated additions. */
+GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
+    float l;
+    asm("{\n\t.reg .pred p;\n\t.reg .f32 i;\n\t"
+        "setp.gt.f32 p, %1, %3;\n\t"
+        "sub.sat.f32 i, %1, %2;\n\t"
+        "@p sub.sat.f32 i, %1, %4;\n\t"
+        "fma.rn.f32 %0, i, %6, %5;\n\t"
+        "@p fma.rn.f32 %0, i, %8, %7;\n\t}"
+        : "=&f"(l) : "f"(key), "f"(b0), "f"(b1), "f"(b2), "f"(l0), "f"(l1 - l0), "f"(l2), "f"(l3 - l2));
+    return l;
+}
 
 #endif
 

@@ -31,7 +31,7 @@ static struct divider make_divider(int64_t d) {
     while ((int64_t) 1 << result.shift < d) {
         ++result.shift;
     }
-    result.factor = (uint32_t) ((((uint64_t) 1 << result.shift) - result.d << 32)/result.d + 1);
+    result.factor = (uint32_t) (((((uint64_t) 1 << result.shift) - result.d) << 32)/result.d + 1);
     return result;
 }
 
@@ -43,6 +43,7 @@ struct walk {
     int       type;
     int64_t   block_bytes, nb1, nb2, nb3;
     struct divider blocks, ne1, ne2;
+    bool      one_plane; /* ne2 = ne3 = 1 */
 };
 
 struct place { uint32_t i0, i1, i2, i3; };
@@ -59,6 +60,11 @@ GGMLQ_DEVICE struct place place_of(const struct walk & w, uint32_t block) {
     struct place p;
     uint32_t row = divide(block, w.blocks);
     p.i0 = block - row*w.blocks.d;
+    if (w.one_plane) {
+        p.i1 = row;
+        p.i2 = p.i3 = 0;
+        return p;
+    }
     p.i2 = divide(row, w.ne1);
     p.i1 = row - p.i2*w.ne1.d;
     p.i3 = divide(p.i2, w.ne2);
@@ -199,6 +205,7 @@ static struct walk make_walk(const struct ggmlq_cuda_view * v, int type) {
     w.blocks = make_divider(v->ne[0]/info->block_length);
     w.ne1    = make_divider(v->ne[1]);
     w.ne2    = make_divider(v->ne[2]);
+    w.one_plane = v->ne[2] == 1 && v->ne[3] == 1;
     return w;
 }
 
