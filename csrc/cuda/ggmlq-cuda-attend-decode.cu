@@ -38,8 +38,9 @@ static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p
     for (size_t l = 0; l < sizeof(instance_lists)/sizeof(instance_lists[0]); ++l) {
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
-            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
-                slice_fits(p->head_size_k, instance->slice) && (best == NULL || instance->slice > best->slice)) {
+            const bool several = p->head_size_k > instance->slice; /* slices: then 16 warps, where there is such an instance */
+            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles && slice_fits(p->head_size_k, instance->slice) &&
+                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
                 best = instance;
             }
         }
@@ -63,13 +64,13 @@ static bool get_device_info(device_info * info) {
     return true;
 }
 
-/* Microseconds on an H100, roughly; only their proportions matter. */
+/* Microseconds on an H100, fitted to tq3_0 at head size 128; only their proportions matter. A turn is one tile in every group of warps. */
 static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, int splits, int slots) {
     const int64_t blocks = (int64_t) plan->units*splits, waves = (blocks + slots - 1)/slots;
     const int64_t tiles = (plan->n_kv + instance->rows - 1)/instance->rows, groups = instance->warps/plan->slices;
     const int64_t turns = ((tiles + splits - 1)/splits + groups - 1)/groups;
-    const double fill = blocks < slots ? (double) blocks/slots : 1.0;
-    return (double) waves*(3.0 + (double) turns*2.8*instance->rows/32*(0.5 + 0.5*fill)) + (splits > 1 ? 1.5 + 0.05*splits : 0.0);
+    const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
+    return (double) waves*(8.0 + (double) turns*turn) + (splits > 1 ? 0.14*splits : 0.0);
 }
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {

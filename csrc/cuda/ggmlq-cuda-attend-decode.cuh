@@ -26,6 +26,12 @@
 #endif
 
 #ifdef GGMLQ_DECODE_DEVICE
+#    define GGMLQ_GRID_CONSTANT __grid_constant__
+#else /* older devices: an empty kernel, never launched */
+#    define GGMLQ_GRID_CONSTANT
+#endif
+
+#ifdef GGMLQ_DECODE_DEVICE
 
 GGMLQ_DEVICE uint32_t ggmlq_shared_address(const void * p) { return (uint32_t) __cvta_generic_to_shared(p); }
 
@@ -426,14 +432,16 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
 
 #endif
 
-/* Waits: the counter of a unit lies in memory that anything may have been written to. A count is a 64-bit number that random memory
- * doesn't hold; whoever finds anything else there starts it at 0, before the first block can arrive, and the last arrival leaves it at 0. */
+/* The blocks of a unit count their arrivals in the workspace, which holds anything at first. So a count isn't a small number but one of a
+ * few 64-bit words, START + n*STEP: a word that is none of them is set to START by whichever block sees it first, before any can arrive,
+ * and the last arrival leaves START behind. No launch has to clear anything. That older data pass for a count takes 64 equal bits, and
+ * half a word overwritten never does: any two counts differ in both halves. */
 #define GGMLQ_COUNT_START 0x6767d1c5b2f9a38full
 #define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
 #define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS>
-__global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const __grid_constant__ ggmlq_attend_params p, const __grid_constant__ ggmlq_decode_plan plan,
+__global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * __restrict__ workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
     typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
@@ -556,7 +564,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     float4 * const sums = (float4 *) front;
     float  * const rows = (float *) (front + S::SUM_BYTES);
 
-    float o[TILES][M_TILES][4], rest[TILES][4], max[TILES][2], sum[TILES][2];
+    /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
+    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2];
+    auto add_sums = [&](uint32_t rest0, uint32_t rest1, const uint2 weights[TILES]) {
+        const uint32_t a[4] = { rest0, 0x3c003c00u, rest1, 0x3c003c00u };
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            ggmlq_mma_f16(sum[n], a, weights[n]);
+        }
+    };
     const float LOWEST = -1e30f;
 
     /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
@@ -589,9 +605,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int i = 0; i < M_TILES; ++i) {
                 o[n][i][0] = o[n][i][1] = o[n][i][2] = o[n][i][3] = 0.0f;
             }
-            rest[n][0] = rest[n][1] = rest[n][2] = rest[n][3] = 0.0f;
+            sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
-            sum[n][0] = sum[n][1] = 0.0f;
         }
         int stage = 0, parity = 0;
 #pragma unroll 1
@@ -604,49 +619,24 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
-            /* Where the mask is all zeros there is nothing to do. Else: halves of tokens k_token and k_token + 8 of each block of 16; 0xfc00 hides. */
+            /* Where the mask is all zeros there is nothing to do. */
             const bool one_bias = mask == NULL || plan.one_mask;
             int biased = 0;
-            uint32_t bias[BLOCK_ROWS][TILES][4];
             if (mask || (tile + 1)*ROWS > plan.n_kv) {
-                uint32_t any = 0;
+                uint32_t any = 0, all = 0xfc00fc00u;
                 if (one_bias) {
-                    any = ((const uint32_t *) mask_tile)[lane % (ROWS/2)];
+                    any = all = ((const uint32_t *) mask_tile)[lane % (ROWS/2)];
                 } else {
 #pragma unroll
                     for (int i = 0; i < (COLUMNS*ROWS/8 + 31)/32; ++i) {
                         const uint4 words = ((const uint4 *) mask_tile)[COLUMNS*ROWS/8 < 32 ? lane % (COLUMNS*ROWS/8) : 32*i + lane];
                         any |= words.x | words.y | words.z | words.w;
+                        all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
                     }
                 }
                 biased = __any_sync(0xffffffffu, any != 0);
-            }
-            if (biased) {
-                bool visible = false;
-#pragma unroll
-                for (int m = 0; m < BLOCK_ROWS; ++m) {
-#pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        const uint16_t * const at = mask_tile + 16*m + k_token + 8*i;
-                        if (one_bias) {
-                            const uint32_t b = *at;
-                            visible |= b != 0xfc00;
-#pragma unroll
-                            for (int n = 0; n < TILES; ++n) {
-                                bias[m][n][2*i] = bias[m][n][2*i + 1] = b;
-                            }
-                        } else {
-#pragma unroll
-                            for (int n = 0; n < TILES; ++n) {
-                                bias[m][n][2*i]     = at[(8*n + 2*t)*ROWS];
-                                bias[m][n][2*i + 1] = at[(8*n + 2*t + 1)*ROWS];
-                                visible |= bias[m][n][2*i] != 0xfc00 || bias[m][n][2*i + 1] != 0xfc00;
-                            }
-                        }
-                    }
-                }
-                if (!__any_sync(0xffffffffu, visible)) {
-                    continue;
+                if (biased && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
+                    continue; /* all hidden */
                 }
             }
 
@@ -739,19 +729,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
                 }
             }
-            if (biased) {
+            if (biased) { /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                    const int column = 8*(i/4%TILES) + 2*t + i%2, token = 16*(i/4/TILES) + k_token + 8*(i%4/2);
+                    const uint16_t b = mask_tile[(one_bias ? 0 : column*ROWS) + token];
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
-                    const float slope = mask ? slopes[8*(i/4%TILES) + 2*t + i%2] : 1.0f;
-                    x = fmaf(ggmlq_half_value((uint16_t) bias[i/4/TILES][i/4%TILES][i%4]), slope, x);
-                }
-                if (careful) { /* a hidden token's NaN is still there */
-#pragma unroll
-                    for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                        float & x = s[i/4/TILES][i/4%TILES][i%4];
-                        x = bias[i/4/TILES][i/4%TILES][i%4] == 0xfc00 ? -INFINITY : x;
-                    }
+                    x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
                 }
             }
 
@@ -781,9 +765,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                         const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
                         max[n][e]  = next;
-                        sum[n][e] *= shrink;
-                        rest[n][e]     *= shrink;
-                        rest[n][e + 2] *= shrink;
+                        sum[n][e]     *= shrink;
+                        sum[n][e + 2] *= shrink;
 #pragma unroll
                         for (int i = 0; i < M_TILES; ++i) {
                             o[n][i][e]     *= shrink;
@@ -801,7 +784,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         w[i] = ggmlq_exp2(s[m][n][i] - max[n][i % 2]);
-                        sum[n][i % 2] += w[i];
                     }
                     weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
                     weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
@@ -844,11 +826,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
                         poison(0, M_TILES, odd);
                     }
-                    const uint32_t rest0 = a0.prepare(), rest1 = a1.prepare(), rests[4] = { rest0, rest0, rest1, rest1 };
-#pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-                        ggmlq_mma_f16(rest[n], rests, weights[m][n]);
-                    }
+                    add_sums(a0.prepare(), a1.prepare(), weights[m]);
 #pragma unroll
                     for (int i = 0; i < M_TILES/2; ++i) {
                         uint32_t x[4], y[4];
@@ -864,6 +842,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                     }
                 } else {
+                    add_sums(0, 0, weights[m]);
                     /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
                     const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
 #pragma unroll
@@ -893,7 +872,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int i = 0; i < M_TILES; ++i) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    o[n][i][e] -= rest[n][e];
+                    o[n][i][e] -= sum[n][e % 2];
                     odd |= (__float_as_uint(o[n][i][e]) & 0x7f800000) == 0x7f800000;
                 }
             }
@@ -925,13 +904,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 top = fmaxf(top, ggmlq_shuffle_xor(top, x));
             }
             const float factor = ggmlq_exp2(max[n][e] - top);
-            sum[n][e] *= factor;
-#pragma unroll
-            for (int x = 4; x < 32; x *= 2) {
-                sum[n][e] += ggmlq_shuffle_xor(sum[n][e], x);
-            }
             if (g == 0 && slice == 0) {
-                group_sums[group*COLUMNS + column] = sum[n][e];
+                group_sums[group*COLUMNS + column] = sum[n][e + 2]*factor;
             }
             if (g == 0 && warp == 0) {
                 totals[4*column] = top;

@@ -322,14 +322,14 @@ static void time_case(const bench_case & c, double target, bool search, double c
         for (int v = -1;; ++v) {
             const ggmlq_decode_instance * variant = v < 0 ? instance : bench_variant(v);
             if (!variant) break;
-            if (v >= 0 && (variant->type_k != c.type_k || variant->type_v != c.type_v || variant->slice != instance->slice || (variant->tiles != instance->tiles && (variant->tiles > instance->tiles || c.queries*c.group <= 8)))) continue;
+            if (v >= 0 && (variant->type_k != c.type_k || variant->type_v != c.type_v || c.head_size % variant->slice != 0 || (variant->tiles != instance->tiles && (variant->tiles > instance->tiles || c.queries*c.group <= 8)))) continue;
             ggmlq_decode_plan base;
-            if (variant->warps % plan.slices || !plan_instance(&b.p, variant, &base)) continue;
+            if (!plan_instance(&b.p, variant, &base) || variant->warps % base.slices) continue;
             int resident = 0;
             CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, variant->kernel, 32*variant->warps, base.shared_bytes));
             const int full = resident*132/base.units;
             int tried[] = { base.splits, full, full/2, full*2, full*3/2, 4, 8, 16, 33, 66 };
-            printf("    variant %2d warps %2d rows %d x%d resident:", v, variant->warps, variant->rows, resident);
+            printf("    variant %2d slice %3d tiles %d warps %2d rows %d x%d resident:", v, variant->slice, variant->tiles, variant->warps, variant->rows, resident);
             float best = 1e9f; int best_splits = 0;
             for (int i = 0; i < 10; ++i) {
                 const int splits = tried[i];
@@ -403,7 +403,7 @@ int main(int argc, char ** argv) {
     printf("%s, copy %.2f TB/s\n", prop.name, copy_rate*1e-12);
     for (int type : { T, P }) {
         auto run = [&](int k, int v, int size, int heads_kv, int group, int queries, int kv, bool v_in_k, double target) {
-            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search && k == v, copy_rate, stream);
+            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search, copy_rate, stream);
         };
         run(type, type, 128, 8, 8, 1,   4096, false, 11.1);
         run(type, type, 128, 8, 8, 1,  32768, false, 21.4);
