@@ -64,13 +64,16 @@ static bool get_device_info(device_info * info) {
     return true;
 }
 
-/* Microseconds on an H100, fitted to tq3_0 at head size 128; only their proportions matter. A turn is one tile in every group of warps. */
-static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, int splits, int slots) {
+/* Microseconds on an H100, fitted to head size 128; only their proportions matter. A turn is one tile in every group of warps, memory_time what
+ * reading the cache takes all multiprocessors together. */
+static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, int splits, int multiprocessors, int resident, double memory_time) {
+    const int slots = multiprocessors*resident;
     const int64_t blocks = (int64_t) plan->units*splits, waves = (blocks + slots - 1)/slots;
     const int64_t tiles = (plan->n_kv + instance->rows - 1)/instance->rows, groups = instance->warps/plan->slices;
     const int64_t turns = ((tiles + splits - 1)/splits + groups - 1)/groups;
     const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
-    return (double) waves*(8.0 + (double) turns*turn) + (splits > 1 ? 0.14*splits : 0.0);
+    const double loop = (double) (waves*turns)*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
+    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits > 1 ? 0.14*splits : 0.0);
 }
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
@@ -109,9 +112,14 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     int64_t most = instance->sum_bytes/4/columns; /* the combining block keeps a factor a split and column */
     most = most > 4*slots/plan->units + 1 ? 4*slots/plan->units + 1 : most;
     most = most > tiles ? tiles : most;
+    const int64_t row_bytes = ggmlq_row_bytes(p->type_k, p->head_size_k) + (plan->v_in_k ? 0 : ggmlq_row_bytes(p->type_v, p->head_size_v));
+    const double memory_time = (double) (p->n_kv*p->n_heads_kv*p->n_seqs_kv)*(double) row_bytes/3.0e6;
+    double least = estimate(instance, plan, 1, device.multiprocessors, resident, memory_time);
     plan->splits = 1;
     for (int splits = 2; splits <= most; ++splits) {
-        if (estimate(instance, plan, splits, slots) < estimate(instance, plan, plan->splits, slots)) {
+        const double time = estimate(instance, plan, splits, device.multiprocessors, resident, memory_time);
+        if (time < least) {
+            least = time;
             plan->splits = splits;
         }
     }

@@ -489,7 +489,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     }
 
     /* Of the next tile to copy. */
-    const uint8_t * k_chunk, * v_chunk;
+    const uint8_t * k_chunk = NULL, * v_chunk = NULL;
     const uint8_t * const one_mask = mask + (plan.one_mask ? (seq % (int) p.mask_seqs)*p.mask_stride[2] : 0);
 
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
