@@ -106,9 +106,6 @@ def convert_state(
         size = os.fstat(file.fileno()).st_size
         kind, parts = _scan(file, size, head_sizes.architecture)
         plans = [_plan(part, wanted, head_sizes, rotation) if isinstance(part, _Rows) else part for part in parts]
-        if any(isinstance(plan, _Plan) and plan.turn for plan in plans) and not any(isinstance(part, _Rows) and part.which == "V" for part in parts):
-            # Of MLA caches some are always rotated, and the file doesn't say which.
-            raise StateError("found a cache without values (MLA), wanted K and V: whether its rows are rotated isn't known")
         with _appearing(target) as out:
             for plan in plans:
                 written = _copy(file, out, plan.offset, plan.size) if isinstance(plan, _Bytes) else plan.write(file, out)
@@ -130,7 +127,10 @@ def convert_state(
 
 def model_head_sizes(path: Path) -> HeadSizes:
     """Head sizes and architecture of a GGUF model."""
-    reader = _gguf().GGUFReader(path)
+    try:
+        reader = _gguf().GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as problem:
+        raise problem if isinstance(problem, StateError) else StateError(f"{path}: found no GGUF model: {problem}") from None
 
     def value(key: str) -> Any:
         field = reader.get_field(key)
@@ -178,8 +178,8 @@ class _Reader:
 def _scan(file: BinaryIO, size: int, architecture: str | None) -> tuple[str, list[_Bytes | _Rows]]:
     """Kind of the file, and its parts in order.
 
-    Neither what a cell has more nor whether there are values (MLA has none) is written anywhere, so all four ways to
-    read the file are tried: the one that comes out at its last byte is it.
+    Whether cells have more than position and sequences is written nowhere, so both ways to read the file are tried: the
+    one that comes out at its last byte is it.
     """
     reader = _Reader(file, size)
     magic, version, n_tokens = reader.numbers("III")
@@ -195,21 +195,21 @@ def _scan(file: BinaryIO, size: int, architecture: str | None) -> tuple[str, lis
         if architecture not in (None, name):
             raise StateError(f"found a state of architecture {name!r}, wanted {architecture!r} as the model")
     start, problems = reader.at, []
-    for values in (True, False):
-        for extra in (0, _VERSIONS[magic, version]):
-            reader.at = start
-            try:
-                rows: list[_Rows] = []
-                while reader.at < size:
-                    rows += _scan_cache(reader, magic == SESSION, extra, values)
-            except StateError as problem:
-                problems.append((reader.at, str(problem)))
-            else:
-                return "session" if magic == SESSION else "sequence", _with_gaps(rows, size)
-    raise StateError(max(problems)[1] + "; only attention caches are known, no recurrent layers and no compressed caches")
+    for extra in (0, _VERSIONS[magic, version]):
+        reader.at = start
+        rows: list[_Rows] = []
+        try:
+            rows += _scan_cache(reader, magic == SESSION, extra)
+            while reader.at < size:
+                rows += _scan_cache(reader, magic == SESSION, extra)
+        except StateError as problem:
+            problems.append((reader.at, str(problem)))
+        else:
+            return "session" if magic == SESSION else "sequence", _with_gaps(rows, size)
+    raise StateError(max(problems)[1] + "; caches of K and V are known, no recurrent layers, and none without values (MLA)")
 
 
-def _scan_cache(reader: _Reader, whole: bool, extra: int, values: bool) -> Iterator[_Rows]:
+def _scan_cache(reader: _Reader, whole: bool, extra: int) -> Iterator[_Rows]:
     (n_streams,) = reader.numbers("I")
     if not 1 <= n_streams <= _MAX_SEQUENCES:
         raise StateError(f"found {n_streams} streams before {reader.at}, wanted 1 to {_MAX_SEQUENCES}")
@@ -229,7 +229,7 @@ def _scan_cache(reader: _Reader, whole: bool, extra: int, values: bool) -> Itera
             raise StateError(f"found {n_layers} layers, transposed {transposed}, before {reader.at}, wanted layers, transposed 0 or 1")
         for _ in range(n_layers):
             yield _scan_rows(reader, "K", n_cells, False)
-        for _ in range(n_layers if values else 0):
+        for _ in range(n_layers):
             yield _scan_rows(reader, "V", n_cells, transposed == 1)
 
 
@@ -341,7 +341,7 @@ def _hadamard(x: np.ndarray, size: int) -> np.ndarray:
         pairs = x.reshape(-1, 2, half)
         x = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1).reshape(x.shape)
         half *= 2
-    return x * np.float32(1 / np.sqrt(size))
+    return x * (np.float32(1) / np.sqrt(np.float32(size)))
 
 
 def _decode(data: np.ndarray, info: TypeInfo) -> np.ndarray:
@@ -362,7 +362,7 @@ def _encode(x: np.ndarray, info: TypeInfo) -> np.ndarray:
     return gguf.quants.quantize(x, gguf.GGMLQuantizationType(info.id))
 
 
-_FLOATS = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
+_FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 
 
 def _quantized(info: TypeInfo) -> bool:
