@@ -220,8 +220,9 @@ def test_every_truncation(tmp_path):
         refusal(data[:size], tmp_path, "f32", None)
 
 
-def test_ten_thousand_damaged_files(tmp_path):
+def test_ten_thousand_damaged_files(tmp_path, monkeypatch):
     """Converted whole or refused in a sentence, and nothing is left behind; never another exception."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a minute of waiting for the disk
     rng = random.Random(6)
     small = values(layers=2, cells=3, n=128)
     originals = [
