@@ -67,7 +67,7 @@ int main(int argc, char ** argv) {
     params.n_batch         = params.n_ctx;
     params.n_seq_max       = 2;
     params.kv_unified      = true;
-    params.n_threads       = params.n_threads_batch = 2;
+    params.n_threads       = params.n_threads_batch = 1;
     llama_context * ctx = model ? llama_init_from_model(model, params) : nullptr;
     if (!ctx) {
         return 1;
@@ -97,15 +97,11 @@ int main(int argc, char ** argv) {
             }
         } else if (command == "logits") {
             words >> from >> n >> seq >> path;
-            std::ofstream out(path, std::ios::binary);
-            bool ok = true;
-            for (int i = 0; i < n && ok; ++i) {
-                ok = decode(ctx, tokens, from + i, 1, seq, true);
-                if (ok) {
-                    out.write((const char *) llama_get_logits_ith(ctx, 0), sizeof(float)*llama_vocab_n_tokens(vocab));
+            if (decode(ctx, tokens, from, n, seq, true)) {
+                std::ofstream out(path, std::ios::binary);
+                for (int i = 0; i < n; ++i) {
+                    out.write((const char *) llama_get_logits_ith(ctx, i), sizeof(float)*llama_vocab_n_tokens(vocab));
                 }
-            }
-            if (ok) {
                 answer = "ok";
             }
         } else if (command == "save") {
