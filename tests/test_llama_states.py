@@ -135,8 +135,9 @@ def test_a_converted_state_goes_on_as_one_of_that_type(start, model, source, tar
 
 
 @pytest.mark.parametrize("model, name", [("smollm2", "tq3_0"), ("gemma", "tq3_0"), ("gemma", "planar3")])
-def test_there_and_back_equals_a_session_of_that_type(start, model, name, tmp_path):
-    """f16 -> type -> f16, offline, against a session that ran with the type from the start and then goes on in f16."""
+def test_there_and_back_is_no_worse_than_a_session_of_that_type(start, model, name, tmp_path):
+    """f16 -> type -> f16, offline, against a session that ran with the type from the start and then goes on in f16. Its rows are
+    rounded once as well, but deeper layers computed theirs from attention over rounded rows: it may lose more."""
     reference = native(start, model, "session", tmp_path / "f16", ("f16", "f16"))
     native(start, model, "session", tmp_path / "own", (name, name))
     states.convert_state(tmp_path / "f16", tmp_path / "there", name, name, HEADS[model])
@@ -149,8 +150,9 @@ def test_there_and_back_equals_a_session_of_that_type(start, model, name, tmp_pa
             assert p.ask("load", "session", tmp_path / which, 0) == f"restored {PREFIX}"
             found[which] = kld(reference, p.logits())
         difference = found["back"] - found["own"]
-    print(f"{model} {name}: there and back {found['back'].mean():.4f}, from the start {found['own'].mean():.4f}, difference {difference.mean():.4f}±{error_of_mean(difference):.4f}")
-    assert abs(difference.mean()) < 3 * error_of_mean(difference) + 1e-3
+    print(f"{model} {name}: KLD there and back {found['back'].mean():.4f}, from the start {found['own'].mean():.4f}, "
+          f"difference {difference.mean():.4f}±{error_of_mean(difference):.4f}")  # fmt: skip
+    assert difference.mean() < 3 * error_of_mean(difference) + 1e-3
     assert found["back"].mean() > 1e-3, "a delta of nothing is an alarm"
 
 

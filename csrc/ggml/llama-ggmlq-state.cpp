@@ -12,11 +12,13 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <thread>
 
 // Hands out the next bytes of a saved state.
 using ggmlq_llama_next = std::function<void(void *, size_t)>;
 
-static constexpr size_t GGMLQ_LLAMA_BATCH_BYTES = 1024*1024;
+static constexpr size_t GGMLQ_LLAMA_BATCH_BYTES = 4*1024*1024;
 
 class ggmlq_llama_restore : public llama_io_read_i {
 public:
@@ -207,6 +209,26 @@ static void ggmlq_llama_convert(ggml_type from, const uint8_t * src, ggml_type t
     }
 }
 
+// part(first, end) for parts of n rows, on all cores.
+static void ggmlq_llama_in_parallel(size_t n, const std::function<void(size_t, size_t)> & part) {
+    const size_t n_parts = std::max<size_t>(1, std::min<size_t>(n, std::thread::hardware_concurrency()));
+    std::vector<std::thread> threads;
+    threads.reserve(n_parts);
+    for (size_t i = 1; i < n_parts; ++i) {
+        const size_t first = n*i/n_parts;
+        const size_t end   = n*(i + 1)/n_parts;
+        try {
+            threads.emplace_back(part, first, end);
+        } catch (const std::system_error &) { // no more threads to have
+            part(first, end);
+        }
+    }
+    part(0, n/n_parts);
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+}
+
 // Rows of `n` values; row i belongs to cell cells[i].
 static void ggmlq_llama_store_rows(const ggmlq_llama_next & next, ggml_type from, ggml_tensor * tensor, int64_t n, int64_t rotation, const std::vector<uint32_t> & cells) {
     const size_t row_from = ggml_row_size(from, n);
@@ -215,14 +237,16 @@ static void ggmlq_llama_store_rows(const ggmlq_llama_next & next, ggml_type from
 
     std::vector<uint8_t> src(n_batch*row_from);
     std::vector<uint8_t> dst(n_batch*row_to);
-    std::vector<float>   values(n);
 
     for (size_t i0 = 0; i0 < cells.size(); i0 += n_batch) {
         const size_t n_rows = std::min(n_batch, cells.size() - i0);
         next(src.data(), n_rows*row_from);
-        for (size_t i = 0; i < n_rows; ++i) {
-            ggmlq_llama_convert(from, &src[i*row_from], tensor->type, &dst[i*row_to], values.data(), n, rotation);
-        }
+        ggmlq_llama_in_parallel(n_rows, [&](size_t first, size_t end) {
+            std::vector<float> values(n);
+            for (size_t i = first; i < end; ++i) {
+                ggmlq_llama_convert(from, &src[i*row_from], tensor->type, &dst[i*row_to], values.data(), n, rotation);
+            }
+        });
         for (size_t i = 0, run; i < n_rows; i += run) {
             for (run = 1; i + run < n_rows && cells[i0 + i + run] == cells[i0 + i] + run; ++run) {}
             ggml_backend_tensor_set(tensor, &dst[i*row_to], cells[i0 + i]*row_to, run*row_to);
