@@ -86,13 +86,16 @@ public:
 
     static thread_local ggmlq_llama_restore * current;
 
+    std::string reason; // of a failure; upstream replaces the exception by one that says less
+
     std::vector<std::function<void()>> undos;
     std::vector<std::function<void()>> postponed;
 
 private:
-    void require(size_t size) const {
+    void require(size_t size) {
         if (size > end - file.tell()) {
-            throw std::runtime_error(format("found %zu bytes to the end of the file, wanted %zu: it is truncated or damaged", end - file.tell(), size));
+            reason = format("found %zu bytes to the end of the file, wanted %zu: it is truncated or damaged", end - file.tell(), size);
+            throw std::runtime_error(reason);
         }
     }
 
@@ -115,7 +118,7 @@ size_t ggmlq_llama_restore_file(llama_file & file, const std::function<size_t(ll
         io.finish_first_pass();
     } catch (const std::exception & error) {
         io.undo();
-        throw std::runtime_error(std::string(error.what()) + "; nothing was restored, the context is as it was");
+        throw std::runtime_error((io.reason.empty() ? error.what() : io.reason) + "; nothing was restored, the context is as it was");
     }
     try {
         io.run_second_pass();
