@@ -33,19 +33,19 @@ enum {
 #define GGMLQ_TQ3_0_UNIT   (1.0f/64.0f)  /* value of one level at scale 1 */
 #define GGMLQ_PLANAR3_UNIT (1.0f/512.0f)
 
-static inline float ggmlq_float_from_bits(uint32_t bits) { float f; memcpy(&f, &bits, sizeof(f)); return f; }
-static inline uint32_t ggmlq_float_bits(float f) { uint32_t bits; memcpy(&bits, &f, sizeof(bits)); return bits; }
+static inline GGMLQ_DEVICE_TOO float ggmlq_float_from_bits(uint32_t bits) { float f; memcpy(&f, &bits, sizeof(f)); return f; }
+static inline GGMLQ_DEVICE_TOO uint32_t ggmlq_float_bits(float f) { uint32_t bits; memcpy(&bits, &f, sizeof(bits)); return bits; }
 
-static inline uint16_t ggmlq_load_u16(const uint8_t * p) { return (uint16_t) (p[0] | p[1] << 8); }
-static inline void ggmlq_store_u16(uint8_t * p, uint16_t v) { p[0] = (uint8_t) v; p[1] = (uint8_t) (v >> 8); }
+static inline GGMLQ_DEVICE_TOO uint16_t ggmlq_load_u16(const uint8_t * p) { return (uint16_t) (p[0] | p[1] << 8); }
+static inline GGMLQ_DEVICE_TOO void ggmlq_store_u16(uint8_t * p, uint16_t v) { p[0] = (uint8_t) v; p[1] = (uint8_t) (v >> 8); }
 
-static inline uint32_t ggmlq_load_u32(const uint8_t * p) {
+static inline GGMLQ_DEVICE_TOO uint32_t ggmlq_load_u32(const uint8_t * p) {
     return (uint32_t) p[0] | (uint32_t) p[1] << 8 | (uint32_t) p[2] << 16 | (uint32_t) p[3] << 24;
 }
 
 /* Exact. Branch-free, so that loops over it vectorize; a subnormal half never passes through a subnormal float, so that
  * a processor set to flush those keeps it. */
-static inline float ggmlq_half_to_float(uint16_t h) {
+static inline GGMLQ_DEVICE_TOO float ggmlq_half_to_float(uint16_t h) {
     const uint32_t sign     = (uint32_t) (h & 0x8000) << 16;
     const uint32_t rest     = (uint32_t) (h & 0x7fff) << 13;
     const uint32_t normal   = rest + (rest >= 0x0f800000 ? 0x70000000 : 0x38000000); /* infinity, NaN : finite */
@@ -54,7 +54,7 @@ static inline float ggmlq_half_to_float(uint16_t h) {
 }
 
 /* Nearest, ties to even; beyond 65504 saturates (also infinity); NaN stays NaN. */
-static inline uint16_t ggmlq_half_from_float(float f) {
+static inline GGMLQ_DEVICE_TOO uint16_t ggmlq_half_from_float(float f) {
     const uint32_t bits = ggmlq_float_bits(f);
     const uint16_t sign = (uint16_t) (bits >> 16 & 0x8000);
     const uint32_t rest = bits & 0x7fffffff;
@@ -104,7 +104,7 @@ static inline bool ggmlq_block_exponent(const float * x, int n, int * e) {
 }
 
 /* Where the 1-bit field of value j = 8k + b lies in the word s. */
-static inline int ggmlq_sign_bit(int b, int k) {
+static inline GGMLQ_DEVICE_TOO int ggmlq_sign_bit(int b, int k) {
     const int c = 4*(b % 4) + k;
     return 4*(c >> 1) + 2*(b / 4) + (c & 1);
 }

@@ -34,6 +34,13 @@
 #    endif
 #endif
 
+/* Before what CUDA and HIP compile for both sides. */
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#    define GGMLQ_DEVICE_TOO __host__ __device__
+#else
+#    define GGMLQ_DEVICE_TOO
+#endif
+
 /* Inside llama.cpp the codec is part of ggml-base and is called from ggml-cpu, which may be another shared library. The
  * CPU kernels stay inside ggml-cpu: with GGML_CPU_ALL_VARIANTS there are several of those, each with its own copy. */
 #if defined(GGML_SHARED) && defined(_WIN32) && !defined(__MINGW32__)

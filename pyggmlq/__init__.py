@@ -3,6 +3,7 @@
 llama.cpp tree. Formats: docs/FORMAT.md."""
 from __future__ import annotations
 
+from ._cuda_array import CudaArray
 from ._sources import version as _version
 from .api import (
     Backend,
@@ -27,6 +28,7 @@ __version__ = _version()
 __all__ = [
     "Backend",
     "CpuLevel",
+    "CudaArray",
     "TypeInfo",
     "backends",
     "cpu_level",

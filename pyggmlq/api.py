@@ -5,12 +5,16 @@ Conventions of every function here:
 
 - `type` is the name of a cache type, `"tq3_0"` or `"planar3"` (`types()` lists them); formats: docs/FORMAT.md.
 - A row of `n` float32 values is `row_bytes = n / block_length * block_bytes` uint8. `n` is a multiple of the block length.
-- `backend` is `"cpu"` (compiled) or `"reference"` (numpy, slow, made to be read); `backends()` says which are usable.
+- `backend` is `"cpu"` (compiled), `"cuda"` (compiled, where built) or `"reference"` (numpy, slow, made to be read); `backends()` says
+  which are usable.
 - Inputs may be any strided views. One whose rows aren't contiguous is copied, unless it is a cache (`rows`, `k`, `v`):
   those are never copied but refused.
 - `out`, where there is one, is a C-contiguous writable array of the documented shape and dtype; it is returned.
 - A wrong dtype or kind of argument is a TypeError, everything else a ValueError: *what: found X, wanted Y*. Nothing has
   been written when one is raised.
+- `backend="cuda"` takes numpy arrays, which it copies to the current device and back, and arrays in device memory (`CudaArray`, or
+  anything else with `__cuda_array_interface__`), which it uses where they lie. They may be mixed. If one is in device memory,
+  the result is a `CudaArray` on that device, where the annotations say numpy; `out` may be of either kind. docs/CUDA.md.
 """
 from __future__ import annotations
 
@@ -20,19 +24,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
+from ._cuda_array import CudaArray, may_share_memory
 from ._types import TypeInfo, cache_types, foreign_types, type_info
 
 # What GGMLQ_ATTEND_MAX_HEAD_SIZE of csrc/ggmlq.h says; a test compares them.
 MAX_HEAD_SIZE = 1024
 
-_MODULES = {"reference": "pyggmlq.reference", "cpu": "pyggmlq._cpu"}
+_Array = Union[np.ndarray, CudaArray]
+
+_MODULES = {"reference": "pyggmlq.reference", "cpu": "pyggmlq._cpu", "cuda": "pyggmlq._cuda"}
 _ABSENT = {
-    "cuda": "CUDA kernels are not part of this version.",
     "hip": "HIP kernels are not part of this version.",
     "metal": "Metal kernels are not part of this version.",
 }
@@ -48,6 +54,8 @@ class Backend:
     """Why it is not usable; empty if it is."""
     level: str = ""
     """Of "cpu": the active level of `cpu_levels()`."""
+    device: str = ""
+    """Of "cuda": the current device."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,11 @@ def backends() -> list[Backend]:
     for name, module in _MODULES.items():
         try:
             imported = importlib.import_module(module)
-            found.append(Backend(name, True, "", imported.active_level() if name == "cpu" else ""))
         except ImportError as error:
-            found.append(Backend(name, False, f"The native module can't be imported: {error}."))
+            found.append(Backend(name, False, _why_not(name, error)))
+        else:
+            level = imported.active_level() if name == "cpu" else ""
+            found.append(Backend(name, True, "", level, imported.describe_device() if name == "cuda" else ""))
     return found + [Backend(name, False, reason) for name, reason in _ABSENT.items()]
 
 
@@ -116,13 +126,12 @@ def quantize(
     is a ValueError instead. The encoder is the search of docs/FORMAT.md, "Encoder".
     """
     info, module = _cache_type(type), _module(backend)
-    x = _values("x", x, info)
-    if check and not np.isfinite(x).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise ValueError(f"x: found {x[where]} at index {where}, wanted finite values (check=True)")
-    out = _output(out, x.shape[:-1] + (_row_bytes(info, x.shape[-1]),), np.uint8, x)
-    module.quantize(x, type, out)
-    return out
+    x = _values("x", x, info, module)
+    if check:
+        _check_finite("x", x)
+    target = _output(out, x.shape[:-1] + (_row_bytes(info, x.shape[-1]),), np.uint8, module, x)
+    module.quantize(x, type, target)
+    return target if out is None else out
 
 
 def dequantize(
@@ -140,7 +149,7 @@ def dequantize(
     `n`, if given, must be what row_bytes says. With `check=True` a block whose scale is NaN or infinite is a ValueError.
     """
     info, module = _cache_type(type), _module(backend)
-    b = _encoded("b", b, info)
+    b = _encoded("b", b, info, module)
     stored = _row_values(info, b.shape[-1])
     if n is not None and _integer("n", n) != stored:
         raise ValueError(f"n: found {n}, wanted {stored}, which is what {b.shape[-1]} bytes of {type} hold")
@@ -149,9 +158,9 @@ def dequantize(
         if block is not None:
             where = tuple(int(i) for i in np.unravel_index(block, b.shape[:-1] + (stored // info.block_length,)))
             raise ValueError(f"b: found a NaN or infinite scale in block {where}, wanted finite scales (check=True)")
-    out = _output(out, b.shape[:-1] + (stored,), np.float32, b)
-    module.dequantize(b, type, out)
-    return out
+    target = _output(out, b.shape[:-1] + (stored,), np.float32, module, b)
+    module.dequantize(b, type, target)
+    return target if out is None else out
 
 
 def rotate(
@@ -162,10 +171,10 @@ def rotate(
     x: float32 (..., n).  Returns float32 (..., n); `out=x` works in place.
     """
     info, module = _cache_type(type), _module(backend)
-    x = _values("x", x, info)
-    out = _output(out, x.shape, np.float32, None if out is x else x)
-    module.rotate(x, type, out)
-    return out
+    in_place, x = out is x, _values("x", x, info, module)
+    target = _output(out, x.shape, np.float32, module, x, in_place=in_place)
+    module.rotate(x, type, target)
+    return target if out is None else out
 
 
 def unrotate(
@@ -173,10 +182,10 @@ def unrotate(
 ) -> npt.NDArray[np.float32]:
     """The inverse of `rotate`, which is its transpose. Shapes and dtypes as there."""
     info, module = _cache_type(type), _module(backend)
-    y = _values("y", y, info)
-    out = _output(out, y.shape, np.float32, None if out is y else y)
-    module.unrotate(y, type, out)
-    return out
+    in_place, y = out is y, _values("y", y, info, module)
+    target = _output(out, y.shape, np.float32, module, y, in_place=in_place)
+    module.unrotate(y, type, target)
+    return target if out is None else out
 
 
 def vec_dot(
@@ -188,7 +197,7 @@ def vec_dot(
     For a matrix of rows, `mul_mat_vec` is faster.
     """
     info, module = _cache_type(type), _module(backend)
-    b, x = _encoded("b", b, info), _values("x", x, info)
+    b, x = _encoded("b", b, info, module), _values("x", x, info, module)
     _same_length(b, x, info)
     try:
         shape = np.broadcast_shapes(b.shape[:-1], x.shape[:-1])
@@ -196,7 +205,7 @@ def vec_dot(
         raise ValueError(
             f"b and x: found leading axes {b.shape[:-1]} and {x.shape[:-1]}, wanted shapes that broadcast"
         ) from None
-    out = np.empty(shape, np.float32)
+    out = _output(None, shape, np.float32, module, b, x)
     module.vec_dot(b, x, type, out)
     return out
 
@@ -209,12 +218,12 @@ def mul_mat_vec(
     b: uint8 (rows, row_bytes), x: float32 (n,) or (m, n).  Returns float32 (rows,) or (m, rows).
     """
     info, module = _cache_type(type), _module(backend)
-    b, x = _encoded("b", b, info), _values("x", x, info)
+    b, x = _encoded("b", b, info, module), _values("x", x, info, module)
     _axes("b", b, (2,), "(rows, row_bytes)")
     _axes("x", x, (1, 2), "(n,) or (m, n)")
     _same_length(b, x, info)
-    out = np.empty(x.shape[:-1] + (len(b),), np.float32)
-    module.mul_mat_vec(b, np.atleast_2d(x), type, np.atleast_2d(out))
+    out = _output(None, x.shape[:-1] + (len(b),), np.float32, module, b, x)
+    module.mul_mat_vec(b, x.reshape(-1, x.shape[-1]) if x.ndim == 1 else x, type, out.reshape(-1, len(b)) if x.ndim == 1 else out)
     return out
 
 
@@ -231,15 +240,15 @@ def set_rows(
     Where an index occurs twice, the last one wins.
     """
     info, module = _cache_type(type), _module(backend)
-    _cache_rows(rows, info, writable=True)
-    x = _values("x", x, info)
-    indices = _indices(indices, len(rows))
+    rows = _cache_rows(rows, info, module, writable=True)
+    x = _values("x", x, info, module)
+    indices = _indices(indices, len(rows), module)
     if x.shape[:-1] != indices.shape:
         raise ValueError(f"x: found {x.shape[:-1]} rows for indices of shape {indices.shape}, wanted one per index")
     _same_length(rows, x, info, "rows")
-    if np.may_share_memory(rows, x):
+    if may_share_memory(rows, x):
         x = x.copy()
-    module.set_rows(rows, indices.reshape(-1), x.reshape(-1, x.shape[-1]), type)
+    module.set_rows(rows, indices.reshape(-1), x.reshape(indices.size, x.shape[-1]), type)
 
 
 def get_rows(
@@ -254,12 +263,12 @@ def get_rows(
     rows: uint8 (n_rows, row_bytes), any stride between rows.  indices: integers (...).  Returns float32 (..., n).
     """
     info, module = _cache_type(type), _module(backend)
-    _cache_rows(rows, info, writable=False)
-    indices = _indices(indices, len(rows))
+    rows = _cache_rows(rows, info, module, writable=False)
+    indices = _indices(indices, len(rows), module)
     n = _row_values(info, rows.shape[1])
-    out = _output(out, indices.shape + (n,), np.float32, rows)
-    module.get_rows(rows, indices.reshape(-1), type, out.reshape(-1, n))
-    return out
+    target = _output(out, indices.shape + (n,), np.float32, module, rows)
+    module.get_rows(rows, indices.reshape(-1), type, target.reshape(indices.size, n))
+    return target if out is None else out
 
 
 def flash_attn(
@@ -291,15 +300,15 @@ def flash_attn(
     Returns float32 ([n_seqs,] n_heads, n_queries, head_size of v). A query that may look at nothing gives zeros.
 
     Semantics are those of ggml's FLASH_ATTN_EXT. "cpu" rounds the query to 8 bits where K is tq3_0 or planar3;
-    "reference" is float64 throughout. The result does not depend on n_threads.
+    "reference" is float64 throughout. The result does not depend on n_threads, which "cuda" disregards.
     """
     module = _module(backend)
     info_k, info_v = _attend_type("type_k", type_k), _attend_type("type_v", type_v)
-    q = _array("q", q, np.float32)
+    q = _array("q", q, np.float32, module)
     _axes("q", q, (3, 4), "([n_seqs,] n_heads, n_queries, head_size)")
     q4 = _four_axes(_rows_contiguous(q))
-    k4, head_size_k = _cache_operand("k", k, info_k)
-    v4, head_size_v = _cache_operand("v", v, info_v)
+    k4, head_size_k = _cache_operand("k", k, info_k, module)
+    v4, head_size_v = _cache_operand("v", v, info_v, module)
 
     if head_size_k != q.shape[-1]:
         raise ValueError(f"k: found rows of {head_size_k} values, wanted {q.shape[-1]} as in q")
@@ -309,13 +318,13 @@ def flash_attn(
         if k4.shape[axis] == 0 or q4.shape[axis] % k4.shape[axis] != 0:
             raise ValueError(f"q: found {q4.shape[axis]} {what}, wanted a multiple of the {k4.shape[axis]} in k")
     if mask is not None:
-        mask = _array("mask", mask, np.float16)
+        mask = _array("mask", mask, np.float16, module)
         _axes("mask", mask, (2, 3, 4), "([seqs,] [heads,] n_queries, n_kv)")
         mask = _four_axes(_rows_contiguous(mask))
         if mask.shape[2:] != (q4.shape[2], k4.shape[2]) or 0 in mask.shape[:2]:
             raise ValueError(f"mask: found shape {mask.shape}, wanted (seqs, heads, {q4.shape[2]}, {k4.shape[2]})")
     if sinks is not None:
-        sinks = _rows_contiguous(_array("sinks", sinks, np.float32))
+        sinks = _rows_contiguous(_array("sinks", sinks, np.float32, module))
         if sinks.shape != (q4.shape[1],):
             raise ValueError(f"sinks: found shape {sinks.shape}, wanted ({q4.shape[1]},), one per query head")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else _number("scale", scale)
@@ -326,11 +335,11 @@ def flash_attn(
     if _integer("n_threads", n_threads) < 1:
         raise ValueError(f"n_threads: found {n_threads}, wanted at least 1")
 
-    out = _output(out, q.shape[:-1] + (head_size_v,), np.float32, q, k4, v4)
+    target = _output(out, q.shape[:-1] + (head_size_v,), np.float32, module, q, k4, v4)
     module.flash_attn(
-        q4, k4, v4, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, _four_axes(out)
+        q4, k4, v4, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, _four_axes(target)
     )  # fmt: skip
-    return out
+    return target if out is None else out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -342,10 +351,14 @@ def _module(name: str) -> ModuleType:
         try:
             return importlib.import_module(_MODULES[name])
         except ImportError as error:
-            raise ValueError(f"backend {name!r} is not usable: its native module can't be imported: {error}") from error
+            raise ValueError(f"backend {name!r} is not usable: {_why_not(name, error)}") from error
     if name in _ABSENT:
-        raise ValueError(f"backend {name!r} is not usable: {_ABSENT[name]} Use one of {', '.join(_MODULES)}.")
+        raise ValueError(f"backend {name!r} is not usable: {_ABSENT[name]}")
     raise ValueError(f"backend: found {name!r}, wanted one of {', '.join([*_MODULES, *_ABSENT])}")
+
+
+def _why_not(name: str, error: ImportError) -> str:
+    return str(error) if name == "cuda" else f"The native module can't be imported: {error}."
 
 
 def _named(what: str, name: str, known: tuple[TypeInfo, ...]) -> TypeInfo:
@@ -368,42 +381,64 @@ def _kind(value: object) -> str:
     return value.__class__.__name__
 
 
-def _array(what: str, array: object, dtype: npt.DTypeLike) -> np.ndarray:
-    if not isinstance(array, np.ndarray):
+def _array(what: str, array: object, dtype: npt.DTypeLike, module: ModuleType) -> _Array:
+    on_device = not isinstance(array, np.ndarray) and hasattr(array, "__cuda_array_interface__")
+    if on_device and _takes_device_arrays(module):
+        array = CudaArray.adopt(what, array)
+    elif on_device:
+        raise TypeError(f"{what}: found {_kind(array)} in device memory, which only backend 'cuda' takes, wanted a numpy array")
+    if not isinstance(array, (np.ndarray, CudaArray)):
         raise TypeError(f"{what}: found {_kind(array)}, wanted a numpy array of {np.dtype(dtype)}")
     if array.dtype != dtype:
         raise TypeError(f"{what}: found dtype {array.dtype}, wanted {np.dtype(dtype)}")
     return array
 
 
-def _axes(what: str, array: np.ndarray, wanted: tuple[int, ...], shape: str) -> None:
+def _takes_device_arrays(module: ModuleType) -> bool:
+    return module.__name__ == _MODULES["cuda"]
+
+
+def _axes(what: str, array: _Array, wanted: tuple[int, ...], shape: str) -> None:
     if array.ndim not in wanted:
         raise ValueError(f"{what}: found shape {array.shape}, wanted {shape}")
 
 
-def _has_contiguous_rows(array: np.ndarray) -> bool:
+def _has_contiguous_rows(array: _Array) -> bool:
     return bool(array.flags.aligned) and (array.shape[-1] <= 1 or array.strides[-1] == array.itemsize)
 
 
-def _rows_contiguous(array: np.ndarray) -> np.ndarray:
-    return array if _has_contiguous_rows(array) else np.array(array, order="C")
+def _rows_contiguous(array: _Array) -> _Array:
+    return array if _has_contiguous_rows(array) else array.copy(order="C")
 
 
-def _values(what: str, array: object, info: TypeInfo) -> np.ndarray:
+def _values(what: str, array: object, info: TypeInfo, module: ModuleType) -> _Array:
     """float32 (..., n), as a C-contiguous array."""
-    array = _array(what, array, np.float32)
+    array = _array(what, array, np.float32, module)
     if array.ndim == 0:
         raise ValueError(f"{what}: found a single value, wanted at least one axis")
     if array.shape[-1] % info.block_length:
         raise ValueError(
             f"{what}: found rows of {array.shape[-1]} values, wanted a multiple of {info.block_length} ({info.name})"
         )
-    return np.require(array, requirements=["C", "A"])
+    return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
 
 
-def _encoded(what: str, array: object, info: TypeInfo) -> np.ndarray:
+def _check_finite(what: str, x: _Array) -> None:
+    """x is C-contiguous."""
+    if isinstance(x, CudaArray):
+        first = x.find_not_finite()
+    else:
+        finite = np.isfinite(x)
+        first = None if finite.all() else int(finite.argmin())
+    if first is not None:
+        where = tuple(int(i) for i in np.unravel_index(first, x.shape))
+        value = x.item(first)
+        raise ValueError(f"{what}: found {value} at index {where}, wanted finite values (check=True)")
+
+
+def _encoded(what: str, array: object, info: TypeInfo, module: ModuleType) -> _Array:
     """uint8 (..., row_bytes) with contiguous rows."""
-    array = _array(what, array, np.uint8)
+    array = _array(what, array, np.uint8, module)
     if array.ndim == 0:
         raise ValueError(f"{what}: found a single byte, wanted at least one axis")
     if array.shape[-1] % info.block_bytes:
@@ -413,19 +448,20 @@ def _encoded(what: str, array: object, info: TypeInfo) -> np.ndarray:
     return _rows_contiguous(array)
 
 
-def _cache_rows(rows: object, info: TypeInfo, writable: bool) -> None:
+def _cache_rows(rows: object, info: TypeInfo, module: ModuleType, writable: bool) -> _Array:
     """Refuses what isn't uint8 (n_rows, row_bytes) with contiguous rows, to be used where it lies."""
-    rows = _array("rows", rows, np.uint8)
+    rows = _array("rows", rows, np.uint8, module)
     _axes("rows", rows, (2,), "(n_rows, row_bytes)")
-    if _encoded("rows", rows, info) is not rows:
+    if _encoded("rows", rows, info, module) is not rows:
         raise ValueError(f"rows: found strides {rows.strides}, wanted contiguous rows (last stride 1)")
     if writable and not rows.flags.writeable:
         raise ValueError("rows: found a read-only array, wanted a writable one")
+    return rows
 
 
-def _cache_operand(what: str, array: object, info: TypeInfo) -> tuple[np.ndarray, int]:
+def _cache_operand(what: str, array: object, info: TypeInfo, module: ModuleType) -> tuple[_Array, int]:
     """k or v as (n_seqs_kv, n_heads_kv, n_kv, row), and the number of values in a row."""
-    array = _array(what, array, {"f16": np.float16, "f32": np.float32}.get(info.name, np.uint8))
+    array = _array(what, array, {"f16": np.float16, "f32": np.float32}.get(info.name, np.uint8), module)
     _axes(what, array, (3, 4), "([n_seqs_kv,] n_heads_kv, n_kv, row)")
     if not _has_contiguous_rows(array):
         raise ValueError(f"{what}: found strides {array.strides}, wanted aligned, contiguous rows (a small last stride)")
@@ -439,7 +475,7 @@ def _cache_operand(what: str, array: object, info: TypeInfo) -> tuple[np.ndarray
     return _four_axes(array), head_size
 
 
-def _four_axes(array: np.ndarray) -> np.ndarray:
+def _four_axes(array: _Array) -> _Array:
     return array.reshape((1,) * (4 - array.ndim) + array.shape) if array.ndim < 4 else array
 
 
@@ -451,7 +487,7 @@ def _row_values(info: TypeInfo, n_bytes: int) -> int:
     return n_bytes // info.block_bytes * info.block_length
 
 
-def _same_length(b: np.ndarray, x: np.ndarray, info: TypeInfo, what: str = "b") -> None:
+def _same_length(b: _Array, x: _Array, info: TypeInfo, what: str = "b") -> None:
     if b.shape[-1] != _row_bytes(info, x.shape[-1]):
         raise ValueError(
             f"{what} and x: found rows of {b.shape[-1]} bytes and {x.shape[-1]} values, "
@@ -459,22 +495,29 @@ def _same_length(b: np.ndarray, x: np.ndarray, info: TypeInfo, what: str = "b") 
         )
 
 
-def _output(out: object, shape: tuple[int, ...], dtype: npt.DTypeLike, *inputs: np.ndarray | None) -> np.ndarray:
+def _output(
+    out: object, shape: tuple[int, ...], dtype: npt.DTypeLike, module: ModuleType, *inputs: _Array, in_place: bool = False
+) -> _Array:
+    """`out`, or an array of the kind of the inputs. `in_place`: it may be the only input itself."""
     if out is None:
-        return np.empty(shape, dtype)
-    out = _array("out", out, dtype)
+        devices = [array.device for array in inputs if isinstance(array, CudaArray)]
+        return CudaArray.empty(shape, dtype, devices[0]) if devices else np.empty(shape, dtype)
+    out = _array("out", out, dtype, module)
     if out.shape != shape:
         raise ValueError(f"out: found shape {out.shape}, wanted {shape}")
     if not out.flags.c_contiguous or not out.flags.aligned:
         raise ValueError(f"out: found strides {out.strides}, wanted an aligned, C-contiguous array")
     if not out.flags.writeable:
         raise ValueError("out: found a read-only array, wanted a writable one")
-    if any(array is not None and np.may_share_memory(out, array) for array in inputs):
+    if not in_place and any(may_share_memory(out, array) for array in inputs):
         raise ValueError("out: found an array that overlaps an input, wanted one of its own")
     return out
 
 
-def _indices(indices: npt.ArrayLike, n_rows: int) -> np.ndarray:
+def _indices(indices: npt.ArrayLike, n_rows: int, module: ModuleType) -> np.ndarray:
+    """On the host, where each can be checked."""
+    if not isinstance(indices, np.ndarray) and hasattr(indices, "__cuda_array_interface__") and _takes_device_arrays(module):
+        indices = CudaArray.adopt("indices", indices).numpy()
     array = np.asarray(indices)
     if array.size == 0 and not isinstance(indices, np.ndarray):
         array = array.astype(np.int64)  # numpy makes an empty list float64

@@ -4,13 +4,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import pytest
 
+import pyggmlq
 import pyggmlq.fetch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require", action="append", default=[], metavar="MARKER",
+        help="a test with this marker that would be skipped fails instead; may be repeated",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    known = [line.partition(":")[0].strip() for line in config.getini("markers")]
+    for name in config.option.require:
+        if name not in known:
+            raise pytest.UsageError(f"--require: found {name!r}, wanted one of the markers that pyproject.toml lists")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -19,6 +34,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("upstream")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        (cuda,) = [backend for backend in pyggmlq.backends() if backend.name == "cuda"]
+        if not cuda.usable:
+            pytest.skip(cuda.reason)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = (yield).get_result()
+    required = [name for name in item.config.option.require if item.get_closest_marker(name)]
+    if report.skipped and required and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome, report.longrepr = "failed", f"--require {required[0]}: {reason}"
+        report.when = "call"  # or it would count as an error of a fixture
 
 
 @pytest.fixture(scope="session")

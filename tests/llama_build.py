@@ -26,12 +26,12 @@ def sync(source: Path, target: Path) -> None:
                 shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
 
 
-def build(tree: Path, targets: tuple[str, ...] = ()) -> Path:
+def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = (), suffix: str = "-build") -> Path:
     """Configure and build `targets` (all if empty) of `tree` in a folder beside it; return the folder of programs."""
-    folder = tree.with_name(tree.name + "-build")
+    folder = tree.with_name(tree.name + suffix)
     ccache = shutil.which("ccache")
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
-    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *launchers])
+    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *flags, *launchers])
     run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
     return folder / "bin"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The numpy interface: what it accepts, what it refuses and in which words, and that both back ends agree on it."""
+"""The numpy interface: what it accepts, what it refuses and in which words, and that the back ends agree on it."""
 from __future__ import annotations
 
 import importlib
@@ -16,8 +16,8 @@ import pytest
 import pyggmlq
 from pyggmlq import _cpu, api
 
-USABLE = [backend.name for backend in pyggmlq.backends() if backend.usable]
-both = pytest.mark.parametrize("backend", USABLE)
+BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+each = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def normal(*shape, seed=0):
@@ -54,7 +54,8 @@ def test_backends():
     for backend in found.values():
         assert backend.usable == (backend.reason == ""), backend
         assert backend.usable or backend.reason.endswith("."), backend
-    assert found["cpu"].usable and found["reference"].usable and not found["cuda"].usable
+        assert bool(backend.device) == (backend.usable and backend.name == "cuda")
+    assert found["cpu"].usable and found["reference"].usable and not found["hip"].usable
 
 
 def test_public_names_have_docstrings_and_hints():
@@ -74,7 +75,7 @@ def test_both_back_ends_have_the_same_functions():
             if name in wanted
         }
 
-    wanted = set(pyggmlq.__all__) - {"Backend", "CpuLevel", "TypeInfo", "backends", "cpu_level", "cpu_levels", "types"} | {"find_not_finite"}
+    wanted = set(pyggmlq.__all__) - {"Backend", "CpuLevel", "CudaArray", "TypeInfo", "backends", "cpu_level", "cpu_levels", "types"} | {"find_not_finite"}
     assert set(functions("pyggmlq._cpu")) == wanted
     assert functions("pyggmlq._cpu") == functions("pyggmlq.reference")
 
@@ -108,7 +109,7 @@ except ValueError as error:
 # --- shapes, views, outputs --------------------------------------------------------------------------------------------
 
 
-@both
+@each
 @pytest.mark.parametrize("name, row_bytes", [("tq3_0", 112), ("planar3", 100)])
 def test_shapes(name, row_bytes, backend):
     x = normal(2, 3, 256)
@@ -125,7 +126,7 @@ def test_shapes(name, row_bytes, backend):
         assert pyggmlq.rotate(np.zeros(shape, np.float32), name, backend).shape == shape
 
 
-@both
+@each
 def test_views_give_what_copies_give(backend):
     x = normal(4, 6, 64)
     b = pyggmlq.quantize(x, backend=backend)
@@ -136,7 +137,7 @@ def test_views_give_what_copies_give(backend):
         assert np.array_equal(pyggmlq.dequantize(view, backend=backend), pyggmlq.dequantize(view.copy(), backend=backend))
 
 
-@both
+@each
 def test_out_is_written_and_returned(backend):
     x = normal(3, 64)
     b, y, r = np.empty((3, 28), np.uint8), np.empty((3, 64), np.float32), np.empty((3, 64), np.float32)
@@ -150,7 +151,7 @@ def test_out_is_written_and_returned(backend):
     assert np.allclose(pyggmlq.unrotate(in_place, backend=backend, out=in_place), x, atol=1e-5)
 
 
-@both
+@each
 def test_vec_dot_broadcasts(backend):
     x, b = normal(5, 1, 64), pyggmlq.quantize(normal(4, 64, seed=1))
     found = pyggmlq.vec_dot(b, x, backend=backend)
@@ -163,7 +164,7 @@ def test_vec_dot_broadcasts(backend):
     assert pyggmlq.vec_dot(b[:0], x, backend=backend).shape == (5, 0)
 
 
-@both
+@each
 def test_mul_mat_vec(backend):
     x, b = normal(3, 64), pyggmlq.quantize(normal(8, 64, seed=1))
     full = pyggmlq.mul_mat_vec(b, x, backend=backend)
@@ -175,7 +176,7 @@ def test_mul_mat_vec(backend):
     assert pyggmlq.mul_mat_vec(b, x[:0], backend=backend).shape == (0, 8)
 
 
-@both
+@each
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "u8", ">i2"])
 def test_rows_by_index(dtype, backend):
     x = normal(3, 64)
@@ -195,7 +196,7 @@ def test_rows_by_index(dtype, backend):
     assert pyggmlq.get_rows(rows, [], backend=backend).shape == (0, 64)
 
 
-@both
+@each
 def test_a_wrong_index_writes_nothing(backend):
     rows = np.full((8, 28), 7, np.uint8)
     with pytest.raises(ValueError):
@@ -203,7 +204,7 @@ def test_a_wrong_index_writes_nothing(backend):
     assert (rows == 7).all()
 
 
-@both
+@each
 def test_check_says_where(backend):
     x = normal(2, 3, 256)
     x[1, 2, 200] = np.nan
@@ -227,16 +228,22 @@ def attend(q=Q, k=K, v=K, type_k="tq3_0", type_v="tq3_0", **options):
     return pyggmlq.flash_attn(q, k, v, type_k=type_k, type_v=type_v, **options)
 
 
+class DeviceMemory:
+    __cuda_array_interface__ = {"version": 3, "shape": (32,), "typestr": "<f4", "data": (4096, False)}
+
+
 REFUSED = [
     # type and back end
     (lambda: pyggmlq.quantize(X, "q8_0"), ValueError, "type: found 'q8_0', wanted one of tq3_0, planar3"),
     (lambda: pyggmlq.quantize(X, 90), TypeError, "type: found int, wanted the name of a type"),
     (lambda: pyggmlq.quantize(X, backend="gpu"), ValueError,
      "backend: found 'gpu', wanted one of reference, cpu, cuda, hip, metal"),
-    (lambda: pyggmlq.quantize(X, backend="cuda"), ValueError,
-     "backend 'cuda' is not usable: CUDA kernels are not part of this version. Use one of reference, cpu."),
+    (lambda: pyggmlq.quantize(X, backend="hip"), ValueError,
+     "backend 'hip' is not usable: HIP kernels are not part of this version."),
     # dtypes and kinds
     (lambda: pyggmlq.quantize([0.0] * 32), TypeError, "x: found list, wanted a numpy array of float32"),
+    (lambda: pyggmlq.quantize(DeviceMemory()), TypeError,
+     "x: found DeviceMemory in device memory, which only backend 'cuda' takes, wanted a numpy array"),
     (lambda: pyggmlq.quantize(X.astype(np.float64)), TypeError, "x: found dtype float64, wanted float32"),
     (lambda: pyggmlq.quantize(X.astype(">f4")), TypeError, "x: found dtype >f4, wanted float32"),
     (lambda: pyggmlq.dequantize(B.view(np.int8)), TypeError, "b: found dtype int8, wanted uint8"),

@@ -19,6 +19,7 @@ from pyggmlq import _cpu, reference
 from pyggmlq._types import cache_types, foreign_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
+BACKENDS = ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.cuda)]
 ALL_TYPES = [info.name for info in foreign_types() + cache_types()]
 
 
@@ -133,7 +134,7 @@ def test_masks_repeat_over_heads_and_sequences(name, shape):
     assert np.array_equal(found, pyggmlq.flash_attn(q, k, v, type_k=name, type_v=name, mask=full))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_masked_has_no_influence(backend):
     """Not even if it is NaN: an unwritten cache cell may hold anything. A query with nothing to look at gives zeros."""
     q, k, v = case(8, "tq3_0", "planar3", n_queries=4)
@@ -149,7 +150,7 @@ def test_what_is_masked_has_no_influence(backend):
     assert np.array_equal(pyggmlq.flash_attn(q, k, v, mask=mask, **options), clean)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_row_that_one_query_sees_is_hidden_from_the_others(backend):
     """They share its decoding, not its NaN."""
     q, k, v = case(17, "tq3_0", "planar3", n_queries=3)
@@ -158,7 +159,7 @@ def test_a_row_that_one_query_sees_is_hidden_from_the_others(backend):
     assert np.isfinite(found[:, :2]).all() and np.isnan(found[:, 2]).all()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_not_finite_rows_give_nan_where_they_are_seen(backend):
     q, k, v = case(9, "tq3_0", "planar3", n_heads=2, n_heads_kv=2)
     k[0, 3] = 0xFF  # a NaN scale
@@ -226,7 +227,7 @@ def test_a_forked_child_starts_threads_of_its_own():
     assert child.exitcode == 0
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_views(backend):
     """A cache is [token][head][row]; the views that attention wants have their axes swapped, and gaps."""
     q, k, v = case(15, "tq3_0", "f16")
@@ -249,7 +250,7 @@ def test_strided_views(backend):
     assert np.allclose(backwards, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_to_do(backend):
     options = dict(type_k="tq3_0", type_v="planar3", backend=backend)
     q, k, v = case(16, "tq3_0", "planar3")

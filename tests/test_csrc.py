@@ -55,13 +55,15 @@ def test_kernels_know_no_ggml():
 
 
 def test_kernels_allocate_nothing():
+    kept = "static thread_local cudaError_t last_error = "  # what the driver said, until it is asked for
+    assert sum(kept in code(path) for path in kernel_sources()) == 1
     for path in kernel_sources():
-        assert not re.search(r"\b(malloc|calloc|realloc|alloca|free|new|delete|thread_local|_Thread_local)\b", code(path)), path.name
+        assert not re.search(r"\b(malloc|calloc|realloc|alloca|free|new|delete|thread_local|_Thread_local)\b", code(path).replace(kept, "")), path.name
 
 
 def test_only_the_deps_header_includes_the_system():
     for path in kernel_sources():
-        if path.name != "ggmlq-deps.h" and path.parent in (CSRC, CSRC / "cpu"):
+        if path.name not in ("ggmlq-deps.h", "ggmlq-cuda-deps.cuh") and path.parent in (CSRC, CSRC / "cpu", CSRC / "cuda"):
             assert not re.search(r"#\s*include\s*<", code(path)), path.name
 
 

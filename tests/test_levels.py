@@ -173,7 +173,7 @@ def test_the_other_tests_pass_at_every_level(level):
         pytest.skip("the active level: the other files test it themselves")
     files = ["test_attention.py", "test_vectors.py", "test_codec_properties.py", "test_api.py"]
     run(
-        sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *[ROOT / "tests" / name for name in files],
+        sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not cuda", *[ROOT / "tests" / name for name in files],
         env={**os.environ, "GGMLQ_CPU": level}, cwd=ROOT / "tests",
     )  # fmt: skip
 

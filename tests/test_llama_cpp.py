@@ -36,14 +36,19 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @pytest.fixture(scope="session")
-def programs(llama_tree, tmp_path_factory) -> Path:
-    """The folder of the programs of the patched tree."""
+def patched_tree(llama_tree, tmp_path_factory) -> Path:
     staged = tmp_path_factory.mktemp("patched") / "llama.cpp"
     sync(llama_tree("0.3.36"), staged)
     run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
     tree = CACHE / "llama" / "0.3.36-patched"
     sync(staged, tree)
-    return build(tree, TARGETS)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def programs(patched_tree) -> Path:
+    """The folder of the programs of the patched tree."""
+    return build(patched_tree, TARGETS)
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +181,7 @@ def serving(command: list, log: Path, ready):
 
 
 @contextlib.contextmanager
-def llama_server(programs: Path, model: Path, slots: Path, k: str, v: str):
+def llama_server(programs: Path, model: Path, slots: Path, k: str, v: str, *extra: str):
     """A function (path, body or None) -> JSON of a running llama-server."""
     port = free_port()
 
@@ -193,7 +198,7 @@ def llama_server(programs: Path, model: Path, slots: Path, k: str, v: str):
             return False
 
     command = [programs / "llama-server", "-m", model, "--host", "127.0.0.1", "--port", port, "-c", 512, "-np", 1, "-fa", "on",
-               "-ctk", k, "-ctv", v, "-t", 2, "--slot-save-path", slots]
+               "-ctk", k, "-ctv", v, "-t", 2, "--slot-save-path", slots, *extra]
     with serving(command, slots / f"server-{k}-{v}.log", ready):
         yield request
 

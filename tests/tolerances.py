@@ -49,3 +49,47 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: f
     magnitude = np.abs(scale) * (np.abs(q) @ np.abs(k).T).max(initial=0)
     e = (head_size + 8) * U * magnitude + 16 * U * bias
     return (2 * e + 2 * n_terms * U + ROTATION) * np.linalg.norm(v, axis=1).max(initial=0)
+
+
+# A CUDA encoder may put a value within float rounding of a boundary into either cell (docs/FORMAT.md). Ours names every rounding and adds in
+# the order of the format, so no block is expected to differ; this many of a million may.
+ENCODER_TIES = 10
+
+HALF = 2.0**-11  # unit roundoff of a half
+
+
+def query_rounding_variance(kernel, type_k, q):
+    """Variance of what a CUDA attention kernel adds to each value of a query by rounding it, taken as uniform. `plain` keeps floats.
+    `decode` rounds to halves for f16 keys, else to 8 bits: steps of a 127th of the largest of a block, 2^-14 wider at most."""
+    if kernel == "plain":
+        return np.zeros_like(q)
+    if type_k == "f16":
+        return (HALF * q) ** 2 / 3
+    blocks = q.reshape(len(q), -1, 128 if type_k == "planar3" else 32)
+    step = np.abs(blocks).max(axis=2, keepdims=True) / 127 * (1 + 2.0**-14)
+    return np.broadcast_to(step**2 / 12, blocks.shape).reshape(q.shape)
+
+
+def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias):
+    """Norm of the error of every output row of a CUDA kernel against float64. q: (n_queries, n) and k: (n_kv, n), both as they
+    are multiplied, so rotated where K is; v: (n_kv, m); weights: (n_queries, n_kv), a row's sum is 1 or less (sinks); out: (n_queries, m).
+
+    Three shares. 1. Rounded queries, and in `decode` weights and values rounded to halves: errors taken as independent and
+    uniform. A score is off by the sum over the query's errors; weight i then moves by w_i times that, and pulls the output by
+    it towards v_i or away. Weights and values add their own. Six standard deviations: one row in 10^8 by chance. 2. What isn't
+    independent: equal weights are rounded alike, which scales the output; weights below a half's range vanish (2^-25
+    of the largest each). 3. Float arithmetic as in `attention`: scores by the worst case; and the sums over the tokens as
+    independent roundings where that is less, 6 sqrt(n_kv) U each, for the weighted sum and for the sum of weights.
+    """
+    half = 0 if kernel == "plain" else HALF
+    n_kv, norms = len(k), np.linalg.norm(v, axis=1)
+    score_variance = scale**2 * (query_rounding_variance(kernel, type_k, q) @ (k**2).T)
+    pull = norms**2 + np.linalg.norm(out, axis=1, keepdims=True) ** 2
+    deviation = np.sqrt((weights**2 * (score_variance + 2 * half**2 / 3) * pull).sum(axis=1))
+    rounded = 6 * deviation + 2 * half * np.linalg.norm(out, axis=1)
+    if half:
+        rounded = rounded + n_kv * 2.0**-25 * weights.max(axis=1, initial=0) * norms.max(initial=0)
+    magnitude = np.abs(scale) * (np.abs(q) @ np.abs(k).T).max(initial=0)
+    e = (q.shape[1] + 16) * U * magnitude + 16 * U * bias + 8 * U
+    chain = min(n_kv, 6 * np.sqrt(n_kv)) + 32
+    return rounded + (2 * e + 2 * chain * U + 2 * ROTATION) * (weights @ norms)

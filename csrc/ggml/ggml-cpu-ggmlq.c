@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "ggml-cpu-ggmlq.h"
 #include "ggml-cpu-impl.h"
+#include "ggml-ggmlq-attend.h"
 
 #include <stdio.h>
 
@@ -31,58 +32,11 @@ static void require_ok(int error) {
     }
 #include "ggmlq-types.def"
 
-static bool is_cache_type(enum ggml_type type) {
-    switch ((int) type) {
-#define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) case id:
-#include "ggmlq-types.def"
-            return true;
-        default:
-            return false;
-    }
-}
-
 bool ggmlq_ggml_cpu_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
-    const struct ggml_tensor * q     = dst->src[0];
-    const struct ggml_tensor * k     = dst->src[1];
-    const struct ggml_tensor * v     = dst->src[2];
-    const struct ggml_tensor * mask  = dst->src[3];
-    const struct ggml_tensor * sinks = dst->src[4];
-
-    if (!is_cache_type(k->type) && !is_cache_type(v->type)) {
+    struct ggmlq_attend_params p;
+    if (!ggmlq_ggml_attend_params(dst, &p)) {
         return false;
     }
-    if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) ||
-        q->nb[0] != sizeof(float) || k->nb[0] != ggml_type_size(k->type) || v->nb[0] != ggml_type_size(v->type) ||
-        k->ne[2] != v->ne[2] || k->ne[3] != v->ne[3]) {
-        return false;
-    }
-
-    struct ggmlq_attend_params p = {
-        .type_k      = k->type,  .type_v      = v->type,
-        .head_size_k = k->ne[0], .head_size_v = v->ne[0],
-        .n_kv        = k->ne[1],
-        .n_queries   = q->ne[1],
-        .n_heads     = q->ne[2], .n_heads_kv  = k->ne[2],
-        .n_seqs      = q->ne[3], .n_seqs_kv   = k->ne[3],
-        .q = q->data,   .q_stride   = { (int64_t) q->nb[1],   (int64_t) q->nb[2],   (int64_t) q->nb[3]   },
-        .k = k->data,   .k_stride   = { (int64_t) k->nb[1],   (int64_t) k->nb[2],   (int64_t) k->nb[3]   },
-        .v = v->data,   .v_stride   = { (int64_t) v->nb[1],   (int64_t) v->nb[2],   (int64_t) v->nb[3]   },
-        .out = dst->data, .out_stride = { (int64_t) dst->nb[2], (int64_t) dst->nb[1], (int64_t) dst->nb[3] },
-        .sinks = sinks ? sinks->data : NULL,
-    };
-    if (mask) {
-        p.mask = mask->data;
-        for (int i = 0; i < 3; ++i) {
-            p.mask_stride[i] = (int64_t) mask->nb[i + 1];
-        }
-        p.mask_heads = mask->ne[2];
-        p.mask_seqs  = mask->ne[3];
-    }
-    const float * op_params = (const float *) dst->op_params;
-    p.scale         = op_params[0];
-    p.max_bias      = op_params[1];
-    p.logit_softcap = op_params[2];
-
     const int error = ggmlq_attend_check(&p);
     if (error == GGMLQ_ERROR_TYPE || error == GGMLQ_ERROR_LENGTH || error == GGMLQ_ERROR_SHAPE) {
         return false;

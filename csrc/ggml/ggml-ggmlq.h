@@ -12,6 +12,16 @@
 extern "C" {
 #endif
 
+static inline bool ggmlq_ggml_is_cache_type(enum ggml_type type) {
+    switch ((int) type) {
+#define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) case id:
+#include "ggmlq-types.def"
+            return true;
+        default:
+            return false;
+    }
+}
+
 /* The signatures of ggml's type tables. n is a whole number of blocks (asserted). */
 #define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) \
     GGML_API void ggmlq_ggml_encode_row_##name(const float * x, void * row, int64_t n); \

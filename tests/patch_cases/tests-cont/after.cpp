@@ -10,6 +10,11 @@ static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
             test_cases.emplace_back(new test_cont(ours, { 256, 3, 5, 2 }, false, permute));
             test_cases.emplace_back(new test_cont(ours, { 128, 7, 1, 4 }, false, permute));
         }
+        for (int axis = 0; axis < 4; ++axis) {
+            for (int view : { 0, 1, 2, 3 }) {
+                test_cases.emplace_back(new test_concat(ours, { 256, 12, 13, 14 }, axis == 0 ? 384 : 7, axis, view));
+            }
+        }
     }
     // pyggmlq:end tests-cont
     return test_cases;

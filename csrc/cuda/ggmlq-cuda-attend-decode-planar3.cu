@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Instances of the decode kernel, see ggmlq-cuda-attend-decode.def.
+ */
+#define GGMLQ_DECODE_INSTANCES planar3
+#include "ggmlq-cuda-attend-decode.inc"

@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Instances of the decode kernel, see ggmlq-cuda-attend-decode.def.
+ */
+#define GGMLQ_DECODE_INSTANCES q8_0_k
+#include "ggmlq-cuda-attend-decode.inc"

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention for few queries on tensor cores: which shapes, how the work is cut, launch. Kernel: ggmlq-cuda-attend-decode.cuh.
+ */
+#include "ggmlq-cuda-deps.cuh"
+#include "ggmlq-cuda-attend.h"
+#include "ggmlq-cuda-attend-decode.h"
+
+#if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA)
+
+bool    ggmlq_cuda_attend_decode_supports       (const struct ggmlq_attend_params *)                 { return false; }
+int64_t ggmlq_cuda_attend_decode_workspace_bytes(const struct ggmlq_attend_params *)                 { return GGMLQ_ERROR_SHAPE; }
+int     ggmlq_cuda_attend_decode_launch         (const struct ggmlq_attend_params *, void *, void *) { return GGMLQ_ERROR_SHAPE; }
+
+#else
+
+typedef const ggmlq_decode_instance * (* instance_list)(int i);
+
+static const instance_list instance_lists[] = {
+    ggmlq_decode_instances_tq3_0, ggmlq_decode_instances_planar3, ggmlq_decode_instances_f16_k,
+    ggmlq_decode_instances_f16_v, ggmlq_decode_instances_q8_0_k,  ggmlq_decode_instances_q8_0_v,
+};
+
+/* The widest slice of which the head is 1, 2 or 4. */
+static bool slice_fits(int64_t head_size, int slice) {
+    return head_size == slice || head_size == 2*slice || head_size == 4*slice;
+}
+
+/* Tokens apart in memory: what a few hundred of them span is added in 32 bits. */
+static bool is_near(const int64_t stride[3]) { return stride[0] >= 0 && stride[0] < 1 << 20; }
+
+static bool is_aligned(const void * data, const int64_t stride[3], int64_t align) {
+    return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
+}
+
+static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
+    const ggmlq_decode_instance * best = NULL;
+    for (size_t l = 0; l < sizeof(instance_lists)/sizeof(instance_lists[0]); ++l) {
+        const ggmlq_decode_instance * instance;
+        for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
+            const bool several = p->head_size_k > instance->slice; /* slices: then 16 warps, where there is such an instance */
+            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles && slice_fits(p->head_size_k, instance->slice) &&
+                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
+                best = instance;
+            }
+        }
+    }
+    return best && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
+}
+
+struct device_info { int multiprocessors, capability, shared_bytes; };
+
+static bool get_device_info(device_info * info) {
+    int device, major, minor;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&info->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&info->multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+        (void) cudaGetLastError();
+        return false;
+    }
+    info->capability = 10*major + minor;
+    return true;
+}
+
+/* Microseconds on an H100, fitted to head size 128; only their proportions matter. A turn is one tile in every group of warps, memory_time what
+ * reading the cache takes all multiprocessors together. */
+static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, int splits, int multiprocessors, int resident, double memory_time) {
+    const int slots = multiprocessors*resident;
+    const int64_t blocks = (int64_t) plan->units*splits, waves = (blocks + slots - 1)/slots;
+    const int64_t tiles = (plan->n_kv + instance->rows - 1)/instance->rows, groups = instance->warps/plan->slices;
+    const int64_t turns = ((tiles + splits - 1)/splits + groups - 1)/groups;
+    const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
+    const double loop = (double) (waves*turns)*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
+    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits > 1 ? 0.14*splits : 0.0);
+}
+
+static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
+    device_info device;
+    if (!get_device_info(&device) || device.capability < 80) {
+        return false;
+    }
+    plan->n_kv        = (int) p->n_kv;
+    plan->heads_kv    = (int) p->n_heads_kv;
+    plan->group       = (int) (p->n_heads/p->n_heads_kv);
+    plan->seqs_per_kv = (int) (p->n_seqs/p->n_seqs_kv);
+    plan->columns     = plan->group*(int) p->n_queries;
+    plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
+    plan->slices      = (int) p->head_size_k/instance->slice;
+    const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
+    instance->place(plan);
+    if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
+        return false;
+    }
+    plan->units = (int) units;
+    plan->v_in_k = p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
+    plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
+    plan->unit         = 65536;
+    plan->k_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->k_stride[0]);
+    plan->v_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->v_stride[0]);
+    plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
+
+    int resident;
+    if (cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) plan->shared_bytes) != cudaSuccess || resident < 1) {
+        (void) cudaGetLastError();
+        return false;
+    }
+    const int slots = resident*device.multiprocessors, columns = 8*instance->tiles;
+    const int64_t tiles = (p->n_kv + instance->rows - 1)/instance->rows;
+    int64_t most = instance->sum_bytes/4/columns; /* the combining block keeps a factor a split and column */
+    most = most > 4*slots/plan->units + 1 ? 4*slots/plan->units + 1 : most;
+    most = most > tiles ? tiles : most;
+    const int64_t row_bytes = ggmlq_row_bytes(p->type_k, p->head_size_k) + (plan->v_in_k ? 0 : ggmlq_row_bytes(p->type_v, p->head_size_v));
+    const double memory_time = (double) (p->n_kv*p->n_heads_kv*p->n_seqs_kv)*(double) row_bytes/3.0e6;
+    double least = estimate(instance, plan, 1, device.multiprocessors, resident, memory_time);
+    plan->splits = 1;
+    for (int splits = 2; splits <= most; ++splits) {
+        const double time = estimate(instance, plan, splits, device.multiprocessors, resident, memory_time);
+        if (time < least) {
+            least = time;
+            plan->splits = splits;
+        }
+    }
+    const int64_t parts = plan->splits > 1 ? units*plan->splits : 0;
+    plan->stats_at        = (8*units + 15)/16*16;
+    plan->partials_at     = plan->stats_at + parts*columns*8;
+    plan->workspace_bytes = parts == 0 ? 0 : plan->partials_at + parts*plan->slices*instance->tiles*instance->m_tiles*32*16;
+    return true;
+}
+
+/* The instance that takes most columns at once, but no more than there are, and fits this device; NULL: none. */
+static const ggmlq_decode_instance * make_plan(const ggmlq_attend_params * p, ggmlq_decode_plan * plan) {
+    if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || p->head_size_k != p->head_size_v ||
+        p->n_seqs*GGMLQ_DECODE_MAX_QUERIES*GGMLQ_DECODE_MAX_GROUP/8 > 65535 /* the grid's third axis */) {
+        return NULL;
+    }
+    const int64_t columns = p->n_queries*(p->n_heads/p->n_heads_kv);
+    for (int tiles = columns > 16 ? 4 : columns > 8 ? 2 : 1; tiles > 0; tiles /= 2) {
+        const ggmlq_decode_instance * instance = find_instance(p, tiles);
+        if (instance && plan_instance(p, instance, plan)) {
+            return instance;
+        }
+    }
+    return NULL;
+}
+
+bool ggmlq_cuda_attend_decode_supports(const ggmlq_attend_params * p) {
+    ggmlq_decode_plan plan;
+    return make_plan(p, &plan) != NULL;
+}
+
+int64_t ggmlq_cuda_attend_decode_workspace_bytes(const ggmlq_attend_params * p) {
+    ggmlq_decode_plan plan;
+    return make_plan(p, &plan) ? plan.workspace_bytes : (int64_t) GGMLQ_ERROR_DEVICE;
+}
+
+static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan, void * workspace, void * stream) {
+    const int tiles = (plan->n_kv + instance->rows - 1)/instance->rows;
+    plan->tiles_per_split = tiles/plan->splits;
+    plan->longer_splits   = tiles%plan->splits;
+    ggmlq_attend_params params = *p;
+    void * args[3] = { &params, plan, &workspace };
+    (void) cudaLaunchKernel(instance->kernel, dim3((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), dim3((unsigned) (32*instance->warps)), args,
+                            (size_t) plan->shared_bytes, (cudaStream_t) stream);
+    return ggmlq_cuda_launched();
+}
+
+int ggmlq_cuda_attend_decode_launch(const ggmlq_attend_params * p, void * workspace, void * stream) {
+    ggmlq_decode_plan plan;
+    const ggmlq_decode_instance * instance = make_plan(p, &plan);
+    return instance ? launch(p, instance, &plan, workspace, stream) : (int) GGMLQ_ERROR_DEVICE;
+}
+
+#endif

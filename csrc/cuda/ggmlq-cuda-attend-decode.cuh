@@ -1,0 +1,1101 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention for few queries on tensor cores: the kernel. Design, fragments and measurements: docs/CUDA-ATTENTION.md.
+ *
+ * A column is a query row: query token i / group, head i % group of one KV head. A block of threads takes 8*TILES columns, all
+ * of them in every warp, and a range of tokens; it reads every K and V row of the range once. Warps work alone, on tiles of ROWS
+ * tokens that they copy to shared memory themselves, several tiles ahead. A head wider than SLICE is shared by a group
+ * of warps, which add up their partial scores. Ranges are combined by the block that finishes last.
+ *
+ *   scores   [token, column] = K (A operand, 16 tokens) x queries (B operand)   int8 m16n8k32, or f16 m16n8k16 for f16 rows
+ *   output   [value, column] = V transposed (A, 16 values x 16 tokens) x weights (B)         f16 m16n8k16
+ *
+ * The order of a contraction is free. So a thread takes from K the fields that lie in its 16 bits of a plane, queries being
+ * stored in that order; and the 16 tokens of a tile are numbered such that reads of both operands spread over the banks.
+ */
+#ifndef GGMLQ_CUDA_ATTEND_DECODE_CUH
+#define GGMLQ_CUDA_ATTEND_DECODE_CUH
+
+#include "ggmlq-cuda-codec.cuh"
+#include "ggmlq-cuda-attend-decode.h"
+
+/* --- instructions ----------------------------------------------------------------------------------------------- */
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#    define GGMLQ_DECODE_DEVICE
+#endif
+
+#ifdef GGMLQ_DECODE_DEVICE
+#    define GGMLQ_GRID_CONSTANT __grid_constant__
+#else /* older devices: an empty kernel, never launched */
+#    define GGMLQ_GRID_CONSTANT
+#endif
+
+#ifdef GGMLQ_DECODE_DEVICE
+
+GGMLQ_DEVICE uint32_t ggmlq_shared_address(const void * p) { return (uint32_t) __cvta_generic_to_shared(p); }
+
+/* 16 bytes, of which the first `valid` are read and the rest become 0. */
+GGMLQ_DEVICE void ggmlq_copy_async(uint32_t to, const void * from, int valid) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid) : "memory");
+}
+
+GGMLQ_DEVICE void ggmlq_copy_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> GGMLQ_DEVICE void ggmlq_copy_async_wait(void) { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+GGMLQ_DEVICE void ggmlq_mma_s8(int d[4], const uint32_t a[4], uint2 b, const int c[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
+GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+/* 8 x 8 halves, element [lane/4][2*(lane%4) ..]: transposed. */
+GGMLQ_DEVICE uint32_t ggmlq_transpose_halves(uint32_t a) {
+    uint32_t d;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
+}
+
+template <bool transposed> GGMLQ_DEVICE void ggmlq_load_matrices(uint32_t a[4], uint32_t address) {
+    if (transposed) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
+    }
+}
+
+GGMLQ_DEVICE float ggmlq_exp2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+GGMLQ_DEVICE void ggmlq_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+
+GGMLQ_DEVICE uint32_t ggmlq_half2_bits(__half2 h) { return *(const uint32_t *) &h; }
+GGMLQ_DEVICE __half2 ggmlq_half2_from_bits(uint32_t u) { return *(const __half2 *) &u; }
+
+/* Keeps the compiler from computing x again in every turn of a loop, which it does to save a register. */
+template <typename T> GGMLQ_DEVICE void ggmlq_keep(T & x) { asm volatile("" : "+r"(x)); }
+
+/* Not __byte_perm, which clears the top bits of the selector's nibbles first: here they are 0. */
+GGMLQ_DEVICE uint32_t ggmlq_permute(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
+/* low | high << 16 of two 16-bit values by a multiplication, because the units for logic and permutation are the busy ones. `unit` is
+ * 65536; it comes from the plan so that the compiler doesn't know. */
+GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high, uint32_t unit) { return high*unit + low; }
+
+GGMLQ_DEVICE uint32_t ggmlq_read_shared_u16(const uint8_t * p) { return *(const uint16_t *) p; }
+
+
+#endif
+
+/* --- rows in shared memory -------------------------------------------------------------------------------------- */
+
+/* SLICE values of a row as they are copied: the 16-byte chunks around them, since smaller copies would pass through L1, whose few lines
+ * limit what is in flight. In shared memory a row starts where it does in its first chunk. An odd number of chunks spreads rows over
+ * the banks. */
+template <int type, int SLICE> struct ggmlq_decode_rows {
+    enum {
+        TQ3_0 = type == GGMLQ_TYPE_TQ3_0, PLANAR3 = type == GGMLQ_TYPE_PLANAR3, Q8_0 = type == GGMLQ_TYPE_Q8_0, F16 = type == GGMLQ_TYPE_F16,
+        BYTES  = TQ3_0 ? SLICE/32*14 : PLANAR3 ? SLICE/128*50 : Q8_0 ? SLICE/32*34 : 2*SLICE,
+        ALIGN  = F16 ? 16 : BYTES % 8 == 0 ? 8 : BYTES % 4 == 0 ? 4 : 2, /* of addresses and strides */
+        CHUNKS = (BYTES + 16 - ALIGN + 15)/16,
+        PITCH  = 16*(CHUNKS | 1),
+        LANES  = CHUNKS <= 4 ? 4 : CHUNKS <= 8 ? 8 : 16, /* that copy a row together */
+        BYTE_VALUES = !F16,          /* values are a byte times a scale */
+        OURS   = TQ3_0 || PLANAR3,
+        PLANES = SLICE/32,
+        SCALES = PLANAR3 ? SLICE/128 : SLICE/32
+    };
+    static_assert(CHUNKS <= 16, "a row is copied by up to 16 lanes");
+
+    static constexpr __host__ __device__ int q_at(int plane)     { return PLANAR3 ? 50*(plane/4) +  2 + 8*(plane%4) : 14*plane; }
+    static constexpr __host__ __device__ int s_at(int plane)     { return PLANAR3 ? 50*(plane/4) + 34 + 4*(plane%4) : 14*plane + 8; }
+    static constexpr __host__ __device__ int scale_at(int plane) { return PLANAR3 ? 50*(plane/4) : Q8_0 ? 34*plane : 14*plane + 12; }
+};
+
+/* Number of the tile's token that row i of a score fragment stands for. */
+constexpr __host__ __device__ int ggmlq_decode_token(int i) { return i/2 % 4 + 4*(i % 2) + 8*(i/8); }
+
+/* Position of value j of a plane pair: bits of word w, half h of the 2-bit plane; field p + 2n of those 16 bits is number n of parity p. */
+constexpr __host__ __device__ int ggmlq_plane_value(int w, int h, int p, int n) {
+    return 8*((2*(4*h + n) + p) % 4) + 4*w + (2*(4*h + n) + p)/4;
+}
+
+/* Where value j of 32 lies in a query row: thread t = 2w + h of four reads 8 bytes, first those of even parity. */
+GGMLQ_DEVICE int ggmlq_plane_position(int j) {
+    const int b = j % 8, c = 4*(b % 4) + j/8;
+    return 16*(b/4) + 8*(c/8) + 4*(c % 2) + c/2 % 4;
+}
+
+/* --- the kernel ------------------------------------------------------------------------------------------------- */
+
+/* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES> struct ggmlq_decode_shape {
+    typedef ggmlq_decode_rows<type_k, SLICE> K;
+    typedef ggmlq_decode_rows<type_v, SLICE> V;
+    enum {
+        COLUMNS     = 8*TILES,
+        M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
+        K_BYTES     = ROWS*K::PITCH,
+        V_BYTES     = ROWS*V::PITCH,
+        MASK_BYTES  = COLUMNS*ROWS*2,
+        STAGE_BYTES = K_BYTES + V_BYTES + MASK_BYTES,
+        PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
+        SUM_BYTES   = WARPS*TILES*M_TILES*32*16
+    };
+    static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0, "stages stay aligned");
+
+    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*SLICE*slices + 16; }
+    static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
+    static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
+    static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
+    static constexpr __host__ __device__ int front_bytes(int slices) {
+        return (PIPE_BYTES > out_bytes(slices) ? PIPE_BYTES : out_bytes(slices)) + 15 & ~15;
+    }
+
+    /* From the start: what has a constant size; at `front`: pipelines, then sums and result rows; then what depends on the slices. */
+    enum {
+        MAXIMA_AT = 0, SUMS_AT = 4*COLUMNS*WARPS, TOTALS_AT = 2*SUMS_AT, SLOPES_AT = TOTALS_AT + 16*COLUMNS, MASK_ROWS_AT = SLOPES_AT + 4*COLUMNS,
+        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16
+    };
+    static constexpr __host__ __device__ int queries_at(int slices)  { return FRONT_AT + front_bytes(slices); }
+    static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
+    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0); }
+
+    static void place(ggmlq_decode_plan * plan) {
+        plan->queries_at   = queries_at(plan->slices);
+        plan->scales_at    = scales_at(plan->slices);
+        plan->exchange_at  = exchange_at(plan->slices);
+        plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
+    }
+};
+
+#ifdef GGMLQ_DECODE_DEVICE
+
+/* ROWS rows -> shared memory. `chunk`: this lane's 16 bytes of its first row. Bytes around the rows are read too. */
+template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, const uint8_t * chunk, int64_t stride, int lane) {
+    enum { STEP = 32/R::LANES };
+    const int x = lane % R::LANES;
+    to += lane/R::LANES*R::PITCH + 16*x;
+    if (R::CHUNKS == R::LANES || x < R::CHUNKS) {
+#pragma unroll
+        for (int i = 0; i < ROWS; i += STEP) {
+            if (STEP*R::ALIGN % 16 == 0) {
+                ggmlq_copy_async(to + i*R::PITCH, chunk, 16);
+            } else { /* chunk is where it is in a row that starts at a multiple of 16, plus what this row's start is off */
+                ggmlq_copy_async(to + i*R::PITCH, (const uint8_t *) ((uintptr_t) chunk & ~(uintptr_t) 15), 16);
+            }
+            chunk += STEP*stride;
+        }
+    }
+}
+
+template <class R> GGMLQ_DEVICE const uint8_t * ggmlq_decode_chunk(const uint8_t * rows, int64_t stride, int lane) {
+    const uint8_t * const chunk = rows + lane/R::LANES*stride + 16*(lane % R::LANES);
+    return 32/R::LANES*R::ALIGN % 16 == 0 ? (const uint8_t *) ((uintptr_t) chunk & ~(uintptr_t) 15) : chunk;
+}
+
+/* The last rows of a cache: `count` of ROWS, the others become zeros, and what follows a row isn't read since it may belong to nobody. */
+template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy_last(uint32_t to, const uint8_t * rows, int64_t stride, int count, int lane) {
+#pragma unroll 1
+    for (int i = lane; i < ROWS*R::CHUNKS; i += 32) {
+        const int row = i/R::CHUNKS, x = i % R::CHUNKS;
+        const uint8_t * const start = rows + (row < count ? row : 0)*stride;
+        const uint8_t * const chunk = (const uint8_t *) ((uintptr_t) start & ~(uintptr_t) 15) + 16*x;
+        const int left = row < count ? (int) (start - chunk) + R::BYTES : 0;
+        ggmlq_copy_async(to + row*R::PITCH + 16*x, left > 0 ? chunk : (const uint8_t *) ((uintptr_t) rows & ~(uintptr_t) 15), left > 16 ? 16 : left < 0 ? 0 : left);
+    }
+}
+
+struct ggmlq_decode_lut { uint32_t low, high; };
+
+/* Levels of the fields, signed bytes. */
+template <int type> GGMLQ_DEVICE ggmlq_decode_lut ggmlq_decode_levels(uint32_t flip) {
+    if constexpr (type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3) {
+        return { ggmlq_cache_type<type>::LOW ^ flip, ggmlq_cache_type<type>::HIGH ^ flip };
+    }
+    return { 0, 0 };
+}
+
+/* 16 bits of the 2-bit plane and of the 1-bit plane, of two rows -> selectors of their fields: four of each row. */
+GGMLQ_DEVICE uint32_t ggmlq_selectors(uint32_t q, uint32_t s) { return (q & 0x33333333u) | (s & 0x44444444u); }
+
+/* A fragment of plane pair `plane`: signed bytes of rows g and g + 8. `row`: of row g in shared memory. */
+template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_t a[4], const uint8_t * row, int plane, int t, uint32_t shift, uint32_t unit, ggmlq_decode_lut lut) {
+    typedef ggmlq_decode_rows<type, SLICE> K;
+    if (type == GGMLQ_TYPE_Q8_0) {
+        const uint8_t * p = row + 34*plane + 2 + 8*t;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const uint8_t * word = p + 8*K::PITCH*(i % 2) + 4*(i/2);
+            a[i] = ggmlq_two_halves(ggmlq_read_shared_u16(word), ggmlq_read_shared_u16(word + 2), unit);
+        }
+        return;
+    }
+    const uint8_t * q_row = row + K::q_at(plane) + 2*t;
+    const uint8_t * s_row = row + K::s_at(plane) + 2*(t % 2);
+    const uint32_t q = ggmlq_two_halves(ggmlq_read_shared_u16(q_row), ggmlq_read_shared_u16(q_row + 8*K::PITCH), unit);
+    /* shift: 4 or 1, brings the sign bits of word 0 or 1 into place; bits that cross into the other half are masked away */
+    const uint32_t s = ggmlq_two_halves(ggmlq_read_shared_u16(s_row), ggmlq_read_shared_u16(s_row + 8*K::PITCH), unit)*shift;
+    const uint32_t even = ggmlq_selectors(q, s), odd = ggmlq_selectors(q >> 2, s >> 1);
+    a[0] = ggmlq_permute(lut.low, lut.high, even);
+    a[1] = ggmlq_permute(lut.low, lut.high, even >> 16);
+    a[2] = ggmlq_permute(lut.low, lut.high, odd);
+    a[3] = ggmlq_permute(lut.low, lut.high, odd >> 16);
+}
+
+/* Bytes of V: thread group g takes M_TILES*2 values of a row, in groups of four, here those of two tokens.
+ *
+ * A byte u = level + 128 under the high byte of a power of two is the half p + u*r, r = p/1024. One fused operation makes
+ * it scale*r*level + rest, rest = scale*(p + 128r) - c being what the rounding of c = scale*(p + 128r) left; it is a half
+ * itself, and its weighted sum, from one more mma for all values of a block, is taken away at the end. p = 1/2 keeps
+ * 65504*(p + 128r) finite; the scales of q8_0 are smaller, and so is r. */
+template <int type> struct ggmlq_decode_v_bytes {
+    enum { Q8_0 = type == GGMLQ_TYPE_Q8_0 };
+    static constexpr uint32_t HIGH = Q8_0 ? 0x48484848u : 0x38383838u; /* p = 8, 1/2 */
+    static constexpr uint32_t BIAS = Q8_0 ? 0x48804880u : 0x38803880u; /* p + 128r, twice */
+    static constexpr float    UNIT = Q8_0 ? 128.0f : type == GGMLQ_TYPE_TQ3_0 ? 2048*GGMLQ_TQ3_0_UNIT : type == GGMLQ_TYPE_PLANAR3 ? 2048*GGMLQ_PLANAR3_UNIT : 1.0f; /* of the sums */
+};
+
+template <int type, int SLICE> struct ggmlq_decode_v_pair {
+    typedef ggmlq_decode_rows<type, SLICE> V;
+    uint32_t q[2], s, scale, bias; /* planes; of both tokens: scale, -c */
+    const uint8_t * r0, * r1;
+
+    static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * row0, const uint8_t * row1, int g, uint32_t shift, uint32_t unit) {
+        ggmlq_decode_v_pair v;
+        const int plane = SLICE == 64 ? g/4 : SLICE == 96 && g >= 6 ? 2 : g/2;
+        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + V::scale_at(plane)), ggmlq_read_shared_u16(row1 + V::scale_at(plane)), unit);
+        if (SLICE == 96 && g >= 6) {
+            v.scale = 0;
+        }
+        if (type == GGMLQ_TYPE_Q8_0) {
+            const int at = V::scale_at(plane) + 2 + (SLICE == 64 ? 8*(g % 4) : 16*(g % 2));
+            v.r0 = row0 + at;
+            v.r1 = row1 + at;
+            return v;
+        }
+        const int q_at = V::q_at(plane) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2)), s_at = V::s_at(plane) + 2*(g % 2);
+        v.q[0] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at), unit);
+        v.s    = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at), unit);
+        if (SLICE == 64) {
+            v.s *= shift;
+        } else {
+            v.q[1] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4), unit);
+        }
+        return v;
+    }
+
+    /* -> rest */
+    __device__ __forceinline__ uint32_t prepare(void) {
+        const __half2 scales = ggmlq_half2_from_bits(scale), factor = ggmlq_half2_from_bits(ggmlq_decode_v_bytes<type>::BIAS);
+        const __half2 minus_c = __hneg2(__hmul2(scales, factor));
+        bias = ggmlq_half2_bits(minus_c);
+        return ggmlq_half2_bits(__hfma2(scales, factor, minus_c));
+    }
+
+    /* The four values of group n, of two tokens each. */
+    __device__ __forceinline__ void values(int n, uint32_t h[4], uint32_t unit, ggmlq_decode_lut lut) const {
+        uint32_t u0, u1;
+        if (type == GGMLQ_TYPE_Q8_0) {
+            u0 = ggmlq_two_halves(ggmlq_read_shared_u16(r0 + 4*n), ggmlq_read_shared_u16(r0 + 4*n + 2), unit) ^ 0x80808080u;
+            u1 = ggmlq_two_halves(ggmlq_read_shared_u16(r1 + 4*n), ggmlq_read_shared_u16(r1 + 4*n + 2), unit) ^ 0x80808080u;
+        } else {
+            const uint32_t sign = SLICE == 64 ? (n == 0 ? s : s >> 1) : n == 0 ? s << 2 : n == 1 ? s << 1 : n == 2 ? s : s >> 1;
+            const uint32_t word = SLICE == 64 ? q[0] : q[n/2];
+            const uint32_t fields = ggmlq_selectors(n % 2 ? word >> 2 : word, sign);
+            u0 = ggmlq_permute(lut.low, lut.high, fields);
+            u1 = ggmlq_permute(lut.low, lut.high, fields >> 16);
+        }
+        const uint32_t x = ggmlq_permute(u0, u1, 0x5140), y = ggmlq_permute(u0, u1, 0x7362), high = ggmlq_decode_v_bytes<type>::HIGH;
+        h[0] = ggmlq_permute(x, high, 0x4140);
+        h[1] = ggmlq_permute(x, high, 0x4342);
+        h[2] = ggmlq_permute(y, high, 0x4140);
+        h[3] = ggmlq_permute(y, high, 0x4342);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            h[i] = ggmlq_half2_bits(__hfma2(ggmlq_half2_from_bits(h[i]), ggmlq_half2_from_bits(scale), ggmlq_half2_from_bits(bias)));
+        }
+    }
+};
+
+/* Halves of a that are infinite or NaN -> 1, others -> 0; those become 0 in a. */
+GGMLQ_DEVICE uint32_t ggmlq_take_out_nonfinite(uint32_t & a) {
+    const uint32_t low = (a & 0x7c00u) == 0x7c00u ? 0xffffu : 0, high = (a & 0x7c000000u) == 0x7c000000u ? 0xffff0000u : 0;
+    a &= ~(low | high);
+    return (low | high) & 0x3c003c00u;
+}
+
+/* Which value of the slice is in row `half`*8 + g of m-tile i of the output; SLICE or more: none. */
+template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int half, int g) {
+    const int n = i/2, e = 2*(i % 2) + half;
+    if (type == GGMLQ_TYPE_F16) {
+        return 16*i + 8*half + g;
+    }
+    if (type == GGMLQ_TYPE_Q8_0) {
+        return SLICE == 64 ? 8*g + 4*n + e : 16*g + 4*n + e;
+    }
+    return SLICE == 64 ? 32*(g/4) + ggmlq_plane_value(g/2 % 2, g % 2, n, e) : 32*(g/2) + ggmlq_plane_value(n/2, g % 2, n % 2, e);
+}
+
+GGMLQ_DEVICE float ggmlq_decode_slope(const ggmlq_attend_params & p, int head) {
+    if (p.max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    int n_pow2 = 1;
+    while (2*n_pow2 <= p.n_heads) {
+        n_pow2 *= 2;
+    }
+    const float exponent = head < n_pow2 ? (float) (head + 1) : 0.5f*(float) (2*(head - n_pow2) + 1);
+    return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
+}
+
+/* An integer sum that starts with the bits of the float 1.5*2^23 ends with those of 1.5*2^23 + sum (|sum| < 2^22). */
+#define GGMLQ_SUM_BITS  0x4b400000
+#define GGMLQ_SUM_FLOAT 12582912.0f
+
+/* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
+ * in threes of a fragment's columns, see scores(). */
+template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_queries(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries, float * scales,
+                                                                                    int first_column, int head_kv, int seq, float factor) {
+    typedef typename S::K K;
+    const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32, pitch = S::query_pitch(plan.slices);
+#pragma unroll 1
+    for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
+        const int  unit = first + threadIdx.x/4, plane = unit % planes, column = unit/planes;
+        const bool used = column < S::COLUMNS && first_column + column < plan.columns;
+        float v[2][4] = {};
+        if (used) {
+            const int token = (first_column + column)/plan.group, head = head_kv*plan.group + (first_column + column) % plan.group;
+            const float * q = (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + head*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*t;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                v[i/4][i%4] = q[16*(i/4) + i%4];
+            }
+        }
+        if constexpr (K::OURS) {
+            ggmlq_rotate_plane<type>(v, lane, plane % 4);
+        }
+        if (!K::BYTE_VALUES) {
+            if (column < S::COLUMNS) {
+                __half * row = (__half *) (queries + column*pitch) + 32*plane + 4*t;
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    row[16*(i/4) + i%4] = __float2half_rn(v[i/4][i%4]*factor);
+                }
+            }
+            continue;
+        }
+        uint32_t max = 0; /* of the bits, which puts NaN above all numbers */
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            v[i/4][i%4] *= factor;
+            const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
+            max = bits > max ? bits : max;
+        }
+#pragma unroll
+        for (int mask = 1; mask < (K::PLANAR3 ? 16 : 4); mask *= 2) {
+            const uint32_t other = ggmlq_shuffle_xor(max, mask);
+            max = other > max ? other : max;
+        }
+        /* A step of 16 bits, rounded up: its product with 1.5*2^23 is then exact, and no value exceeds 127 steps. */
+        float step = __uint_as_float((__float_as_uint(__uint_as_float(max)*(1.0f/127.0f)) + 0x1ff) & ~0xffu);
+        const bool finite = max < 0x7f800000;
+        step = !finite ? __uint_as_float(0x7fffffff) : step < 1e-30f ? 0.0f : step;
+        const float inverse = step > 0.0f ? 1.0f/step : 0.0f;
+        if (column >= S::COLUMNS) {
+            continue;
+        }
+        uint8_t * row = queries + column*pitch + 32*plane;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const int j = 16*(i/4) + 4*t + i%4;
+            row[K::OURS ? ggmlq_plane_position(j) : j] = (uint8_t) __float2int_rn(v[i/4][i%4]*inverse);
+        }
+        if (t == 0 && (!K::PLANAR3 || plane % 4 == 0)) {
+            const int n_scales = K::PLANAR3 ? planes/4 : planes, scale = K::PLANAR3 ? plane/4 : plane;
+            const float unit_k = type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TQ3_0_UNIT : type == GGMLQ_TYPE_PLANAR3 ? GGMLQ_PLANAR3_UNIT : 1.0f; /* powers of two */
+            float * pair = scales + (((column/8)*n_scales + scale)*4 + column/2 % 4)*4 + column % 2;
+            pair[0] = step*unit_k;
+            pair[2] = -GGMLQ_SUM_FLOAT*(step*unit_k);
+        }
+    }
+}
+
+#endif
+
+/* The blocks of a unit count their arrivals in the workspace, which holds anything at first. So a count isn't a small number but one of a
+ * few 64-bit words, START + n*STEP: a word that is none of them is set to START by whichever block sees it first, before any can arrive,
+ * and the last arrival leaves START behind. No launch has to clear anything. That older data pass for a count takes 64 equal bits, and
+ * half a word overwritten never does: any two counts differ in both halves. */
+#define GGMLQ_COUNT_START 0x6767d1c5b2f9a38full
+#define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
+#define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
+
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS>
+__global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
+                                                                               uint8_t * __restrict__ workspace) {
+#ifdef GGMLQ_DECODE_DEVICE
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
+    typedef typename S::K K;
+    typedef typename S::V V;
+    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16 };
+    const float LOG2E = 1.44269504f;
+
+    extern __shared__ __align__(16) uint8_t shared[];
+    uint8_t * const front    = shared + S::FRONT_AT;
+    uint8_t * const queries  = shared + plan.queries_at;
+    float   * const q_scales = (float *) (shared + plan.scales_at);
+    float   * const exchange = (float *) (shared + plan.exchange_at);
+    float   * const maxima   = (float *) (shared + S::MAXIMA_AT), * const group_sums = (float *) (shared + S::SUMS_AT); /* [group][column] */
+    float   * const totals   = (float *) (shared + S::TOTALS_AT); /* [column][4]: max, sum, the result's factor */
+    float   * const slopes   = (float *) (shared + S::SLOPES_AT);
+    int     * const last_flag = (int *) (shared + S::FLAG_AT);
+    const uint8_t ** const mask_rows = (const uint8_t **) (shared + S::MASK_ROWS_AT); /* of the columns */
+
+    const int lane = threadIdx.x % 32, warp = threadIdx.x/32, g = lane/4, t = lane % 4;
+    const int slice = warp % plan.slices, group = warp/plan.slices, groups = WARPS/plan.slices;
+
+    /* Neighbouring heads share sectors of memory: blocks that start together take them together. */
+    const int head_kv = blockIdx.x, split = blockIdx.y, chunk = blockIdx.z % plan.chunks, seq = blockIdx.z/plan.chunks, unit = blockIdx.z*gridDim.x + blockIdx.x;
+    const int first_column = chunk*COLUMNS;
+    const int64_t seq_kv = seq/plan.seqs_per_kv;
+
+    const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
+    const int tile0  = split*plan.tiles_per_split + min(split, plan.longer_splits), tile1 = tile0 + plan.tiles_per_split + (split < plan.longer_splits);
+
+    const uint8_t * const k_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + slice*K::BYTES;
+    const uint8_t * const v_rows = (const uint8_t *) p.v + seq_kv*p.v_stride[2] + head_kv*p.v_stride[1] + slice*V::BYTES;
+    uint8_t * const pipe = front + warp*STAGES*S::STAGE_BYTES;
+
+    const uint8_t * const mask = (const uint8_t *) p.mask;
+    auto mask_row = [&](int column) {
+        const int row = first_column + column < plan.columns ? first_column + column : 0;
+        return mask + (row/plan.group)*p.mask_stride[0] + ((head_kv*plan.group + row % plan.group) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
+    };
+    if (mask && !plan.one_mask) {
+        if (threadIdx.x < COLUMNS) {
+            mask_rows[threadIdx.x] = mask_row(threadIdx.x);
+        }
+        __syncthreads();
+    }
+
+    /* Of the next tile to copy. */
+    const uint8_t * k_chunk = NULL, * v_chunk = NULL;
+    const uint8_t * const one_mask = mask + (plan.one_mask ? (seq % (int) p.mask_seqs)*p.mask_stride[2] : 0);
+
+    auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
+        if (tile < tile1) {
+            const int token = tile*ROWS, count = plan.n_kv - token;
+            const uint32_t to = ggmlq_shared_address(pipe) + at;
+            if (tile != tiles - 1) {
+                ggmlq_decode_copy<K, ROWS>(to, k_chunk, p.k_stride[0], lane);
+                if (!plan.v_in_k) {
+                    ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, p.v_stride[0], lane);
+                }
+            } else {
+                ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
+                if (!plan.v_in_k) {
+                    ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
+                }
+            }
+            if (plan.one_mask && plan.mask_aligned && count >= ROWS) {
+                if (lane < ROWS/8) {
+                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*lane, one_mask + (2*token + 16*lane), 16);
+                }
+            } else if (plan.mask_aligned && count >= ROWS) {
+#pragma unroll
+                for (int i = lane; i < COLUMNS*ROWS/8; i += 32) {
+                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*i, mask_rows[i/(ROWS/8)] + 2*token + 16*(i % (ROWS/8)), 16);
+                }
+            } else if (mask || count < ROWS) { /* these loads wait */
+                const int n_masks = mask == NULL || plan.one_mask ? 1 : COLUMNS;
+#pragma unroll 1
+                for (int i = lane; i < n_masks*ROWS; i += 32) {
+                    *(uint16_t *) (pipe + at + S::K_BYTES + S::V_BYTES + 2*i) = i % ROWS >= count ? 0xfc00 : mask ? *(const uint16_t *) (mask_row(i/ROWS) + 2*(token + i % ROWS)) : 0;
+                }
+            }
+        }
+        ggmlq_copy_async_commit();
+        k_chunk += plan.k_step;
+        v_chunk += plan.v_step;
+    };
+
+    if (plan.splits > 1 && threadIdx.x == 0) {
+        unsigned long long * counter = (unsigned long long *) workspace + unit;
+        const unsigned long long found = *(volatile unsigned long long *) counter;
+        if ((found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
+            atomicCAS(counter, found, GGMLQ_COUNT_START);
+        }
+    }
+
+    const bool softcap = p.logit_softcap != 0.0f;
+    enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
+    enum { KEEP_QUERIES = TILES <= 2 }; /* in registers */
+    uint2 q[KEEP_QUERIES ? TILES : 1][STEPS]; /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
+    auto load_query = [&](int n, int i) {
+        const uint8_t * const row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2) + 32*i;
+        return K::BYTE_VALUES ? *(const uint2 *) (row + 8*t) : make_uint2(*(const uint32_t *) (row + 4*t), *(const uint32_t *) (row + 16 + 4*t));
+    };
+    ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
+    ggmlq_keep(lut_k.low);
+    ggmlq_keep(lut_v.low);
+
+    /* Where this thread's rows of a tile lie. */
+    const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
+    int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
+    int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
+    int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
+    ggmlq_keep(k_row);
+    ggmlq_keep(v_row);
+    ggmlq_keep(v_row4);
+    const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
+    const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
+
+    /* The end of the block uses the pipelines' memory. */
+    float4 * const sums = (float4 *) front;
+    float  * const rows = (float *) (front + S::SUM_BYTES);
+
+    /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
+    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2];
+    auto add_sums = [&](uint32_t rest0, uint32_t rest1, const uint2 weights[TILES]) {
+        const uint32_t a[4] = { rest0, 0x3c003c00u, rest1, 0x3c003c00u };
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            ggmlq_mma_f16(sum[n], a, weights[n]);
+        }
+    };
+    const float LOWEST = -1e30f;
+
+    /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
+    for (bool careful = false;; careful = true) {
+        const int64_t first_token = (int64_t) (tile0 + group)*ROWS;
+        k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
+        v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
+#pragma unroll 1
+        for (int i = 0; i < STAGES - 1; ++i) {
+            copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
+        }
+        if (!careful) { /* while the first tiles are on their way */
+            if (threadIdx.x < COLUMNS && mask) {
+                const int column = first_column + threadIdx.x;
+                slopes[threadIdx.x] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
+            }
+            ggmlq_decode_load_queries<S, type_k, SLICE>(p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+            __syncthreads();
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                for (int i = 0; i < STEPS && KEEP_QUERIES; ++i) {
+                    q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
+                }
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+            for (int i = 0; i < M_TILES; ++i) {
+                o[n][i][0] = o[n][i][1] = o[n][i][2] = o[n][i][3] = 0.0f;
+            }
+            sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
+            max[n][0] = max[n][1] = LOWEST;
+        }
+        int stage = 0, parity = 0;
+#pragma unroll 1
+        for (int tile = tile0 + group; tile < tile1; tile += groups) {
+            ggmlq_copy_async_wait<STAGES - 2>();
+            __syncwarp();
+            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
+            const uint8_t * const k_tile = pipe + stage;
+            const uint8_t * const v_tile = plan.v_in_k ? k_tile : k_tile + S::K_BYTES;
+            const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
+            stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
+
+            /* Where the mask is all zeros there is nothing to do. */
+            const bool one_bias = mask == NULL || plan.one_mask;
+            int biased = 0;
+            if (mask || (tile + 1)*ROWS > plan.n_kv) {
+                uint32_t any = 0, all = 0xfc00fc00u;
+                if (one_bias) {
+                    any = all = ((const uint32_t *) mask_tile)[lane % (ROWS/2)];
+                } else {
+#pragma unroll
+                    for (int i = 0; i < (COLUMNS*ROWS/8 + 31)/32; ++i) {
+                        const uint4 words = ((const uint4 *) mask_tile)[COLUMNS*ROWS/8 < 32 ? lane % (COLUMNS*ROWS/8) : 32*i + lane];
+                        any |= words.x | words.y | words.z | words.w;
+                        all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
+                    }
+                }
+                biased = __any_sync(0xffffffffu, any != 0);
+                if (biased && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
+                    continue; /* all hidden */
+                }
+            }
+
+            /* One more term of the score (a product with an f16 row that all heads share, say) would be one more call of mma_f16 on s. */
+            float s[BLOCK_ROWS][TILES][4];
+#pragma unroll
+            for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+                }
+            }
+            if constexpr (K::BYTE_VALUES) {
+                const uint8_t * const row = k_tile + k_row;
+                int acc[BLOCK_ROWS][TILES][4];
+#pragma unroll
+                for (int plane = 0; plane < K::PLANES; ++plane) {
+#pragma unroll
+                    for (int m = 0; m < BLOCK_ROWS; ++m) {
+                        uint32_t a[4];
+                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
+                        }
+                    }
+                    if (K::PLANAR3 && plane % 4 != 3) {
+                        continue;
+                    }
+                    float scale[BLOCK_ROWS][2];
+#pragma unroll
+                    for (int m = 0; m < BLOCK_ROWS; ++m) {
+                        const uint8_t * const at = row + 16*m*K::PITCH + K::scale_at(plane);
+                        scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
+                        scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*K::PITCH));
+                    }
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        const float4 f = *(const float4 *) (q_scales + ((n*K::SCALES*plan.slices + slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane))*4 + t)*4);
+#pragma unroll
+                        for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) {
+                                s[m][n][i] = fmaf(scale[m][i/2], fmaf(__int_as_float(acc[m][n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
+                            }
+                        }
+                    }
+                }
+            } else {
+#pragma unroll
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
+                    const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(lane % 16))*K::PITCH + 16*(lane/16);
+#pragma unroll
+                    for (int i = 0; i < STEPS; ++i) {
+                        uint32_t a[4];
+                        ggmlq_load_matrices<false>(a, address + 32*i);
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
+                        }
+                    }
+                }
+            }
+            if (plan.slices > 1) { /* partial scores of the slices, added in the same order by all */
+                float4 * const mine = (float4 *) exchange + ((group*2 + parity)*plan.slices + slice)*BLOCK_ROWS*TILES*32 + lane;
+                const float4 * const all = (const float4 *) exchange + (group*2 + parity)*plan.slices*BLOCK_ROWS*TILES*32 + lane;
+                parity ^= 1;
+#pragma unroll
+                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                    mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
+                }
+                ggmlq_barrier(1 + group, 32*plan.slices);
+#pragma unroll
+                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                    float4 total = all[32*i];
+#pragma unroll 1
+                    for (int j = 1; j < plan.slices; ++j) {
+                        const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
+                        total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
+                    }
+                    s[i/TILES][i%TILES][0] = total.x; s[i/TILES][i%TILES][1] = total.y; s[i/TILES][i%TILES][2] = total.z; s[i/TILES][i%TILES][3] = total.w;
+                }
+            }
+
+            /* Scores in units of log 2. */
+            if (softcap) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
+#pragma unroll
+                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                    float & x = s[i/4/TILES][i/4%TILES][i%4];
+                    x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
+                }
+            }
+            if (biased) { /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+#pragma unroll
+                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                    const int column = 8*(i/4%TILES) + 2*t + i%2, token = 16*(i/4/TILES) + k_token + 8*(i%4/2);
+                    const uint16_t b = mask_tile[(one_bias ? 0 : column*ROWS) + token];
+                    float & x = s[i/4/TILES][i/4%TILES][i%4];
+                    x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
+                }
+            }
+
+            /* The maximum is followed lazily: weights up to 2^8 do no harm. */
+            float top[TILES][2];
+            bool  exceeds = false;
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    top[n][e] = fmaxf(s[0][n][e], s[0][n][e + 2]);
+#pragma unroll
+                    for (int m = 1; m < BLOCK_ROWS; ++m) {
+                        top[n][e] = fmaxf(top[n][e], fmaxf(s[m][n][e], s[m][n][e + 2]));
+                    }
+                    exceeds |= top[n][e] > max[n][e] + 8.0f;
+                }
+            }
+            if (__any_sync(0xffffffffu, exceeds)) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+                        for (int x = 4; x < 32; x *= 2) {
+                            top[n][e] = fmaxf(top[n][e], ggmlq_shuffle_xor(top[n][e], x));
+                        }
+                        const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
+                        max[n][e]  = next;
+                        sum[n][e]     *= shrink;
+                        sum[n][e + 2] *= shrink;
+#pragma unroll
+                        for (int i = 0; i < M_TILES; ++i) {
+                            o[n][i][e]     *= shrink;
+                            o[n][i][e + 2] *= shrink;
+                        }
+                    }
+                }
+            }
+            uint2 weights[BLOCK_ROWS][TILES];
+#pragma unroll
+            for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    float w[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        w[i] = ggmlq_exp2(s[m][n][i] - max[n][i % 2]);
+                    }
+                    weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
+                    weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
+                }
+            }
+
+            /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
+#pragma unroll
+            for (int m = 0; m < BLOCK_ROWS; ++m) {
+                uint2 seen[TILES]; /* careful: 1 where a weight isn't 0 */
+                if (careful) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
+                        seen[n].x = (x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0);
+                        seen[n].y = (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0);
+                    }
+                }
+                auto poison = [&](int first, int last, const uint32_t odd[4]) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+                        ggmlq_mma_f16(hit, odd, seen[n]);
+#pragma unroll
+                        for (int i = first; i < last; ++i) {
+#pragma unroll
+                            for (int e = 0; e < 4; ++e) {
+                                o[n][i][e] = hit[e] > 0.0f ? __uint_as_float(0x7fffffff) : o[n][i][e];
+                            }
+                        }
+                    }
+                };
+                if constexpr (V::BYTE_VALUES) {
+                    const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH, * const row4 = v_tile + v_row4 + 16*m*V::PITCH;
+                    typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
+                    pair a0 = pair::load(row, row4, g, v_shift, plan.unit), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, plan.unit);
+                    if (careful) { /* a thread's values share a scale, which alone can be odd */
+                        uint32_t odd[4];
+                        odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
+                        odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
+                        poison(0, M_TILES, odd);
+                    }
+                    add_sums(a0.prepare(), a1.prepare(), weights[m]);
+#pragma unroll
+                    for (int i = 0; i < M_TILES/2; ++i) {
+                        uint32_t x[4], y[4];
+                        a0.values(i, x, plan.unit, lut_v);
+                        a1.values(i, y, plan.unit, lut_v);
+#pragma unroll
+                        for (int j = 0; j < 2; ++j) {
+                            const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
+#pragma unroll
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_mma_f16(o[n][2*i + j], a, weights[m][n]);
+                            }
+                        }
+                    }
+                } else {
+                    add_sums(0, 0, weights[m]);
+                    /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
+                    const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
+#pragma unroll
+                    for (int i = 0; i < M_TILES; ++i) {
+                        uint32_t a[4];
+                        ggmlq_load_matrices<true>(a, address + 32*i);
+                        if (careful) {
+                            uint32_t odd[4];
+#pragma unroll
+                            for (int j = 0; j < 4; ++j) {
+                                odd[j] = ggmlq_take_out_nonfinite(a[j]);
+                            }
+                            poison(i, i + 1, odd);
+                        }
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            ggmlq_mma_f16(o[n][i], a, weights[m][n]);
+                        }
+                    }
+                }
+            }
+        }
+        bool odd = false;
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+            for (int i = 0; i < M_TILES; ++i) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    o[n][i][e] -= sum[n][e % 2];
+                    odd |= (__float_as_uint(o[n][i][e]) & 0x7f800000) == 0x7f800000;
+                }
+            }
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                if (g == 0 && slice == 0) {
+                    maxima[group*COLUMNS + 8*n + 2*t + e] = max[n][e];
+                }
+            }
+        }
+        ggmlq_copy_async_wait<0>();
+        if (!__syncthreads_or(odd) || careful) {
+            break;
+        }
+    }
+
+    /* Groups of warps -> one sum, under a common maximum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const int column = 8*n + 2*t + e;
+            float top = LOWEST;
+            for (int i = g; i < groups; i += 8) {
+                top = fmaxf(top, maxima[i*COLUMNS + column]);
+            }
+#pragma unroll
+            for (int x = 4; x < 32; x *= 2) {
+                top = fmaxf(top, ggmlq_shuffle_xor(top, x));
+            }
+            const float factor = ggmlq_exp2(max[n][e] - top);
+            if (g == 0 && slice == 0) {
+                group_sums[group*COLUMNS + column] = sum[n][e + 2]*factor;
+            }
+            if (g == 0 && warp == 0) {
+                totals[4*column] = top;
+            }
+#pragma unroll
+            for (int i = 0; i < M_TILES; ++i) {
+                o[n][i][e]     *= factor;
+                o[n][i][e + 2] *= factor;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < M_TILES; ++i) {
+            sums[((warp*TILES + n)*M_TILES + i)*32 + lane] = *(const float4 *) o[n][i];
+        }
+    }
+    __syncthreads();
+    auto total_of_groups = [&](int column) {
+        float total = 0.0f;
+#pragma unroll 4
+        for (int i = 0; i < groups; ++i) {
+            total += group_sums[i*COLUMNS + column];
+        }
+        return total;
+    };
+    const int n_items = plan.slices*TILES*M_TILES*32; /* float4 of the block's result */
+    float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items;
+    float2 * const partial_stats = (float2 *) (workspace + plan.stats_at) + (int64_t) unit*plan.splits*COLUMNS;
+
+    auto store_row = [&](int item, float4 v) { /* rows[column][value] */
+        const int i = item/32 % M_TILES, n = item/32/M_TILES % TILES, at_slice = item/32/M_TILES/TILES, l = item % 32;
+        float * const row = rows + (8*n + 2*(l % 4))*S::row_pitch(plan.slices) + at_slice*SLICE;
+        const float f0 = totals[4*(8*n + 2*(l % 4)) + 2], f1 = totals[4*(8*n + 2*(l % 4)) + 6];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int value = ggmlq_decode_v_value<type_v, SLICE>(i, half, l/4);
+            if (value < SLICE) {
+                row[value] = f0*(half ? v.z : v.x);
+                row[value + S::row_pitch(plan.slices)] = f1*(half ? v.w : v.y);
+            }
+        }
+    };
+    auto finish_column = [&](int column, float top, float total) {
+        if (p.sinks && first_column + column < plan.columns) {
+            const float sink = LOG2E*p.sinks[head_kv*plan.group + (first_column + column) % plan.group];
+            const float higher = fmaxf(sink, top);
+            total = total*ggmlq_exp2(top - higher) + ggmlq_exp2(sink - higher);
+            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_v_bytes<type_v>::UNIT*ggmlq_exp2(top - higher)/total;
+        } else {
+            totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_v_bytes<type_v>::UNIT/total;
+        }
+    };
+    auto group_sum = [&](int item) {
+        const int at_slice = item/32/M_TILES/TILES, in_slice = item % (TILES*M_TILES*32);
+        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 4
+        for (int i = 0; i < groups; ++i) {
+            const float4 x = sums[(i*plan.slices + at_slice)*TILES*M_TILES*32 + in_slice];
+            v.x += x.x; v.y += x.y; v.z += x.z; v.w += x.w;
+        }
+        return v;
+    };
+
+    if (plan.splits == 1) {
+        if (threadIdx.x < COLUMNS) {
+            finish_column(threadIdx.x, totals[4*threadIdx.x], total_of_groups(threadIdx.x));
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
+            store_row(item, group_sum(item));
+        }
+    } else {
+#pragma unroll 1
+        for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
+            __stcg(partial + (int64_t) split*n_items + item, group_sum(item));
+        }
+        if (threadIdx.x < COLUMNS) {
+            __stcg(partial_stats + split*COLUMNS + threadIdx.x, make_float2(totals[4*threadIdx.x], total_of_groups(threadIdx.x)));
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence(); /* covers what the barrier ordered before it */
+            unsigned long long * const counter = (unsigned long long *) workspace + unit;
+            const unsigned long long before = atomicAdd(counter, GGMLQ_COUNT_STEP);
+            const bool last = before == GGMLQ_COUNT_START + (unsigned long long) (plan.splits - 1)*GGMLQ_COUNT_STEP;
+            if (last) {
+                *(volatile unsigned long long *) counter = GGMLQ_COUNT_START;
+            }
+            __threadfence();
+            *last_flag = last;
+        }
+        __syncthreads();
+        if (!*last_flag) {
+            return;
+        }
+        enum { BATCH = 16 }; /* splits whose sums are on their way together */
+        float4 x[BATCH];
+        auto load_batch = [&](int item, int first) {
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                if (item < n_items && first + i < plan.splits) {
+                    x[i] = __ldcg(partial + (int64_t) (first + i)*n_items + item);
+                }
+            }
+        };
+        load_batch(threadIdx.x, 0);
+        float * const split_factors = (float *) front; /* where the sums were */
+#pragma unroll 1
+        for (int column = warp; column < COLUMNS; column += WARPS) {
+            const float2 mine = lane < plan.splits ? __ldcg(partial_stats + lane*COLUMNS + column) : make_float2(LOWEST, 0.0f);
+            float top = mine.x;
+            for (int i = lane + 32; i < plan.splits; i += 32) {
+                top = fmaxf(top, __ldcg(partial_stats + i*COLUMNS + column).x);
+            }
+#pragma unroll
+            for (int i = 1; i < 32; i *= 2) {
+                top = fmaxf(top, ggmlq_shuffle_xor(top, i));
+            }
+            const float factor = ggmlq_exp2(mine.x - top);
+            float total = factor*mine.y;
+            split_factors[lane*COLUMNS + column] = factor;
+            for (int i = lane + 32; i < plan.splits; i += 32) {
+                const float2 other = __ldcg(partial_stats + i*COLUMNS + column);
+                split_factors[i*COLUMNS + column] = ggmlq_exp2(other.x - top);
+                total += ggmlq_exp2(other.x - top)*other.y;
+            }
+#pragma unroll
+            for (int i = 1; i < 32; i *= 2) {
+                total += ggmlq_shuffle_xor(total, i);
+            }
+            if (lane == 0) {
+                finish_column(column, top, total);
+            }
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
+            const int column = 8*(item/32/M_TILES % TILES) + 2*(item % 4);
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+            for (int first = 0; first < plan.splits; first += BATCH) {
+                if (item != threadIdx.x || first != 0) {
+                    load_batch(item, first);
+                }
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i) {
+                    if (first + i < plan.splits) {
+                        const float2 f = *(const float2 *) (split_factors + (first + i)*COLUMNS + column);
+                        v.x = fmaf(f.x, x[i].x, v.x); v.y = fmaf(f.y, x[i].y, v.y); v.z = fmaf(f.x, x[i].z, v.z); v.w = fmaf(f.y, x[i].w, v.w);
+                    }
+                }
+            }
+            store_row(item, v);
+        }
+    }
+    __syncthreads();
+
+    /* Rows -> output, rotated back. */
+    const int planes = plan.slices*SLICE/32;
+#pragma unroll 1
+    for (int first = 0; first < COLUMNS*planes; first += 32*WARPS/4) {
+        const int  item = first + threadIdx.x/4, plane = item % planes, column = item/planes;
+        const bool used = column < COLUMNS && first_column + column < plan.columns;
+        float v[2][4] = {};
+        if (used) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                *(float4 *) v[h] = *(const float4 *) (rows + column*S::row_pitch(plan.slices) + 32*plane + 16*h + 4*t);
+            }
+        }
+        if constexpr (V::OURS) {
+            ggmlq_unrotate_plane<type_v>(v, lane, plane % 4);
+        }
+        if (used) {
+            const int token = (first_column + column)/plan.group, head = head_kv*plan.group + (first_column + column) % plan.group;
+            float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + head*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                out[16*(i/4) + i%4] = v[i/4][i%4];
+            }
+        }
+    }
+#endif
+}
+
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::place,
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS> };
+    return instance;
+}
+
+#endif

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention for few queries: what the launcher, the kernel and its instances share. ggmlq-cuda-attend-decode.def lists the instances.
+ */
+#ifndef GGMLQ_CUDA_ATTEND_DECODE_H
+#define GGMLQ_CUDA_ATTEND_DECODE_H
+
+#include "ggmlq-cuda.h"
+
+enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 64 };
+
+/* How the work is cut. A unit is a KV head, a sequence and a chunk of columns; `splits` blocks share its tokens. */
+struct ggmlq_decode_plan {
+    int     n_kv, heads_kv, group, seqs_per_kv;
+    int     columns, chunks, units, splits;
+    int     tiles_per_split, longer_splits; /* the first `longer_splits` have one tile more */
+    int     slices;       /* of a head: warps that share it                                        */
+    bool    v_in_k;       /* V's rows are K's                                                      */
+    bool    one_mask;     /* all columns see the same mask row                                     */
+    bool    mask_aligned; /* to 16 bytes                                                           */
+    int     queries_at, scales_at, exchange_at, shared_bytes; /* in shared memory                       */
+    unsigned k_step, v_step; /* bytes from a warp's tile to its next                              */
+    unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
+    int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
+};
+
+struct ggmlq_decode_instance {
+    int type_k, type_v, slice, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
+    void (* place)(ggmlq_decode_plan * plan); /* fills in what lies where in shared memory */
+    const void * kernel;
+};
+
+/* The instances of one file; NULL after the last. */
+#define GGMLQ_DECODE_FILE(file) const ggmlq_decode_instance * ggmlq_decode_instances_##file(int i);
+GGMLQ_DECODE_FILE(tq3_0)
+GGMLQ_DECODE_FILE(planar3)
+GGMLQ_DECODE_FILE(f16_k)
+GGMLQ_DECODE_FILE(f16_v)
+GGMLQ_DECODE_FILE(q8_0_k)
+GGMLQ_DECODE_FILE(q8_0_v)
+#undef GGMLQ_DECODE_FILE
+
+#endif

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention: what is allowed, and which kernel does it. See ggmlq-cuda.h.
+ */
+#include "ggmlq-cuda-deps.cuh"
+#include "ggmlq-cuda-attend.h"
+
+static const struct ggmlq_cuda_attend_kernel kernels[] = {
+#if __has_include("ggmlq-cuda-attend-decode.cu") && !defined(GGMLQ_CUDA_ATTEND_PLAIN_ONLY)
+    { "decode", ggmlq_cuda_attend_decode_supports, ggmlq_cuda_attend_decode_workspace_bytes, ggmlq_cuda_attend_decode_launch },
+#endif
+    { "plain",  ggmlq_cuda_attend_plain_supports,  ggmlq_cuda_attend_plain_workspace_bytes,  ggmlq_cuda_attend_plain_launch  },
+};
+
+int ggmlq_cuda_attend_check(const struct ggmlq_attend_params * p) {
+    const int     types[2] = { p->type_k,      p->type_v      };
+    const int64_t sizes[2] = { p->head_size_k, p->head_size_v };
+    for (int i = 0; i < 2; ++i) {
+        switch (types[i]) {
+#define GGMLQ_TYPE(NAME, name, id, length, bytes, description)         case id: break;
+#define GGMLQ_FOREIGN_TYPE(NAME, name, id, length, bytes, description) case id: break;
+#include "ggmlq-types.def"
+            default: return GGMLQ_ERROR_TYPE;
+        }
+        if (ggmlq_row_bytes(types[i], sizes[i]) <= 0) {
+            return GGMLQ_ERROR_LENGTH;
+        }
+        if (sizes[i] > GGMLQ_ATTEND_MAX_HEAD_SIZE) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    if (p->n_kv < 0 || p->n_queries < 0 || p->n_heads_kv < 1 || p->n_seqs_kv < 1 || p->n_heads < 0 || p->n_seqs < 0 ||
+        p->n_heads % p->n_heads_kv != 0 || p->n_seqs % p->n_seqs_kv != 0 ||
+        (p->mask && (p->mask_heads < 1 || p->mask_seqs < 1))) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    /* Tokens, and query rows of all heads and sequences, are numbered in 31 bits. */
+    int64_t rows = 1;
+    const int64_t factors[3] = { p->n_queries, p->n_heads, p->n_seqs };
+    for (int i = 0; i < 3; ++i) {
+        if (factors[i] > INT32_MAX || (factors[i] > 0 && rows > INT32_MAX/factors[i])) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+        rows *= factors[i];
+    }
+    return p->n_kv > INT32_MAX ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+}
+
+static bool is_empty(const struct ggmlq_attend_params * p) { return p->n_queries == 0 || p->n_heads == 0 || p->n_seqs == 0; }
+
+static const struct ggmlq_cuda_attend_kernel * choose(const struct ggmlq_attend_params * p) {
+    for (size_t i = 0; i < sizeof(kernels)/sizeof(kernels[0]); ++i) {
+        if (kernels[i].supports(p)) {
+            return &kernels[i];
+        }
+    }
+    return NULL; /* not reached: plain takes what the check allows */
+}
+
+const char * ggmlq_cuda_attend_kernel(const struct ggmlq_attend_params * p) {
+    return ggmlq_cuda_attend_check(p) ? NULL : is_empty(p) ? "none" : choose(p)->name;
+}
+
+int64_t ggmlq_cuda_attend_workspace_bytes(const struct ggmlq_attend_params * p) {
+    const int error = ggmlq_cuda_attend_check(p);
+    return error ? error : is_empty(p) ? 0 : choose(p)->workspace_bytes(p);
+}
+
+int ggmlq_cuda_attend(const struct ggmlq_attend_params * p, void * workspace, void * stream) {
+    const int error = ggmlq_cuda_attend_check(p);
+    return error ? error : is_empty(p) ? GGMLQ_OK : choose(p)->launch(p, workspace, stream);
+}

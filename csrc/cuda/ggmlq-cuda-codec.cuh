@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The codec on a GPU, bit for bit what ggmlq-codec.c computes. Constants come from ggmlq-tables.h and ggmlq-block.h.
+ *
+ * The unit is a quad, four consecutive values in one thread. Two layouts of a plane pair (32 values):
+ *   quads     thread t of 4 holds the quads at 4t and 16 + 4t: what memory, the bit planes and planar3's pairs want
+ *   columns   thread t of 4 holds the values j with j % 4 = t, ascending: what the later Hadamard stages want
+ * Going from one to the other is a transposition of 4 x 4 values among 4 threads. All 32 lanes of a warp must take part.
+ */
+#ifndef GGMLQ_CUDA_CODEC_CUH
+#define GGMLQ_CUDA_CODEC_CUH
+
+#include "ggmlq-cuda-deps.cuh"
+#include "ggmlq-block.h"
+
+/* --- types and tables ------------------------------------------------------------------------------------------- */
+
+constexpr uint32_t ggmlq_four_bytes(int a, int b, int c, int d) {
+    return (uint32_t) (a & 255) | (uint32_t) (b & 255) << 8 | (uint32_t) (c & 255) << 16 | (uint32_t) (d & 255) << 24;
+}
+
+constexpr int8_t ggmlq_levels[8]        = GGMLQ_LEVELS_INIT;
+constexpr float  ggmlq_boundaries[7]    = GGMLQ_BOUNDARIES_INIT;
+constexpr int8_t ggmlq_levels_tq3_0[8]   = GGMLQ_TQ3_0_FIELD_LEVELS_INIT;
+constexpr int8_t ggmlq_levels_planar3[8] = GGMLQ_PLANAR3_FIELD_LEVELS_INIT;
+
+/* low, high: the levels of fields 0..3 and 4..7, a byte each. */
+template <int type> struct ggmlq_cache_type;
+
+template <> struct ggmlq_cache_type<GGMLQ_TYPE_TQ3_0> {
+    enum { LENGTH = 32, BYTES = sizeof(struct ggmlq_block_tq3_0), PLANES = 1,
+           SCALE_AT = 12, Q_AT = 0, S_AT = 8,
+           ENCODERS = 2 /* threads that encode a block */ };
+    static constexpr float    UNIT = GGMLQ_TQ3_0_UNIT;
+    static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_tq3_0[0], ggmlq_levels_tq3_0[1], ggmlq_levels_tq3_0[2], ggmlq_levels_tq3_0[3]);
+    static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_tq3_0[4], ggmlq_levels_tq3_0[5], ggmlq_levels_tq3_0[6], ggmlq_levels_tq3_0[7]);
+};
+
+template <> struct ggmlq_cache_type<GGMLQ_TYPE_PLANAR3> {
+    enum { LENGTH = 128, BYTES = sizeof(struct ggmlq_block_planar3), PLANES = 4,
+           SCALE_AT = 0, Q_AT = 2, S_AT = 34,
+           ENCODERS = 8 };
+    static constexpr float    UNIT = GGMLQ_PLANAR3_UNIT;
+    static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_planar3[0], ggmlq_levels_planar3[1], ggmlq_levels_planar3[2], ggmlq_levels_planar3[3]);
+    static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_planar3[4], ggmlq_levels_planar3[5], ggmlq_levels_planar3[6], ggmlq_levels_planar3[7]);
+};
+
+static_assert(offsetof(struct ggmlq_block_tq3_0, gamma) == 12 && offsetof(struct ggmlq_block_tq3_0, qr) == 8, "docs/FORMAT.md");
+static_assert(offsetof(struct ggmlq_block_planar3, qs) == 2 && offsetof(struct ggmlq_block_planar3, signs) == 34, "docs/FORMAT.md");
+
+static __device__ const __align__(16) float ggmlq_cos_sin[64][2] = GGMLQ_PLANAR3_COS_SIN_INIT;
+
+/* --- memory ----------------------------------------------------------------------------------------------------- */
+
+/* Blocks have 14 and 50 bytes: rows lie on even addresses, and where somebody sliced bytes, on odd ones. */
+GGMLQ_DEVICE uint32_t ggmlq_read_u32(const uint8_t * p) {
+    if (((uintptr_t) p & 1) == 0) {
+        const uint16_t * h = (const uint16_t *) p;
+        return h[0] | (uint32_t) h[1] << 16;
+    }
+    return ggmlq_load_u32(p);
+}
+
+GGMLQ_DEVICE uint16_t ggmlq_read_u16(const uint8_t * p) { return ((uintptr_t) p & 1) == 0 ? *(const uint16_t *) p : ggmlq_load_u16(p); }
+
+GGMLQ_DEVICE void ggmlq_write_u16(uint8_t * p, uint32_t v) {
+    if (((uintptr_t) p & 1) == 0) {
+        *(uint16_t *) p = (uint16_t) v;
+    } else {
+        ggmlq_store_u16(p, (uint16_t) v);
+    }
+}
+
+GGMLQ_DEVICE float ggmlq_half_value(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+
+/* Values [0, n) of 4 at p, n <= 4; the others become 0. type: f32 or f16. */
+GGMLQ_DEVICE void ggmlq_load_floats(int type, const uint8_t * p, int n, float v[4]) {
+    if (type == GGMLQ_CUDA_F32) {
+        if (n >= 4 && ((uintptr_t) p & 15) == 0) {
+            const float4 f = *(const float4 *) p;
+            v[0] = f.x; v[1] = f.y; v[2] = f.z; v[3] = f.w;
+            return;
+        }
+        for (int i = 0; i < 4; ++i) {
+            v[i] = i < n ? ((const float *) p)[i] : 0.0f;
+        }
+    } else {
+        if (n >= 4 && ((uintptr_t) p & 7) == 0) {
+            const uint2 h = *(const uint2 *) p;
+            v[0] = ggmlq_half_value((uint16_t) h.x); v[1] = ggmlq_half_value((uint16_t) (h.x >> 16));
+            v[2] = ggmlq_half_value((uint16_t) h.y); v[3] = ggmlq_half_value((uint16_t) (h.y >> 16));
+            return;
+        }
+        for (int i = 0; i < 4; ++i) {
+            v[i] = i < n ? ggmlq_half_value(((const uint16_t *) p)[i]) : 0.0f;
+        }
+    }
+}
+
+/* Nearest, ties to even, NaN stays NaN. */
+GGMLQ_DEVICE uint16_t ggmlq_bf16_from_float(float f) {
+    const uint32_t bits = __float_as_uint(f);
+    return (uint16_t) ((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+GGMLQ_DEVICE void ggmlq_store_floats(int type, uint8_t * p, const float v[4]) {
+    if (type == GGMLQ_CUDA_F32) {
+        if (((uintptr_t) p & 15) == 0) {
+            *(float4 *) p = make_float4(v[0], v[1], v[2], v[3]);
+            return;
+        }
+        for (int i = 0; i < 4; ++i) {
+            ((float *) p)[i] = v[i];
+        }
+        return;
+    }
+    uint16_t h[4];
+    for (int i = 0; i < 4; ++i) {
+        h[i] = type == GGMLQ_CUDA_F16 ? __half_as_ushort(__float2half_rn(v[i])) : ggmlq_bf16_from_float(v[i]);
+    }
+    if (((uintptr_t) p & 7) == 0) {
+        *(uint2 *) p = make_uint2(h[0] | (uint32_t) h[1] << 16, h[2] | (uint32_t) h[3] << 16);
+        return;
+    }
+    for (int i = 0; i < 4; ++i) {
+        ((uint16_t *) p)[i] = h[i];
+    }
+}
+
+/* --- planes ----------------------------------------------------------------------------------------------------- */
+
+/* Levels of the four values from 8k + 4w on, a signed byte each; q is word w of the 2-bit plane. */
+template <int type> GGMLQ_DEVICE uint32_t ggmlq_unpack_quad(uint32_t q, uint32_t s, int w, int k) {
+    const uint32_t fields   = (q >> 2*k & 0x03030303u) | (s >> ggmlq_sign_bit(4*w, k) & 0x01010101u) << 2;
+    const uint32_t nibbles  = fields | fields >> 4; /* in bytes 0 and 2 */
+    return __byte_perm(ggmlq_cache_type<type>::LOW, ggmlq_cache_type<type>::HIGH, __byte_perm(nibbles, 0, 0x4420));
+}
+
+/* Exact, and cheaper than four conversions: 2^23 + 128 + level is put together from bytes. */
+GGMLQ_DEVICE void ggmlq_levels_to_floats(uint32_t levels, float v[4]) {
+    const uint32_t shifted = levels ^ 0x80808080u;
+    for (int i = 0; i < 4; ++i) {
+        v[i] = __uint_as_float(__byte_perm(shifted, 0x4b000000u, 0x7540 | i)) - 8388736.0f;
+    }
+}
+
+/* Values j..j+3 of a row in the rotated space, scale * level. */
+template <int type> GGMLQ_DEVICE void ggmlq_decode_quad(const uint8_t * row, int j, float v[4]) {
+    typedef ggmlq_cache_type<type> T;
+    const uint8_t * block = row + (j/T::LENGTH)*T::BYTES;
+    const int plane = j/GGMLQ_PLANE % T::PLANES, k = j/8 % 4, w = j/4 % 2;
+    const uint32_t q = ggmlq_read_u32(block + T::Q_AT + 8*plane + 4*w);
+    const uint32_t s = ggmlq_read_u32(block + T::S_AT + 4*plane);
+    const float scale = ggmlq_half_value(ggmlq_read_u16(block + T::SCALE_AT))*T::UNIT;
+    ggmlq_levels_to_floats(ggmlq_unpack_quad<type>(q, s, w, k), v);
+    for (int i = 0; i < 4; ++i) {
+        v[i] = ggmlq_mul(scale, v[i]);
+    }
+}
+
+/* --- transpositions --------------------------------------------------------------------------------------------- */
+
+/* Threads whose lanes differ in the bits m0 and m1 are 0..3: value i of thread t becomes value t of thread i. */
+GGMLQ_DEVICE void ggmlq_transpose(float v[4], int lane, int m0, int m1) {
+    const bool t0 = lane & m0, t1 = lane & m1;
+    for (int i = 0; i < 4; i += 2) {
+        const float got = ggmlq_shuffle_xor(t0 ? v[i] : v[i + 1], m0);
+        v[i]     = t0 ? got : v[i];
+        v[i + 1] = t0 ? v[i + 1] : got;
+    }
+    for (int i = 0; i < 2; ++i) {
+        const float got = ggmlq_shuffle_xor(t1 ? v[i] : v[i + 2], m1);
+        v[i]     = t1 ? got : v[i];
+        v[i + 2] = t1 ? v[i + 2] : got;
+    }
+}
+
+GGMLQ_DEVICE uint32_t ggmlq_transpose_bytes(uint32_t v, int lane, int m0, int m1) {
+    v = __byte_perm(v, ggmlq_shuffle_xor(v, m0), lane & m0 ? 0x3715 : 0x6240);
+    return __byte_perm(v, ggmlq_shuffle_xor(v, m1), lane & m1 ? 0x3276 : 0x5410);
+}
+
+/* --- rotations -------------------------------------------------------------------------------------------------- */
+
+#define GGMLQ_CUDA_NORM32 0.17677669529663689f /* 1/sqrt(32) */
+
+GGMLQ_DEVICE void ggmlq_butterfly(float & a, float & b) {
+    const float sum = ggmlq_add(a, b);
+    b = ggmlq_sub(a, b);
+    a = sum;
+}
+
+/* Quads in, columns out. */
+GGMLQ_DEVICE void ggmlq_hadamard(float v[2][4], int lane) {
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
+        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
+        ggmlq_transpose(v[h], lane, 1, 2);
+        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* 4 */
+        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 8 */
+    }
+    for (int i = 0; i < 4; ++i) {
+        ggmlq_butterfly(v[0][i], v[1][i]);                                    /* 16 */
+        v[0][i] = ggmlq_mul(v[0][i], GGMLQ_CUDA_NORM32);
+        v[1][i] = ggmlq_mul(v[1][i], GGMLQ_CUDA_NORM32);
+    }
+}
+
+/* Quad at value j of a tq3_0 block times its signs. */
+GGMLQ_DEVICE void ggmlq_flip_quad(float v[4], int j) {
+    for (int i = 0; i < 4; ++i) {
+        v[i] = __uint_as_float(__float_as_uint(v[i]) ^ GGMLQ_TQ3_0_SIGNS >> (j + i) << 31);
+    }
+}
+
+/* Turns the two pairs of the quad at value j of a planar3 block; direction -1: back. */
+GGMLQ_DEVICE void ggmlq_turn_quad(float v[4], int j, float direction) {
+    const float4 cs = *(const float4 *) ggmlq_cos_sin[j/2];
+    const float s0 = direction*cs.y, s1 = direction*cs.w;
+    const float y0 = ggmlq_sub(ggmlq_mul(cs.x, v[0]), ggmlq_mul(s0, v[1]));
+    const float y2 = ggmlq_sub(ggmlq_mul(cs.z, v[2]), ggmlq_mul(s1, v[3]));
+    v[1] = ggmlq_add(ggmlq_mul(s0, v[0]), ggmlq_mul(cs.x, v[1]));
+    v[3] = ggmlq_add(ggmlq_mul(s1, v[2]), ggmlq_mul(cs.z, v[3]));
+    v[0] = y0;
+    v[2] = y2;
+}
+
+/* Plane pair `plane` of a block, quads in four threads, quads out. */
+template <int type> GGMLQ_DEVICE void ggmlq_rotate_plane(float v[2][4], int lane, int plane) {
+    const int t = lane % 4;
+    for (int h = 0; h < 2; ++h) {
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            ggmlq_flip_quad(v[h], 16*h + 4*t);
+        } else {
+            ggmlq_turn_quad(v[h], 32*plane + 16*h + 4*t, 1.0f);
+        }
+    }
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_hadamard(v, lane);
+        ggmlq_transpose(v[0], lane, 1, 2);
+        ggmlq_transpose(v[1], lane, 1, 2);
+    }
+}
+
+template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int lane, int plane) {
+    const int t = lane % 4;
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_hadamard(v, lane);
+        ggmlq_transpose(v[0], lane, 1, 2);
+        ggmlq_transpose(v[1], lane, 1, 2);
+    }
+    for (int h = 0; h < 2; ++h) {
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            ggmlq_flip_quad(v[h], 16*h + 4*t);
+        } else {
+            ggmlq_turn_quad(v[h], 32*plane + 16*h + 4*t, -1.0f);
+        }
+    }
+}
+
+/* --- encoder ---------------------------------------------------------------------------------------------------- */
+
+/* A block lies in ENCODERS neighbouring threads, 16 values each:
+ *   tq3_0    thread t of 2 holds the quads at 4t, 8 + 4t, 16 + 4t, 24 + 4t: those of the lanes 4t..4t+3
+ *   planar3  thread t of 8 holds those of lane 4*(t % 2) + t/2
+ * Each lane of FORMAT.md's sums is thus added up by one thread in ascending order, and a few shuffles fold them. */
+template <int type> struct ggmlq_encoder {
+    enum { THREADS = ggmlq_cache_type<type>::ENCODERS, VALUES = ggmlq_cache_type<type>::LENGTH/THREADS, QUADS = VALUES/4, LANES = 8/THREADS };
+
+    /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
+    static __device__ __forceinline__ float fold(float sum) {
+        sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
+        if (type == GGMLQ_TYPE_PLANAR3) {
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
+        }
+        return sum;
+    }
+
+    static __device__ __forceinline__ float fold_lanes(const float sum[LANES]) {
+        if (LANES == 1) {
+            return fold(sum[0]);
+        }
+        return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
+    }
+
+    /* Rotated values -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value for bit
+     * position k of byte c of the planes. */
+    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[2]) {
+        constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
+        constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
+        const float starts[3] = { 0.8f, 1.0f, 1.2f };
+
+        /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
+         * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
+        const float BIG = 1152921504606846976.0f; /* 2^60 */
+        float magnitude[VALUES], key[VALUES], square_sum[LANES];
+        uint32_t sign[VALUES];
+        for (int n = 0; n < VALUES; ++n) {
+            const uint32_t bits = __float_as_uint(y[n]);
+            const bool below = bits > 0x80000000u;
+            sign[n]      = below ? 0x80000000u : 0;
+            magnitude[n] = __uint_as_float(bits & 0x7fffffff);
+            key[n]       = __uint_as_float((bits & 0x7fffffff) + (below ? 0 : 1))*BIG;
+            const float square = ggmlq_mul(magnitude[n], magnitude[n]);
+            square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
+        }
+        const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold_lanes(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
+
+        /* The three starts side by side: they don't wait for each other. */
+        float step[3], from[3], level[3][VALUES];
+        for (int start = 0; start < 3; ++start) {
+            step[start] = ggmlq_mul(starts[start], base);
+        }
+#pragma unroll 1
+        for (int pass = 0; pass < 3; ++pass) {
+            float sum[3][LANES], squares[3];
+            for (int start = 0; start < 3; ++start) {
+                from[start] = step[start];
+                const float b1 = ggmlq_mul(B1, step[start])*BIG, b2 = ggmlq_mul(B2, step[start])*BIG, b3 = ggmlq_mul(B3, step[start])*BIG;
+                float square = 0.0f;
+                for (int n = 0; n < VALUES; ++n) {
+                    const float l = ggmlq_pick(key[n], b1, b2, b3, L0, L1, L2, L3);
+                    const float product = ggmlq_mul(magnitude[n], l);
+                    level[start][n] = l;
+                    sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
+                    square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
+                }
+                squares[start] = square;
+            }
+            for (int start = 0; start < 3; ++start) {
+                step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
+            }
+        }
+        float best_step = 0.0f, best_from = 0.0f, best_error = __uint_as_float(0x7f800000);
+        for (int start = 0; start < 3; ++start) {
+            float sum[LANES];
+            for (int n = 0; n < VALUES; ++n) {
+                const float d = ggmlq_sub(magnitude[n], ggmlq_mul(step[start], level[start][n]));
+                sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
+            }
+            const float error = fold_lanes(sum);
+            if (error < best_error) {
+                best_error = error;
+                best_step  = step[start];
+                best_from  = from[start];
+            }
+        }
+        const float b1 = ggmlq_mul(B1, best_from)*BIG, b2 = ggmlq_mul(B2, best_from)*BIG, b3 = ggmlq_mul(B3, best_from)*BIG;
+        index[0] = index[1] = 0;
+        for (int c = 0; c < 4; ++c) {
+            float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
+            for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
+                const int n = type == GGMLQ_TYPE_TQ3_0 ? 4*k + c : 4*c + k;
+                const float cell = ggmlq_pick(key[n], b1, b2, b3, 0.5f, 1.5f, 2.5f, 3.5f);
+                nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | sign[n]), (float) weight, nibbles);
+            }
+            index[c/2] |= (uint32_t) (int) nibbles << 16*(c % 2);
+        }
+        return best_step;
+    }
+
+    /* Bits `mask` from bit `shift` of each nibble of the indices on -> where a plane's byte has them (signs: the 1-bit plane, w = 0). */
+    static __device__ __forceinline__ uint32_t pack(const uint32_t index[2], int shift, uint32_t mask, bool signs) {
+        uint32_t half[2] = { 0, 0 };
+        for (int i = 0; i < 2; ++i) {
+            for (int k = 0; k < 4; ++k) {
+                const int to = signs ? ggmlq_sign_bit(0, k) : 2*k;
+                half[i] |= (index[i] >> shift >> (4*k - to)) & (mask << to)*0x10001u;
+            }
+        }
+        return __byte_perm(half[0], half[1], 0x6420);
+    }
+
+    /* Quads in, the block out; nothing is stored where block is NULL. */
+    static __device__ __forceinline__ void encode(float v[QUADS][4], int lane, uint8_t * block) {
+        uint32_t max = 0;
+        for (int i = 0; i < VALUES; ++i) {
+            const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
+            max = bits > max ? bits : max;
+        }
+        for (int mask = 1; mask < THREADS; mask *= 2) {
+            const uint32_t other = ggmlq_shuffle_xor(max, mask);
+            max = other > max ? other : max;
+        }
+        const bool finite = max < 0x7f800000;
+        const bool coded  = finite && max != 0;
+
+        /* 2^(e-1) <= max < 2^e; 2^e itself may be no float. */
+        const int e = !coded ? 0 : max >= 0x00800000 ? (int) (max >> 23) - 126 : -117 - __clz((int) max);
+        const int down_excess = e > 126 ? 126 - e : e < -127 ? -127 - e : 0;
+        const float down  = __uint_as_float((uint32_t) (127 + down_excess) << 23), down2 = __uint_as_float((uint32_t) (127 - e - down_excess) << 23);
+        for (int i = 0; i < VALUES; ++i) {
+            v[i/4][i%4] = ggmlq_mul(ggmlq_mul(v[i/4][i%4], down), down2);
+        }
+
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            const int t = lane % 2;
+            for (int q = 0; q < QUADS; ++q) {
+                ggmlq_flip_quad(v[q], 8*q + 4*t);
+                ggmlq_butterfly(v[q][0], v[q][1]); ggmlq_butterfly(v[q][2], v[q][3]); /* half-distance 1 */
+                ggmlq_butterfly(v[q][0], v[q][2]); ggmlq_butterfly(v[q][1], v[q][3]); /* 2 */
+                for (int i = 0; i < 4; ++i) {                                         /* 4 */
+                    v[q][i] = ggmlq_fma(t ? -1.0f : 1.0f, v[q][i], ggmlq_shuffle_xor(v[q][i], 1));
+                }
+            }
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]); ggmlq_butterfly(v[2][i], v[3][i]); /* 8 */
+                ggmlq_butterfly(v[0][i], v[2][i]); ggmlq_butterfly(v[1][i], v[3][i]); /* 16 */
+            }
+        } else {
+            for (int q = 0; q < QUADS; ++q) {
+                ggmlq_turn_quad(v[q], 32*q + 4*(lane % 8), 1.0f);
+                ggmlq_transpose(v[q], lane, 2, 4);
+            }
+        }
+        float y[VALUES];
+        for (int i = 0; i < VALUES; ++i) {
+            y[i] = type == GGMLQ_TYPE_TQ3_0 ? ggmlq_mul(v[i/4][i%4], GGMLQ_CUDA_NORM32) : v[i/4][i%4];
+        }
+
+        uint32_t index[2];
+        const float step = search(y, index);
+        const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
+        const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
+        const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
+        const uint32_t scale = coded ? ggmlq_half_from_float(scaled) : finite ? 0 : 0x7e00;
+
+        /* Each thread holds whole bytes of the planes (two threads share one of planar3's sign bytes). */
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            const int w = lane % 2;
+            uint32_t two = pack(index, 1, 3, false), one = pack(index, 0, 1, true);
+            one <<= ggmlq_sign_bit(4*w, 0);
+            one |= ggmlq_shuffle_xor(one, 1);
+            two = coded ? two : 0;
+            one = coded ? one : 0;
+            if (block) {
+                ggmlq_write_u16(block + 4*w, two);
+                ggmlq_write_u16(block + 4*w + 2, two >> 16);
+                ggmlq_write_u16(block + (w == 0 ? 8 : 12), w == 0 ? one : scale);
+                if (w == 0) {
+                    ggmlq_write_u16(block + 10, one >> 16);
+                }
+            }
+        } else {
+            const int w = lane % 2, t = lane/2 % 4;
+            uint32_t two = pack(index, 0, 3, false), one = pack(index, 2, 1, true);
+            one <<= ggmlq_sign_bit(4*w, 0);
+            one |= ggmlq_shuffle_xor(one, 1);
+            two = ggmlq_transpose_bytes(coded ? two : 0, lane, 2, 4);
+            one = ggmlq_transpose_bytes(coded ? one : 0, lane, 2, 4);
+            if (block) {
+                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w, two);
+                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w + 2, two >> 16);
+                ggmlq_write_u16(block + ggmlq_cache_type<type>::S_AT + 4*t + 2*w, w ? one >> 16 : one);
+                if (lane % 8 == 0) {
+                    ggmlq_write_u16(block + ggmlq_cache_type<type>::SCALE_AT, scale);
+                }
+            }
+        }
+    }
+};
+
+#endif

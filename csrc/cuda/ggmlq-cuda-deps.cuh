@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The device code's only door to the outside: CUDA, HIP or MUSA, and what differs between them.
+ *
+ * Need: five names of the run-time library, half precision, xor shuffles among 32 lanes, byte permutation, four products of bytes,
+ * and float operations that are rounded to nearest, keep subnormals and are never fused, whatever the surrounding build
+ * asks for (-use_fast_math flushes subnormals even in __fmul_rn).
+ */
+#ifndef GGMLQ_CUDA_DEPS_CUH
+#define GGMLQ_CUDA_DEPS_CUH
+
+#if defined(GGML_USE_HIP) || defined(__HIP__) || defined(__HIP_PLATFORM_AMD__)
+#    define GGMLQ_HIP
+#    include <hip/hip_fp16.h>
+#    include <hip/hip_runtime.h>
+#    define cudaError_t        hipError_t
+#    define cudaGetErrorString hipGetErrorString
+#    define cudaGetLastError   hipGetLastError
+#    define cudaStream_t       hipStream_t
+#    define cudaSuccess        hipSuccess
+#elif defined(GGML_USE_MUSA)
+#    define GGMLQ_MUSA
+#    include <musa_fp16.h>
+#    include <musa_runtime.h>
+#    define cudaError_t        musaError_t
+#    define cudaGetErrorString musaGetErrorString
+#    define cudaGetLastError   musaGetLastError
+#    define cudaStream_t       musaStream_t
+#    define cudaSuccess        musaSuccess
+#else
+#    include <cuda_fp16.h>
+#    include <cuda_runtime.h>
+#endif
+
+#include "ggmlq-cuda.h"
+
+/* After a launch: 0 or GGMLQ_ERROR_DEVICE, the driver's sentence being kept for ggmlq_cuda_error_text. */
+int ggmlq_cuda_launched(void);
+
+#define GGMLQ_DEVICE static __device__ __forceinline__
+
+template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
+#ifdef GGMLQ_HIP
+    return __shfl_xor(value, mask, 32);
+#else
+    return __shfl_xor_sync(0xffffffffu, value, mask, 32);
+#endif
+}
+
+/* Sum of four products of signed bytes, plus c. */
+GGMLQ_DEVICE int ggmlq_dot4(uint32_t a, uint32_t b, int c) {
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 610
+    return __dp4a((int) a, (int) b, c);
+#else
+    for (int i = 0; i < 32; i += 8) {
+        c += (int) (int8_t) (a >> i) * (int) (int8_t) (b >> i);
+    }
+    return c;
+#endif
+}
+
+#if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA)
+
+#pragma clang fp contract(off)
+GGMLQ_DEVICE float ggmlq_mul(float a, float b) { return a*b; }
+GGMLQ_DEVICE float ggmlq_add(float a, float b) { return a + b; }
+GGMLQ_DEVICE float ggmlq_sub(float a, float b) { return a - b; }
+GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { return fmaf(a, b, c); }
+GGMLQ_DEVICE float ggmlq_div(float a, float b) { return __fdiv_rn(a, b); }
+GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return __fsqrt_rn(a); }
+GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return __fdiv_rn(a, b); }
+
+/* l[0] where key <= b[0], l[1] where key <= b[1], l[2] where key <= b[2], l[3] above. */
+GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
+    return key > b1 ? (key > b2 ? l3 : l2) : key > b0 ? l1 : l0;
+}
+
+#else
+
+GGMLQ_DEVICE float ggmlq_mul(float a, float b) { float r; asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+GGMLQ_DEVICE float ggmlq_add(float a, float b) { float r; asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+GGMLQ_DEVICE float ggmlq_sub(float a, float b) { float r; asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { float r; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
+GGMLQ_DEVICE float ggmlq_div(float a, float b) { float r; asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+GGMLQ_DEVICE float ggmlq_sqrt(float a)         { float r; asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a)); return r; }
+
+/* The same quotient where it, both operands and 2^-24 of a are normal floats: the steps that the compiler takes too, without the
+ * test for the other cases. */
+GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+    r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
+    float q = __fmaf_rn(a, r, 0.0f);
+    q = __fmaf_rn(__fmaf_rn(-b, q, a), r, q);
+    return __fmaf_rn(__fmaf_rn(-b, q, a), r, q);
+}
+
+/* l0 where key <= b0, l1 where key <= b1, l2 where key <= b2, l3 above; key - b0 and key - b2 are 0 or at least 1 in magnitude, so
+ * that saturated they are 0 or 1. Comparisons have half the rate of the adder: one of them and four predicated additions. */
+GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
+    float l;
+    asm("{\n\t.reg .pred p;\n\t.reg .f32 i;\n\t"
+        "setp.gt.f32 p, %1, %3;\n\t"
+        "sub.sat.f32 i, %1, %2;\n\t"
+        "@p sub.sat.f32 i, %1, %4;\n\t"
+        "fma.rn.f32 %0, i, %6, %5;\n\t"
+        "@p fma.rn.f32 %0, i, %8, %7;\n\t}"
+        : "=&f"(l) : "f"(key), "f"(b0), "f"(b1), "f"(b2), "f"(l0), "f"(l1 - l0), "f"(l2), "f"(l3 - l2));
+    return l;
+}
+
+#endif
+
+#endif

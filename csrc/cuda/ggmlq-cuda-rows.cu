@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Rows between encoded and plain: set_rows, get_rows, copy, decode_rotated, rotate; and the error text. See ggmlq-cuda.h.
+ */
+#include "ggmlq-cuda-codec.cuh"
+
+/* --- errors ----------------------------------------------------------------------------------------------------- */
+
+static thread_local cudaError_t last_error = cudaSuccess;
+
+int ggmlq_cuda_launched(void) {
+    const cudaError_t error = cudaGetLastError();
+    if (error == cudaSuccess) {
+        return GGMLQ_OK;
+    }
+    last_error = error;
+    return GGMLQ_ERROR_DEVICE;
+}
+
+const char * ggmlq_cuda_error_text(int error) {
+    return error == GGMLQ_ERROR_DEVICE ? cudaGetErrorString(last_error) : ggmlq_error_text(error);
+}
+
+/* --- where a block lies ----------------------------------------------------------------------------------------- */
+
+/* Division by an invariant of numbers below 2^31: multiply by 2^32*(2^shift/d - 1), rounded up, and shift. */
+struct divider { uint32_t d, factor, shift; };
+
+static struct divider make_divider(int64_t d) {
+    struct divider result = { (uint32_t) (d < 1 ? 1 : d), 0, 0 }; /* an empty axis is never divided by */
+    while ((int64_t) 1 << result.shift < d) {
+        ++result.shift;
+    }
+    result.factor = (uint32_t) (((((uint64_t) 1 << result.shift) - result.d) << 32)/result.d + 1);
+    return result;
+}
+
+GGMLQ_DEVICE uint32_t divide(uint32_t n, struct divider by) { return (__umulhi(n, by.factor) + n) >> by.shift; }
+
+/* A view, and how a block's number becomes a place: block i0 of row (i1, i2, i3). */
+struct walk {
+    uint8_t * data;
+    int       type;
+    int64_t   block_bytes, nb1, nb2, nb3;
+    struct divider blocks, ne1, ne2;
+    bool      one_plane; /* ne2 = ne3 = 1 */
+};
+
+struct place { uint32_t i0, i1, i2, i3; };
+
+/* Row numbers, [i1, i2 % ne1, i3 % ne2]; data NULL: none. */
+struct row_index {
+    const uint8_t * data;
+    int     bytes;
+    int64_t nb0, nb1, nb2, n_rows;
+    uint32_t ne1, ne2;
+};
+
+GGMLQ_DEVICE struct place place_of(const struct walk & w, uint32_t block) {
+    struct place p;
+    uint32_t row = divide(block, w.blocks);
+    p.i0 = block - row*w.blocks.d;
+    if (w.one_plane) {
+        p.i1 = row;
+        p.i2 = p.i3 = 0;
+        return p;
+    }
+    p.i2 = divide(row, w.ne1);
+    p.i1 = row - p.i2*w.ne1.d;
+    p.i3 = divide(p.i2, w.ne2);
+    p.i2 = p.i2 - p.i3*w.ne2.d;
+    return p;
+}
+
+GGMLQ_DEVICE uint8_t * address(const struct walk & w, const struct place & p, int64_t row) {
+    return w.data + (int64_t) p.i0*w.block_bytes + row*w.nb1 + (int64_t) p.i2*w.nb2 + (int64_t) p.i3*w.nb3;
+}
+
+/* The encoded block that belongs to block number `block` of the values at p; NULL: its row index is out of range. */
+GGMLQ_DEVICE uint8_t * encoded_address(const struct walk & encoded, const struct row_index & index, uint32_t block, const struct place & p) {
+    if (index.data == NULL) {
+        const struct place place = place_of(encoded, block);
+        return address(encoded, place, place.i1);
+    }
+    const uint32_t i2 = index.ne1 == 1 ? 0 : p.i2 % index.ne1, i3 = index.ne2 == 1 ? 0 : p.i3 % index.ne2;
+    const uint8_t * at = index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2;
+    const int64_t row = index.bytes == 8 ? *(const int64_t *) at : *(const int32_t *) at;
+    return row < 0 || row >= index.n_rows ? NULL : address(encoded, p, row);
+}
+
+/* --- kernels ---------------------------------------------------------------------------------------------------- */
+
+enum { THREADS = 128, PLANE_THREADS = 4 };
+
+template <int type> static __global__ void __launch_bounds__(THREADS)
+encode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_blocks) {
+    typedef ggmlq_encoder<type> E;
+    const int lane = threadIdx.x % 32;
+    const uint32_t number = blockIdx.x*(THREADS/E::THREADS) + threadIdx.x/E::THREADS;
+    const uint32_t block  = number < n_blocks ? number : n_blocks - 1; /* threads without work follow the last one: shuffles need them */
+    const struct place p  = place_of(values, block);
+    uint8_t * out = encoded_address(encoded, index, block, p);
+    const uint8_t * in = address(values, p, p.i1);
+    const int value_bytes = values.type == GGMLQ_CUDA_F32 ? 4 : 2;
+    float v[E::QUADS][4];
+    for (int q = 0; q < E::QUADS; ++q) {
+        ggmlq_load_floats(values.type, in + (4*E::THREADS*q + 4*(lane % E::THREADS))*value_bytes, 4, v[q]);
+    }
+    E::encode(v, lane, number < n_blocks ? out : NULL);
+}
+
+/* Four threads a plane pair. */
+template <int type> static __global__ void __launch_bounds__(THREADS)
+decode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_planes, bool rotated) {
+    typedef ggmlq_cache_type<type> T;
+    const int lane = threadIdx.x % 32, t = lane % PLANE_THREADS;
+    const uint32_t number = blockIdx.x*(THREADS/PLANE_THREADS) + threadIdx.x/PLANE_THREADS;
+    const uint32_t pair   = number < n_planes ? number : n_planes - 1;
+    const int      plane  = pair % T::PLANES;
+    const struct place p  = place_of(values, pair/T::PLANES);
+    const uint8_t * in = encoded_address(encoded, index, pair/T::PLANES, p);
+    float v[2][4] = { { 0.0f } };
+    for (int h = 0; h < 2 && in; ++h) {
+        ggmlq_decode_quad<type>(in, GGMLQ_PLANE*plane + 16*h + 4*t, v[h]);
+    }
+    if (!rotated) {
+        ggmlq_unrotate_plane<type>(v, lane, plane);
+    }
+    if (number < n_planes && in) {
+        uint8_t * out = address(values, p, p.i1);
+        for (int h = 0; h < 2; ++h) {
+            ggmlq_store_floats(values.type, out + (GGMLQ_PLANE*plane + 16*h + 4*t)*(values.type == GGMLQ_CUDA_F32 ? 4 : 2), v[h]);
+        }
+    }
+}
+
+template <int type> static __global__ void __launch_bounds__(THREADS)
+rotate_rows(const struct walk dst, const struct walk src, uint32_t n_planes, bool back) {
+    typedef ggmlq_cache_type<type> T;
+    const int lane = threadIdx.x % 32, t = lane % PLANE_THREADS;
+    const uint32_t number = blockIdx.x*(THREADS/PLANE_THREADS) + threadIdx.x/PLANE_THREADS;
+    const uint32_t pair   = number < n_planes ? number : n_planes - 1;
+    const int      plane  = pair % T::PLANES;
+    const struct place p  = place_of(src, pair/T::PLANES);
+    const int64_t  at     = 4*(GGMLQ_PLANE*plane + 4*t);
+    float v[2][4];
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_load_floats(GGMLQ_CUDA_F32, address(src, p, p.i1) + at + 64*h, 4, v[h]);
+    }
+    if (back) {
+        ggmlq_unrotate_plane<type>(v, lane, plane);
+    } else {
+        ggmlq_rotate_plane<type>(v, lane, plane);
+    }
+    for (int h = 0; h < 2 && number < n_planes; ++h) {
+        ggmlq_store_floats(GGMLQ_CUDA_F32, address(dst, p, p.i1) + at + 64*h, v[h]);
+    }
+}
+
+/* --- checks ----------------------------------------------------------------------------------------------------- */
+
+static bool is_cache_type(int type) { return type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3; }
+static int64_t value_bytes(int type) { return type == GGMLQ_CUDA_F32 ? 4 : 2; }
+
+/* Axes of up to 2^31 - 1; rows of whole blocks of `length`; values of a row adjacent. */
+static int check_view(const struct ggmlq_cuda_view * v, int64_t length) {
+    for (int i = 0; i < 4; ++i) {
+        if (v->ne[i] < 0) {
+            return i == 0 ? GGMLQ_ERROR_LENGTH : GGMLQ_ERROR_SHAPE;
+        }
+        if (v->ne[i] > INT32_MAX) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    if (v->ne[0] % length != 0) {
+        return GGMLQ_ERROR_LENGTH;
+    }
+    return !is_cache_type(v->type) && v->nb[0] != value_bytes(v->type) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+}
+
+/* Blocks of `length` values in a view, or GGMLQ_ERROR_SHAPE: a launch numbers them in 31 bits. */
+static int64_t count_blocks(const struct ggmlq_cuda_view * v, int64_t length) {
+    int64_t n = v->ne[0]/length;
+    for (int i = 1; i < 4; ++i) {
+        if (v->ne[i] == 0) {
+            return 0;
+        }
+        if (n > INT32_MAX/v->ne[i]) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+        n *= v->ne[i];
+    }
+    return n;
+}
+
+static struct walk make_walk(const struct ggmlq_cuda_view * v, int type) {
+    const struct ggmlq_type_info * info = ggmlq_type_info_get(type);
+    struct walk w;
+    w.data = (uint8_t *) v->data;
+    w.type = v->type;
+    w.block_bytes = is_cache_type(v->type) ? info->block_bytes : info->block_length*value_bytes(v->type);
+    w.nb1 = v->nb[1];
+    w.nb2 = v->nb[2];
+    w.nb3 = v->nb[3];
+    w.blocks = make_divider(v->ne[0]/info->block_length);
+    w.ne1    = make_divider(v->ne[1]);
+    w.ne2    = make_divider(v->ne[2]);
+    w.one_plane = v->ne[2] == 1 && v->ne[3] == 1;
+    return w;
+}
+
+static struct row_index make_index(const struct ggmlq_cuda_view * v, int bytes, int64_t n_rows) {
+    const struct row_index index = { (const uint8_t *) v->data, bytes, v->nb[0], v->nb[1], v->nb[2], n_rows, (uint32_t) v->ne[1], (uint32_t) v->ne[2] };
+    return index;
+}
+
+static const struct row_index no_index = { NULL, 0, 0, 0, 0, 0, 1, 1 };
+
+/* --- launches --------------------------------------------------------------------------------------------------- */
+
+/* Of n units, each worked on by `each` threads. */
+static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
+
+static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, void * stream) {
+    const int64_t n = count_blocks(values, ggmlq_type_info_get(rows->type)->block_length);
+    if (n <= 0) {
+        return (int) n;
+    }
+    const struct walk from = make_walk(values, rows->type), to = make_walk(rows, rows->type);
+    if (rows->type == GGMLQ_TYPE_TQ3_0) {
+        encode_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, ggmlq_encoder<GGMLQ_TYPE_TQ3_0>::THREADS), THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
+    } else {
+        encode_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, ggmlq_encoder<GGMLQ_TYPE_PLANAR3>::THREADS), THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
+    }
+    return ggmlq_cuda_launched();
+}
+
+static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, bool rotated, void * stream) {
+    const int64_t n = count_blocks(values, GGMLQ_PLANE);
+    if (n <= 0) {
+        return (int) n;
+    }
+    const struct walk to = make_walk(values, rows->type), from = make_walk(rows, rows->type);
+    if (rows->type == GGMLQ_TYPE_TQ3_0) {
+        decode_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
+    } else {
+        decode_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
+    }
+    return ggmlq_cuda_launched();
+}
+
+/* --- entry points ----------------------------------------------------------------------------------------------- */
+
+static int check_rows_and_values(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, bool encoding) {
+    if (!is_cache_type(rows->type) ||
+        (values->type != GGMLQ_CUDA_F32 && values->type != GGMLQ_CUDA_F16 && (encoding || values->type != GGMLQ_CUDA_BF16))) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    const int64_t length = ggmlq_type_info_get(rows->type)->block_length;
+    const int error = check_view(rows, length);
+    return error ? error : check_view(values, length);
+}
+
+/* repeats: indices may be fewer than the values along axes 2 and 3. */
+static int check_indices(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                         int index_bytes, bool repeats) {
+    if (index_bytes != 4 && index_bytes != 8) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    if (rows->ne[0] != values->ne[0] || rows->ne[2] != values->ne[2] || rows->ne[3] != values->ne[3] ||
+        indices->ne[0] != values->ne[1] || indices->ne[3] != 1) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    for (int i = 1; i < 3; ++i) {
+        const int64_t n = indices->ne[i], wanted = values->ne[i + 1];
+        if (n != wanted && (!repeats || n < 1 || wanted % n != 0)) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    return GGMLQ_OK;
+}
+
+static int countable(const struct ggmlq_cuda_view * v, int64_t length) {
+    const int64_t n = count_blocks(v, length);
+    return n < 0 ? (int) n : GGMLQ_OK;
+}
+
+int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                              const struct ggmlq_cuda_view * indices, int index_bytes) {
+    int error = check_rows_and_values(rows, values, true);
+    error = error ? error : check_indices(rows, values, indices, index_bytes, true);
+    return error ? error : countable(values, ggmlq_type_info_get(rows->type)->block_length);
+}
+
+int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                        const struct ggmlq_cuda_view * indices, int index_bytes, void * stream) {
+    const int error = ggmlq_cuda_set_rows_check(rows, values, indices, index_bytes);
+    return error ? error : encode(values, rows, make_index(indices, index_bytes, rows->ne[1]), stream);
+}
+
+int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
+                              const struct ggmlq_cuda_view * indices, int index_bytes) {
+    int error = check_rows_and_values(rows, values, false);
+    error = error ? error : check_indices(rows, values, indices, index_bytes, false);
+    return error ? error : countable(values, GGMLQ_PLANE);
+}
+
+int ggmlq_cuda_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
+                        const struct ggmlq_cuda_view * indices, int index_bytes, void * stream) {
+    const int error = ggmlq_cuda_get_rows_check(values, rows, indices, index_bytes);
+    return error ? error : decode(values, rows, make_index(indices, index_bytes, rows->ne[1]), false, stream);
+}
+
+/* Both hold equally many values; axes are at most 2^31 - 1. */
+static bool same_count(const struct ggmlq_cuda_view * a, const struct ggmlq_cuda_view * b) {
+    const int64_t n = count_blocks(a, 1 << 5), m = count_blocks(b, 1 << 5);
+    return n == m;
+}
+
+int ggmlq_cuda_copy_check(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src) {
+    const bool encoding = is_cache_type(dst->type);
+    if (encoding && is_cache_type(src->type)) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    const struct ggmlq_cuda_view * rows = encoding ? dst : src, * values = encoding ? src : dst;
+    const int error = check_rows_and_values(rows, values, encoding);
+    if (error) {
+        return error;
+    }
+    return same_count(rows, values) ? countable(values, GGMLQ_PLANE) : GGMLQ_ERROR_SHAPE;
+}
+
+static int convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool rotated, void * stream) {
+    const bool encoding = is_cache_type(dst->type);
+    const int error = encoding && rotated ? GGMLQ_ERROR_TYPE : ggmlq_cuda_copy_check(dst, src);
+    if (error) {
+        return error;
+    }
+    return encoding ? encode(src, dst, no_index, stream) : decode(dst, src, no_index, rotated, stream);
+}
+
+int ggmlq_cuda_copy(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) {
+    return convert(dst, src, false, stream);
+}
+
+int ggmlq_cuda_decode_rotated(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) {
+    return convert(dst, src, true, stream);
+}
+
+static int rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool back, void * stream) {
+    if (!is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    const int64_t length = ggmlq_type_info_get(type)->block_length;
+    int error = check_view(dst, length);
+    error = error ? error : check_view(src, length);
+    if (error) {
+        return error;
+    }
+    for (int i = 0; i < 4; ++i) {
+        if (dst->ne[i] != src->ne[i]) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    const int64_t n = count_blocks(src, GGMLQ_PLANE);
+    if (n <= 0) {
+        return (int) n;
+    }
+    const struct walk to = make_walk(dst, type), from = make_walk(src, type);
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        rotate_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
+    } else {
+        rotate_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
+    }
+    return ggmlq_cuda_launched();
+}
+
+int ggmlq_cuda_rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) {
+    return rotate(type, dst, src, false, stream);
+}
+
+int ggmlq_cuda_unrotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) {
+    return rotate(type, dst, src, true, stream);
+}

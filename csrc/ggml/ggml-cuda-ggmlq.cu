@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: MIT */
+#include "common.cuh"
+
+#include "convert.cuh"
+#include "cpy.cuh"
+#include "fattn.cuh"
+
+#include "ggml-cuda-ggmlq.cuh"
+#include "ggml-ggmlq-attend.h"
+#include "ggmlq-cuda.h"
+
+static_assert((int) GGML_TYPE_F32 == (int) GGMLQ_CUDA_F32 && (int) GGML_TYPE_F16 == (int) GGMLQ_CUDA_F16 &&
+    (int) GGML_TYPE_BF16 == (int) GGMLQ_CUDA_BF16, "ggmlq-cuda.h uses ggml's ids");
+
+/* Columns of a product up to which our dot product is used: it reads rows once for this many. Above, rows are converted. */
+static const int64_t MAX_DOT_COLUMNS = 8;
+
+/* What arguments alone can get wrong has been refused by supports_op. */
+static void require_ok(int error, const char * function) {
+    if (error != GGMLQ_OK) {
+        GGML_ABORT("%s: %s", function, ggmlq_cuda_error_text(error));
+    }
+}
+
+/* bytes: as a ..._workspace_bytes gave them. */
+static void allocate(ggml_cuda_pool_alloc<char> & workspace, int64_t bytes, const char * function) {
+    require_ok(bytes < 0 ? (int) bytes : GGMLQ_OK, function);
+    if (bytes > 0) {
+        workspace.alloc((size_t) bytes);
+    }
+}
+
+static ggmlq_cuda_view view_of(const ggml_tensor * tensor) {
+    ggmlq_cuda_view view = {};
+    view.data = tensor->data;
+    view.type = (int) tensor->type;
+    for (int i = 0; i < 4; ++i) {
+        view.ne[i] = tensor->ne[i];
+        view.nb[i] = (int64_t) tensor->nb[i];
+    }
+    return view;
+}
+
+/* A tensor of the same shape, of another type, contiguous. */
+static ggml_tensor contiguous_like(const ggml_tensor * tensor, ggml_type type, void * data) {
+    ggml_tensor t = *tensor;
+    t.type     = type;
+    t.data     = data;
+    t.view_src = nullptr;
+    t.nb[0]    = ggml_type_size(type);
+    t.nb[1]    = ggml_row_size(type, t.ne[0]);
+    t.nb[2]    = t.nb[1]*t.ne[1];
+    t.nb[3]    = t.nb[2]*t.ne[2];
+    return t;
+}
+
+static bool whole_blocks(const ggml_tensor * tensor) {
+    return tensor->nb[0] == ggml_type_size(tensor->type) && tensor->ne[0] % ggml_blck_size(tensor->type) == 0;
+}
+
+/* --- rows and copies -------------------------------------------------------------------------------------------- */
+
+static int index_bytes(const ggml_tensor * indices) {
+    return indices->type == GGML_TYPE_I64 ? 8 : indices->type == GGML_TYPE_I32 ? 4 : 0;
+}
+
+bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (!ggmlq_ggml_is_cache_type(dst->type)) {
+        return false;
+    }
+    const ggmlq_cuda_view rows = view_of(dst), values = view_of(dst->src[0]), indices = view_of(dst->src[1]);
+    require_ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
+    return true;
+}
+
+bool ggmlq_ggml_cuda_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (!ggmlq_ggml_is_cache_type(dst->src[0]->type)) {
+        return false;
+    }
+    const ggmlq_cuda_view values = view_of(dst), rows = view_of(dst->src[0]), indices = view_of(dst->src[1]);
+    require_ok(ggmlq_cuda_get_rows(&values, &rows, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
+    return true;
+}
+
+/* Blocks are whole numbers of 16-bit words, so copying our rows is copying f16 rows, which upstream does in any order of axes. */
+static ggml_tensor as_words(const ggml_tensor * tensor) {
+#define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) static_assert(block_bytes % 2 == 0, "blocks of words");
+#include "ggmlq-types.def"
+    ggml_tensor words = *tensor;
+    words.type  = GGML_TYPE_F16;
+    words.ne[0] = (int64_t) ggml_row_size(tensor->type, tensor->ne[0])/2;
+    words.nb[0] = 2;
+    return words;
+}
+
+bool ggmlq_ggml_cuda_cpy(ggml_backend_cuda_context & ctx, const ggml_tensor * src, ggml_tensor * dst) {
+    if (!ggmlq_ggml_is_cache_type(src->type) && !ggmlq_ggml_is_cache_type(dst->type)) {
+        return false;
+    }
+    if (src->type == dst->type) {
+        const ggml_tensor from = as_words(src);
+        ggml_tensor       to   = as_words(dst);
+        ggml_cuda_cpy(ctx, &from, &to);
+    } else {
+        const ggmlq_cuda_view to = view_of(dst), from = view_of(src);
+        require_ok(ggmlq_cuda_copy(&to, &from, ctx.stream()), __func__);
+    }
+    return true;
+}
+
+bool ggmlq_ggml_cuda_concat(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (!ggmlq_ggml_is_cache_type(dst->type)) {
+        return false;
+    }
+    const int32_t axis = ggml_get_op_params_i32(dst, 0);
+    ggml_tensor part = *dst;
+    for (int i = 0; i < 2; ++i) {
+        const ggml_tensor * src = dst->src[i];
+        part.ne[axis] = src->ne[axis];
+        ggmlq_ggml_cuda_cpy(ctx, src, &part);
+        part.data = (char *) part.data + (axis == 0 ? ggml_row_size(src->type, src->ne[0]) : src->ne[axis]*dst->nb[axis]);
+    }
+    return true;
+}
+
+/* --- products --------------------------------------------------------------------------------------------------- */
+
+bool ggmlq_ggml_cuda_mul_mat(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, ggml_tensor * dst,
+                             ggmlq_ggml_cuda_mul_mat_t mul_mat) {
+    if (!ggmlq_ggml_is_cache_type(src0->type)) {
+        return false;
+    }
+    if (src1->ne[1] <= MAX_DOT_COLUMNS) {
+        const ggmlq_cuda_view out = view_of(dst), rows = view_of(src0), x = view_of(src1);
+        const int64_t bytes = ggmlq_cuda_mul_mat_workspace_bytes(rows.type, &x);
+        ggml_cuda_pool_alloc<char> workspace(ctx.pool());
+        allocate(workspace, bytes, __func__);
+        require_ok(ggmlq_cuda_mul_mat(&out, &rows, &x, workspace.get(), ctx.stream()), __func__);
+    } else {
+        ggml_cuda_pool_alloc<half> rows_f16(ctx.pool(), ggml_nelements(src0));
+        const ggml_tensor rows = contiguous_like(src0, GGML_TYPE_F16, rows_f16.get());
+        const ggmlq_cuda_view to = view_of(&rows), from = view_of(src0);
+        require_ok(ggmlq_cuda_copy(&to, &from, ctx.stream()), __func__);
+        mul_mat(ctx, &rows, src1, dst);
+    }
+    return true;
+}
+
+/* --- attention -------------------------------------------------------------------------------------------------- */
+
+/* V is (the first part of) K: they are the same rows of the same cache. */
+static bool is_part_of(const ggml_tensor * v, const ggml_tensor * k) {
+    const bool same_place = v == k || (v->view_src && (v->view_src == k || (v->view_src == k->view_src && v->view_offs == k->view_offs)));
+    return same_place && v->type == k->type && v->ne[0] <= k->ne[0] && v->ne[1] == k->ne[1] &&
+        v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2] && v->nb[3] == k->nb[3];
+}
+
+/* The same attention in the rotated space, with K and V in f16: what upstream's kernels are given. Addresses come later. */
+struct attention_f16 {
+    ggml_tensor q, k, v, dst;
+    bool        v_is_k;
+
+    /* Copies point at each other, and so must stay where they are. */
+    explicit attention_f16(const ggml_tensor * op) : v_is_k(is_part_of(op->src[2], op->src[1])) {
+        dst = *op;
+        q   = ggmlq_ggml_is_cache_type(op->src[1]->type) ? contiguous_like(op->src[0], GGML_TYPE_F32, nullptr) : *op->src[0];
+        k   = op->src[1]->type == GGML_TYPE_F16 ? *op->src[1] : contiguous_like(op->src[1], GGML_TYPE_F16, nullptr);
+        v   = op->src[2]->type == GGML_TYPE_F16 ? *op->src[2] : contiguous_like(op->src[2], GGML_TYPE_F16, nullptr);
+        if (v_is_k) {
+            for (int i = 0; i < 4; ++i) {
+                v.nb[i] = k.nb[i];
+            }
+            v.view_src  = &k;
+            v.view_offs = 0;
+        }
+        dst.src[0] = &q;
+        dst.src[1] = &k;
+        dst.src[2] = &v;
+    }
+    attention_f16(const attention_f16 &) = delete;
+    attention_f16 & operator=(const attention_f16 &) = delete;
+};
+
+static bool can_become_f16(const ggml_tensor * rows) {
+    if (!whole_blocks(rows)) {
+        return false;
+    }
+    if (ggmlq_ggml_is_cache_type(rows->type) || rows->type == GGML_TYPE_F16) {
+        return true;
+    }
+    const size_t block_bytes = ggml_type_size(rows->type);
+    return ggml_get_to_fp16_nc_cuda(rows->type) != nullptr &&
+        rows->nb[1] % block_bytes == 0 && rows->nb[2] % block_bytes == 0 && rows->nb[3] % block_bytes == 0;
+}
+
+static void to_f16_rotated(ggml_backend_cuda_context & ctx, const ggml_tensor * f16, const ggml_tensor * rows) {
+    if (ggmlq_ggml_is_cache_type(rows->type)) {
+        const ggmlq_cuda_view to = view_of(f16), from = view_of(rows);
+        require_ok(ggmlq_cuda_decode_rotated(&to, &from, ctx.stream()), __func__);
+    } else {
+        const int64_t block_bytes = (int64_t) ggml_type_size(rows->type);
+        ggml_get_to_fp16_nc_cuda(rows->type)(rows->data, (half *) f16->data, rows->ne[0], rows->ne[1], rows->ne[2], rows->ne[3],
+            rows->nb[1]/block_bytes, rows->nb[2]/block_bytes, rows->nb[3]/block_bytes, ctx.stream());
+    }
+}
+
+static void attend_f16(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    const ggml_tensor * q = dst->src[0];
+    const ggml_tensor * k = dst->src[1];
+    const ggml_tensor * v = dst->src[2];
+    attention_f16 f16(dst);
+
+    ggml_cuda_pool_alloc<float> q_buffer(ctx.pool());
+    ggml_cuda_pool_alloc<half>  k_buffer(ctx.pool());
+    ggml_cuda_pool_alloc<half>  v_buffer(ctx.pool());
+
+    if (ggmlq_ggml_is_cache_type(k->type)) {
+        f16.q.data = q_buffer.alloc(ggml_nelements(q));
+        const ggmlq_cuda_view to = view_of(&f16.q), from = view_of(q);
+        require_ok(ggmlq_cuda_rotate((int) k->type, &to, &from, ctx.stream()), __func__);
+    }
+    if (k->type != GGML_TYPE_F16) {
+        f16.k.data = k_buffer.alloc(ggml_nelements(k));
+        to_f16_rotated(ctx, &f16.k, k);
+    }
+    if (f16.v_is_k) {
+        f16.v.data = f16.k.data;
+    } else if (v->type != GGML_TYPE_F16) {
+        f16.v.data = v_buffer.alloc(ggml_nelements(v));
+        to_f16_rotated(ctx, &f16.v, v);
+    }
+
+    ggml_cuda_flash_attn_ext(ctx, &f16.dst);
+
+    if (ggmlq_ggml_is_cache_type(v->type)) {
+        const ggmlq_cuda_view out = view_of(dst);
+        require_ok(ggmlq_cuda_unrotate((int) v->type, &out, &out, ctx.stream()), __func__);
+    }
+}
+
+/* What attention_supported doesn't look at, and upstream's models don't have: its kernels for 576 read K in place of V, whatever V is,
+ * and those with a softcap exist for three head sizes only; for others they stop the program. */
+static bool f16_kernels_take(const attention_f16 * f16, float logit_softcap) {
+    const int64_t head_size = f16->k.ne[0];
+    if (logit_softcap != 0.0f && (head_size != f16->v.ne[0] || (head_size != 128 && head_size != 256 && head_size != 512))) {
+        return false;
+    }
+    return head_size != 576 || f16->v_is_k;
+}
+
+enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_F16 };
+
+/* A fast kernel of ours, else upstream's f16 kernels, else a slow kernel of ours, which takes every shape. */
+static attention_way choose_attention(int device, const ggml_tensor * dst, const ggmlq_attend_params * p,
+                                      ggmlq_ggml_cuda_attention_supported_t attention_supported) {
+    const bool ours = ggmlq_cuda_attend_check(p) == GGMLQ_OK;
+    if (ours && strcmp(ggmlq_cuda_attend_kernel(p), "plain") != 0) {
+        return ATTENTION_OURS;
+    }
+    if (can_become_f16(dst->src[1]) && can_become_f16(dst->src[2])) {
+        const attention_f16 f16(dst);
+        if (f16_kernels_take(&f16, p->logit_softcap) && attention_supported(device, &f16.dst)) {
+            return ATTENTION_F16;
+        }
+    }
+    return ours ? ATTENTION_OURS : ATTENTION_REFUSED;
+}
+
+bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * dst,
+                                    ggmlq_ggml_cuda_attention_supported_t attention_supported) {
+    ggmlq_attend_params p;
+    if (!ggmlq_ggml_attend_params(dst, &p)) {
+        return false;
+    }
+    ggml_cuda_set_device(ctx.device);
+    switch (choose_attention(ctx.device, dst, &p, attention_supported)) {
+        case ATTENTION_OURS: {
+            const int64_t bytes = ggmlq_cuda_attend_workspace_bytes(&p);
+            ggml_cuda_pool_alloc<char> workspace(ctx.pool());
+            allocate(workspace, bytes, __func__);
+            require_ok(ggmlq_cuda_attend(&p, workspace.get(), ctx.stream()), __func__);
+        } break;
+        case ATTENTION_F16:
+            attend_f16(ctx, dst);
+            break;
+        case ATTENTION_REFUSED:
+            GGML_ABORT("%s: K %s and V %s were refused by supports_op", __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type));
+    }
+    return true;
+}
+
+/* --- what can be done ------------------------------------------------------------------------------------------- */
+
+bool ggmlq_ggml_cuda_involved(const ggml_tensor * op) {
+    bool involved = ggmlq_ggml_is_cache_type(op->type);
+    for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
+        involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
+    }
+    return involved;
+}
+
+bool ggmlq_ggml_cuda_is_view(const ggml_tensor * op) {
+    return op->op == GGML_OP_NONE || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_VIEW || op->op == GGML_OP_PERMUTE ||
+        op->op == GGML_OP_TRANSPOSE;
+}
+
+static bool supports_copy(const ggml_tensor * src, const ggml_tensor * dst) {
+    if (src->type == dst->type) {
+        return whole_blocks(src) && whole_blocks(dst);
+    }
+    const ggmlq_cuda_view to = view_of(dst), from = view_of(src);
+    return ggmlq_cuda_copy_check(&to, &from) == GGMLQ_OK;
+}
+
+bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_cuda_attention_supported_t attention_supported) {
+    switch (op->op) {
+        case GGML_OP_SET_ROWS: {
+            const ggmlq_cuda_view rows = view_of(op), values = view_of(op->src[0]), indices = view_of(op->src[1]);
+            return ggmlq_cuda_set_rows_check(&rows, &values, &indices, index_bytes(op->src[1])) == GGMLQ_OK;
+        }
+        case GGML_OP_GET_ROWS: {
+            const ggmlq_cuda_view values = view_of(op), rows = view_of(op->src[0]), indices = view_of(op->src[1]);
+            return ggmlq_cuda_get_rows_check(&values, &rows, &indices, index_bytes(op->src[1])) == GGMLQ_OK;
+        }
+        case GGML_OP_CPY:
+            return supports_copy(op->src[0], op->src[1]);
+        case GGML_OP_DUP:
+        case GGML_OP_CONT:
+            return supports_copy(op->src[0], op);
+        case GGML_OP_CONCAT:
+            return whole_blocks(op) && supports_copy(op->src[0], op) && supports_copy(op->src[1], op);
+        case GGML_OP_MUL_MAT: {
+            /* A matrix of weights that is spread over devices by rows (-sm row) isn't ours to multiply. */
+            const ggml_backend_buffer_t buffer = op->src[0]->buffer;
+            if (buffer && strstr(ggml_backend_buft_name(ggml_backend_buffer_get_type(buffer)), "_Split") != nullptr) {
+                return false;
+            }
+            const ggmlq_cuda_view out = view_of(op), rows = view_of(op->src[0]), x = view_of(op->src[1]);
+            return ggmlq_cuda_mul_mat_check(&out, &rows, &x) == GGMLQ_OK;
+        }
+        case GGML_OP_FLASH_ATTN_EXT: {
+            ggmlq_attend_params p;
+            if (!ggmlq_ggml_attend_params(op, &p)) {
+                return false;
+            }
+            static const uint16_t no_address_yet = 0;
+            if (op->src[3] && !p.mask) {
+                p.mask = &no_address_yet;
+            }
+            return choose_attention(device, op, &p, attention_supported) != ATTENTION_REFUSED;
+        }
+        default:
+            return ggmlq_ggml_cuda_is_view(op);
+    }
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ggmlq in ggml-cuda (CUDA and HIP): what the hooks call. The operations return false, having done nothing, if none of our types is
+ * involved; the rest of a hooked function is then as it was.
+ */
+#pragma once
+
+#include "ggml.h"
+
+struct ggml_backend_cuda_context;
+
+/* Upstream's functions that are handed in, because not every tree has them or lets others see them. */
+typedef bool (*ggmlq_ggml_cuda_attention_supported_t)(int device, const ggml_tensor * dst);
+typedef void (*ggmlq_ggml_cuda_mul_mat_t)(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, ggml_tensor * dst);
+
+bool ggmlq_ggml_cuda_involved(const ggml_tensor * op);
+
+/* Nothing is computed and no byte moves. */
+bool ggmlq_ggml_cuda_is_view(const ggml_tensor * op);
+
+/* For an operation in which one of our types is involved: whether the functions below do it. */
+bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_cuda_attention_supported_t attention_supported);
+
+bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+bool ggmlq_ggml_cuda_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+bool ggmlq_ggml_cuda_cpy(ggml_backend_cuda_context & ctx, const ggml_tensor * src, ggml_tensor * dst);
+bool ggmlq_ggml_cuda_concat(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+bool ggmlq_ggml_cuda_mul_mat(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, ggml_tensor * dst,
+                             ggmlq_ggml_cuda_mul_mat_t mul_mat);
+bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * dst,
+                                    ggmlq_ggml_cuda_attention_supported_t attention_supported);

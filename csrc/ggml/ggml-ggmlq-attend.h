@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ggmlq in ggml's back ends: what FLASH_ATTN_EXT asks for, as ggmlq_attend_params. One description for all of them.
+ */
+#ifndef GGML_GGMLQ_ATTEND_H
+#define GGML_GGMLQ_ATTEND_H
+
+#include "ggml-ggmlq.h"
+
+/* False if neither K nor V is one of our types, or if they lie in memory as no ggmlq_attend_params can say. Limits of a back end
+ * are not looked at here: its ..._attend_check knows them. */
+static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
+    const struct ggml_tensor * q     = dst->src[0];
+    const struct ggml_tensor * k     = dst->src[1];
+    const struct ggml_tensor * v     = dst->src[2];
+    const struct ggml_tensor * mask  = dst->src[3];
+    const struct ggml_tensor * sinks = dst->src[4];
+
+    if (!ggmlq_ggml_is_cache_type(k->type) && !ggmlq_ggml_is_cache_type(v->type)) {
+        return false;
+    }
+    if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) || (sinks && sinks->type != GGML_TYPE_F32) ||
+        q->nb[0] != sizeof(float) || k->nb[0] != ggml_type_size(k->type) || v->nb[0] != ggml_type_size(v->type) ||
+        k->ne[2] != v->ne[2] || k->ne[3] != v->ne[3]) {
+        return false;
+    }
+
+    memset(p, 0, sizeof(*p));
+    p->type_k      = (int) k->type;
+    p->type_v      = (int) v->type;
+    p->head_size_k = k->ne[0];
+    p->head_size_v = v->ne[0];
+    p->n_kv        = k->ne[1];
+    p->n_queries   = q->ne[1];
+    p->n_heads     = q->ne[2];
+    p->n_heads_kv  = k->ne[2];
+    p->n_seqs      = q->ne[3];
+    p->n_seqs_kv   = k->ne[3];
+    p->q           = (const float *) q->data;
+    p->k           = k->data;
+    p->v           = v->data;
+    p->out         = (float *) dst->data;
+    for (int i = 0; i < 3; ++i) {
+        p->q_stride[i] = (int64_t) q->nb[i + 1];
+        p->k_stride[i] = (int64_t) k->nb[i + 1];
+        p->v_stride[i] = (int64_t) v->nb[i + 1];
+    }
+    p->out_stride[0] = (int64_t) dst->nb[2]; /* the result has heads before tokens */
+    p->out_stride[1] = (int64_t) dst->nb[1];
+    p->out_stride[2] = (int64_t) dst->nb[3];
+    if (mask) {
+        p->mask = (const uint16_t *) mask->data;
+        for (int i = 0; i < 3; ++i) {
+            p->mask_stride[i] = (int64_t) mask->nb[i + 1];
+        }
+        p->mask_heads = mask->ne[2];
+        p->mask_seqs  = mask->ne[3];
+    }
+    p->sinks = sinks ? (const float *) sinks->data : NULL;
+
+    float numbers[3];
+    memcpy(numbers, dst->op_params, sizeof(numbers));
+    p->scale         = numbers[0];
+    p->max_bias      = numbers[1];
+    p->logit_softcap = numbers[2];
+    return true;
+}
+
+#endif

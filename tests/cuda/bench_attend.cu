@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The decode attention kernel alone: checked against float64, then timed.
+ *
+ *   bench_attend check          every case of the list against float64; exit status 1 if one fails
+ *   bench_attend time [search]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
+ *
+ * Build: see docs/CUDA-ATTENTION.md. The float64 side decodes rows with ggmlq-codec.c and knows nothing of rotations.
+ */
+#include "ggmlq-cuda-attend-decode.cu"
+#include "ggmlq-block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+#ifndef BENCH_VARIANTS
+static const ggmlq_decode_instance * bench_variant(int) { return NULL; }
+#else
+const ggmlq_decode_instance * bench_variant(int i);
+#endif
+
+static void check_cuda(cudaError_t error, const char * what, int line) {
+    if (error != cudaSuccess) {
+        printf("line %d: %s: %s\n", line, what, cudaGetErrorString(error));
+        exit(2);
+    }
+}
+#define CUDA(call) check_cuda(call, #call, __LINE__)
+
+int ggmlq_cuda_launched(void) {
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) {
+        printf("launch: %s\n", cudaGetErrorString(error));
+    }
+    return error == cudaSuccess ? GGMLQ_OK : GGMLQ_ERROR_DEVICE;
+}
+
+static int row_bytes(int type, int n) { return (int) ggmlq_row_bytes(type, n); }
+
+__host__ __device__ static uint32_t hash32(uint64_t x) {
+    x ^= x >> 33; x *= 0xff51afd7ed558ccdull; x ^= x >> 33; x *= 0xc4ceb9fe1a85ec53ull; x ^= x >> 33;
+    return (uint32_t) x;
+}
+
+/* Rows of any length of a type: random fields, scales that give values of about 1. */
+__global__ void fill(uint8_t * data, int64_t bytes, int type, uint64_t seed) {
+    for (int64_t i = (int64_t) blockIdx.x*blockDim.x + threadIdx.x; i < bytes/2; i += (int64_t) gridDim.x*blockDim.x) {
+        const uint32_t r = hash32(i + seed);
+        const float u = (float) (r & 0xffff)/65536.0f;
+        uint16_t v = (uint16_t) (r >> 16);
+        if (type == GGMLQ_TYPE_TQ3_0 && i % 7 == 6) {
+            v = __half_as_ushort(__float2half(0.4f + u));
+        } else if (type == GGMLQ_TYPE_PLANAR3 && i % 25 == 0) {
+            v = __half_as_ushort(__float2half(4.0f + 8.0f*u));
+        } else if (type == GGMLQ_TYPE_Q8_0 && i % 17 == 0) {
+            v = __half_as_ushort(__float2half(0.005f + 0.01f*u));
+        } else if (type == GGMLQ_TYPE_F16) {
+            v = __half_as_ushort(__float2half(3.0f*(u - 0.5f) + (r >> 31 ? 0.3f : -0.3f)));
+        }
+        ((uint16_t *) data)[i] = v;
+    }
+}
+
+static void decode(int type, const uint8_t * row, int n, float * x) {
+    if (type == GGMLQ_TYPE_F16) {
+        for (int i = 0; i < n; ++i) {
+            x[i] = ggmlq_half_to_float(ggmlq_load_u16(row + 2*i));
+        }
+    } else if (type == GGMLQ_TYPE_Q8_0) {
+        for (int i = 0; i < n; ++i) {
+            x[i] = ggmlq_half_to_float(ggmlq_load_u16(row + i/32*34))*(float) (int8_t) row[i/32*34 + 2 + i % 32];
+        }
+    } else if (ggmlq_decode_row(type, row, x, n)) {
+        exit(2);
+    }
+}
+
+struct bench_case {
+    int type_k, type_v, head_size, heads_kv, group, queries, n_kv;
+    int mask;       /* 0: none, 1: causal with holes, 2: a row for each head too, 3: odd stride, 4: zeros, 5: everything hidden from query 0 */
+    int seqs, seqs_kv;
+    bool v_in_k, sinks;
+    float softcap, max_bias, amplitude;
+    bool nan_rows;  /* hidden tokens hold NaN */
+};
+
+struct buffers {
+    ggmlq_attend_params p;
+    std::vector<uint8_t> k, v; std::vector<float> q, sinks; std::vector<uint16_t> mask;
+    uint8_t * dk, * dv; float * dq, * dout, * dsinks; uint16_t * dmask; void * workspace;
+    int64_t k_bytes, v_bytes, out_floats;
+};
+
+static bool hidden(const bench_case & c, int query, int head, int seq, int token) {
+    if (c.mask == 0 || c.mask == 4) return false;
+    if (c.mask == 5 && query == 0) return true;
+    if (token > c.n_kv - c.queries + query) return true;
+    return hash32(token*7919ull + seq*31 + (c.mask == 2 ? head*1013 : 0)) % 4 == 0 || (token/96) % 5 == 3;
+}
+
+static void make(const bench_case & c, buffers & b, int sets) {
+    ggmlq_attend_params & p = b.p;
+    memset(&p, 0, sizeof(p));
+    const int heads = c.heads_kv*c.group, n = c.head_size;
+    p.type_k = c.type_k; p.type_v = c.type_v; p.head_size_k = p.head_size_v = n;
+    p.n_kv = c.n_kv; p.n_queries = c.queries; p.n_heads = heads; p.n_heads_kv = c.heads_kv; p.n_seqs = c.seqs; p.n_seqs_kv = c.seqs_kv;
+    const int kb = row_bytes(c.type_k, n), vb = row_bytes(c.type_v, n);
+    p.k_stride[0] = (int64_t) c.heads_kv*kb; p.k_stride[1] = kb; p.k_stride[2] = p.k_stride[0]*c.n_kv;
+    p.v_stride[0] = (int64_t) c.heads_kv*vb; p.v_stride[1] = vb; p.v_stride[2] = p.v_stride[0]*c.n_kv;
+    b.k_bytes = (p.k_stride[2]*c.seqs_kv + 255)/256*256; b.v_bytes = (p.v_stride[2]*c.seqs_kv + 255)/256*256;
+    CUDA(cudaMalloc(&b.dk, b.k_bytes*sets));
+    fill<<<1024, 256>>>(b.dk, p.k_stride[2]*c.seqs_kv, c.type_k, 1);
+    for (int i = 1; i < sets; ++i) CUDA(cudaMemcpy(b.dk + i*b.k_bytes, b.dk, b.k_bytes, cudaMemcpyDeviceToDevice));
+    if (c.v_in_k) {
+        b.dv = b.dk;
+    } else {
+        CUDA(cudaMalloc(&b.dv, b.v_bytes*sets));
+        fill<<<1024, 256>>>(b.dv, p.v_stride[2]*c.seqs_kv, c.type_v, 1ull << 40);
+        for (int i = 1; i < sets; ++i) CUDA(cudaMemcpy(b.dv + i*b.v_bytes, b.dv, b.v_bytes, cudaMemcpyDeviceToDevice));
+    }
+    /* query: [seq][token][head][n], as llama.cpp permutes it: strides of token and head are swapped */
+    b.q.resize((size_t) c.seqs*c.queries*heads*n);
+    for (size_t i = 0; i < b.q.size(); ++i) {
+        const double u = (hash32(i*2 + 77) + 1.0)/4294967297.0, w = hash32(i*2 + 78)/4294967296.0;
+        b.q[i] = (float) (c.amplitude*std::sqrt(-2*std::log(u))*std::cos(6.283185307179586*w));
+    }
+    CUDA(cudaMalloc(&b.dq, 4*b.q.size())); CUDA(cudaMemcpy(b.dq, b.q.data(), 4*b.q.size(), cudaMemcpyHostToDevice));
+    p.q_stride[0] = 4ll*heads*n; p.q_stride[1] = 4*n; p.q_stride[2] = p.q_stride[0]*c.queries;
+    b.out_floats = b.q.size();
+    CUDA(cudaMalloc(&b.dout, 4*b.out_floats));
+    memcpy(p.out_stride, p.q_stride, sizeof(p.q_stride));
+    b.dmask = NULL; b.dsinks = NULL;
+    if (c.mask) {
+        const int mask_heads = c.mask == 2 ? heads : 1;
+        int64_t pitch = c.mask == 3 ? c.n_kv + 1 : (c.n_kv + 63)/64*64;
+        p.mask_heads = mask_heads; p.mask_seqs = c.seqs;
+        p.mask_stride[0] = 2*pitch; p.mask_stride[1] = p.mask_stride[0]*c.queries; p.mask_stride[2] = p.mask_stride[1]*mask_heads;
+        b.mask.assign((size_t) pitch*c.queries*mask_heads*c.seqs, 0x7e00);
+        for (int s = 0; s < c.seqs; ++s) for (int h = 0; h < mask_heads; ++h) for (int q = 0; q < c.queries; ++q) for (int t = 0; t < c.n_kv; ++t) {
+            b.mask[(((size_t) s*mask_heads + h)*c.queries + q)*pitch + t] = hidden(c, q, h, s, t) ? 0xfc00 : c.max_bias > 0 ? ggmlq_half_from_float(-(float) (c.n_kv - t)/64) : c.mask == 4 ? 0 : ggmlq_half_from_float((float) (t % 7)/8);
+        }
+        CUDA(cudaMalloc(&b.dmask, 2*b.mask.size())); CUDA(cudaMemcpy(b.dmask, b.mask.data(), 2*b.mask.size(), cudaMemcpyHostToDevice));
+    }
+    if (c.sinks) {
+        b.sinks.resize(heads);
+        for (int i = 0; i < heads; ++i) b.sinks[i] = (float) (i % 5) - 2;
+        CUDA(cudaMalloc(&b.dsinks, 4*heads)); CUDA(cudaMemcpy(b.dsinks, b.sinks.data(), 4*heads, cudaMemcpyHostToDevice));
+    }
+    p.q = b.dq; p.k = b.dk; p.v = b.dv; p.out = b.dout; p.mask = b.dmask; p.sinks = b.dsinks;
+    p.scale = 1.0f/std::sqrt((float) n); p.max_bias = c.max_bias; p.logit_softcap = c.softcap;
+    b.workspace = NULL;
+}
+
+static void release(buffers & b) {
+    if (b.dv != b.dk) CUDA(cudaFree(b.dv));
+    CUDA(cudaFree(b.dk)); CUDA(cudaFree(b.dq)); CUDA(cudaFree(b.dout)); CUDA(cudaFree(b.dmask)); CUDA(cudaFree(b.dsinks)); CUDA(cudaFree(b.workspace));
+}
+
+static double slope_of(const bench_case & c, int head) {
+    if (c.max_bias <= 0) return 1;
+    const int heads = c.heads_kv*c.group;
+    int n = 1;
+    while (2*n <= heads) n *= 2;
+    return head < n ? std::pow(2.0, -c.max_bias/n*(head + 1)) : std::pow(2.0, -c.max_bias/2/n*(2*(head - n) + 1));
+}
+
+/* One (sequence, KV head): rows are decoded once for its columns. */
+static void reference(const bench_case & c, const buffers & b, int seq, int hk, std::vector<double> & out) {
+    const int n = c.head_size, heads = c.heads_kv*c.group, seq_kv = seq/(c.seqs/c.seqs_kv), columns = c.queries*c.group;
+    std::vector<float> k((size_t) c.n_kv*n), v((size_t) c.n_kv*n);
+    for (int t = 0; t < c.n_kv; ++t) {
+        decode(c.type_k, b.k.data() + seq_kv*b.p.k_stride[2] + (int64_t) t*b.p.k_stride[0] + hk*b.p.k_stride[1], n, &k[(size_t) t*n]);
+        decode(c.type_v, (c.v_in_k ? b.k : b.v).data() + seq_kv*b.p.v_stride[2] + (int64_t) t*b.p.v_stride[0] + hk*b.p.v_stride[1], n, &v[(size_t) t*n]);
+    }
+    std::vector<double> s(c.n_kv), o(n);
+    for (int column = 0; column < columns; ++column) {
+        const int token = column/c.group, head = hk*c.group + column % c.group;
+        const float * q = &b.q[((size_t) (seq*c.queries + token)*heads + head)*n];
+        double max = -INFINITY, sum = 0;
+        for (int t = 0; t < c.n_kv; ++t) {
+            double a = 0;
+            for (int i = 0; i < n; ++i) a += (double) q[i]*k[(size_t) t*n + i];
+            a *= b.p.scale;
+            if (c.softcap > 0) a = c.softcap*std::tanh(a/c.softcap);
+            if (c.mask) {
+                const uint16_t m = b.mask[seq*b.p.mask_stride[2]/2 + (head % b.p.mask_heads)*b.p.mask_stride[1]/2 + token*b.p.mask_stride[0]/2 + t];
+                a = m == 0xfc00 ? -INFINITY : a + slope_of(c, head)*ggmlq_half_to_float(m);
+            }
+            s[t] = a;
+            max = std::max(max, a);
+        }
+        if (c.sinks) { max = std::max(max, (double) b.sinks[head]); sum = std::exp(b.sinks[head] - max); }
+        std::fill(o.begin(), o.end(), 0.0);
+        for (int t = 0; t < c.n_kv; ++t) {
+            if (s[t] == -INFINITY) continue;
+            const double e = std::exp(s[t] - max);
+            sum += e;
+            for (int i = 0; i < n; ++i) o[i] += e*v[(size_t) t*n + i];
+        }
+        for (int i = 0; i < n; ++i) out[((size_t) (seq*c.queries + token)*heads + head)*n + i] = sum > 0 ? o[i]/sum : 0;
+    }
+}
+
+static std::string name_of(const bench_case & c) {
+    char text[256];
+    auto type = [](int t) { return ggmlq_type_info_get(t)->name; };
+    snprintf(text, sizeof(text), "%-7s %-7s D %3d kv heads %2d group %2d queries %d kv %6d", type(c.type_k), type(c.type_v), c.head_size, c.heads_kv, c.group, c.queries, c.n_kv);
+    return text;
+}
+
+static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
+    buffers b;
+    make(c, b, 1);
+    const int heads = c.heads_kv*c.group, n = c.head_size;
+    b.k.resize(b.p.k_stride[2]*c.seqs_kv); CUDA(cudaMemcpy(b.k.data(), b.dk, b.k.size(), cudaMemcpyDeviceToHost));
+    b.v.resize(b.p.v_stride[2]*c.seqs_kv); if (!c.v_in_k) CUDA(cudaMemcpy(b.v.data(), b.dv, b.v.size(), cudaMemcpyDeviceToHost));
+    if (c.nan_rows) { /* tokens that no query sees, and the last, which only the last query sees, stay or become NaN */
+        auto spoil = [&](uint8_t * row, int type) {
+            const int at = type == GGMLQ_TYPE_TQ3_0 ? 12 : type == GGMLQ_TYPE_F16 ? 6 : 0;
+            row[at] = 0; row[at + 1] = 0x7e;
+        };
+        for (int s = 0; s < c.seqs_kv; ++s) for (int t = 0; t < c.n_kv; ++t) {
+            bool seen = false;
+            for (int i = 0; i < c.seqs; ++i) for (int h = 0; h < heads && i/(c.seqs/c.seqs_kv) == s; ++h) seen |= !hidden(c, c.queries - 1, h, i, t);
+            if (seen) continue;
+            for (int h = 0; h < c.heads_kv; ++h) {
+                spoil(&b.k[s*b.p.k_stride[2] + t*b.p.k_stride[0] + h*b.p.k_stride[1]], c.type_k);
+                if (!c.v_in_k) spoil(&b.v[s*b.p.v_stride[2] + t*b.p.v_stride[0] + h*b.p.v_stride[1]], c.type_v);
+            }
+        }
+        CUDA(cudaMemcpy(b.dk, b.k.data(), b.k.size(), cudaMemcpyHostToDevice));
+        if (!c.v_in_k) CUDA(cudaMemcpy(b.dv, b.v.data(), b.v.size(), cudaMemcpyHostToDevice));
+    }
+    ggmlq_decode_plan plan;
+    const ggmlq_decode_instance * instance = !forced ? make_plan(&b.p, &plan) : plan_instance(&b.p, forced, &plan) ? forced : NULL;
+    if (instance == NULL) {
+        printf("NOT SUPPORTED  %s\n", name_of(c).c_str());
+        release(b);
+        return false;
+    }
+    CUDA(cudaMalloc(&b.workspace, plan.workspace_bytes + 256));
+    std::vector<float> out[2];
+    for (int i = 0; i < 2; ++i) {
+        if (i == 0) CUDA(cudaMemset(b.workspace, 0xa5, plan.workspace_bytes + 256)); /* the second call finds what the first left */
+        CUDA(cudaMemset(b.dout, 0xff, 4*b.out_floats));
+        if (launch(&b.p, instance, &plan, b.workspace, NULL)) exit(2);
+        CUDA(cudaDeviceSynchronize());
+        out[i].resize(b.out_floats); CUDA(cudaMemcpy(out[i].data(), b.dout, 4*b.out_floats, cudaMemcpyDeviceToHost));
+    }
+    std::vector<double> ref(b.out_floats);
+    std::vector<std::thread> threads;
+    const int units = c.seqs*c.heads_kv, step = c.n_kv > 20000 ? 3 : 1;
+    for (int w = 0; w < 16; ++w) threads.emplace_back([&, w] { for (int u = w*step; u < units; u += 16*step) reference(c, b, u/c.heads_kv, u % c.heads_kv, ref); });
+    for (auto & t : threads) t.join();
+    double error = 0, norm = 0, worst = 0;
+    bool nan = false;
+    for (int s = 0; s < c.seqs; ++s) for (int q = 0; q < c.queries; ++q) for (int h = 0; h < heads; ++h) {
+        if ((s*c.heads_kv + h/c.group) % step) continue;
+        double e = 0, r2 = 0;
+        for (int i = 0; i < n; ++i) {
+            const size_t at = ((size_t) (s*c.queries + q)*heads + h)*n + i;
+            const double d = out[0][at] - ref[at];
+            nan |= !(std::fabs(out[0][at]) < 1e30);
+            e += d*d; r2 += ref[at]*ref[at];
+        }
+        error += e; norm += r2;
+        worst = std::max(worst, r2 > 0 ? e/r2 : e);
+    }
+    const bool same = memcmp(out[0].data(), out[1].data(), 4*b.out_floats) == 0;
+    const double nmse = norm > 0 ? error/norm : error;
+    /* Bytes: a query's step is max/127, at most 3.2 standard deviations of 128 values over 127, so its relative error has a variance of
+     * 5e-5, the score's as much of the score's, which is amplitude^2 times the mean square of K, 1.6. Halves: 2^-11 each of query, weight and value. */
+    const double limit = 1e-6 + (c.type_k == GGMLQ_TYPE_F16 ? 1e-7 : 1e-4)*c.amplitude*c.amplitude;
+    const bool ok = nmse < limit && worst < 50*limit && !nan && same;
+    printf("%s %s mask %d seqs %d/%d%s%s cap %g alibi %g amp %g%s slices %d splits %3d  nmse %.1e worst row %.1e%s%s\n", ok ? "ok  " : "FAIL", name_of(c).c_str(), c.mask, c.seqs, c.seqs_kv,
+           c.v_in_k ? " V=K" : "", c.sinks ? " sinks" : "", c.softcap, c.max_bias, c.amplitude, c.nan_rows ? " NaN" : "", plan.slices, plan.splits, nmse, worst, nan ? " NOT FINITE" : "", same ? "" : " DIFFERS FROM RUN TO RUN");
+    release(b);
+    return ok;
+}
+
+static float median_us(const buffers & b, const ggmlq_decode_instance * instance, const ggmlq_decode_plan & plan, int sets, cudaStream_t stream) {
+    enum { LAUNCHES = 24 };
+    cudaGraph_t graph; cudaGraphExec_t exec; cudaEvent_t e0, e1;
+    CUDA(cudaEventCreate(&e0)); CUDA(cudaEventCreate(&e1));
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    for (int i = 0; i < LAUNCHES; ++i) {
+        ggmlq_attend_params p = b.p;
+        ggmlq_decode_plan pl = plan;
+        p.k = b.dk + (i % sets)*b.k_bytes;
+        p.v = b.dv + (i % sets)*(b.dv == b.dk ? b.k_bytes : b.v_bytes);
+        if (launch(&p, instance, &pl, b.workspace, stream)) exit(2);
+    }
+    CUDA(cudaStreamEndCapture(stream, &graph)); CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    std::vector<float> times;
+    for (int i = 0; i < 13; ++i) {
+        CUDA(cudaEventRecord(e0, stream)); CUDA(cudaGraphLaunch(exec, stream)); CUDA(cudaEventRecord(e1, stream)); CUDA(cudaEventSynchronize(e1));
+        float ms; CUDA(cudaEventElapsedTime(&ms, e0, e1));
+        if (i > 1) times.push_back(1000*ms/LAUNCHES);
+    }
+    std::sort(times.begin(), times.end());
+    CUDA(cudaGraphExecDestroy(exec)); CUDA(cudaGraphDestroy(graph)); CUDA(cudaEventDestroy(e0)); CUDA(cudaEventDestroy(e1));
+    return times[times.size()/2];
+}
+
+static void time_case(const bench_case & c, double target, bool search, double copy_rate, cudaStream_t stream) {
+    buffers b;
+    const double bytes_set = (double) c.n_kv*c.heads_kv*(row_bytes(c.type_k, c.head_size) + (c.v_in_k ? 0 : row_bytes(c.type_v, c.head_size)))*c.seqs_kv;
+    const int sets = (int) std::max(2.0, std::min(24.0, 250e6/bytes_set));
+    make(c, b, sets);
+    if (!ggmlq_cuda_attend_decode_supports(&b.p)) { printf("NOT SUPPORTED %s\n", name_of(c).c_str()); release(b); return; }
+    CUDA(cudaMalloc(&b.workspace, 64 << 20));
+    ggmlq_decode_plan plan;
+    const ggmlq_decode_instance * instance = make_plan(&b.p, &plan);
+    const float us = median_us(b, instance, plan, sets, stream), floor_us = (float) (bytes_set/copy_rate*1e6);
+    printf("%s%s  %7.1f us  target %6.1f %s  floor %5.1f (x%.2f)  %.2f TB/s  splits %d\n", name_of(c).c_str(), c.v_in_k ? " V=K" : "", us, target, us <= target ? "met   " : "MISSED", floor_us, us/floor_us, bytes_set/us*1e-6, plan.splits);
+    if (search) {
+        for (int v = -1;; ++v) {
+            const ggmlq_decode_instance * variant = v < 0 ? instance : bench_variant(v);
+            if (!variant) break;
+            if (v >= 0 && (variant->type_k != c.type_k || variant->type_v != c.type_v || c.head_size % variant->slice != 0 || (variant->tiles != instance->tiles && (variant->tiles > instance->tiles || c.queries*c.group <= 8)))) continue;
+            ggmlq_decode_plan base;
+            if (!plan_instance(&b.p, variant, &base) || variant->warps % base.slices) continue;
+            int resident = 0;
+            CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, variant->kernel, 32*variant->warps, base.shared_bytes));
+            const int full = resident*132/base.units;
+            int tried[] = { base.splits, full, full/2, full*2, full*3/2, 4, 8, 16, 33, 66 };
+            printf("    variant %2d slice %3d tiles %d warps %2d rows %d x%d resident:", v, variant->slice, variant->tiles, variant->warps, variant->rows, resident);
+            float best = 1e9f; int best_splits = 0;
+            for (int i = 0; i < 10; ++i) {
+                const int splits = tried[i];
+                bool again = splits < 2 || splits > variant->sum_bytes/4/(8*variant->tiles) || splits*variant->rows > c.n_kv;
+                for (int j = 0; j < i; ++j) again |= tried[j] == splits;
+                if (again) continue;
+                ggmlq_decode_plan pl = base;
+                const int64_t parts = (int64_t) pl.units*splits;
+                pl.splits = splits;
+                pl.stats_at = (8*pl.units + 15)/16*16;
+                pl.partials_at = pl.stats_at + parts*8*variant->tiles*8;
+                if (pl.partials_at + parts*pl.slices*variant->tiles*variant->m_tiles*512 > 64 << 20) continue;
+                const float u = median_us(b, variant, pl, sets, stream);
+                printf(" %d:%.1f", splits, u);
+                if (u < best) { best = u; best_splits = splits; }
+            }
+            printf("  BEST %.1f at %d\n", best, best_splits);
+        }
+    }
+    release(b);
+}
+
+int main(int argc, char ** argv) {
+    const std::string what = argc > 1 ? argv[1] : "check";
+    enum { T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGMLQ_TYPE_F16, Q = GGMLQ_TYPE_Q8_0 };
+    if (what == "check") {
+        int failed = 0, count = 0;
+        auto run = [&](bench_case c, const ggmlq_decode_instance * forced = NULL) { failed += !check(c, forced); ++count; };
+        const int pairs[][2] = { { T, T }, { P, P }, { T, P }, { P, T }, { H, T }, { T, H }, { Q, T }, { T, Q }, { H, P }, { P, H }, { Q, P }, { P, Q } };
+        for (auto & pair : pairs) {
+            for (int size : { 64, 96, 128, 192, 256, 512 }) {
+                if ((pair[0] == P || pair[1] == P) && size % 128) continue;
+                run({ pair[0], pair[1], size, 2, 4, 1, 777, 1, 1, 1, false, false, 0, 0, 2, false });
+                run({ pair[0], pair[1], size, 3, 5, 3, 301, 3, 2, 1, false, true, 0, 0, 3, true });
+            }
+            run({ pair[0], pair[1], 128, 1, 64, 2, 1000, 1, 1, 1, false, false, 20, 0, 4, false });
+            run({ pair[0], pair[1], 128, 8, 1, 8, 4096, 2, 1, 1, false, true, 0, 8, 3, true });
+            run({ pair[0], pair[1], 128, 2, 7, 4, 33, 5, 3, 3, false, false, 0, 0, 1, false });
+        }
+        for (int type : { T, P }) {
+            for (int kv : { 1, 2, 15, 16, 17, 31, 32, 33, 100, 1023 }) run({ type, type, 128, 2, 8, 1, kv, 0, 1, 1, false, false, 0, 0, 2, false });
+            run({ type, type, 128, 8, 8, 1, 32768, 4, 1, 1, false, false, 0, 0, 1, false });
+            run({ type, type, 128, 8, 8, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false });
+            run({ type, type, 512, 1, 64, 1, 4096, 1, 1, 1, true, false, 0, 0, 2, true });
+            run({ type, type, 512, 1, 64, 1, 4096, 4, 2, 2, true, false, 0, 0, 2, false });
+            run({ type, type, 128, 1, 1, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false });
+            run({ type, type, 128, 4, 8, 8, 2000, 1, 2, 2, false, true, 30, 8, 3, true });
+        }
+        for (int v = 0; bench_variant(v); ++v) {
+            const ggmlq_decode_instance * i = bench_variant(v);
+            run({ i->type_k, i->type_v, i->slice, 2, 8*i->tiles, 1, 3001, 1, 1, 1, false, false, 0, 0, 2, true }, i);
+        }
+        printf("%d of %d failed\n", failed, count);
+        return failed != 0;
+    }
+    const bool search = argc > 2 && std::string(argv[2]) == "search";
+    const int  only   = argc > 2 && !search ? atoi(argv[2]) : -1; /* one case of the list, for a profiler */
+    int index = 0;
+    cudaStream_t stream; CUDA(cudaStreamCreate(&stream));
+    double copy_rate = 0;
+    { /* bytes read plus written */
+        uint8_t * a, * b; cudaEvent_t e0, e1; const size_t n = 1ull << 30;
+        CUDA(cudaMalloc(&a, n)); CUDA(cudaMalloc(&b, n)); CUDA(cudaEventCreate(&e0)); CUDA(cudaEventCreate(&e1));
+        for (int i = 0; i < 5; ++i) {
+            CUDA(cudaEventRecord(e0, stream)); CUDA(cudaMemcpyAsync(b, a, n, cudaMemcpyDeviceToDevice, stream)); CUDA(cudaEventRecord(e1, stream)); CUDA(cudaEventSynchronize(e1));
+            float ms; CUDA(cudaEventElapsedTime(&ms, e0, e1)); copy_rate = std::max(copy_rate, 2.0*n/ms*1e3);
+        }
+        CUDA(cudaFree(a)); CUDA(cudaFree(b));
+    }
+    cudaDeviceProp prop; CUDA(cudaGetDeviceProperties(&prop, 0));
+    printf("%s, copy %.2f TB/s\n", prop.name, copy_rate*1e-12);
+    for (int type : { T, P }) {
+        auto run = [&](int k, int v, int size, int heads_kv, int group, int queries, int kv, bool v_in_k, double target) {
+            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search, copy_rate, stream);
+        };
+        run(type, type, 128, 8, 8, 1,   4096, false, 11.1);
+        run(type, type, 128, 8, 8, 1,  32768, false, 21.4);
+        run(type, type, 128, 8, 8, 1, 131072, false, 55.9);
+        run(type, type, 128, 8, 4, 1,   4096, false,  9.5);
+        run(type, type, 128, 8, 4, 1,  32768, false, 21.5);
+        run(type, type, 128, 8, 4, 1, 131072, false, 60.7);
+        run(type, type, 128, 8, 1, 1,  32768, false, 22.0);
+        run(type, type, 128, 8, 4, 8,  32768, false, 30.4);
+        if (type == T) run(type, type, 64, 8, 4, 1, 32768, false, 18.3);
+        run(type, type, 256, 4, 4, 1,  32768, false, 35.8);
+        run(type, type, 512, 1, 64, 1, 32768, true,  74.8);
+        run(Q, type, 128, 8, 8, 1,  32768, false, 53.6);
+        run(type, H, 128, 8, 8, 1,  32768, false, 53.6);
+        run(H, type, 128, 8, 8, 1,  32768, false, 53.6);
+    }
+    return 0;
+}

@@ -1,0 +1,1033 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Every function of csrc/cuda/ggmlq-cuda.h against ggmlq-codec.c (bytes and bits) or against float64 (attention, dot products within
+ * a derived bound). Without Python, so that it runs under compute-sanitizer too.
+ *
+ *   check_cuda                   everything; a line per group, exit 1 if one fails
+ *   check_cuda --quick [group]   the same on less data
+ *   check_cuda --bench           times; nothing is checked
+ *
+ * compute-sanitizer: --report-api-errors no, because the group "errors" asks for more memory than there is.
+ * Build: nvcc -O3 -arch=native -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
+ */
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ggmlq-block.h"
+#include "ggmlq-cuda.h"
+
+static const double U = 1.0/16777216.0; /* unit roundoff of float32 */
+static const int CACHE_TYPES[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 };
+static bool quick = false;
+
+/* --- tools ------------------------------------------------------------------------------------------------------ */
+
+static void cuda(cudaError_t error) {
+    if (error != cudaSuccess) {
+        printf("CUDA: %s\n", cudaGetErrorString(error));
+        exit(1);
+    }
+}
+
+static const char * group_name = "";
+static int64_t      group_checks, group_failures, all_failures;
+
+static void require(bool condition, const char * format, ...) __attribute__((format(printf, 2, 3)));
+static void require(bool condition, const char * format, ...) {
+    ++group_checks;
+    if (!condition && ++group_failures <= 5) {
+        printf("  %s: ", group_name);
+        va_list arguments;
+        va_start(arguments, format);
+        vprintf(format, arguments);
+        va_end(arguments);
+        printf("\n");
+    }
+}
+
+static const char * only = NULL;
+
+static void group(const char * name, const std::function<std::string()> & checks) {
+    if (only && strcmp(only, name) != 0) {
+        return;
+    }
+    group_name   = name;
+    group_checks = group_failures = 0;
+    const std::string note = checks();
+    cuda(cudaDeviceSynchronize());
+    printf("%-4s %-22s %8lld checks%s%s\n", group_failures ? "FAIL" : "ok", name, (long long) group_checks, note.empty() ? "" : ", ", note.c_str());
+    fflush(stdout);
+    all_failures += group_failures;
+}
+
+static void ok(int error) { require(error == GGMLQ_OK, "%s", ggmlq_cuda_error_text(error)); }
+
+static uint64_t random_state = 88172645463325252ull;
+static uint32_t random_bits() { /* xorshift64* */
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (uint32_t) (random_state*2685821657736338717ull >> 32);
+}
+static int64_t random_below(int64_t n) { return random_bits() % n; }
+static float random_normal() {
+    const double u = (random_bits() + 1.0)/4294967297.0, v = random_bits()/4294967296.0;
+    return (float) (sqrt(-2*log(u))*cos(6.283185307179586*v));
+}
+static std::vector<float> normals(int64_t n) {
+    std::vector<float> x(n);
+    for (float & v : x) {
+        v = random_normal();
+    }
+    return x;
+}
+static std::vector<uint8_t> random_bytes(int64_t n) {
+    std::vector<uint8_t> x(n);
+    for (uint8_t & v : x) {
+        v = (uint8_t) random_bits();
+    }
+    return x;
+}
+
+/* Device memory with the contents of host bytes, `offset` bytes after an aligned address. */
+struct device_bytes {
+    uint8_t * base = nullptr;
+    int64_t   n, offset;
+    device_bytes(int64_t n, int64_t offset = 0) : n(n), offset(offset) { cuda(cudaMalloc((void **) &base, n + offset + 16)); }
+    template <typename T> device_bytes(const std::vector<T> & host, int64_t offset = 0) : device_bytes((int64_t) (host.size()*sizeof(T)), offset) {
+        cuda(cudaMemcpy(data(), host.data(), n, cudaMemcpyHostToDevice));
+    }
+    device_bytes(const device_bytes &) = delete;
+    ~device_bytes() { cudaFree(base); }
+    uint8_t * data() const { return base + offset; }
+    template <typename T> std::vector<T> host() const {
+        std::vector<T> copy(n/sizeof(T));
+        cuda(cudaMemcpy(copy.data(), data(), n, cudaMemcpyDeviceToHost));
+        return copy;
+    }
+};
+
+static struct ggmlq_cuda_view view(void * data, int type, const int64_t ne[4], const int64_t nb[4]) {
+    struct ggmlq_cuda_view v = { data, type, { ne[0], ne[1], ne[2], ne[3] }, { nb[0], nb[1], nb[2], nb[3] } };
+    return v;
+}
+
+static bool    is_ours(int type) { return type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3; }
+static int64_t row_bytes(int type, int64_t n) { return type == GGMLQ_CUDA_BF16 ? 2*n : ggmlq_row_bytes(type, n); }
+static const char * type_name(int type) { return ggmlq_type_info_get(type) ? ggmlq_type_info_get(type)->name : "bf16"; }
+
+/* A view with `gap` bytes after each row, twice that after each plane and so on; its bytes. */
+static int64_t spread(struct ggmlq_cuda_view * v, void * data, int type, int64_t n0, int64_t n1, int64_t n2, int64_t n3, int64_t gap) {
+    const int64_t ne[4] = { n0, n1, n2, n3 };
+    int64_t nb[4];
+    nb[0] = is_ours(type) ? ggmlq_type_info_get(type)->block_bytes : row_bytes(type, 1);
+    nb[1] = row_bytes(type, n0) + gap;
+    nb[2] = nb[1]*n1 + 2*gap;
+    nb[3] = nb[2]*n2 + gap;
+    *v = view(data, type, ne, nb);
+    return nb[3]*n3;
+}
+
+static int64_t row_at(const struct ggmlq_cuda_view & v, int64_t i1, int64_t i2, int64_t i3) { return i1*v.nb[1] + i2*v.nb[2] + i3*v.nb[3]; }
+
+static bool same_float(float a, float b) { return ggmlq_float_bits(a) == ggmlq_float_bits(b) || (std::isnan(a) && std::isnan(b)); }
+
+/* float32 -> the 16-bit type as the device should: nearest even, overflow to infinity. */
+static uint16_t to_16(int type, float f) {
+    const uint32_t bits = ggmlq_float_bits(f);
+    if (type == GGMLQ_CUDA_BF16) {
+        return (uint16_t) (std::isnan(f) ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+    return (bits & 0x7fffffff) >= 0x477ff000 && !std::isnan(f) ? (uint16_t) (bits >> 16 & 0x8000 | 0x7c00) : ggmlq_half_from_float(f);
+}
+static float from_16(int type, uint16_t h) { return type == GGMLQ_CUDA_BF16 ? ggmlq_float_from_bits((uint32_t) h << 16) : ggmlq_half_to_float(h); }
+
+/* Value i of a float row, and writing it. */
+static float value_at(int type, const uint8_t * row, int64_t i) {
+    if (type == GGMLQ_CUDA_F32) {
+        float f;
+        memcpy(&f, row + 4*i, 4);
+        return f;
+    }
+    return from_16(type, ggmlq_load_u16(row + 2*i));
+}
+static void put_value(int type, uint8_t * row, int64_t i, float f) {
+    if (type == GGMLQ_CUDA_F32) {
+        memcpy(row + 4*i, &f, 4);
+    } else {
+        ggmlq_store_u16(row + 2*i, to_16(type, f));
+    }
+}
+
+/* --- encoder ---------------------------------------------------------------------------------------------------- */
+
+/* One block of a kind that an encoder may get wrong. */
+static void adversarial_block(int kind, float * x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        x[i] = random_normal();
+    }
+    switch (kind) {
+        case 0: break;
+        case 1: for (int64_t i = 0; i < n; ++i) { x[i] = 0.0f*(random_bits() & 1 ? -1.0f : 1.0f); } break;
+        case 2: for (int64_t i = 0; i < n; ++i) { x[i] = (float) ((int) (2*x[i])); } break; /* ties after the rotation */
+        case 3: for (int64_t i = 0; i < n; ++i) { x[i] = x[i] < 0 ? -1.0f : 1.0f; } break;
+        case 4: for (int64_t i = 0; i < n; ++i) { x[i] *= 1e-41f; } break;
+        case 5: for (int64_t i = 0; i < n; ++i) { x[i] *= 1e-45f*(float) random_below(3); } break; /* the smallest subnormals */
+        case 6: for (int64_t i = 0; i < n; ++i) { x[i] = x[i] < 0 ? -3.402823466e+38f : 3.402823466e+38f; } break;
+        case 7: for (int64_t i = 0; i < n; ++i) { x[i] *= 1e30f; } break;
+        case 8: x[random_below(n)] = NAN; break;
+        case 9: x[random_below(n)] = random_bits() & 1 ? INFINITY : -INFINITY; break;
+        case 10: for (int64_t i = 0; i < n; ++i) { x[i] = 0.0f; } x[random_below(n)] = random_normal(); break;
+        case 11: for (int64_t i = 0; i < n; ++i) { x[i] = 1.0f; } break;
+        case 12: for (int64_t i = 0; i < n; ++i) { x[i] = ggmlq_float_from_bits(random_bits() & 0xbfffffff); } break; /* any finite magnitude */
+        case 13: for (int64_t i = 0; i < n; ++i) { x[i] = ggmlq_float_from_bits(random_bits() & 0x807fffff); } break; /* any subnormal */
+        case 14: { const float f = ldexpf(1.0f, (int) random_below(250) - 125); for (int64_t i = 0; i < n; ++i) { x[i] *= f; } break; }
+        case 15: for (int64_t i = 0; i < n; ++i) { x[i] *= i % 2 ? 1.0f : 1e-38f; } break;
+        case 16: x[random_below(n)] *= 1e20f; break;
+        case 17: for (int64_t i = 0; i < n; ++i) { x[i] = (float) (random_below(5) - 2)*0.25f; } break;
+        case 18: for (int64_t i = 2; i < n; ++i) { x[i] *= 1e-37f*1e-5f; } break; /* subnormal once the largest is 1 */
+        case 19: { const float f = ldexpf(65504.0f, (int) random_below(6) - 3); for (int64_t i = 0; i < n; ++i) { x[i] *= f; } break; } /* saturation */
+        case 20: { const float f = ldexpf(1.0f, -(int) random_below(20) - 10); for (int64_t i = 0; i < n; ++i) { x[i] *= f; } break; } /* subnormal scale */
+        case 21: for (int64_t i = 0; i < n; ++i) { x[i] = (float) (i % 8 < 4 ? 1 : -1)*(float) (1 + random_below(2)); } break;
+        case 22: { /* lies exactly on a boundary in one of the passes (planar3): found by trying 2 million blocks, as in tests/levels */
+            uint32_t state = random_bits() & 1 ? 2449017636u : 3057662578u;
+            for (int64_t i = 0; i < n; ++i) {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                x[i] = state >> 8 & 1 ? (float) ((int) (state >> 16) % 3 - 1) : 0.0f;
+            }
+            break;
+        }
+        default: break;
+    }
+}
+enum { KINDS = 23 };
+
+static std::string check_encoder() {
+    int64_t blocks_all = 0, different = 0;
+    for (int type : CACHE_TYPES) {
+        const int64_t length = ggmlq_type_info_get(type)->block_length, bytes = ggmlq_type_info_get(type)->block_bytes;
+        for (int source : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16 }) {
+            const int64_t n_blocks = (quick ? 6000 : 600000)*32/length;
+            std::vector<float> x(n_blocks*length);
+            for (int64_t b = 0; b < n_blocks; ++b) {
+                adversarial_block(b % 3 == 0 ? (int) (b/3 % KINDS) : 0, &x[b*length], length);
+            }
+            std::vector<uint8_t> data(row_bytes(source, (int64_t) x.size())), wanted(n_blocks*bytes);
+            for (size_t i = 0; i < x.size(); ++i) {
+                put_value(source, data.data(), (int64_t) i, x[i]);
+                x[i] = value_at(source, data.data(), (int64_t) i);
+            }
+            ggmlq_encode_row(type, x.data(), wanted.data(), (int64_t) x.size());
+            device_bytes src(data), dst(std::vector<uint8_t>(wanted.size(), 0xcd), 2);
+            struct ggmlq_cuda_view from, to;
+            spread(&from, src.data(), source, (int64_t) x.size(), 1, 1, 1, 0);
+            spread(&to,   dst.data(), type,   (int64_t) x.size(), 1, 1, 1, 0);
+            ok(ggmlq_cuda_copy(&to, &from, NULL));
+            const std::vector<uint8_t> found = dst.host<uint8_t>();
+            for (int64_t b = 0; b < n_blocks; ++b) {
+                const bool same = memcmp(&found[b*bytes], &wanted[b*bytes], bytes) == 0;
+                different += !same;
+                ++blocks_all;
+                require(same, "%s from %s: block %lld of kind %d differs", type_name(type), type_name(source), (long long) b, b % 3 == 0 ? (int) (b/3 % KINDS) : 0);
+            }
+        }
+    }
+    return std::to_string(different) + " of " + std::to_string(blocks_all) + " blocks differ from the C encoder";
+}
+
+/* --- decoder ---------------------------------------------------------------------------------------------------- */
+
+/* Blocks of random bytes: any scale, also NaN, infinite, subnormal and 0. */
+static std::vector<uint8_t> random_blocks(int type, int64_t n_blocks) {
+    const int64_t bytes = ggmlq_type_info_get(type)->block_bytes, scale_at = type == GGMLQ_TYPE_TQ3_0 ? 12 : 0;
+    std::vector<uint8_t> rows = random_bytes(n_blocks*bytes);
+    for (int64_t b = 0; b < n_blocks; ++b) {
+        static const uint16_t scales[] = { 0x0000, 0x8000, 0x0001, 0x03ff, 0x7bff, 0x7c00, 0x7e00, 0xfc00, 0x3c00, 0x0400 };
+        if (b % 4 == 0) {
+            ggmlq_store_u16(&rows[b*bytes + scale_at], scales[b/4 % 10]);
+        }
+    }
+    return rows;
+}
+
+/* Encoded rows whose scales are ordinary. */
+static std::vector<uint8_t> encoded_rows(int type, int64_t n_rows, int64_t n) {
+    std::vector<uint8_t> rows(n_rows*row_bytes(type, n));
+    const std::vector<float> x = normals(n_rows*n);
+    ggmlq_encode_row(type, x.data(), rows.data(), n_rows*n);
+    return rows;
+}
+
+static std::string check_decoder() {
+    for (int type : CACHE_TYPES) {
+        const int64_t length = ggmlq_type_info_get(type)->block_length;
+        const int64_t n_blocks = (quick ? 3000 : 200000)*32/length + 1, n = n_blocks*length;
+        const std::vector<uint8_t> rows = random_blocks(type, n_blocks);
+        for (int offset : { 0, 1, 2 }) {
+            device_bytes src(rows, offset);
+            for (int rotated = 0; rotated < 2; ++rotated) {
+                std::vector<float> wanted(n);
+                (rotated ? ggmlq_decode_row_rotated : ggmlq_decode_row)(type, rows.data(), wanted.data(), n);
+                for (int target : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16, GGMLQ_CUDA_BF16 }) {
+                    device_bytes dst(std::vector<uint8_t>(row_bytes(target, n), 0xcd));
+                    struct ggmlq_cuda_view from, to;
+                    spread(&from, src.data(), type,   n, 1, 1, 1, 0);
+                    spread(&to,   dst.data(), target, n, 1, 1, 1, 0);
+                    ok((rotated ? ggmlq_cuda_decode_rotated : ggmlq_cuda_copy)(&to, &from, NULL));
+                    const std::vector<uint8_t> found = dst.host<uint8_t>();
+                    int64_t wrong = 0;
+                    for (int64_t i = 0; i < n; ++i) {
+                        const float w = target == GGMLQ_CUDA_F32 ? wanted[i] : from_16(target, to_16(target, wanted[i]));
+                        wrong += !same_float(value_at(target, found.data(), i), w);
+                    }
+                    require(wrong == 0, "%s to %s, rotated %d, offset %d: %lld of %lld values differ", type_name(type), type_name(target), rotated, offset, (long long) wrong, (long long) n);
+                }
+            }
+        }
+    }
+    return "";
+}
+
+/* --- rotation --------------------------------------------------------------------------------------------------- */
+
+static std::string check_rotation() {
+    for (int type : CACHE_TYPES) {
+        const int64_t length = ggmlq_type_info_get(type)->block_length;
+        for (int64_t rows : { 1, 3, 67 }) {
+            for (int back = 0; back < 2; ++back) {
+                for (int in_place = 0; in_place < 2; ++in_place) {
+                    for (int64_t gap : { 0, 4, 16 }) {
+                        const int64_t n = 3*length;
+                        struct ggmlq_cuda_view src, dst;
+                        const int64_t bytes = spread(&src, NULL, GGMLQ_CUDA_F32, n, rows, 2, 2, gap), out_bytes = spread(&dst, NULL, GGMLQ_CUDA_F32, n, rows, 2, 2, in_place ? gap : 8);
+                        std::vector<float> x = normals(bytes/4);
+                        for (size_t i = 0; i < x.size(); i += 97) {
+                            x[i] = i % 5 ? 1e-40f : 3e38f;
+                        }
+                        device_bytes from(x), to(std::vector<uint8_t>(out_bytes, 0xcd));
+                        src.data = from.data();
+                        dst.data = in_place ? from.data() : to.data();
+                        ok((back ? ggmlq_cuda_unrotate : ggmlq_cuda_rotate)(type, &dst, &src, NULL));
+                        const std::vector<uint8_t> found = (in_place ? from : to).host<uint8_t>();
+                        std::vector<float> wanted(n);
+                        for (int64_t i = 0; i < rows*4; ++i) {
+                            (back ? ggmlq_unrotate_row : ggmlq_rotate_row)(type, &x[row_at(src, i % rows, i/rows % 2, i/rows/2)/4], wanted.data(), n);
+                            const uint8_t * row = &found[row_at(dst, i % rows, i/rows % 2, i/rows/2)];
+                            bool same = true;
+                            for (int64_t j = 0; j < n; ++j) {
+                                same &= same_float(value_at(GGMLQ_CUDA_F32, row, j), wanted[j]);
+                            }
+                            require(same, "%s, back %d, in place %d, %lld rows, gap %lld", type_name(type), back, in_place, (long long) rows, (long long) gap);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    return "";
+}
+
+/* --- rows by index ---------------------------------------------------------------------------------------------- */
+
+struct shape { int64_t n, tokens, i2, i3, rows, index2, index3; };
+static const struct shape SHAPES[] = { /* n in blocks of 128 */
+    { 1, 1, 1, 1, 1, 1, 1 }, { 1, 1, 1, 1, 7, 1, 1 }, { 8, 3, 1, 1, 40, 1, 1 }, { 3, 5, 2, 3, 11, 1, 1 }, { 1, 9, 4, 2, 20, 2, 1 }, { 2, 33, 3, 2, 33, 3, 2 }, { 5, 129, 1, 1, 300, 1, 1 },
+};
+
+/* Row numbers: distinct within (i2, i3), some out of range. As bytes, with the view. */
+static std::vector<uint8_t> make_indices(const struct shape & s, int index_bytes, struct ggmlq_cuda_view * v) {
+    const int64_t ne[4] = { s.tokens, s.index2, s.index3, 1 }, width = index_bytes;
+    const int64_t nb[4] = { width, width*(s.tokens + 1), width*(s.tokens + 1)*s.index2, width*(s.tokens + 1)*s.index2*s.index3 };
+    *v = view(NULL, 0, ne, nb);
+    std::vector<uint8_t> bytes(nb[3] + 8, 0xff);
+    for (int64_t i = 0; i < s.index2*s.index3; ++i) {
+        std::vector<int64_t> rows(s.rows);
+        for (int64_t r = 0; r < s.rows; ++r) {
+            rows[r] = r;
+        }
+        for (int64_t r = s.rows - 1; r > 0; --r) {
+            std::swap(rows[r], rows[random_below(r + 1)]);
+        }
+        for (int64_t t = 0; t < s.tokens; ++t) {
+            int64_t row = rows[t % s.rows];
+            if (t % 5 == 4) {
+                row = t % 2 ? -1 - t : s.rows + t;
+            }
+            const int32_t narrow = (int32_t) row;
+            memcpy(&bytes[i % s.index2*nb[1] + i/s.index2*nb[2] + t*width], index_bytes == 8 ? (const void *) &row : &narrow, width);
+        }
+    }
+    return bytes;
+}
+
+static int64_t index_at(const std::vector<uint8_t> & bytes, const struct ggmlq_cuda_view & v, int index_bytes, int64_t i0, int64_t i1, int64_t i2) {
+    int64_t wide = 0;
+    int32_t narrow = 0;
+    const uint8_t * at = &bytes[i0*v.nb[0] + i1%v.ne[1]*v.nb[1] + i2%v.ne[2]*v.nb[2]];
+    memcpy(index_bytes == 8 ? (void *) &wide : &narrow, at, index_bytes);
+    return index_bytes == 8 ? wide : narrow;
+}
+
+static std::string check_set_rows() {
+    for (int type : CACHE_TYPES) for (const struct shape & s : SHAPES) for (int source : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16 }) for (int index_bytes : { 4, 8 }) for (int odd = 0; odd < 3; ++odd) {
+        const int64_t n = s.n*128;
+        struct ggmlq_cuda_view values, rows, indices;
+        const int64_t value_bytes = spread(&values, NULL, source, n, s.tokens, s.i2, s.i3, odd == 0 ? 0 : 4*odd);
+        const int64_t bytes = spread(&rows, NULL, type, n, s.rows, s.i2, s.i3, odd == 0 ? 0 : odd == 1 ? 2 : 3);
+        std::vector<uint8_t> x(value_bytes), wanted(bytes, 0xcd);
+        std::vector<float> row(n);
+        const std::vector<uint8_t> index = make_indices(s, index_bytes, &indices);
+        for (int64_t i = 0; i < s.tokens*s.i2*s.i3; ++i) {
+            const int64_t i1 = i % s.tokens, i2 = i/s.tokens % s.i2, i3 = i/s.tokens/s.i2;
+            for (int64_t j = 0; j < n; ++j) {
+                put_value(source, &x[row_at(values, i1, i2, i3)], j, random_normal());
+                row[j] = value_at(source, &x[row_at(values, i1, i2, i3)], j);
+            }
+            const int64_t target = index_at(index, indices, index_bytes, i1, i2, i3);
+            if (target >= 0 && target < s.rows && i1 < s.rows) {
+                ggmlq_encode_row(type, row.data(), &wanted[row_at(rows, target, i2, i3)], n);
+            }
+        }
+        if (s.tokens > s.rows) {
+            continue; /* two tokens for a row: no order is promised */
+        }
+        device_bytes dx(x, odd == 2 ? 4 : 0), dr(std::vector<uint8_t>(bytes, 0xcd), odd), di(index);
+        values.data = dx.data(); rows.data = dr.data(); indices.data = di.data();
+        ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes, NULL));
+        require(dr.host<uint8_t>() == wanted, "%s from %s, %d-byte indices, %lld tokens, gaps %d", type_name(type), type_name(source), index_bytes, (long long) s.tokens, odd);
+    }
+    return "";
+}
+
+static std::string check_get_rows() {
+    for (int type : CACHE_TYPES) for (const struct shape & s0 : SHAPES) for (int target : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16, GGMLQ_CUDA_BF16 }) for (int index_bytes : { 4, 8 }) for (int odd = 0; odd < 3; ++odd) {
+        struct shape s = s0;
+        s.index2 = s.i2;
+        s.index3 = s.i3;
+        const int64_t n = s.n*128;
+        struct ggmlq_cuda_view values, rows, indices;
+        const int64_t value_bytes = spread(&values, NULL, target, n, s.tokens, s.i2, s.i3, odd == 0 ? 0 : 4*odd);
+        const int64_t bytes = spread(&rows, NULL, type, n, s.rows, s.i2, s.i3, odd == 0 ? 0 : odd == 1 ? 2 : 3);
+        std::vector<uint8_t> encoded = random_bytes(bytes), wanted(value_bytes, 0xcd);
+        std::vector<float> row(n);
+        const std::vector<uint8_t> index = make_indices(s, index_bytes, &indices);
+        for (int64_t i = 0; i < s.rows*s.i2*s.i3; ++i) {
+            const std::vector<uint8_t> good = encoded_rows(type, 1, n);
+            memcpy(&encoded[row_at(rows, i % s.rows, i/s.rows % s.i2, i/s.rows/s.i2)], good.data(), good.size());
+        }
+        for (int64_t i = 0; i < s.tokens*s.i2*s.i3; ++i) {
+            const int64_t i1 = i % s.tokens, i2 = i/s.tokens % s.i2, i3 = i/s.tokens/s.i2;
+            const int64_t from = index_at(index, indices, index_bytes, i1, i2, i3);
+            if (from >= 0 && from < s.rows) {
+                ggmlq_decode_row(type, &encoded[row_at(rows, from, i2, i3)], row.data(), n);
+                for (int64_t j = 0; j < n; ++j) {
+                    put_value(target, &wanted[row_at(values, i1, i2, i3)], j, row[j]);
+                }
+            }
+        }
+        device_bytes dv(std::vector<uint8_t>(value_bytes, 0xcd), odd == 2 ? 4 : 0), dr(encoded, odd), di(index);
+        values.data = dv.data(); rows.data = dr.data(); indices.data = di.data();
+        ok(ggmlq_cuda_get_rows(&values, &rows, &indices, index_bytes, NULL));
+        require(dv.host<uint8_t>() == wanted, "%s to %s, %d-byte indices, %lld tokens, gaps %d", type_name(type), type_name(target), index_bytes, (long long) s.tokens, odd);
+    }
+    return "";
+}
+
+/* Different shapes on both sides, both with gaps. */
+static std::string check_copy() {
+    static const int64_t pairs[][8] = { /* in blocks of 128 values along axis 0 */
+        { 1, 1, 1, 1,  1, 1, 1, 1 }, { 6, 4, 1, 1,  1, 24, 1, 1 }, { 1, 24, 1, 1,  6, 2, 2, 1 }, { 2, 3, 4, 5,  5, 4, 3, 2 }, { 1, 7, 3, 2,  42, 1, 1, 1 }, { 3, 35, 2, 1,  2, 5, 7, 3 },
+    };
+    for (int type : CACHE_TYPES) for (const auto & ne : pairs) for (int odd = 0; odd < 3; ++odd) for (int encoding = 0; encoding < 2; ++encoding) for (int other : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16, GGMLQ_CUDA_BF16 }) {
+        if (encoding && other == GGMLQ_CUDA_BF16) {
+            continue;
+        }
+        struct ggmlq_cuda_view floats, rows;
+        const int64_t float_bytes = spread(&floats, NULL, other, 128*ne[0], ne[1], ne[2], ne[3], 4*odd);
+        const int64_t bytes       = spread(&rows,   NULL, type,  128*ne[4], ne[5], ne[6], ne[7], odd == 2 ? 5 : 2*odd);
+        const int64_t n = 128*ne[0]*ne[1]*ne[2]*ne[3], n0 = floats.ne[0], m0 = rows.ne[0], length = ggmlq_type_info_get(type)->block_length, block_bytes = ggmlq_type_info_get(type)->block_bytes;
+        std::vector<uint8_t> f(float_bytes, 0xcd), r(bytes, 0xcd);
+        std::vector<float> flat = normals(n);
+        std::vector<uint8_t> flat_rows(n/length*block_bytes);
+        const auto float_at = [&](int64_t i) { const int64_t k = i/n0; return row_at(floats, k%ne[1], k/ne[1]%ne[2], k/ne[1]/ne[2]); };
+        const auto block_at = [&](int64_t i) { const int64_t k = i/m0; return row_at(rows, k%ne[5], k/ne[5]%ne[6], k/ne[5]/ne[6]) + i%m0/length*block_bytes; };
+        if (encoding) {
+            for (int64_t i = 0; i < n; ++i) {
+                put_value(other, &f[float_at(i)], i%n0, flat[i]);
+                flat[i] = value_at(other, &f[float_at(i)], i%n0);
+            }
+        }
+        ggmlq_encode_row(type, flat.data(), flat_rows.data(), n);
+        const std::vector<uint8_t> untouched = encoding ? r : f;
+        for (int64_t i = 0; i < n; i += length) {
+            memcpy(&r[block_at(i)], &flat_rows[i/length*block_bytes], block_bytes);
+        }
+        if (!encoding) {
+            ggmlq_decode_row(type, flat_rows.data(), flat.data(), n);
+            for (int64_t i = 0; i < n; ++i) {
+                put_value(other, &f[float_at(i)], i%n0, flat[i]);
+            }
+        }
+        device_bytes df(encoding ? f : untouched, odd == 1 ? 4 : 0), dr(encoding ? untouched : r, odd);
+        floats.data = df.data(); rows.data = dr.data();
+        ok(ggmlq_cuda_copy(encoding ? &rows : &floats, encoding ? &floats : &rows, NULL));
+        require(encoding ? dr.host<uint8_t>() == r : df.host<uint8_t>() == f, "%s, %s %s, shape of %lld values, gaps %d", type_name(type), encoding ? "from" : "to", type_name(other), (long long) n, odd);
+    }
+    return "";
+}
+
+/* --- mul_mat ---------------------------------------------------------------------------------------------------- */
+
+static std::string check_mul_mat() {
+    static const int64_t shapes[][7] = { /* n/128, rows, columns, heads of rows, of x, sequences of rows, of x */
+        { 1, 1, 1, 1, 1, 1, 1 }, { 1, 33, 2, 2, 4, 1, 1 }, { 2, 31, 3, 1, 1, 1, 1 }, { 8, 5, 8, 1, 1, 2, 4 }, { 1, 257, 9, 2, 16, 2, 2 }, { 3, 64, 17, 3, 3, 1, 3 }, { 32, 7, 5, 1, 2, 1, 1 }, { 1, 100, 130, 1, 1, 1, 1 },
+    };
+    double worst = 0;
+    for (int type : CACHE_TYPES) for (const auto & s : shapes) for (int odd = 0; odd < 3; ++odd) {
+        const int64_t n = 128*s[0] - (type == GGMLQ_TYPE_TQ3_0 && odd == 1 ? 32 : 0), length = ggmlq_type_info_get(type)->block_length, n_blocks = n/length;
+        const int64_t block_bytes = ggmlq_type_info_get(type)->block_bytes;
+        struct ggmlq_cuda_view rows, x, out;
+        const int64_t bytes = spread(&rows, NULL, type, n, s[1], s[3], s[5], odd == 2 ? 7 : 2*odd), x_bytes = spread(&x, NULL, GGMLQ_CUDA_F32, n, s[2], s[4], s[6], 4*odd);
+        const int64_t out_bytes = spread(&out, NULL, GGMLQ_CUDA_F32, s[1], s[2], s[4], s[6], 4*odd);
+        std::vector<uint8_t> r = random_bytes(bytes);
+        std::vector<float> xs = normals(x_bytes/4);
+        for (int64_t i = 0; i < s[1]*s[3]*s[5]; ++i) {
+            const std::vector<uint8_t> good = encoded_rows(type, 1, n);
+            memcpy(&r[row_at(rows, i%s[1], i/s[1]%s[3], i/s[1]/s[3])], good.data(), good.size());
+        }
+        if (odd == 2) { /* a query with an empty block, one with a NaN */
+            std::fill(xs.begin(), xs.begin() + length, 1e-44f);
+            xs[row_at(x, s[2] - 1, s[4] - 1, s[6] - 1)/4 + 3] = NAN;
+        }
+        device_bytes dr(r, odd), dx(xs), d_out(std::vector<uint8_t>(out_bytes, 0xcd));
+        rows.data = dr.data(); x.data = dx.data(); out.data = d_out.data();
+        const int64_t workspace_bytes = ggmlq_cuda_mul_mat_workspace_bytes(type, &x);
+        require(workspace_bytes > 0, "workspace %lld", (long long) workspace_bytes);
+        device_bytes workspace(std::vector<uint8_t>(workspace_bytes, 0xff));
+        ok(ggmlq_cuda_mul_mat(&out, &rows, &x, workspace.data(), NULL));
+        const std::vector<uint8_t> found = d_out.host<uint8_t>();
+        std::vector<uint8_t> query(n_blocks*(4 + length));
+        for (int64_t i3 = 0; i3 < s[6]; ++i3) for (int64_t i2 = 0; i2 < s[4]; ++i2) for (int64_t c = 0; c < s[2]; ++c) {
+            ggmlq_encode_query_row(type, &xs[row_at(x, c, i2, i3)/4], query.data(), n);
+            for (int64_t ir = 0; ir < s[1]; ++ir) {
+                const uint8_t * row = &r[row_at(rows, ir, i2/(s[4]/s[3]), i3/(s[6]/s[5]))];
+                double sum = 0, magnitude = 0;
+                for (int64_t b = 0; b < n_blocks; ++b) {
+                    int8_t levels[128];
+                    float d;
+                    memcpy(&d, &query[b*(4 + length)], 4);
+                    const float scale = type == GGMLQ_TYPE_TQ3_0 ? ggmlq_unpack_block_tq3_0((const struct ggmlq_block_tq3_0 *) (row + b*block_bytes), levels)
+                                                                 : ggmlq_unpack_block_planar3((const struct ggmlq_block_planar3 *) (row + b*block_bytes), levels);
+                    int64_t dot = 0;
+                    for (int64_t j = 0; j < length; ++j) {
+                        dot += levels[j]*(int8_t) query[b*(4 + length) + 4 + j];
+                    }
+                    sum       += (double) scale*d*(double) dot;
+                    magnitude += std::fabs((double) scale*d*(double) dot);
+                }
+                const float result = value_at(GGMLQ_CUDA_F32, &found[row_at(out, c, i2, i3)], ir);
+                const double bound = (double) (n_blocks + 2)*U*magnitude;
+                require(std::isnan(sum) ? std::isnan(result) : std::fabs(result - sum) <= bound, "%s n %lld row %lld column %lld: %g, wanted %g within %g",
+                        type_name(type), (long long) n, (long long) ir, (long long) c, result, sum, bound);
+                worst = std::isnan(sum) || bound == 0 ? worst : std::max(worst, std::fabs(result - sum)/bound);
+            }
+        }
+    }
+    char note[64];
+    snprintf(note, sizeof(note), "largest error %.2f of its bound", worst);
+    return note;
+}
+
+/* --- attention -------------------------------------------------------------------------------------------------- */
+
+struct attention_case {
+    int     type_k, type_v;
+    int64_t head_k, head_v, n_kv, n_queries, heads, heads_kv, seqs, seqs_kv;
+    bool    mask, sinks;
+    float   softcap, max_bias;
+    int     layout; /* 0: rows of a head adjacent; 1: all heads of a token adjacent, gaps, even addresses; 2: odd addresses */
+    bool    poison; /* hidden rows hold NaN */
+};
+
+/* Normal values as rows of any type; what they decode to. */
+static void make_rows(int type, int64_t n, uint8_t * row, float * values) {
+    const std::vector<float> x = normals(n);
+    if (is_ours(type)) {
+        ggmlq_encode_row(type, x.data(), row, n);
+        ggmlq_decode_row(type, row, values, n);
+        return;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        if (type == GGMLQ_TYPE_F32 || type == GGMLQ_TYPE_F16) {
+            put_value(type, row, i, x[i]);
+            values[i] = value_at(type, row, i);
+        } else if (i % 32 == 0) {
+            const int64_t bytes = ggmlq_type_info_get(type)->block_bytes;
+            uint8_t * block = row + i/32*bytes;
+            const std::vector<uint8_t> fields = random_bytes(bytes);
+            memcpy(block, fields.data(), bytes);
+            ggmlq_store_u16(block, ggmlq_half_from_float(0.01f + 0.001f*(float) random_below(10)));
+            const float d = ggmlq_half_to_float(ggmlq_load_u16(block));
+            for (int j = 0; j < 32; ++j) {
+                values[i + j] = type == GGMLQ_TYPE_Q8_0 ? d*(float) (int8_t) block[2 + j] : d*(float) ((j < 16 ? block[2 + j] & 15 : block[2 + j - 16] >> 4) - 8);
+            }
+        }
+    }
+}
+
+/* NaN wherever a type can say so. */
+static void poison_row(int type, int64_t n, uint8_t * row) {
+    const struct ggmlq_type_info * info = ggmlq_type_info_get(type);
+    for (int64_t b = 0; b < n/info->block_length; ++b) {
+        if (type == GGMLQ_TYPE_F32) {
+            put_value(type, row, b, NAN);
+        } else {
+            ggmlq_store_u16(row + b*info->block_bytes + (type == GGMLQ_TYPE_TQ3_0 ? 12 : 0), 0x7e00);
+        }
+    }
+}
+
+static double alibi_slope(int64_t n_heads, int64_t head, double max_bias) {
+    if (max_bias == 0) {
+        return 1;
+    }
+    int64_t n = 1;
+    while (2*n <= n_heads) {
+        n *= 2;
+    }
+    return head < n ? pow(2, -max_bias/n*(double) (head + 1)) : pow(2, -max_bias/2/n*(double) (2*(head - n) + 1));
+}
+
+static double worst_attention;
+
+static void check_attention_case(const struct attention_case & c) {
+    struct ggmlq_attend_params p = {};
+    p.type_k = c.type_k; p.type_v = c.type_v;
+    p.head_size_k = c.head_k; p.head_size_v = c.head_v;
+    p.n_kv = c.n_kv; p.n_queries = c.n_queries;
+    p.n_heads = c.heads; p.n_heads_kv = c.heads_kv;
+    p.n_seqs = c.seqs; p.n_seqs_kv = c.seqs_kv;
+    p.scale = 1.0f/sqrtf((float) c.head_k);
+    p.max_bias = c.max_bias;
+    p.logit_softcap = c.softcap;
+
+    std::vector<uint8_t> bytes[2];
+    std::vector<float>   values[2];
+    int64_t stride[2][3];
+    for (int i = 0; i < 2; ++i) {
+        const int type = i ? c.type_v : c.type_k;
+        const int64_t n = i ? c.head_v : c.head_k, row = row_bytes(type, n), gap = c.layout == 0 ? 0 : is_ours(type) ? (c.layout == 2 ? 3 : 2) : type == GGMLQ_TYPE_F32 ? 4 : 2;
+        stride[i][0] = c.layout == 0 ? row : (row + gap)*c.heads_kv + gap;
+        stride[i][1] = c.layout == 0 ? row*c.n_kv : row + gap;
+        stride[i][2] = c.layout == 0 ? row*c.n_kv*c.heads_kv : stride[i][0]*c.n_kv + gap;
+        bytes[i].assign(stride[i][2]*c.seqs_kv + 16, 0xff);
+        values[i].resize(n*c.n_kv*c.heads_kv*c.seqs_kv);
+        for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t h = 0; h < c.heads_kv; ++h) for (int64_t t = 0; t < c.n_kv; ++t) {
+            make_rows(type, n, &bytes[i][t*stride[i][0] + h*stride[i][1] + s*stride[i][2]], &values[i][((s*c.heads_kv + h)*c.n_kv + t)*n]);
+        }
+    }
+    p.mask_heads = c.mask && c.heads % 2 == 0 ? 2 : 1;
+    p.mask_seqs  = c.mask && c.seqs  % 2 == 0 ? 2 : 1;
+    std::vector<uint16_t> mask(p.mask_seqs*p.mask_heads*c.n_queries*(c.n_kv + 1));
+    p.mask_stride[0] = 2*(c.n_kv + 1);
+    p.mask_stride[1] = p.mask_stride[0]*c.n_queries;
+    p.mask_stride[2] = p.mask_stride[1]*p.mask_heads;
+    /* A third is hidden, of query 1 all, of everyone a run of 40 tokens, which is what poison lies in. */
+    const int64_t run = c.n_kv/3;
+    for (size_t i = 0; i < mask.size(); ++i) {
+        const int64_t t = (int64_t) i % (c.n_kv + 1), query = (int64_t) i/(c.n_kv + 1) % c.n_queries;
+        mask[i] = random_below(3) == 0 || (c.n_queries > 1 && query == 1) || (t >= run && t < run + 40 && t < c.n_kv) ? 0xfc00 : ggmlq_half_from_float(-3.0f*std::fabs(random_normal()));
+    }
+    if (c.poison) {
+        for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t h = 0; h < c.heads_kv; ++h) for (int64_t t = run; t < run + 40 && t < c.n_kv; ++t) {
+            poison_row(c.type_k, c.head_k, &bytes[0][t*stride[0][0] + h*stride[0][1] + s*stride[0][2]]);
+            poison_row(c.type_v, c.head_v, &bytes[1][t*stride[1][0] + h*stride[1][1] + s*stride[1][2]]);
+        }
+    }
+    const int64_t q_gap = c.layout ? 4 : 0;
+    const int64_t q_row = 4*c.head_k + q_gap, out_row = 4*c.head_v + q_gap;
+    std::vector<float> q = normals(q_row/4*c.n_queries*c.heads*c.seqs), sinks = normals(c.heads);
+    const int64_t out_bytes = out_row*c.heads*c.n_queries*c.seqs;
+    device_bytes dq(q), dk(bytes[0], c.layout == 2 && is_ours(c.type_k) ? 1 : 0), dv(bytes[1], c.layout == 2 && is_ours(c.type_v) ? 1 : 0), d_mask(mask), d_sinks(sinks), d_out(std::vector<uint8_t>(out_bytes, 0xff));
+    p.q = (const float *) dq.data();
+    p.q_stride[0] = q_row; p.q_stride[1] = q_row*c.n_queries; p.q_stride[2] = q_row*c.n_queries*c.heads;
+    p.k = dk.data(); p.v = dv.data();
+    memcpy(p.k_stride, stride[0], sizeof(p.k_stride));
+    memcpy(p.v_stride, stride[1], sizeof(p.v_stride));
+    p.out = (float *) d_out.data();
+    p.out_stride[0] = out_row*c.heads; p.out_stride[1] = out_row; p.out_stride[2] = out_row*c.heads*c.n_queries;
+    p.mask  = c.mask  ? (const uint16_t *) d_mask.data() : NULL;
+    p.sinks = c.sinks ? (const float *) d_sinks.data() : NULL;
+
+    char text[256];
+    const char * kernel = ggmlq_cuda_attend_kernel(&p);
+    snprintf(text, sizeof(text), "%s: K %s %lld, V %s %lld, kv %lld, %lld queries, %lld/%lld heads, %lld/%lld sequences, mask %d, sinks %d, cap %g, alibi %g, layout %d", kernel ? kernel : "none",
+             type_name(c.type_k), (long long) c.head_k, type_name(c.type_v), (long long) c.head_v, (long long) c.n_kv, (long long) c.n_queries, (long long) c.heads, (long long) c.heads_kv,
+             (long long) c.seqs, (long long) c.seqs_kv, c.mask, c.sinks, c.softcap, c.max_bias, c.layout);
+
+    const int64_t workspace_bytes = ggmlq_cuda_attend_workspace_bytes(&p);
+    require(ggmlq_cuda_attend_check(&p) == GGMLQ_OK && workspace_bytes >= 0, "refused: %s", text);
+    if (workspace_bytes < 0) {
+        return;
+    }
+    device_bytes workspace(std::vector<uint8_t>(workspace_bytes, 0xff));
+    ok(ggmlq_cuda_attend(&p, workspace.data(), NULL));
+    const std::vector<float> found = d_out.host<float>();
+    cuda(cudaMemset(workspace.data(), 0x11, workspace_bytes));
+    ok(ggmlq_cuda_attend(&p, workspace.data(), NULL));
+    require(memcmp(d_out.host<float>().data(), found.data(), out_bytes) == 0, "not the same twice: %s", text);
+
+    std::vector<double> score(c.n_kv), wanted(c.head_v);
+    for (int64_t s = 0; s < c.seqs; ++s) for (int64_t h = 0; h < c.heads; ++h) for (int64_t iq = 0; iq < c.n_queries; ++iq) {
+        const int64_t kv = s/(c.seqs/c.seqs_kv)*c.heads_kv + h/(c.heads/c.heads_kv);
+        const float * query = &q[(s*c.heads*c.n_queries + h*c.n_queries + iq)*q_row/4];
+        const uint16_t * m = c.mask ? &mask[((s%p.mask_seqs*p.mask_heads + h%p.mask_heads)*c.n_queries + iq)*(c.n_kv + 1)] : NULL;
+        double top = c.sinks ? sinks[h] : -INFINITY, norm_q = 0, norm_k = 0, norm_v = 0, bias_max = 0;
+        for (int64_t j = 0; j < c.head_k; ++j) {
+            norm_q += (double) query[j]*query[j];
+        }
+        for (int64_t t = 0; t < c.n_kv; ++t) {
+            double dot = 0, square = 0, square_v = 0;
+            const float * k = &values[0][(kv*c.n_kv + t)*c.head_k], * v = &values[1][(kv*c.n_kv + t)*c.head_v];
+            for (int64_t j = 0; j < c.head_k; ++j) {
+                dot    += (double) query[j]*k[j];
+                square += (double) k[j]*k[j];
+            }
+            for (int64_t j = 0; j < c.head_v; ++j) {
+                square_v += (double) v[j]*v[j];
+            }
+            norm_k = std::max(norm_k, square);
+            norm_v = std::max(norm_v, square_v);
+            dot *= p.scale;
+            dot  = c.softcap != 0 ? c.softcap*tanh(dot/c.softcap) : dot;
+            if (m) {
+                const double bias = m[t] == 0xfc00 ? -INFINITY : alibi_slope(c.heads, h, c.max_bias)*ggmlq_half_to_float(m[t]);
+                bias_max = std::isinf(bias) ? bias_max : std::max(bias_max, std::fabs(bias));
+                dot = std::isinf(bias) ? bias : dot + bias;
+            }
+            score[t] = dot;
+            top = std::max(top, dot);
+        }
+        double total = c.sinks ? exp(sinks[h] - top) : 0;
+        std::fill(wanted.begin(), wanted.end(), 0);
+        for (int64_t t = 0; t < c.n_kv; ++t) {
+            if (score[t] == -INFINITY) {
+                continue;
+            }
+            const double weight = exp(score[t] - top);
+            total += weight;
+            const float * v = &values[1][(kv*c.n_kv + t)*c.head_v];
+            for (int64_t j = 0; j < c.head_v; ++j) {
+                wanted[j] += weight*v[j];
+            }
+        }
+        /* tests/tolerances.py, attention: rotations of K and of the query (16 U each), the cap's tanh (8 U), the exponential (64 U). */
+        const double e = ((double) c.head_k + 40)*U*std::fabs(p.scale)*sqrt(norm_q*norm_k) + 16*U*bias_max + 8*U*c.softcap;
+        const double bound = (2*e + 2*(double) c.n_kv*U + 80*U)*sqrt(norm_v);
+        double error = 0, norm = 0;
+        const float * out = &found[(s*c.heads*c.n_queries + iq*c.heads + h)*out_row/4];
+        for (int64_t j = 0; j < c.head_v; ++j) {
+            const double w = total == 0 ? 0 : wanted[j]/total, d = out[j] - w;
+            error += d*d;
+            norm  += w*w;
+        }
+        error = sqrt(error);
+        norm  = sqrt(norm);
+        require(error <= bound, "error %g, bound %g, norm %g, sequence %lld head %lld query %lld: %s", error, bound, norm, (long long) s, (long long) h, (long long) iq, text); /* false for NaN */
+        require(norm == 0 || bound < 0.5*norm, "a bound of %g says nothing where the norm is %g: %s", bound, norm, text);
+        worst_attention = bound > 0 && !(error/bound <= worst_attention) ? error/bound : worst_attention;
+    }
+}
+
+static std::string check_attention() {
+    static const int types[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3, GGMLQ_TYPE_F16, GGMLQ_TYPE_F32, GGMLQ_TYPE_Q8_0, GGMLQ_TYPE_Q4_0 };
+    const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGMLQ_TYPE_F16;
+    worst_attention = 0;
+    for (int k : types) for (int v : types) for (int layout = 0; layout < 3; ++layout) {
+        check_attention_case({ k, v, 128, 128, 70, 3, 4, 2, 1, 1, true, false, 0, 0, layout, layout == 1 });
+    }
+    for (int64_t head : { 32, 64, 96, 128, 192, 256, 320, 512, 544, 576, 1024 }) for (int64_t n_kv : { 33, 300 }) {
+        check_attention_case({ T, T, head, head, n_kv, 2, 4, 1, 1, 1, false, false, 0, 0, 1, false });
+        check_attention_case({ T, H, head, head < 1024 ? head + 5 : 999, n_kv, 1, 2, 2, 1, 1, true, true, 0, 0, 1, false });
+        if (head % 128 == 0) {
+            check_attention_case({ P, P, head, head, n_kv, 1, 6, 2, 1, 1, true, true, 0, 0, 1, true });
+        }
+    }
+    check_attention_case({ T, T, 576, 512, 77, 1, 64, 1, 1, 1, true, false, 0, 0, 0, false });
+    check_attention_case({ T, P, 32, 1024, 77, 1, 2, 1, 1, 1, true, false, 0, 0, 0, false });
+    check_attention_case({ H, T, 7, 32, 77, 1, 2, 1, 1, 1, true, false, 0, 0, 1, false });
+    for (int64_t n_kv : { 0, 1, 2, 31, 32, 33, 63, 64, 65, 127, 129, 255, 257, 1000 }) {
+        check_attention_case({ T, P, 128, 128, n_kv, 1, 8, 2, 1, 1, false, false, 0, 0, 1, false });
+        check_attention_case({ P, T, 128, 128, n_kv, 2, 4, 4, 1, 1, n_kv > 2, true, 0, 0, 1, n_kv > 2 });
+    }
+    for (int64_t group : { 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 64 }) {
+        check_attention_case({ T, T, 64, 64, 150, 1, 2*group, 2, 1, 1, true, false, 0, 0, 1, true });
+        check_attention_case({ P, P, 128, 128, 90, 2, group, 1, 1, 1, true, false, 0, 8, 1, false });
+    }
+    for (int64_t queries : { 1, 2, 5, 8, 16, 17, 33, 130 }) {
+        check_attention_case({ T, T, 128, 128, 200, queries, 4, 2, 1, 1, true, false, 0, 0, 1, true });
+    }
+    for (float cap : { 0.0f, 5.0f, 50.0f }) for (float alibi : { 0.0f, 8.0f }) for (int sinks = 0; sinks < 2; ++sinks) {
+        check_attention_case({ T, P, 128, 128, 100, 3, 6, 2, 1, 1, true, sinks == 1, cap, alibi, 1, true });
+        check_attention_case({ P, T, 128, 128, 100, 3, 12, 3, 4, 2, true, sinks == 1, cap, alibi, 2, true });
+    }
+    check_attention_case({ T, T, 128, 128, 65, 2, 4, 2, 6, 3, false, false, 0, 0, 0, false });
+    check_attention_case({ P, P, 128, 128, 65, 2, 4, 2, 5, 1, false, false, 0, 0, 0, false });
+    if (!quick) {
+        check_attention_case({ T, T, 128, 128, 20000, 1, 8, 1, 1, 1, true, false, 0, 0, 1, true });
+        check_attention_case({ P, P, 128, 128, 20001, 2, 8, 2, 1, 1, false, true, 0, 0, 1, false });
+        check_attention_case({ T, P, 128, 128, 600, 512, 4, 1, 1, 1, true, false, 0, 0, 1, false });
+        check_attention_case({ T, T, 64, 64, 300, 2048, 2, 2, 1, 1, true, false, 0, 0, 1, false });
+    }
+    char note[64];
+    snprintf(note, sizeof(note), "largest error %.4f of its bound", worst_attention);
+    return note;
+}
+
+/* --- errors ----------------------------------------------------------------------------------------------------- */
+
+static std::string check_errors() {
+    const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3;
+    device_bytes memory(std::vector<uint8_t>(65536, 0));
+    struct ggmlq_cuda_view rows, values, other, index;
+    spread(&rows, memory.data(), T, 128, 4, 2, 1, 0);
+    spread(&values, memory.data(), GGMLQ_CUDA_F32, 128, 3, 2, 1, 0);
+    spread(&index, memory.data(), GGMLQ_CUDA_F32, 3, 1, 1, 1, 0);
+    const auto expect = [](int found, int wanted, const char * what) { require(found == wanted, "%s: %d, wanted %d", what, found, wanted); };
+    const auto changed = [](struct ggmlq_cuda_view v, const std::function<void(struct ggmlq_cuda_view &)> & change) { change(v); return v; };
+
+    other = changed(rows, [](auto & v) { v.type = 8; });
+    expect(ggmlq_cuda_set_rows(&other, &values, &index, 8, NULL), GGMLQ_ERROR_TYPE, "rows of another type");
+    other = changed(values, [](auto & v) { v.type = GGMLQ_CUDA_BF16; });
+    expect(ggmlq_cuda_set_rows(&rows, &other, &index, 8, NULL), GGMLQ_ERROR_TYPE, "values of bf16");
+    expect(ggmlq_cuda_set_rows(&rows, &values, &index, 2, NULL), GGMLQ_ERROR_TYPE, "2-byte indices");
+    other = changed(rows, [](auto & v) { v.ne[0] = 100; });
+    expect(ggmlq_cuda_set_rows(&other, &values, &index, 8, NULL), GGMLQ_ERROR_LENGTH, "100 values");
+    other = changed(values, [](auto & v) { v.ne[0] = -32; });
+    expect(ggmlq_cuda_set_rows(&rows, &other, &index, 8, NULL), GGMLQ_ERROR_LENGTH, "-32 values");
+    other = changed(values, [](auto & v) { v.ne[0] = 64; });
+    expect(ggmlq_cuda_set_rows(&rows, &other, &index, 8, NULL), GGMLQ_ERROR_SHAPE, "row lengths differ");
+    other = changed(values, [](auto & v) { v.nb[0] = 8; });
+    expect(ggmlq_cuda_set_rows(&rows, &other, &index, 8, NULL), GGMLQ_ERROR_SHAPE, "values not adjacent");
+    other = changed(index, [](auto & v) { v.ne[0] = 2; });
+    expect(ggmlq_cuda_set_rows(&rows, &values, &other, 8, NULL), GGMLQ_ERROR_SHAPE, "too few indices");
+    other = changed(index, [](auto & v) { v.ne[1] = 3; });
+    expect(ggmlq_cuda_set_rows(&rows, &values, &other, 8, NULL), GGMLQ_ERROR_SHAPE, "indices don't repeat");
+    other = changed(index, [](auto & v) { v.ne[1] = 0; });
+    expect(ggmlq_cuda_set_rows(&rows, &values, &other, 8, NULL), GGMLQ_ERROR_SHAPE, "no indices");
+    expect(ggmlq_cuda_get_rows(&values, &rows, &index, 8, NULL), GGMLQ_ERROR_SHAPE, "get_rows: indices don't repeat");
+    other = changed(rows, [](auto & v) { v.ne[1] = (int64_t) 1 << 40; });
+    expect(ggmlq_cuda_copy(&values, &other, NULL), GGMLQ_ERROR_SHAPE, "an axis beyond 2^31");
+    expect(ggmlq_cuda_copy(&rows, &rows, NULL), GGMLQ_ERROR_TYPE, "copy between encoded");
+    expect(ggmlq_cuda_copy(&values, &values, NULL), GGMLQ_ERROR_TYPE, "copy between floats");
+    expect(ggmlq_cuda_copy(&rows, &values, NULL), GGMLQ_ERROR_SHAPE, "copy of fewer values");
+    expect(ggmlq_cuda_decode_rotated(&rows, &values, NULL), GGMLQ_ERROR_TYPE, "decode_rotated to encoded");
+    expect(ggmlq_cuda_rotate(T, &rows, &values, NULL), GGMLQ_ERROR_TYPE, "rotate encoded");
+    expect(ggmlq_cuda_rotate(0, &values, &values, NULL), GGMLQ_ERROR_TYPE, "rotate as f32");
+    other = changed(values, [](auto & v) { v.ne[0] = 96; });
+    expect(ggmlq_cuda_rotate(P, &other, &other, NULL), GGMLQ_ERROR_LENGTH, "rotate 96 as planar3");
+    expect(ggmlq_cuda_rotate(T, &other, &values, NULL), GGMLQ_ERROR_SHAPE, "rotate shapes");
+    expect((int) ggmlq_cuda_mul_mat_workspace_bytes(P, &other), GGMLQ_ERROR_LENGTH, "mul_mat 96 as planar3");
+    expect((int) ggmlq_cuda_mul_mat_workspace_bytes(1, &values), GGMLQ_ERROR_TYPE, "mul_mat of f16");
+    expect(ggmlq_cuda_mul_mat(&values, &rows, &values, memory.data(), NULL), GGMLQ_ERROR_SHAPE, "mul_mat out shape");
+
+    /* Empty inputs. */
+    for (int axis = 0; axis < 4; ++axis) {
+        struct ggmlq_cuda_view r = rows, v = values, i = index;
+        r.ne[axis] = v.ne[axis] = 0;
+        i.ne[0] = v.ne[1];
+        i.ne[1] = v.ne[2];
+        i.ne[2] = v.ne[3];
+        expect(ggmlq_cuda_set_rows(&r, &v, &i, 8, NULL), GGMLQ_OK, "empty set_rows");
+        expect(ggmlq_cuda_get_rows(&v, &r, &i, 8, NULL), GGMLQ_OK, "empty get_rows");
+        expect(ggmlq_cuda_copy(&v, &r, NULL), GGMLQ_OK, "empty copy");
+        expect(ggmlq_cuda_rotate(T, &v, &v, NULL), GGMLQ_OK, "empty rotate");
+        if (axis > 0) {
+            struct ggmlq_cuda_view out = v;
+            out.ne[0] = r.ne[1];
+            expect(ggmlq_cuda_mul_mat(&out, &r, &v, NULL, NULL), GGMLQ_OK, "empty mul_mat");
+        }
+    }
+
+    struct ggmlq_attend_params p = {};
+    p.type_k = T; p.type_v = P; p.head_size_k = p.head_size_v = 128; p.n_heads = p.n_heads_kv = p.n_seqs = p.n_seqs_kv = 1; p.n_kv = 10;
+    expect(ggmlq_cuda_attend(&p, NULL, NULL), GGMLQ_OK, "attend without queries");
+    p.n_queries = 1;
+    const auto attend = [&](const std::function<void(struct ggmlq_attend_params &)> & change) { struct ggmlq_attend_params c = p; change(c); return ggmlq_cuda_attend(&c, NULL, NULL); };
+    expect(attend([](auto & c) { c.type_k = 92; }), GGMLQ_ERROR_TYPE, "attend type");
+    expect(attend([](auto & c) { c.head_size_v = 64; }), GGMLQ_ERROR_LENGTH, "attend head 64 as planar3");
+    expect(attend([](auto & c) { c.head_size_k = 0; }), GGMLQ_ERROR_LENGTH, "attend head 0");
+    expect(attend([](auto & c) { c.head_size_k = 2048; }), GGMLQ_ERROR_SHAPE, "attend head 2048");
+    expect(attend([](auto & c) { c.n_heads = 3; c.n_heads_kv = 2; }), GGMLQ_ERROR_SHAPE, "attend heads");
+    expect(attend([](auto & c) { c.n_seqs_kv = 0; }), GGMLQ_ERROR_SHAPE, "attend sequences");
+    expect(attend([](auto & c) { c.mask = (const uint16_t *) 16; }), GGMLQ_ERROR_SHAPE, "attend mask periods");
+    expect(attend([](auto & c) { c.n_queries = (int64_t) 1 << 32; }), GGMLQ_ERROR_SHAPE, "attend too many rows");
+
+    /* What the driver said: here, that there isn't as much memory. */
+    void * none = NULL;
+    const cudaError_t error = cudaMalloc(&none, (size_t) 1 << 50);
+    struct ggmlq_cuda_view in_place = values;
+    expect(ggmlq_cuda_rotate(T, &in_place, &values, NULL), GGMLQ_ERROR_DEVICE, "an error of the driver");
+    require(error != cudaSuccess && strcmp(ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE), cudaGetErrorString(error)) == 0, "%s", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+    require(strcmp(ggmlq_cuda_error_text(GGMLQ_ERROR_SHAPE), ggmlq_error_text(GGMLQ_ERROR_SHAPE)) == 0, "text of another error");
+    expect(ggmlq_cuda_rotate(T, &in_place, &values, NULL), GGMLQ_OK, "after it");
+    return "";
+}
+
+/* --- times ------------------------------------------------------------------------------------------------------ */
+
+/* Median time in microseconds of one of `n` calls that are captured into a graph and replayed. */
+static double time_calls(int n, const std::function<void(int, cudaStream_t)> & call) {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    cudaEvent_t start, stop;
+    cuda(cudaStreamCreate(&stream));
+    cuda(cudaEventCreate(&start));
+    cuda(cudaEventCreate(&stop));
+    call(0, stream); /* loads the kernel */
+    cuda(cudaStreamSynchronize(stream));
+    cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < n; ++i) {
+        call(i, stream);
+    }
+    cuda(cudaStreamEndCapture(stream, &graph));
+    cuda(cudaGraphInstantiate(&replay, graph, 0));
+    std::vector<float> times;
+    for (int i = 0; i < 60; ++i) {
+        float ms;
+        cuda(cudaEventRecord(start, stream));
+        cuda(cudaGraphLaunch(replay, stream));
+        cuda(cudaEventRecord(stop, stream));
+        cuda(cudaEventSynchronize(stop));
+        cuda(cudaEventElapsedTime(&ms, start, stop));
+        if (i >= 10) {
+            times.push_back(ms);
+        }
+    }
+    std::sort(times.begin(), times.end());
+    cudaGraphExecDestroy(replay);
+    cudaGraphDestroy(graph);
+    cudaEventDestroy(start);
+    cudaEventDestroy(stop);
+    cudaStreamDestroy(stream);
+    return 1000.0*times[times.size()/2]/n;
+}
+
+static void bench() {
+    const int64_t copy_bytes = (int64_t) 1 << 29;
+    double copy_rate;
+    {
+        device_bytes a(copy_bytes), b(copy_bytes);
+        cuda(cudaMemset(a.data(), 0x5a, copy_bytes));
+        const double us = time_calls(4, [&](int, cudaStream_t s) { cuda(cudaMemcpyAsync(b.data(), a.data(), copy_bytes, cudaMemcpyDeviceToDevice, s)); });
+        copy_rate = 2.0*copy_bytes/us/1000;
+        printf("copy of 512 MiB                                %9.1f GB/s (read + written)\n", copy_rate);
+    }
+    /* 32 sources, 64 MiB: more than the L2 holds. */
+    enum { SETS = 32, TOKENS = 512 };
+    const int64_t n = 1024;
+    device_bytes x(normals(SETS*TOKENS*n)), x16(SETS*TOKENS*n*2);
+    cuda(cudaMemset(x16.data(), 0x3a, x16.n));
+    for (int type : CACHE_TYPES) {
+        const int64_t bytes = row_bytes(type, n), n_rows = SETS*TOKENS;
+        device_bytes rows(n_rows*bytes);
+        std::vector<int64_t> index(n_rows);
+        for (int64_t i = 0; i < n_rows; ++i) {
+            index[i] = i;
+        }
+        device_bytes d_index(index);
+        for (int source : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16 }) for (int64_t tokens : { (int64_t) TOKENS, (int64_t) 1 }) {
+            const auto call = [&](int set, cudaStream_t stream) {
+                struct ggmlq_cuda_view to, from, at;
+                spread(&to, rows.data(), type, n, n_rows, 1, 1, 0);
+                spread(&from, (source == GGMLQ_CUDA_F32 ? x : x16).data() + set*TOKENS*row_bytes(source, n), source, n, tokens, 1, 1, 0);
+                const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+                at = view(d_index.data() + 8*set*TOKENS, 0, ne, nb);
+                if (ggmlq_cuda_set_rows(&to, &from, &at, 8, stream)) {
+                    printf("set_rows: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+                    exit(1);
+                }
+            };
+            const double us = time_calls(SETS, call), rate = (double) tokens*(row_bytes(source, n) + bytes)/us/1000;
+            printf("set_rows %-8s from %s, %3lld tokens of 1024  %9.2f us %9.1f GB/s, %5.1f %% of the copy rate\n", type_name(type), type_name(source), (long long) tokens, us, rate, 100*rate/copy_rate);
+        }
+        device_bytes values(TOKENS*n*4);
+        const double us = time_calls(SETS, [&](int set, cudaStream_t stream) {
+            struct ggmlq_cuda_view to, from, at;
+            spread(&to, values.data(), GGMLQ_CUDA_F32, n, TOKENS, 1, 1, 0);
+            spread(&from, rows.data(), type, n, n_rows, 1, 1, 0);
+            const int64_t ne[4] = { TOKENS, 1, 1, 1 }, nb[4] = { 8, 8*TOKENS, 8*TOKENS, 8*TOKENS };
+            at = view(d_index.data() + 8*set*TOKENS, 0, ne, nb);
+            ggmlq_cuda_get_rows(&to, &from, &at, 8, stream);
+        });
+        printf("get_rows %-8s to f32, 512 rows of 1024         %9.2f us %9.1f GB/s\n", type_name(type), us, TOKENS*(4*n + bytes)/us/1000);
+
+        /* K Q^T of 8 KV heads of 128 values, 4 query heads each. */
+        for (int64_t columns : { 1, 8, 512 }) {
+            device_bytes q(normals(128*columns*32)), out(16384*columns*32*4);
+            struct ggmlq_cuda_view k, xq, o;
+            const int64_t ne[4] = { 128, 16384, 8, 1 }, nb[4] = { row_bytes(type, 1280) - row_bytes(type, 1152), row_bytes(type, 1024), row_bytes(type, 128), 16384*row_bytes(type, 1024) };
+            k = view(rows.data(), type, ne, nb);
+            spread(&xq, q.data(), GGMLQ_CUDA_F32, 128, columns, 32, 1, 0);
+            spread(&o, out.data(), GGMLQ_CUDA_F32, 16384, columns, 32, 1, 0);
+            device_bytes workspace(ggmlq_cuda_mul_mat_workspace_bytes(type, &xq));
+            const double time = time_calls(4, [&](int, cudaStream_t stream) { ggmlq_cuda_mul_mat(&o, &k, &xq, workspace.data(), stream); });
+            printf("mul_mat %-8s 16384 rows, 8 x 4 heads of 128, %3lld columns %9.1f us\n", type_name(type), (long long) columns, time);
+        }
+        for (int64_t group : { 1, 4, 8 }) for (int64_t queries : { 1, 512 }) for (int64_t n_kv : { 4096, 16384 }) {
+            if (queries > 1 && (group != 4 || n_kv > 4096)) {
+                continue;
+            }
+            device_bytes q(normals(128*8*group*queries)), out(128*8*group*queries*4);
+            struct ggmlq_attend_params p = {};
+            p.type_k = p.type_v = type; p.head_size_k = p.head_size_v = 128; p.n_kv = n_kv; p.n_queries = queries; p.n_heads = 8*group; p.n_heads_kv = 8; p.n_seqs = p.n_seqs_kv = 1;
+            p.scale = 0.088f;
+            p.q = (const float *) q.data(); p.k = p.v = rows.data(); p.out = (float *) out.data();
+            p.q_stride[0] = 512*8*group; p.q_stride[1] = 512; p.out_stride[0] = 512*8*group; p.out_stride[1] = 512;
+            p.k_stride[0] = p.v_stride[0] = row_bytes(type, 1024); p.k_stride[1] = p.v_stride[1] = row_bytes(type, 128);
+            device_bytes workspace(ggmlq_cuda_attend_workspace_bytes(&p));
+            const double time = time_calls(4, [&](int, cudaStream_t stream) { ggmlq_cuda_attend(&p, workspace.data(), stream); });
+            printf("attend (%s) %-8s head 128, 8 KV heads, GQA %lld, %3lld queries, kv %5lld %9.1f us\n", ggmlq_cuda_attend_kernel(&p), type_name(type), (long long) group, (long long) queries, (long long) n_kv, time);
+        }
+    }
+}
+
+int main(int argc, char ** argv) {
+    const std::string option = argc > 1 ? argv[1] : "";
+    cudaDeviceProp device;
+    cuda(cudaGetDeviceProperties(&device, 0));
+    printf("%s, compute capability %d.%d\n", device.name, device.major, device.minor);
+    if (option == "--bench") {
+        bench();
+        return 0;
+    }
+    quick = option == "--quick";
+    if (!option.empty() && !quick) {
+        printf("usage: check_cuda [--quick [group] | --bench]\n");
+        return 2;
+    }
+    only = argc > 2 ? argv[2] : NULL;
+    group("encoder",   check_encoder);
+    group("decoder",   check_decoder);
+    group("rotation",  check_rotation);
+    group("set_rows",  check_set_rows);
+    group("get_rows",  check_get_rows);
+    group("copy",      check_copy);
+    group("mul_mat",   check_mul_mat);
+    group("attention", check_attention);
+    group("errors",    check_errors);
+    printf(all_failures ? "%lld checks failed\n" : "ok\n", (long long) all_failures);
+    return all_failures ? 1 : 0;
+}

@@ -1,0 +1,12 @@
+void ggml_cuda_op_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    // pyggmlq:begin cuda-get-rows
+    if (ggmlq_ggml_cuda_get_rows(ctx, dst)) {
+        return;
+    }
+    // pyggmlq:end cuda-get-rows
+    run(ctx, dst);
+}
+
+void ggml_cuda_op_get_rows_back(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    run(ctx, dst);
+}

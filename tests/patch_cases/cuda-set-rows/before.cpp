@@ -1,0 +1,4 @@
+void ggml_cuda_op_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    const ggml_tensor * src0 = dst->src[0];
+    run(ctx, src0, dst);
+}
