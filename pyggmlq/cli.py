@@ -353,6 +353,58 @@ def compare_command(
     show([f"note: {note}" for note in found.notes])
 
 
+@app.command("convert-state")
+def convert_state_command(
+    source: Path = typer.Argument(..., exists=True, dir_okay=False, metavar="IN", help="Prompt cache, session file or slot of llama-server."),
+    target: Path = typer.Argument(..., dir_okay=False, metavar="OUT", help="Appears when it is complete; may be IN."),
+    type_k: Optional[str] = typer.Option(None, "--type-k", metavar="TYPE", help="Cache type of K. Default: as it is."),
+    type_v: Optional[str] = typer.Option(None, "--type-v", metavar="TYPE", help="Cache type of V. Default: as it is."),
+    model: Optional[Path] = typer.Option(None, "--model", exists=True, dir_okay=False, help="GGUF file to take the head sizes from."),
+    head_size_k: Optional[int] = typer.Option(None, "--head-size-k", min=1, help="Values of a K head."),
+    head_size_v: Optional[int] = typer.Option(None, "--head-size-v", min=1, help="Values of a V head."),
+    rotation: bool = typer.Option(True, "--rotation/--no-rotation", help="Whether llama.cpp rotates quantized caches (attn_rot)."),
+    as_json: bool = _JSON,
+) -> None:
+    """Convert the cache rows of a saved state to another cache type. docs/STATES.md says when head sizes are needed."""
+    from rich import progress as bars
+
+    from . import states
+
+    if type_k is None and type_v is None:
+        raise typer.BadParameter("found neither --type-k nor --type-v, wanted at least one")
+    names = [info.name for info in states.row_types()]
+    for option, name in (("--type-k", type_k), ("--type-v", type_v)):
+        if name is not None and name not in names:
+            raise typer.BadParameter(f"{option}: found {name!r}, wanted one of {', '.join(names)}")
+    if model and (head_size_k or head_size_v):
+        raise typer.BadParameter("found --model and a head size, wanted one of them")
+    try:
+        heads = states.model_head_sizes(model) if model else states.HeadSizes(head_size_k, head_size_v)
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn(), bars.TimeRemainingColumn())
+        with bars.Progress(*columns, console=Console(stderr=True), disable=as_json or not sys.stderr.isatty(), transient=True) as bar:
+            task = bar.add_task(f"converting {source.name}", total=None)
+            done = states.convert_state(
+                source, target, type_k, type_v, heads, rotation, lambda now, total: bar.update(task, completed=now, total=total)
+            )
+    except (states.StateError, OSError) as problem:
+        text = str(problem) if isinstance(problem, states.StateError) else f"{problem.filename}: {problem.strerror}"
+        if as_json:
+            show_json({"command": "convert-state", "ok": False, "error": text})
+        else:
+            show([f"error: {text}. Nothing was written."], error=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        show_json({"command": "convert-state", "ok": True, **vars(done)})
+        return
+    turned = ", rotated or rotated back as llama.cpp's caches are" if done.rotated else ""
+    show([
+        f"{done.kind}, {done.cells} cached tokens{turned}",
+        *(f"{which} {', '.join(a) or 'none'} -> {', '.join(b) or 'none'}"
+          for which, a, b in (("K", done.from_k, done.to_k), ("V", done.from_v, done.to_v))),
+        f"{done.bytes_before} -> {done.bytes_after} bytes",
+    ])  # fmt: skip
+
+
 def _status_data(status) -> dict:
     return {
         "state": status.state,

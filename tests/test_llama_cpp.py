@@ -142,16 +142,16 @@ def test_value_head_size_is_refused_too(programs, smollm2):
     assert "V cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0" in log
 
 
-def test_prompt_cache_is_restored_and_refuses_another_type(programs, smollm2, tmp_path):
+def test_prompt_cache_is_restored_also_with_another_type(programs, smollm2, tmp_path):
     session = ("-fa", "on", "--prompt-cache", str(tmp_path / "session.bin"))
     first, log, status = complete(programs, smollm2, "tq3_0", "tq3_0", *session)
     assert status == 0, log[-2000:]
     second, log, status = complete(programs, smollm2, "tq3_0", "tq3_0", *session)
     assert status == 0 and "session file" in log
     assert second == first
-    _, log, status = complete(programs, smollm2, "q8_0", "tq3_0", *session)
-    assert status != 0
-    assert "the saved state has a K cache of type tq3_0, this context one of type q8_0" in log
+    text, log, status = complete(programs, smollm2, "q8_0", "tq3_0", *session)
+    assert status == 0 and len(text.split()) > 5, log[-2000:]
+    assert "the saved K cache is tq3_0, this context's is q8_0: converting" in log
 
 
 # --- server and RPC -----------------------------------------------------------------------------------------------------
@@ -216,11 +216,12 @@ def test_server_slot_is_saved_and_restored(programs, smollm2, tmp_path):
         assert second["content"] == first["content"]
         assert second["timings"]["prompt_n"] < first["timings"]["prompt_n"], "the restored tokens were computed again"
     with llama_server(programs, smollm2, tmp_path, "q8_0", "q8_0") as request:
+        (tmp_path / "damaged.bin").write_bytes((tmp_path / "slot.bin").read_bytes()[:-1])
         with pytest.raises(urllib.error.HTTPError):
-            request("/slots/0?action=restore", {"filename": "slot.bin"})
+            request("/slots/0?action=restore", {"filename": "damaged.bin"})
         assert request("/completion", ask)["content"], "the server goes on after a refusal"
     log = (tmp_path / "server-q8_0-q8_0.log").read_text(errors="replace")
-    assert "the saved state has a K cache of type tq3_0, this context one of type q8_0" in log
+    assert "it is truncated or damaged; nothing was restored, the context is as it was" in log
 
 
 def test_rpc_over_loopback_equals_local(programs, smollm2, tmp_path):

@@ -19,6 +19,22 @@ from pyggmlq._types import cache_types, query_types
 pytestmark = pytest.mark.trees
 
 VERSIONS = ("0.3.16", "0.3.28", "0.3.36")
+NOT_BEFORE_2026_10 = {"llama-state-clear-include", "llama-state-clear", "llama-state-dsv4-include", "llama-state-dsv4-clear"}
+NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
+    "llama-state-build",
+    "llama-state-cache-clear",
+    "llama-state-cache-include",
+    "llama-state-cache-undo",
+    "llama-state-cell",
+    "llama-state-cell-count",
+    "llama-state-context-include",
+    "llama-state-recurrent-clear",
+    "llama-state-recurrent-include",
+    "llama-state-recurrent-undo",
+    "llama-state-sequence-file",
+    "llama-state-session-file",
+    "llama-state-transposition",
+}
 NOT_APPLICABLE = {
     "0.3.16": {
         "llama-cache-unrotated",
@@ -36,8 +52,9 @@ NOT_APPLICABLE = {
         "cuda-mul-mat",
         "cuda-fuse-mul-mat",
         "cuda-flash-attn",
+        *NOT_BEFORE_2026,
     },
-    "0.3.28": {"tests-cont", "tests-attention-shapes", "tests-attention-speed"},
+    "0.3.28": {"tests-cont", *NOT_BEFORE_2026_10, "tests-attention-shapes", "tests-attention-speed"},
     "0.3.36": set(),
 }
 UPSTREAM = {"0.3.16": None, "0.3.28": "0.13.1", "0.3.36": "0.25.3"}

@@ -1,12 +1,26 @@
-            if (v_type_i != v_type_i_ref) {
-                // pyggmlq:begin llama-state-value-type
-                ggmlq_llama_explain_state_type("V", v_type_i_ref, v_type_i);
-                // pyggmlq:end llama-state-value-type
-                LLAMA_LOG_ERROR("%s: mismatched value type (%d)\n", __func__, v_type_i);
+static const bool attn_rot_v = true;
+
+bool llama_kv_cache::state_read_data(llama_io_read_i & io, const slot_info & sinfo) {
+    for (const auto & layer : layers) {
+            // pyggmlq:begin llama-state-value-type
+            if (v_type_i != v_type_i_ref && ggmlq_llama_convert_rows(io, "V", v_type_i_ref, v, n_embd_v_gqa, sinfo.idxs[0], v_trans ? cells.size() : 0,
+                    { attn_rot_v, n_embd_head_v_all, hparams.n_embd_head_v(), false, false }, &layer == &layers.front())) {
+                continue;
             }
-                if (v_type_i != v_type_i_ref) {
-                    // pyggmlq:begin llama-state-value-type
-                    ggmlq_llama_explain_state_type("V", v_type_i_ref, v_type_i);
-                    // pyggmlq:end llama-state-value-type
-                    LLAMA_LOG_ERROR("%s: mismatched value type (%d)\n", __func__, v_type_i);
+            // pyggmlq:end llama-state-value-type
+            if (v_type_i != v_type_i_ref) {
+                return false;
+            }
+    }
+    for (const auto & layer : layers) {
+                // pyggmlq:begin llama-state-value-type
+                if (v_type_i != v_type_i_ref && ggmlq_llama_convert_rows(io, "V", v_type_i_ref, v, n_embd_v_gqa, sinfo.idxs[0], v_trans ? cells.size() : 0,
+                        { attn_rot_v, n_embd_head_v_all, hparams.n_embd_head_v(), false, false }, &layer == &layers.front())) {
+                    continue;
                 }
+                // pyggmlq:end llama-state-value-type
+                if (v_type_i != v_type_i_ref) {
+                    return false;
+                }
+    }
+}

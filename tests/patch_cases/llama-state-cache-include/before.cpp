@@ -1,0 +1,3 @@
+#include "llama-io.h"
+
+bool attn_rot_k = false;

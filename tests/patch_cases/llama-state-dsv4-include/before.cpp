@@ -1,0 +1,2 @@
+#include "llama-io.h"
+#include "llama-model.h"

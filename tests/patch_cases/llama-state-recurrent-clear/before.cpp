@@ -1,0 +1,3 @@
+void llama_memory_recurrent::clear(bool data) {
+    reset();
+}
