@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyggmlq import llama, quickstart
+from pyggmlq import _tree, llama, quickstart
 from pyggmlq.quickstart import Case, Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ elif "--kl-divergence" not in a:
 else:
     assert Path(get("--kl-divergence-base")).exists()
     loss = sum((16 - bits[t]) / 100 for t in (k, v) if t not in rules.get("unquantized", []))
-    print(f"Mean PPL(Q) : {{10 + loss:.6f}} ± 0.5\\nMean    KLD: {{loss:.6f}} ± 0.001\\n99.0%   KLD: 0.5\\nMaximum KLD: {{loss:.6f}}\\nSame top p: 90.0 ± 1.0 %")
+    print(f"Mean PPL(Q) : {{10 + loss:.6f}} ± 0.5\\nMean PPL(Q)/PPL(base) : {{1 + loss / 10:.6f}} ± 0.01\\nMedian  KLD: 0.1\\n99.9%   KLD: 0.6\\nMean    KLD: {{loss:.6f}} ± 0.001\\n99.0%   KLD: 0.5\\nMaximum KLD: {{loss:.6f}}\\nSame top p: 90.0 ± 1.0 %")
 """
 
 needs_scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-in programs are scripts with a #! line")
@@ -111,7 +111,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     result = Machine(tmp_path)
     monkeypatch.setattr(quickstart, "cases", lambda: PAIRS)
     monkeypatch.setattr(quickstart, "prepare_tree", lambda options, steps: tmp_path)
-    monkeypatch.setattr(quickstart, "build", lambda tree, options, steps: result.bin)
+    monkeypatch.setattr(quickstart, "build", lambda *_: result.bin)
     monkeypatch.setattr(
         quickstart.patch, "status", lambda tree: quickstart.patch.Status("patched", {"commit": "0123abc"})
     )
@@ -246,7 +246,7 @@ def make_row(
         Case(k, v),
         memory,
         llama.Speed(50.0, 1.0, (49.0, 51.0)),
-        llama.Divergence(ppl, 0.5, kld, 0.001, kld, kld, 90.0),
+        llama.Divergence(ppl, 0.5, kld, 0.001, kld, kld, 90.0, 1.0, ppl / 10, 0.01, kld, kld),
         memory,
         "text",
     )
@@ -375,7 +375,7 @@ def test_a_failed_build_shows_the_first_error(tmp_path: Path):
         log.open("wb") as out,
         pytest.raises(quickstart.StepFailed, match="^x.cpp:3:1: error: no such thing$") as caught,
     ):
-        quickstart._run_logged([sys.executable, "-c", script], out, "building", log)
+        _tree.run_logged([sys.executable, "-c", script], out, "building", log)
     assert caught.value.log == log
 
 
