@@ -85,23 +85,27 @@ class Steps:
 
     def kept(self, title: str, inputs: dict[str, Any], measure: Callable[[], Any]) -> Any:
         """The result of `measure` for these `inputs`: kept from before, or measured now and kept."""
-        key = hashlib.sha256(json.dumps([title, inputs], sort_keys=True, default=str).encode()).hexdigest()[:16]
-        path = self.folder / f"{slug(title)}-{key}.json"
+        return self.kept_with_time(title, inputs, measure)["result"]
+
+    def kept_with_time(self, title: str, inputs: dict[str, Any], measure: Callable[[], Any]) -> dict[str, Any]:
+        """As `kept`, but the whole of what is kept: ``result``, and in ``seconds`` how long it took."""
+        path = self.folder / f"{slug(title)}-{self.key(title, inputs)}.json"
         with self.named(title):
             if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))["result"]
+                return json.loads(path.read_text(encoding="utf-8"))
             self.progress.update(title)
             start = time.monotonic()
             result = measure()
             seconds = round(time.monotonic() - start, 1)
-            write_atomically(
-                path,
-                json.dumps(
-                    {"title": title, "inputs": inputs, "seconds": seconds, "result": result}, indent=1, default=str
-                ),
-            )
+            kept = {"title": title, "inputs": inputs, "seconds": seconds, "result": result}
+            write_atomically(path, json.dumps(kept, indent=1, default=str))
             self.progress.line(f"  {title}: {seconds} s")
-            return result
+            return json.loads(path.read_text(encoding="utf-8"))
+
+    @staticmethod
+    def key(title: str, inputs: dict[str, Any]) -> str:
+        """A name for `inputs`: equal if and only if they are."""
+        return hashlib.sha256(json.dumps([title, inputs], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def slug(title: str) -> str:

@@ -56,6 +56,10 @@ class ToolError(RuntimeError):
         super().__init__(message)
         self.log = log
 
+    def refusal(self, types: Sequence[str]) -> str | None:
+        """llama.cpp's sentence about a cache type of `types` not fitting the model, if that is why."""
+        return refusal(self.log.read_text(encoding="utf-8", errors="replace"), types)
+
 
 @dataclass(frozen=True)
 class KvMemory:

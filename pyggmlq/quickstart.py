@@ -203,7 +203,7 @@ class Bench:
                     n_predict=self.plan.n_predict,
                 )
             except llama.ToolError as error:
-                sentence = llama.refusal(error.log.read_text(encoding="utf-8", errors="replace"), (case.k, case.v))
+                sentence = error.refusal((case.k, case.v))
                 if sentence is None:
                     raise
                 return {"refused": sentence}

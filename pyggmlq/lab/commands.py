@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""The lab's part of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from .. import fetch
+from .._quickstart_options import available_threads
+from .._steps import Progress, StepFailed, Steps
+from ..bench.reference import default_work_dir
+from ..patch import PatchError
+from . import LabError
+
+
+@contextlib.contextmanager
+def _failing(stop: Callable[[], Any] = lambda: None) -> Iterator[None]:
+    """Turns what can go wrong into a sentence and an exit code; `stop` clears a line of progress before."""
+    lines = []
+    try:
+        yield
+        return
+    except StepFailed as error:
+        lines = [f"error: {error.step}: {error}", *([f"  log {error.log}"] if error.log else [])]
+    except (LabError, PatchError, fetch.FetchError, OSError) as error:
+        lines = [f"error: {error}"]
+    except KeyboardInterrupt:
+        lines = ["interrupted: the same command goes on where it stopped"]
+    stop()
+    for line in lines:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(Text(line))
+    raise typer.Exit(130 if lines[0].startswith("interrupted") else 1)
+
+
+def _console() -> Console:
+    """A console that never cuts columns: a narrow terminal wraps the lines of a table instead."""
+    return Console(highlight=False, width=max(Console().width, 180))
+
+
+def _say(console: Console, word: str, sentences: List[str], style: str) -> None:
+    for sentence in sentences:
+        console.print(Text(f"{word} {sentence}", style=style), soft_wrap=True)
+
+
+def _words(text: str, allowed: List[str], what: str) -> List[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not set(words) <= set(allowed):
+        raise typer.BadParameter(f"{what}: found {text!r}, wanted some of {', '.join(allowed)}")
+    return list(dict.fromkeys(words))
+
+
+def _numbers(text: str, least: int, what: str) -> List[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) >= least for word in words):
+        raise typer.BadParameter(f"{what}: found {text!r}, wanted numbers from {least} up, separated by commas")
+    return list(dict.fromkeys(map(int, words)))
+
+
+def kld_command(
+    model: List[str] = typer.Argument(
+        ..., metavar="MODEL..", help=f"GGUF files, or names of pinned models, which are fetched: {', '.join(fetch.MODELS)}."
+    ),
+    text: Optional[Path] = typer.Option(
+        None, "--text", exists=True, dir_okay=False, help="Text to measure on. Default: prose of the tree's own documents."
+    ),
+    pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides. Default: 13 pairs."),
+    context: str = typer.Option("512", "--context", metavar="N,..", help="Windows of that many tokens."),
+    windows: int = typer.Option(16, "--windows", min=1, help="Windows per run; the second half of each is scored."),
+    attn_rot: str = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches."),
+    device: str = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie."),
+    llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama-perplexity, e.g. '-ngl 99'."),
+    tree: Optional[Path] = typer.Option(
+        None, "--tree", exists=True, file_okay=False, resolve_path=True,
+        help="Your llama.cpp: patched in place and built in the work folder. Default: a pinned version.",
+    ),
+    cmake: List[str] = typer.Option([], "--cmake", metavar="ARG", help="Further CMake argument, e.g. --cmake=-DGGML_CUDA=ON."),
+    programs: Optional[Path] = typer.Option(
+        None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
+    ),
+    threads: int = typer.Option(available_threads(), "--threads", min=1),
+    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run."),
+    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and results."),
+) -> None:  # fmt: skip
+    """Measure perplexity and KLD of cache types on a model, against its f16 cache."""
+    from . import kld, record, tables
+
+    if programs and (tree or cmake):
+        raise typer.BadParameter("--programs: found --tree or --cmake beside it, wanted one way to get programs")
+    for name in model:
+        if name not in fetch.MODELS and not Path(name).is_file():
+            raise typer.BadParameter(f"MODEL: found {name!r}, wanted a GGUF file or one of {', '.join(fetch.MODELS)}")
+    extra = [*(["--device", device] if device else []), *shlex.split(llama_args)]
+    contexts = _numbers(context, 256, "--context")  # llama-perplexity gives no statistics on fewer
+    rotations = _words(attn_rot, ["on", "off"], "--attn-rot")
+    work = (work_dir or default_work_dir() / "lab").resolve()
+    progress = Progress(sys.stderr)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, too, takes running programs along
+    with _failing(progress.clear):
+        try:
+            chosen = kld.parse_pairs(pairs) if pairs else kld.default_pairs()
+        except ValueError as error:
+            raise typer.BadParameter(f"--pairs: {error}") from None
+        options = kld.Options(
+            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows,
+            rotations=tuple(rotations), threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=tuple(extra),
+        )  # fmt: skip
+        steps = Steps(work / "steps", progress)
+        with (work / "kld.lock").open("w") as lock:
+            fetch.lock_file(lock)
+            data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
+    progress.clear()
+    console = _console()
+    for place in dict.fromkeys((row["model"], row["n_ctx"]) for row in data["rows"]):
+        console.print()
+        console.print(tables.kld(data["rows"], *place))
+    console.print(Text(tables.KLD_LEGEND, style="dim"), soft_wrap=True)
+    _say(console, "note:", data["notes"], "yellow")
+    _say(console, "ALARM", data["alarms"], "bold red")
+    if data["alarms"]:
+        raise typer.Exit(1)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the program's."""
+    app.command("kld")(kld_command)
