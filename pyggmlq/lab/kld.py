@@ -319,7 +319,10 @@ def notes(rows: Sequence[Row], windows: int) -> list[str]:
     """What the reader should know of the rows."""
     found = []
     for model, n_ctx in dict.fromkeys((row.model, row.n_ctx) for row in rows):
-        here = [row for row in rows if (row.model, row.n_ctx) == (model, n_ctx) and row.refused is None]
+        everything = [row for row in rows if (row.model, row.n_ctx) == (model, n_ctx)]
+        for sentence in dict.fromkeys(row.refused for row in everything if row.refused):
+            found.append(f"{model}, context {n_ctx}, refused by llama.cpp: {sentence}")
+        here = [row for row in everything if row.refused is None]
         fewer = [row.windows for row in here if row.windows < windows]
         if fewer:
             found.append(f"{model}, context {n_ctx}: the text gave only {fewer[0]} of {windows} windows")

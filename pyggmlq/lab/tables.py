@@ -27,7 +27,7 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
     for row in here:
         pair = f"{row['k']}/{row['v']}"
         if row["refused"]:
-            table.add_row(pair, row["refused"])
+            table.add_row(pair, "refused")
             continue
         table.add_row(
             pair, rotated(row), f"{row['bits_k']:g}/{row['bits_v']:g}", f"{row['mib_k']:.2f} + {row['mib_v']:.2f}",
