@@ -26,21 +26,27 @@ class Case:
         return self.k == self.v == "f16"
 
 
-def bits_per_value(name: str) -> float:
-    """Bits that a value of the cache type `name` takes, scales included; ValueError for a type that no cache can have.
+def block_size(name: str) -> tuple[int, int]:
+    """(values, bytes) of a block of the cache type `name`; ValueError for a type that no cache can have.
 
     The sizes of ggml's types that this package doesn't read itself come from the package gguf.
     """
     known = [info.name for info in cache_types() + foreign_types()]
     if name in known:
-        return type_info(name).bits_per_value
+        info = type_info(name)
+        return info.block_length, info.block_bytes
     if name not in _GGML_ONLY:
         raise ValueError(f"cache type: found {name!r}, wanted one of {', '.join([*known, *_GGML_ONLY])}")
     from .lab import require
 
     gguf = require("gguf")
-    block_length, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
-    return 8 * block_bytes / block_length
+    return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+
+
+def bits_per_value(name: str) -> float:
+    """Bits that a value of the cache type `name` takes, scales included; ValueError as `block_size`."""
+    length, size = block_size(name)
+    return 8 * size / length
 
 
 _GGML_ONLY = ("bf16", "q4_1", "iq4_nl", "q5_0", "q5_1")

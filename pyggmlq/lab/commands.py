@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import signal
 import sys
@@ -130,6 +131,62 @@ def kld_command(
         raise typer.Exit(1)
 
 
+def _size(text: str) -> str:
+    from . import fit
+
+    try:
+        fit.parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def fit_command(
+    model: Path = typer.Argument(..., exists=True, dir_okay=False, metavar="MODEL", help="A GGUF file; of a split model the first."),
+    memory: Optional[str] = typer.Option(None, "--memory", metavar="SIZE", callback=lambda text: text and _size(text), help="For weights, cache and the rest, e.g. 24G."),
+    context: Optional[int] = typer.Option(None, "--context", min=1, help="Show the sizes at this context instead of the longest one."),
+    reserve: str = typer.Option("1G", "--reserve", metavar="SIZE", callback=_size, help="Of --memory, for what is neither: compute buffers, other programs."),
+    pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides."),
+    ubatch: int = typer.Option(512, "--ubatch", min=1, help="llama.cpp's -ub, on which the cache of sliding windows depends."),
+    layers: bool = typer.Option(False, "--layers", help="Also list the layers."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
+) -> None:  # fmt: skip
+    """Say how much memory each cache type takes on a model, and the longest context that fits into --memory."""
+    from . import fit, kld, tables
+
+    if (memory is None) == (context is None):
+        raise typer.BadParameter("found both or none of --memory and --context, wanted one of them")
+    with _failing():
+        try:
+            chosen = kld.parse_pairs(pairs) if pairs else fit.default_pairs()
+        except ValueError as error:
+            raise typer.BadParameter(f"--pairs: {error}") from None
+        found = fit.read(model)
+        budget = None
+        if memory is not None:
+            budget = fit.parse_size(memory) - found.weight_bytes - fit.parse_size(reserve)
+            if budget <= 0:
+                raise LabError(
+                    f"{model.name} has {found.weight_bytes / fit.MIB:.0f} MiB of weights, which with {reserve} of --reserve is more than {memory}: "
+                    "a part of the model would have to lie elsewhere"
+                )
+        rows = [fit.row(found, case, budget, context, ubatch) for case in chosen]
+    if as_json:
+        fields = {key: value for key, value in vars(found).items() if key not in ("layers", "notes")}
+        typer.echo(json.dumps({"command": "fit", "ok": True, "model": fields, "notes": found.notes, "budget_bytes": budget,
+                               "layers": [vars(layer) for layer in found.layers], "rows": rows}, indent=1))  # fmt: skip
+        return
+    console = _console()
+    title = f"{found.name} ({found.architecture}), trained for {found.n_ctx_train} tokens; weights {found.weight_bytes / fit.MIB:.0f} MiB"
+    console.print(tables.fit(rows, title + (f", cache {budget / fit.MIB:.0f} MiB" if budget is not None else f", context {context}")))
+    if layers:
+        for layer in found.layers:
+            window = f"window {found.window}" if layer.windowed else "full"
+            console.print(f"layer {layer.index:3}  {window:<12} K {layer.k_values:6} V {layer.v_values:6} values a token, state {layer.state_bytes} bytes")
+    _say(console, "note:", [*found.notes, *dict.fromkeys(row["refused"] for row in rows if row["refused"])], "yellow")
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.command("kld")(kld_command)
+    app.command("fit")(fit_command)

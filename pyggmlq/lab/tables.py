@@ -37,6 +37,21 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
     return table
 
 
+def fit(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The rows of `pyggmlq fit`."""
+    right = ("bits K/V", "longest context", "K MiB", "V MiB", "state MiB", "sum MiB")
+    table = _table(title, ("cache K/V",), right)
+    for row in rows:
+        pair, bits = f"{row['k']}/{row['v']}", f"{row['bits_k']:g}/{row['bits_v']:g}"
+        if row["refused"]:
+            table.add_row(pair, bits, "refused")
+            continue
+        context = "any" if row["n_ctx"] is None else "none fits" if row["n_ctx"] == 0 else str(row["n_ctx"])
+        sizes = [f"{row[name] / (1 << 20):.2f}" for name in ("bytes_k", "bytes_v", "bytes_state")]
+        table.add_row(pair, bits, context, *sizes, f"{(row['bytes_k'] + row['bytes_v'] + row['bytes_state']) / (1 << 20):.2f}")
+    return table
+
+
 def rotated(row: dict[str, Any]) -> str:
     """Which sides llama.cpp rotated, in a few characters."""
     sides = [side for side, on in (("K", row["rotated_k"]), ("V", row["rotated_v"])) if on]
