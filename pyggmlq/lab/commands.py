@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -186,7 +188,71 @@ def fit_command(
     _say(console, "note:", [*found.notes, *dict.fromkeys(row["refused"] for row in rows if row["refused"])], "yellow")
 
 
+def eval_command(
+    data: Optional[List[str]] = typer.Argument(None, metavar="[DATA]..", help="Made data by name, or .npy and .safetensors files. Default: all that can be made."),
+    only: str = typer.Option("", "--only", metavar="REGEX", help="Codecs whose name matches; --list shows them."),
+    n_rows: int = typer.Option(2048, "--rows", min=64, help="Rows of each set; of a larger file that many at random."),
+    width: int = typer.Option(512, "--width", min=32, help="Values of a made row."),
+    n_queries: int = typer.Option(64, "--queries", min=1, help="Queries that attention errors are averaged over."),
+    seed: int = typer.Option(0, "--seed", min=0),
+    list_codecs: bool = typer.Option(False, "--list", help="List data sets and codecs, and stop."),
+    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file."),
+    csv_file: Optional[Path] = typer.Option(None, "--csv", dir_okay=False, help="Also as comma-separated values."),
+    plot_file: Optional[Path] = typer.Option(None, "--plot", dir_okay=False, help="Draw error against bits: .png, .svg or .pdf."),
+) -> None:  # fmt: skip
+    """Compare codecs on rows of values, without a model: ours, ggml's and published methods."""
+    from rich.progress import Progress as Bar
+
+    from . import codecs, evaluate, plots, record, tables
+    from . import data as sources
+
+    with _failing():
+        try:
+            chosen = [codec for codec in codecs.all_codecs() if re.search(only, codec.name)]
+        except re.error as error:
+            raise typer.BadParameter(f"--only: found {only!r}, wanted a regular expression ({error})") from None
+        if not chosen:
+            raise typer.BadParameter(f"--only: no codec matches {only!r}; --list shows them")
+        if list_codecs:
+            lines = [f"{name:<16} {made.__doc__}" for name, made in sources.MADE.items()] + [codec.name for codec in chosen]
+            for line in lines:
+                typer.echo(line)
+            return
+        if plot_file:
+            plots.check(plot_file)
+        sets = {}
+        for name in data or sources.MADE:
+            if name in sources.MADE:
+                sets[name] = sources.MADE[name](np.random.default_rng(seed), n_rows, width)
+            elif Path(name).is_file():
+                sets.update(sources.load(Path(name), n_rows, seed))
+            else:
+                raise typer.BadParameter(f"DATA: found {name!r}, wanted a file or one of {', '.join(sources.MADE)}")
+        with Bar(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=len(sets) * len(chosen))
+
+            def step(text: str) -> None:
+                bar.update(task, description=text, advance=1)
+
+            rows, notes = evaluate.run(sets, chosen, lambda n: evaluate.queries(n_queries, n, seed), step)
+        options = {"rows": n_rows, "width": width, "queries": n_queries, "seed": seed, "only": only}
+        result = {**record.start(record.EVAL, options=options, notes=notes), "rows": rows}
+        if json_file:
+            record.write(json_file, result)
+        if csv_file:
+            record.write_csv(csv_file, rows)
+        if plot_file:
+            plots.evaluation(rows, plot_file)
+    console = _console()
+    for name in dict.fromkeys(row["data"] for row in rows):
+        console.print()
+        console.print(tables.evaluation(rows, name))
+    console.print(Text(tables.EVAL_LEGEND, style="dim"), soft_wrap=True)
+    _say(console, "note:", notes, "yellow")
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.command("kld")(kld_command)
     app.command("fit")(fit_command)
+    app.command("eval")(eval_command)

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
+import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,16 @@ def write(path: Path, data: dict[str, Any]) -> None:
     """Replace `path` by `data`, at once. A number that is none (NaN, infinite) becomes null: JSON has no word for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace `path` by `rows`, which have the same keys, as comma-separated values."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue())
 
 
 def _finite(value: Any) -> Any:

@@ -52,6 +52,20 @@ def fit(rows: Sequence[dict[str, Any]], title: str) -> Table:
     return table
 
 
+def evaluation(rows: Sequence[dict[str, Any]], data: str) -> Table:
+    """The rows of a `pyggmlq-eval-1` record for one data set."""
+    here = [row for row in rows if row["data"] == data]
+    right = ("bits", "cosine", "p1", "min", "rel. MSE", "max error", "norm error", "score r", "top-1", "softmax KLD", "parameters", "madds")
+    table = _table(f"{data}, {here[0]['n_rows']} rows of {here[0]['width']}", ("codec",), right)
+    for row in here:
+        table.add_row(
+            row["codec"], number(row["bits"], 3), number(row["cosine_mean"], 4), number(row["cosine_p1"], 4), number(row["cosine_min"], 4),
+            number(row["relative_mse"], 5), number(row["max_error"], 2), number(row["norm_error"], 4), number(row["score_pearson"], 4),
+            f"{100 * row['top1']:.1f} %", number(row["softmax_kld"], 5), str(row["parameters"]), str(row["multiply_adds"]),
+        )  # fmt: skip
+    return table
+
+
 def rotated(row: dict[str, Any]) -> str:
     """Which sides llama.cpp rotated, in a few characters."""
     sides = [side for side, on in (("K", row["rotated_k"]), ("V", row["rotated_v"])) if on]
@@ -66,3 +80,7 @@ def number(value: float | None, digits: int) -> str:
 KLD_LEGEND = """
 ± is the standard error. KLD is that of the pair's token distributions from the f16 cache's, in nats. attn_rot: which sides llama.cpp rotated.
 MiB: the cache at that context, as llama.cpp reports it."""
+
+EVAL_LEGEND = """
+cosine: between a row and what comes back, mean, 1st percentile, minimum. max error: in units of the data's rms. score r, top-1, softmax KLD: of attention
+over 512 keys with normal queries. parameters, madds: of the rotation of a row. h+: after a Hadamard transform of the row, as llama.cpp's attn_rot."""
