@@ -242,7 +242,7 @@ def eval_command(
         if csv_file:
             record.write_csv(csv_file, rows)
         if plot_file:
-            plots.evaluation(rows, plot_file)
+            plots.save(plots.evaluation(rows), plot_file)
     console = _console()
     for name in dict.fromkeys(row["data"] for row in rows):
         console.print()
@@ -251,8 +251,24 @@ def eval_command(
     _say(console, "note:", notes, "yellow")
 
 
+def report_command(
+    files: List[Path] = typer.Argument(..., exists=True, dir_okay=False, metavar="FILE..", help="JSON of `kld`, `eval` and `bench cpu`."),
+    output: List[Path] = typer.Option(
+        [Path("report.html")], "--output", "-o", dir_okay=False, help="A page (.html), text (.md) or a drawing (.png); may be repeated."
+    ),
+) -> None:  # fmt: skip
+    """Make one page of results: what to use, quality against size, speed, and where every figure comes from."""
+    from . import report
+
+    with _failing():
+        for out in output:
+            report.write(files, out)
+            typer.echo(f"wrote {out}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.command("kld")(kld_command)
     app.command("fit")(fit_command)
     app.command("eval")(eval_command)
+    app.command("report")(report_command)

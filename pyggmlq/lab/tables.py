@@ -74,7 +74,10 @@ def rotated(row: dict[str, Any]) -> str:
 
 def number(value: float | None, digits: int) -> str:
     """A number of a record; null there was none (NaN or infinite)."""
-    return "none" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "none"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
 
 
 KLD_LEGEND = """

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""One page from what `pyggmlq kld`, `eval` and `bench cpu` found: HTML that needs nothing beside itself, or Markdown."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._steps import write_atomically
+from .._types import cache_types
+from ..bench import record as bench_record
+from . import LabError, plots, record
+from .tables import number, rotated
+
+KINDS = (".html", ".md", ".png")
+
+
+@dataclass
+class Table:
+    """Cells as text; the first `n_left` columns are words, the others numbers."""
+
+    head: Sequence[str]
+    rows: list[Sequence[str]]
+    n_left: int = 1
+
+
+@dataclass
+class Section:
+    """A heading, sentences, drawings (SVG) and tables, in this order."""
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    drawings: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def write(files: Sequence[Path], out: Path) -> None:
+    """Read `files`, of any of the three kinds, and replace `out` (.html, .md, .png) by the page.
+
+    A .png holds the first drawing only. `LabError` for a file that is none of these, and if there is nothing to draw.
+    """
+    if out.suffix.lower() not in KINDS:
+        raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
+    records = [record.read(path) for path in files]
+    if out.suffix.lower() == ".png":
+        kld = next((data for data in records if data["format"] == record.KLD and places(data)), None)
+        if kld is None:
+            raise LabError("found no file of `pyggmlq kld` with results, wanted one: the .png shows KLD against memory")
+        plots.save(plots.kld(kld["rows"], places(kld)), out)
+        return
+    page = sections(records)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, as_html(page) if out.suffix.lower() == ".html" else as_markdown(page))
+
+
+def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
+    """The page, most important first: advice, quality on models, codecs on data, speed, and what it was measured with."""
+    by_kind = {kind: [data for data in records if data["format"] == kind] for kind in (record.KLD, record.EVAL, record.BENCH)}
+    advice = [sentence for data in by_kind[record.KLD] for sentence in recommendations(data)]
+    found = [Section("What to use", advice)] if advice else []
+    found += [section for data in by_kind[record.KLD] for section in _kld_sections(data)]
+    found += [section for data in by_kind[record.EVAL] for section in _eval_sections(data)]
+    found += [section for data in by_kind[record.BENCH] for section in _bench_sections(data)]
+    return [*found, _origin(records)]
+
+
+# Advice --------------------------------------------------------------------------------------------------------------
+
+
+def places(data: dict[str, Any]) -> list[tuple[str, int]]:
+    """(model, context) of a kld record, in order, where anything but the reference was measured."""
+    return list(dict.fromkeys((row["model"], row["n_ctx"]) for row in data["rows"] if _measured(row)))
+
+
+def _measured(row: dict[str, Any]) -> bool:
+    return not row["refused"] and (row["k"], row["v"]) != ("f16", "f16")
+
+
+def _size(row: dict[str, Any]) -> float:
+    return row["mib_k"] + row["mib_v"]
+
+
+def recommendations(data: dict[str, Any]) -> list[str]:
+    """Sentences that follow from the rows of a kld record: what is best at a size, what is smallest, and where the loss is."""
+    found = []
+    for model, n_ctx in places(data):
+        here = [row for row in data["rows"] if (row["model"], row["n_ctx"], row["attn_rot"]) == (model, n_ctx, "on") and not row["refused"]]
+        reference = next((row for row in here if (row["k"], row["v"]) == ("f16", "f16")), None)
+        rows = [row for row in here if row is not reference and row["kld"] is not None]
+        if reference is None or not rows:
+            continue
+        found += [f"{model}, context {n_ctx}. {sentence}" for sentence in _advice(rows, reference)]
+    if data.get("alarms"):
+        found.insert(0, "ALARM: some results can't be right, so trust none of what follows: " + "; ".join(data["alarms"]))
+    return found
+
+
+def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[str]:
+    by_pair = {(row["k"], row["v"]): row for row in rows}
+    known = by_pair.get(("q4_0", "q4_0"))
+    if known:
+        better = [row for row in rows if row["kld"] <= known["kld"] and _size(row) < _size(known)]
+        if better:
+            best = min(better, key=_size)
+            yield f"{_described(best, reference)}: smaller than q4_0 for both, and no worse ({_described(known, reference)})."
+        else:
+            near = [row for row in rows if row["kld"] <= known["kld"] and row is not known]
+            yield f"Nothing measured is smaller than q4_0 for both and as good ({_described(known, reference)})."
+            if near:
+                yield f"Better, and the smallest that is: {_described(min(near, key=_size), reference)}."
+    smallest = min(rows, key=_size)
+    if known is not smallest:
+        yield f"The smallest cache: {_described(smallest, reference)}."
+    for name in (info.name for info in cache_types()):
+        k_only, v_only = by_pair.get((name, "f16")), by_pair.get(("f16", name))
+        if k_only and v_only and v_only["kld"] > 0:
+            times = k_only["kld"] / v_only["kld"]
+            yield f"{name} in K costs {times:.1f} times what it costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
+
+
+def _described(row: dict[str, Any], reference: dict[str, Any]) -> str:
+    return (
+        f"K {row['k']}, V {row['v']}: mean KLD {row['kld']:.4f}±{row['kld_error']:.4f}, perplexity × {number(row['ppl_ratio'], 3)}, "
+        f"{row['same_top']:.1f} % same top token, {_size(reference) / _size(row):.1f} × smaller than f16"
+    )
+
+
+# Sections ------------------------------------------------------------------------------------------------------------
+
+
+def _kld_sections(data: dict[str, Any]) -> Iterator[Section]:
+    head = ("K", "V", "rotated", "bits K", "bits V", "MiB", "PPL / f16's", "mean KLD", "median", "99.9 %", "max", "same top")
+    for model, n_ctx in places(data):
+        rows = [row for row in data["rows"] if (row["model"], row["n_ctx"]) == (model, n_ctx)]
+        table = Table(head, [], 3)
+        for row in rows:
+            if not row["refused"]:
+                table.rows.append((
+                    row["k"], row["v"], rotated(row), f"{row['bits_k']:g}", f"{row['bits_v']:g}", f"{_size(row):.2f}",
+                    f"{number(row['ppl_ratio'], 4)} ± {number(row['ppl_ratio_error'], 4)}", f"{number(row['kld'], 4)} ± {number(row['kld_error'], 4)}",
+                    number(row["kld_median"], 4), number(row["kld_999"], 3), number(row["kld_max"], 2), f"{row['same_top']:.1f} %",
+                ))  # fmt: skip
+        windows = max(row["windows"] or 0 for row in rows)
+        text = [f"{windows} windows of {n_ctx} tokens; KLD in nats against the f16 cache. “rotated”: sides that llama.cpp's attn_rot turned."]
+        text += [f"Refused: {sentence}." for sentence in dict.fromkeys(row["refused"] for row in rows if row["refused"])]
+        yield Section(f"Quality: {model}, context {n_ctx}", text, [plots.as_svg(plots.kld(data["rows"], [(model, n_ctx)]))], [table])
+
+
+def _eval_sections(data: dict[str, Any]) -> Iterator[Section]:
+    head = ("codec", "bits", "cosine", "rel. MSE", "max error", "score r", "top-1", "softmax KLD", "parameters", "multiply-adds")
+    for name in dict.fromkeys(row["data"] for row in data["rows"]):
+        rows = [row for row in data["rows"] if row["data"] == name]
+        table = Table(head, [
+            (row["codec"], number(row["bits"], 3), number(row["cosine_mean"], 4), number(row["relative_mse"], 5), number(row["max_error"], 2),
+             number(row["score_pearson"], 4), f"{100 * row['top1']:.1f} %", number(row["softmax_kld"], 5), str(row["parameters"]), str(row["multiply_adds"]))
+            for row in rows
+        ])  # fmt: skip
+        text = [f"{rows[0]['n_rows']} rows of {rows[0]['width']} values, no model. “h+”: after a Hadamard transform of the row."]
+        yield Section(f"Codecs on {name}", text, [plots.as_svg(plots.evaluation(rows))], [table])
+
+
+def _bench_sections(data: dict[str, Any]) -> Iterator[Section]:
+    run = bench_record.Run.from_dict(data)
+    decode = [row for row in run.records if row.shape.get("queries") == 1 and "kv" in row.shape]
+    if not decode:
+        return
+    head = ("types", "code", "head", "KV heads", "threads", "cached tokens", "ns per pair", "GB/s")
+    table = Table(head, [
+        (row.types, f"{row.code} {row.level}", str(row.shape.get("head", "")), str(row.shape.get("heads_kv", "")), str(row.threads), str(row.shape["kv"]),
+         f"{row.summary.median / row.count:.2f}", f"{row.gb_per_s:.1f}")
+        for row in decode
+    ], 2)  # fmt: skip
+    text = [f"Decoding, {run.machine['cpu']}; per pair of query head and cached token. docs/BENCH.md says what is inside the clock."]
+    drawing = plots.depth(decode)
+    yield Section("Speed of decoding", text, [plots.as_svg(drawing)] if drawing else [], [table])
+
+
+def _origin(records: Sequence[dict[str, Any]]) -> Section:
+    table = Table(("what", "when", "pyggmlq", "llama.cpp", "machine", "on"), [], 6)
+    for data in records:
+        version = data["pyggmlq"]
+        commit = (version.get("commit") or "")[:9] + (" + changes" if version.get("dirty") else "")
+        text = data.get("text")
+        on = f"{text['file']}, {text['bytes']} bytes, sha256 {text['sha256'][:12]}" if text else ""
+        upstream = (data.get("llama_cpp") or {}).get("commit") or ""
+        table.rows.append((data["format"], data["date"], f"{version['version']} {commit}".strip(), upstream[:9], data["machine"]["cpu"], on))
+    return Section("Where the figures come from", [], [], [table])
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(page: Sequence[Section]) -> str:
+    """Text and tables; drawings are left out."""
+    lines = ["# KV-cache quality"]
+    for section in page:
+        lines += ["", f"## {section.title}"]
+        lines += [f"\n{sentence}" for sentence in section.text]
+        for table in section.tables:
+            rule = ["---" if i < table.n_left else "---:" for i in range(len(table.head))]
+            lines += ["", *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.head, rule, *table.rows))]
+    return "\n".join(lines) + "\n"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1c; --soft: #666; --line: #ddd; --page: #fff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a0a0a0; --line: #3a3a3a; --page: #161616; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 70rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; } svg { min-width: 34rem; max-width: 100%; height: auto; color: var(--ink); } svg text { fill: currentColor; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; } .word { text-align: left; }
+"""
+
+
+def as_html(page: Sequence[Section]) -> str:
+    """A page that loads nothing: style and drawings are inside."""
+    parts = []
+    for section in page:
+        parts.append(f"<section><h2>{html.escape(section.title)}</h2>")
+        parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.text]
+        parts += [f'<div class="wide">{drawing}</div>' for drawing in section.drawings]
+        parts += [_html_table(table) for table in section.tables]
+        parts.append("</section>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>KV-cache quality</title><style>{_STYLE}</style></head>\n<body><h1>KV-cache quality</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _html_table(table: Table) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        words = (' class="word"' if i < table.n_left else "" for i in range(len(cells)))
+        return "<tr>" + "".join(f"<{tag}{word}>{html.escape(cell)}</{tag}>" for word, cell in zip(words, cells)) + "</tr>"
+
+    rows = "".join(line("td", row) for row in table.rows)
+    return f'<div class="wide"><table><thead>{line("th", table.head)}</thead><tbody>{rows}</tbody></table></div>'
