@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from . import _sources, fetch, llama, patch
 from ._pairs import Case, divergence_alarms, memory_alarms
 from ._quickstart_options import parser
-from ._steps import Progress, StepFailed, Steps, file_hash, slug, write_atomically
+from ._steps import Progress, StepFailed, Steps, slug, write_atomically
 from ._tree import RELEASE, build, prepare_tree, programs_hash, prose
 from ._types import cache_types, type_info
 
@@ -230,7 +230,7 @@ class Bench:
     def _quality(self, case: Case, n_vocab: int) -> dict[str, Any]:
         title = self._title(case, "perplexity and KLD")
         chunks = max(1, min(self.plan.chunks, int(LOGITS_BYTES // (QUALITY_CONTEXT * n_vocab))))
-        inputs = {**self.common, "text": file_hash(self.text), "n_ctx": QUALITY_CONTEXT, "chunks": chunks}
+        inputs = {**self.common, "text": fetch.sha256(self.text), "n_ctx": QUALITY_CONTEXT, "chunks": chunks}
         inputs["statistics"] = [field.name for field in fields(llama.Divergence)]
 
         def measure() -> dict[str, Any]:

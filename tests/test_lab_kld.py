@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -155,6 +154,38 @@ def test_what_can_not_be_right_ends_with_status_1(machine: Machine, rules: dict,
     done = machine.run(*arguments)
     assert done.exit_code == 1 and wanted in done.output, done.output
     assert not list(machine.work.glob("*.unfinished"))
+
+
+@needs_scripts
+def test_without_programs_a_tree_is_prepared_built_and_read(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The text is then the tree's own prose."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "README.md").write_text("This paragraph counts as running text because it is long enough, " * 4)
+    asked = []
+    monkeypatch.setattr(_tree, "prepare_tree", lambda options, steps: asked.append(options.tree) or tree)
+    monkeypatch.setattr(_tree, "build", lambda tree, options, steps, targets: asked.append((options.cmake, targets)) or machine.bin)
+    done = CliRunner().invoke(app, ["kld", str(machine.model), "--cmake=-DGGML_CUDA=ON", "--device", "CUDA0", "--pairs", "q8_0",
+                                    "--work-dir", str(machine.work), "--json", str(machine.json)])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert asked == [None, (["-DGGML_CUDA=ON"], ("llama-perplexity",))]
+    assert machine.record()["text"]["bytes"] == len(_tree.prose(tree))
+    assert machine.record()["options"]["extra"] == ["--device", "CUDA0"]
+    assert "--device CUDA0" in (machine.work / "logs" / "demo-context-512-q8-0-q8-0.log").read_text()
+
+
+@needs_scripts
+def test_programs_need_a_text(machine: Machine):
+    done = CliRunner().invoke(app, ["kld", str(machine.model), "--programs", str(machine.bin), "--work-dir", str(machine.work)])
+    assert done.exit_code == 1 and "give a text with --text FILE" in done.output
+
+
+@needs_scripts
+def test_too_small_a_disk_is_one_sentence(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kld.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    done = machine.run()
+    assert done.exit_code == 1 and "use fewer --windows or another --work-dir" in done.output
+    assert machine.calls() == []
 
 
 @needs_scripts

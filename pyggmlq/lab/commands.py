@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -201,6 +200,7 @@ def eval_command(
     plot_file: Optional[Path] = typer.Option(None, "--plot", dir_okay=False, help="Draw error against bits: .png, .svg or .pdf."),
 ) -> None:  # fmt: skip
     """Compare codecs on rows of values, without a model: ours, ggml's and published methods."""
+    import numpy as np
     from rich.progress import Progress as Bar
 
     from . import codecs, evaluate, plots, record, tables

@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import _tree, fetch, llama
 from .._pairs import Case, bits_per_value, divergence_alarms, memory_alarms
-from .._steps import StepFailed, Steps, file_hash, slug, write_atomically
+from .._steps import StepFailed, Steps, slug, write_atomically
 from .._types import cache_types
 from . import LabError, gguf_file, record
 
@@ -129,7 +129,7 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
         programs = {"sha256": _tree.programs_hash(folder), **_version(folder)}
     data = record.start(
         record.KLD, llama_cpp=programs, models=[], notes=[], alarms=[],
-        text={"file": text.name, "bytes": text.stat().st_size, "sha256": file_hash(text)},
+        text={"file": text.name, "bytes": text.stat().st_size, "sha256": fetch.sha256(text)},
         options={"contexts": options.contexts, "windows": options.windows, "threads": options.threads, "extra": options.extra},
     )  # fmt: skip
     rows: list[Row] = []
@@ -188,13 +188,13 @@ class _Grid:
             raise LabError(f"{subject.path} has no vocabulary, so it is no model that text can be measured with")
         state = subject.path.stat()
         where = {"path": str(subject.path), "size": state.st_size, "modified_ns": state.st_mtime_ns}
-        sha256 = steps.kept(f"{subject.title}: hash of the file", where, lambda: file_hash(subject.path))
+        sha256 = steps.kept(f"{subject.title}: hash of the file", where, lambda: fetch.sha256(subject.path))
         self.facts = {
             "title": subject.title, "file": subject.path.name, "bytes": state.st_size, "sha256": sha256,
             "name": header.get("general.name"), "architecture": header.get("general.architecture"), "n_vocab": self.n_vocab,
         }  # fmt: skip
         # Threads are left out: they change no figure by more than the rounding of sums.
-        self.inputs = {"programs": programs, "model": sha256, "text": file_hash(text), "windows": options.windows,
+        self.inputs = {"programs": programs, "model": sha256, "text": fetch.sha256(text), "windows": options.windows,
                        "extra": options.extra, "statistics": list(llama.Divergence.__dataclass_fields__)}  # fmt: skip
         self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra)
 
