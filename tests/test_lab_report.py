@@ -15,6 +15,8 @@ from pyggmlq.bench import record as bench_record
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, record, report
 
+from test_lab_fit import SMOLLM2, write
+
 
 def kld_row(k: str, v: str, kld: float | None, model: str = "Demo", attn_rot: str = "on", refused: str | None = None) -> dict:
     bits = bits_per_value(k), bits_per_value(v)
@@ -131,6 +133,14 @@ def test_the_page_holds_every_figure_and_loads_nothing(files: list[Path], tmp_pa
     assert "| tq3_0 | tq3_0 | K+V | 3.5 | 3.5 | 7.00 |" in markdown and "| 3.44 |" in markdown
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.rglob("*.new"))
+
+
+def test_memory_of_a_model_is_that_of_fit(tmp_path: Path):
+    path = write(tmp_path / "m.gguf", "llama", **SMOLLM2)
+    report.write([path], tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.cells[:5] == ["f16/f16", "22.5", "45.0", "90.0", "180.0"]  # 1k to 8k
+    assert "planar3/planar3" not in page.cells, "its head size does not fit"
 
 
 def test_the_page_is_the_same_again(files: list[Path], tmp_path: Path):

@@ -252,7 +252,7 @@ def eval_command(
 
 
 def report_command(
-    files: List[Path] = typer.Argument(..., exists=True, dir_okay=False, metavar="FILE..", help="JSON of `kld`, `eval` and `bench cpu`."),
+    files: List[Path] = typer.Argument(..., exists=True, dir_okay=False, metavar="FILE..", help="JSON of `kld`, `eval` and `bench cpu`; GGUF files for their memory."),
     output: List[Path] = typer.Option(
         [Path("report.html")], "--output", "-o", dir_okay=False, help="A page (.html), text (.md) or a drawing (.png); may be repeated."
     ),

@@ -62,6 +62,18 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
     return figure
 
 
+def memory(contexts: Sequence[int], sizes: dict[str, Sequence[float]]) -> Any:
+    """MiB of each pair's cache against the context; a matplotlib figure."""
+    figure = _figure(7.5, 5)
+    axis = figure.add_subplot()
+    for pair, mib in sizes.items():
+        axis.plot(contexts, mib, marker="o", linewidth=1, label=pair)
+    axis.set(xlabel="context, tokens", ylabel="MiB", xscale="log", yscale="log")
+    _grid(axis)
+    _legend(figure)
+    return figure
+
+
 def depth(rows: Sequence[Any]) -> Any | None:
     """Time per pair of query head and cached token against cached tokens, from records of `pyggmlq bench cpu`, one axis for
     each shape; a matplotlib figure, or None if no shape was measured at two depths."""

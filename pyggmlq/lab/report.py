@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""One page from what `pyggmlq kld`, `eval` and `bench cpu` found: HTML that needs nothing beside itself, or Markdown."""
+"""One page from what `pyggmlq kld`, `eval` and `bench cpu` found, and from models' memory: HTML that needs nothing beside
+itself, or Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 from .._steps import write_atomically
 from .._types import cache_types
 from ..bench import record as bench_record
-from . import LabError, plots, record
+from . import LabError, fit, plots, record
 from .tables import number, rotated
 
 KINDS = (".html", ".md", ".png")
@@ -38,33 +39,35 @@ class Section:
 
 
 def write(files: Sequence[Path], out: Path) -> None:
-    """Read `files`, of any of the three kinds, and replace `out` (.html, .md, .png) by the page.
+    """Read `files`, of any of the three kinds or GGUF files, and replace `out` (.html, .md, .png) by the page.
 
     A .png holds the first drawing only. `LabError` for a file that is none of these, and if there is nothing to draw.
     """
     if out.suffix.lower() not in KINDS:
         raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
-    records = [record.read(path) for path in files]
+    models = [fit.read(path) for path in files if path.suffix.lower() == ".gguf"]
+    records = [record.read(path) for path in files if path.suffix.lower() != ".gguf"]
     if out.suffix.lower() == ".png":
         kld = next((data for data in records if data["format"] == record.KLD and places(data)), None)
         if kld is None:
             raise LabError("found no file of `pyggmlq kld` with results, wanted one: the .png shows KLD against memory")
         plots.save(plots.kld(kld["rows"], places(kld)), out)
         return
-    page = sections(records)
+    page = sections(records, models)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, as_html(page) if out.suffix.lower() == ".html" else as_markdown(page))
 
 
-def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
-    """The page, most important first: advice, quality on models, codecs on data, speed, and what it was measured with."""
+def sections(records: Sequence[dict[str, Any]], models: Sequence[fit.Model] = ()) -> list[Section]:
+    """The page, most important first: advice, quality on models, memory, codecs on data, speed, and what it was measured with."""
     by_kind = {kind: [data for data in records if data["format"] == kind] for kind in (record.KLD, record.EVAL, record.BENCH)}
     advice = [sentence for data in by_kind[record.KLD] for sentence in recommendations(data)]
     found = [Section("What to use", advice)] if advice else []
     found += [section for data in by_kind[record.KLD] for section in _kld_sections(data)]
+    found += [_memory_section(model) for model in models]
     found += [section for data in by_kind[record.EVAL] for section in _eval_sections(data)]
     found += [section for data in by_kind[record.BENCH] for section in _bench_sections(data)]
-    return [*found, _origin(records)]
+    return [*found, _origin(records)] if records else found
 
 
 # Advice --------------------------------------------------------------------------------------------------------------
@@ -147,6 +150,15 @@ def _kld_sections(data: dict[str, Any]) -> Iterator[Section]:
         text = [f"{windows} windows of {n_ctx} tokens; KLD in nats against the f16 cache. “rotated”: sides that llama.cpp's attn_rot turned."]
         text += [f"Refused: {sentence}." for sentence in dict.fromkeys(row["refused"] for row in rows if row["refused"])]
         yield Section(f"Quality: {model}, context {n_ctx}", text, [plots.as_svg(plots.kld(data["rows"], [(model, n_ctx)]))], [table])
+
+
+def _memory_section(model: fit.Model) -> Section:
+    contexts = [1024 * 2**i for i in range(12) if 1024 * 2**i <= max(model.n_ctx_train, 1024)]
+    pairs = [case for case in fit.default_pairs() if not model.refusal(case)]
+    sizes = {str(case): [sum(model.cache_bytes(case, n_ctx)) / fit.MIB for n_ctx in contexts] for case in pairs}
+    table = Table(("cache K/V", *(f"{n_ctx // 1024}k" for n_ctx in contexts)), [(pair, *(f"{mib:.1f}" for mib in row)) for pair, row in sizes.items()])
+    text = [f"MiB of the cache at contexts up to {model.n_ctx_train} tokens, by `pyggmlq fit`; the weights take {model.weight_bytes / fit.MIB:.0f} MiB."]
+    return Section(f"Memory: {model.name}", text, [plots.as_svg(plots.memory(contexts, sizes))], [table])
 
 
 def _eval_sections(data: dict[str, Any]) -> Iterator[Section]:
