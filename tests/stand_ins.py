@@ -53,7 +53,7 @@ else:
     assert Path(get("--kl-divergence-base")).exists()
     print(f"0.0.0.1 I kl_divergence: computing over {{rules.get('windows', 16)}} chunks, n_ctx=512", file=sys.stderr)
     loss = sum((16 - bits[t]) / (100 + i + off) for i, t in enumerate((k, v)) if t not in rules.get("unquantized", []))
-    print(f"Mean PPL(Q) : {{10 + loss:.6f}} ± 0.5\\nMean PPL(Q)/PPL(base) : {{1 + loss / 10:.6f}} ± 0.01\\nMedian  KLD: 0.1\\n99.9%   KLD: 0.6\\nMean    KLD: {{loss:.6f}} ± 0.001\\n99.0%   KLD: 0.5\\nMaximum KLD: {{loss:.6f}}\\nSame top p: 90.0 ± 1.0 %")
+    print(f"Mean PPL(Q) : {{10 + loss:.6f}} ± 0.5\\nMean PPL(Q)/PPL(base) : {{1.001 + loss / 10:.6f}} ± 0.01\\nMedian  KLD: 0.1\\n99.9%   KLD: 0.6\\nMean    KLD: {{loss:.6f}} ± 0.001\\n99.0%   KLD: 0.5\\nMaximum KLD: {{loss:.6f}}\\nSame top p: 90.0 ± 1.0 %")
 """
 
 

@@ -71,6 +71,7 @@ def test_every_pair_is_measured_once_and_recorded(machine: Machine):
     assert (row["v"], row["n_ctx"], row["windows"], row["rotated_k"], row["rotated_v"]) == ("f16", 512, 16, True, False)
     assert (row["bits_k"], row["mib_k"], row["mib_v"]) == (3.5, 35.0, 160.0)
     assert row["kld"] == pytest.approx(0.125) and row["kld_median"] == 0.1 and row["kld_999"] == 0.6
+    assert row["ppl_ratio"] == pytest.approx(1.0125), "of the perplexities, not of what the file of distributions was rounded to"
     assert data["llama_cpp"]["commit"] == "0123abc" and data["models"][0]["name"] == "Demo"
     assert data["text"]["bytes"] == 5 and data["alarms"] == []
     assert str(machine.work.parent) not in machine.json.read_text(), "a record says nothing of where its files lay"

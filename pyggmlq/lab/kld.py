@@ -205,8 +205,14 @@ class _Grid:
         wanted = [(reference, "on")]  # nothing of f16 is rotated
         wanted += [(case, rotation) for rotation in self.options.rotations for case in others]
         logits = self._logits_path(n_ctx)
+        f16 = None
         for case, rotation in wanted:
-            yield self._row(case, n_ctx, rotation, logits)
+            row = self._row(case, n_ctx, rotation, logits)
+            f16 = f16 or row.divergence
+            if row.divergence and f16:
+                # The program's own ratio is to what it reads from the file, where no probability is below e^-16 of the highest.
+                row.divergence = replace(row.divergence, ppl_ratio=row.divergence.ppl / f16.ppl)
+            yield row
         logits.unlink(missing_ok=True)
 
     def _row(self, case: Case, n_ctx: int, rotation: str, logits: Path) -> Row:

@@ -130,7 +130,8 @@ def as_svg(figure: Any) -> str:
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = drawn.getvalue()
     text = text[text.index("<svg") :]
-    return text.replace("#000000", "currentColor")
+    least = round(4.5 * figure.get_figwidth())  # narrower than that, letters can't be read: a phone scrolls instead
+    return text.replace("#000000", "currentColor").replace("<svg ", f'<svg style="min-width: {least}rem" ', 1)
 
 
 def save(figure: Any, path: Path) -> None:
