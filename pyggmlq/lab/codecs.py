@@ -269,6 +269,15 @@ def _block_bits(name: str) -> Callable[[int], float]:
     return lambda width: 8 * size / length
 
 
+def _published(name: str, rotation: Rotation, bits: int) -> Codec:
+    return Codec(name, _scalar(rotation, bits), lambda n: bits + 16 / n, rotation.parameters, rotation.multiply_adds)
+
+
+def _sketched(name: str, rotation: Rotation, bits: int) -> Codec:
+    return Codec(name, _with_sketch(rotation, bits), lambda n: bits + 32 / n,
+                 lambda n: rotation.parameters(n) + n * n, lambda n: rotation.multiply_adds(n) + n * n)  # fmt: skip
+
+
 def _after_hadamard(codec: Codec) -> Codec:
     return Codec(
         f"h+{codec.name}", lambda x: hadamard(codec.round_trip(hadamard(x))), codec.bits, codec.parameters,
@@ -285,10 +294,8 @@ def all_codecs() -> list[Codec]:
     methods = []
     for bits in (2, 3, 4):
         for name, rotation in ROTATIONS.items():
-            costs = rotation.parameters, rotation.multiply_adds
-            methods.append(Codec(f"{name}-{bits}", _scalar(rotation, bits), lambda n, bits=bits: bits + 16 / n, *costs))
-            if name in ("turboquant", "turboquant-wht"):
-                sketch = [lambda n, cost=cost: cost(n) + n * n for cost in costs]
-                methods.append(Codec(f"{name}-qjl-{bits}", _with_sketch(rotation, bits), lambda n, bits=bits: bits + 32 / n, *sketch))
+            methods.append(_published(f"{name}-{bits}", rotation, bits))
+            if name.startswith("turboquant"):
+                methods.append(_sketched(f"{name}-qjl-{bits}", rotation, bits))
     mixed = [codec for codec in methods if not codec.name.startswith("turboquant")]
     return blocks + [_after_hadamard(codec) for codec in blocks] + methods + [_after_hadamard(codec) for codec in mixed]

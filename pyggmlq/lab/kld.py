@@ -183,8 +183,8 @@ class _Grid:
         self.subject, self.text, self.options, self.steps = subject, text, options, steps
         with steps.named(f"reading {subject.path}"):
             header = gguf_file.metadata(subject.path)
-        self.n_vocab = header.get("tokenizer.ggml.tokens")
-        if not isinstance(self.n_vocab, int):
+        self.n_vocab: int = header.get("tokenizer.ggml.tokens", 0)
+        if not self.n_vocab:
             raise LabError(f"{subject.path} has no vocabulary, so it is no model that text can be measured with")
         state = subject.path.stat()
         where = {"path": str(subject.path), "size": state.st_size, "modified_ns": state.st_mtime_ns}
@@ -297,20 +297,21 @@ def alarms(rows: Sequence[Row]) -> list[str]:
     found: list[str] = []
     for row in rows:
         reference = next(r for r in rows if (r.model, r.n_ctx) == (row.model, row.n_ctx))  # f16 comes first
-        if row.refused is not None or reference.refused is not None:
-            continue
         found += [f"{row}: {what}" for what in _row_alarms(row, reference, rows)]
     return found
 
 
 def _row_alarms(row: Row, reference: Row, rows: Sequence[Row]) -> list[str]:
+    memory, divergence = row.memory, row.divergence
+    if memory is None or divergence is None or reference.memory is None or reference.divergence is None:
+        return []  # refused
     found = []
-    if (row.memory.type_k, row.memory.type_v) != (row.case.k, row.case.v):
-        found.append(f"was run with K {row.memory.type_k} and V {row.memory.type_v}")
-    found += memory_alarms(row.case, row.memory, reference.memory)
-    found += divergence_alarms(row.case, row.divergence, reference.divergence)
-    if row is reference and not row.divergence.kld <= NOISE:
-        found.append(f"mean KLD to itself is {row.divergence.kld:.6f}, wanted at most {NOISE}: the programs' results vary")
+    if (memory.type_k, memory.type_v) != (row.case.k, row.case.v):
+        found.append(f"was run with K {memory.type_k} and V {memory.type_v}")
+    found += memory_alarms(row.case, memory, reference.memory)
+    found += divergence_alarms(row.case, divergence, reference.divergence)
+    if row is reference and not divergence.kld <= NOISE:
+        found.append(f"mean KLD to itself is {divergence.kld:.6f}, wanted at most {NOISE}: the programs' results vary")
     if row.attn_rot == "off" and row.rotated and any(row.rotated):
         found.append("K or V was rotated all the same")
     for other in rows[: rows.index(row)]:

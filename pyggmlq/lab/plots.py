@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
     return figure
 
 
-def memory(contexts: Sequence[int], sizes: dict[str, Sequence[float]]) -> Any:
+def memory(contexts: Sequence[int], sizes: Mapping[str, Sequence[float]]) -> Any:
     """MiB of each pair's cache against the context; a matplotlib figure."""
     figure = _figure(7.5, 5)
     axis = figure.add_subplot()
