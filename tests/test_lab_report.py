@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -143,6 +144,28 @@ def test_memory_of_a_model_is_that_of_fit(tmp_path: Path):
     assert "planar3/planar3" not in page.cells, "its head size does not fit"
 
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def test_the_tables_of_the_docs_are_those_of_the_committed_records():
+    text = (RESULTS.parent / "LAB.md").read_text(encoding="utf-8")
+    for name in ("kld-512.json", "kld-512-rotation.json"):
+        data = record.read(RESULTS / name)
+        assert data["alarms"] == []
+        sections = [section for section in report.sections([data]) if section.title.startswith("Quality")]
+        lines = [line for line in report.as_markdown(sections).splitlines() if line.startswith("| ")]
+        assert len(lines) > 5 and not [line for line in lines if line not in text]
+
+
+def test_figures_of_llama_cpps_own_types_are_those_of_an_unmodified_one():
+    """The committed record of an unmodified llama.cpp has the same rows as that of a patched one."""
+    grids = [record.read(RESULTS / name) for name in ("kld-512.json", "kld-512-unmodified.json")]
+    rows = [{(row["model"], row["k"], row["v"]): {**row, "seconds": 0} for row in grid["rows"]} for grid in grids]
+    assert {k for _, k, v in rows[1] if k == v} == {"f16", "q8_0", "q4_0"}
+    assert all(rows[0][key] == row for key, row in rows[1].items())
+    assert grids[0]["text"] == grids[1]["text"] and grids[0]["llama_cpp"]["sha256"] != grids[1]["llama_cpp"]["sha256"]
+
+
 def test_the_page_is_the_same_again(files: list[Path], tmp_path: Path):
     for name in ("a.html", "b.html"):
         report.write(files, tmp_path / name)
@@ -157,6 +180,15 @@ def test_other_files_are_refused(tmp_path: Path, content: str, wanted: str):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(LabError, match=wanted):
         report.write([tmp_path / "x.json"], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_text_needs_no_matplotlib_and_a_page_names_it(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report.write(files, tmp_path / "r.md")
+    with pytest.raises(LabError, match=r"pip install 'pyggmlq\[lab\]'"):
+        report.write(files, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 

@@ -179,7 +179,10 @@ def fit_command(
         return
     console = _console()
     title = f"{found.name} ({found.architecture}), trained for {found.n_ctx_train} tokens; weights {found.weight_bytes / fit.MIB:.0f} MiB"
-    console.print(tables.fit(rows, title + (f", cache {budget / fit.MIB:.0f} MiB" if budget is not None else f", context {context}")))
+    if budget is not None:
+        title += f", which leaves {budget / fit.MIB:.0f} MiB for the cache; the longest contexts:"
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(tables.fit(rows))
     if layers:
         for layer in found.layers:
             window = f"window {found.window}" if layer.windowed else "full"

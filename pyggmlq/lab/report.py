@@ -5,8 +5,9 @@ itself, or Markdown."""
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ class Table:
 
 @dataclass
 class Section:
-    """A heading, sentences, drawings (SVG) and tables, in this order."""
+    """A heading, sentences, drawings and tables, in this order."""
 
     title: str
     text: list[str] = field(default_factory=list)
-    drawings: list[str] = field(default_factory=list)
+    drawings: list[Callable[[], Any]] = field(default_factory=list)
+    """Each gives a matplotlib figure, or None if there is nothing to draw. Text needs none of them."""
     tables: list[Table] = field(default_factory=list)
 
 
@@ -149,7 +151,7 @@ def _kld_sections(data: dict[str, Any]) -> Iterator[Section]:
         windows = max(row["windows"] or 0 for row in rows)
         text = [f"{windows} windows of {n_ctx} tokens; KLD in nats against the f16 cache. “rotated”: sides that llama.cpp's attn_rot turned."]
         text += [f"Refused: {sentence}." for sentence in dict.fromkeys(row["refused"] for row in rows if row["refused"])]
-        yield Section(f"Quality: {model}, context {n_ctx}", text, [plots.as_svg(plots.kld(data["rows"], [(model, n_ctx)]))], [table])
+        yield Section(f"Quality: {model}, context {n_ctx}", text, [partial(plots.kld, data["rows"], [(model, n_ctx)])], [table])
 
 
 def _memory_section(model: fit.Model) -> Section:
@@ -158,7 +160,7 @@ def _memory_section(model: fit.Model) -> Section:
     sizes = {str(case): [sum(model.cache_bytes(case, n_ctx)) / fit.MIB for n_ctx in contexts] for case in pairs}
     table = Table(("cache K/V", *(f"{n_ctx // 1024}k" for n_ctx in contexts)), [(pair, *(f"{mib:.1f}" for mib in row)) for pair, row in sizes.items()])
     text = [f"MiB of the cache at contexts up to {model.n_ctx_train} tokens, by `pyggmlq fit`; the weights take {model.weight_bytes / fit.MIB:.0f} MiB."]
-    return Section(f"Memory: {model.name}", text, [plots.as_svg(plots.memory(contexts, sizes))], [table])
+    return Section(f"Memory: {model.name}", text, [partial(plots.memory, contexts, sizes)], [table])
 
 
 def _eval_sections(data: dict[str, Any]) -> Iterator[Section]:
@@ -171,7 +173,7 @@ def _eval_sections(data: dict[str, Any]) -> Iterator[Section]:
             for row in rows
         ])  # fmt: skip
         text = [f"{rows[0]['n_rows']} rows of {rows[0]['width']} values, no model. “h+”: after a Hadamard transform of the row."]
-        yield Section(f"Codecs on {name}", text, [plots.as_svg(plots.evaluation(rows))], [table])
+        yield Section(f"Codecs on {name}", text, [partial(plots.evaluation, rows)], [table])
 
 
 def _bench_sections(data: dict[str, Any]) -> Iterator[Section]:
@@ -186,8 +188,7 @@ def _bench_sections(data: dict[str, Any]) -> Iterator[Section]:
         for row in decode
     ], 2)  # fmt: skip
     text = [f"Decoding, {run.machine['cpu']}; per pair of query head and cached token. docs/BENCH.md says what is inside the clock."]
-    drawing = plots.depth(decode)
-    yield Section("Speed of decoding", text, [plots.as_svg(drawing)] if drawing else [], [table])
+    yield Section("Speed of decoding", text, [partial(plots.depth, decode)], [table])
 
 
 def _origin(records: Sequence[dict[str, Any]]) -> Section:
@@ -235,7 +236,8 @@ def as_html(page: Sequence[Section]) -> str:
     for section in page:
         parts.append(f"<section><h2>{html.escape(section.title)}</h2>")
         parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.text]
-        parts += [f'<div class="wide">{drawing}</div>' for drawing in section.drawings]
+        figures = [figure for figure in (draw() for draw in section.drawings) if figure is not None]
+        parts += [f'<div class="wide">{plots.as_svg(figure)}</div>' for figure in figures]
         parts += [_html_table(table) for table in section.tables]
         parts.append("</section>")
     return (

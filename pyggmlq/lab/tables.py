@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+def _table(title: str | None, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     for name in left:
         table.add_column(name, no_wrap=True)
@@ -37,10 +37,10 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
     return table
 
 
-def fit(rows: Sequence[dict[str, Any]], title: str) -> Table:
+def fit(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `pyggmlq fit`."""
-    right = ("bits K/V", "longest context", "K MiB", "V MiB", "state MiB", "sum MiB")
-    table = _table(title, ("cache K/V",), right)
+    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", "sum MiB")
+    table = _table(None, ("cache K/V",), right)
     for row in rows:
         pair, bits = f"{row['k']}/{row['v']}", f"{row['bits_k']:g}/{row['bits_v']:g}"
         if row["refused"]:
