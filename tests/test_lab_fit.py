@@ -140,6 +140,13 @@ def test_what_can_not_be_told_is_refused(tmp_path: Path, architecture: str, keys
         fit.read(write(tmp_path / "m.gguf", architecture, **keys))
 
 
+def test_an_unknown_architecture_is_computed_with_a_note(tmp_path: Path):
+    path = write(tmp_path / "m.gguf", "brandnew", **SMOLLM2)
+    assert mib(path, "f16/f16", 2048) == (22.5, 22.5, 0)
+    assert "the architecture brandnew was not compared with llama.cpp" in " ".join(invoke(path, "--context", "2048").output.split())
+    assert fit.read(write(tmp_path / "l.gguf", "llama", **SMOLLM2)).notes == ()
+
+
 def test_a_split_model_counts_all_its_files(tmp_path: Path):
     first = write(tmp_path / "m-00001-of-00002.gguf", "llama", **SMOLLM2, split__count=2)
     with pytest.raises(LabError, match="m-00002-of-00002.gguf is missing"):

@@ -118,6 +118,7 @@ def kld_command(
         )  # fmt: skip
         steps = Steps(work / "steps", progress)
         with (work / "kld.lock").open("w") as lock:
+            progress.update(f"waiting for another run in {work}")
             fetch.lock_file(lock)
             data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
     progress.clear()

@@ -2,7 +2,8 @@
 """How much memory the KV cache of a model takes, layer by layer, computed from the GGUF file's metadata alone.
 
 The rules are those of llama.cpp 0c1e57098 (`llama_model::create_memory` and the caches that it makes), one sequence. A
-test compares them with what that version allocates for a model of every architecture that it can make one of.
+test compares them with what that version allocates for a model of every architecture that it can make one of; a model
+whose sizes were not compared comes with a note that says so.
 """
 
 from __future__ import annotations
@@ -47,6 +48,22 @@ UNCACHED = {"bert", "modern-bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert",
 OTHER = {"bailingmoe3", "deepseek32", "deepseek4", "dflash", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "kimi-k3", "kimi-linear",
          "minimax-01", "minimax-m3", "qwen4exp", "gemma4-assistant"}  # fmt: skip
 """Architectures with caches of their own kind (indexers, linear attention), which are not computed here."""
+
+
+UNCOMPARED = {"arwkv7", "gemma3n", "gemma4", "rwkv6", "rwkv6qwen2", "rwkv7", "step35"}
+"""Architectures whose rules are llama.cpp's as its source says them, but no run was compared: it can't make a random model."""
+
+PLAIN = set(
+    """
+    arcee arctic baichuan bailingmoe bailingmoe2 bloom chatglm codeshell cogvlm command-r dbrx deci deepseek deepseek2
+    dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 glm4moe gpt2 gptneox granite granitemoe grok grovemoe
+    hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder minicpm minicpm3
+    minimax-m2 mistral3 mistral4 mpt nanbeige nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3
+    phimoe plamo pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3tts qwen3vl qwen3vlmoe refact seed_oss
+    smollm3 stablelm starcoder starcoder2 talkie xverse
+    """.split()
+)
+"""Architectures, compared with llama.cpp, that keep the whole context in every layer. Others are taken for such, with a note."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +214,11 @@ class _Reader:
             n = heads_kv[i] if has_cache else 0
             result.append(Layer(i, windowed[i], n * k, 0 if latent else n * v, k, v, state if recurrent[i] else 0))
         notes = []
-        if not any(windowed) and self.get("attention.sliding_window"):
+        if self.architecture not in PLAIN | WINDOWED.keys() | HYBRID | RECURRENT:
+            notes.append(f"the architecture {self.architecture} was not compared with llama.cpp: the whole context in every layer is an assumption")
+        elif self.architecture in UNCOMPARED:
+            notes.append(f"the sizes of {self.architecture} follow llama.cpp's source and were not compared with a run")
+        elif not any(windowed) and self.get("attention.sliding_window"):
             notes.append(f"llama.cpp keeps the whole context in all layers of {self.architecture}, though the file names a sliding window")
         return result, window if any(windowed) else 0, notes
 
