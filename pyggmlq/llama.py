@@ -168,10 +168,10 @@ def parse_rotation(log: str) -> tuple[bool, bool] | None:
     return (sides["k"], sides["v"]) if len(sides) == 2 else None
 
 
-def parse_windows(log: str) -> int | None:
-    """How many windows llama-perplexity says that it evaluates; None if it didn't get that far."""
-    found = re.search(r"(?:calculating perplexity|kl_divergence: computing) over (\d+) chunks", log)
-    return int(found[1]) if found else None
+def parse_windows(output: str) -> int | None:
+    """How many windows ``llama-perplexity --kl-divergence`` evaluated: it prints a line for each; None if it printed none."""
+    found = re.findall(rf"^ *(\d+) +{_NUMBER} ± ", output, re.MULTILINE)
+    return int(found[-1][0]) if found else None
 
 
 def parse_bench(output: str) -> list[tuple[dict[str, Any], Speed]]:

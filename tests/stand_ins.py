@@ -51,7 +51,8 @@ elif "--kl-divergence" not in a:
     print("Final estimate: PPL = 10.0 +/- 0.5")
 else:
     assert Path(get("--kl-divergence-base")).exists()
-    print(f"0.0.0.1 I kl_divergence: computing over {{rules.get('windows', 16)}} chunks, n_ctx=512", file=sys.stderr)
+    for i in range(rules.get("windows", 16)):
+        print(f"{{i + 1:4d}}      10.0000 ±    0.5000       0.00100 ±    0.00100")
     loss = sum((16 - bits[t]) / (100 + i + off) for i, t in enumerate((k, v)) if t not in rules.get("unquantized", []))
     print(f"Mean PPL(Q) : {{10 + loss:.6f}} ± 0.5\\nMean PPL(Q)/PPL(base) : {{1.001 + loss / 10:.6f}} ± 0.01\\nMedian  KLD: 0.1\\n99.9%   KLD: 0.6\\nMean    KLD: {{loss:.6f}} ± 0.001\\n99.0%   KLD: 0.5\\nMaximum KLD: {{loss:.6f}}\\nSame top p: 90.0 ± 1.0 %")
 """

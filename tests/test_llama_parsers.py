@@ -122,16 +122,11 @@ def test_rotation_is_that_of_the_last_context():
     assert llama.parse_rotation("llama_kv_cache_unified: size = 45.00 MiB\n") is None
 
 
-@pytest.mark.parametrize(
-    ("log", "wanted"),
-    [
-        (STAMP + "perplexity: calculating perplexity over 16 chunks, n_ctx=512, batch_size=512, n_seq=1", 16),
-        (STAMP + "kl_divergence: computing over 8 chunks, n_ctx=512, batch_size=512, n_seq=1", 8),
-        ("perplexity: you need at least 1024 tokens to evaluate perplexity with a context of 512", None),
-    ],
-)
-def test_windows(log: str, wanted: int | None):
-    assert llama.parse_windows(log) == wanted
+def test_windows_are_counted_by_their_lines():
+    line = "{:4d}      22.7921 ±    4.6132       0.00072 ±    0.00387       0.00313 ±    0.00011     1.413 ±  0.086 %    97.255 ±  1.025 %\n"
+    table = "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence\n" + line.format(1) + line.format(16)
+    assert llama.parse_windows(table + DIVERGENCE) == 16
+    assert llama.parse_windows("perplexity: you need at least 1024 tokens to evaluate perplexity with a context of 512\n") is None
 
 
 def test_bench_reads_every_record():

@@ -229,11 +229,11 @@ class _Grid:
                 if sentence is None:
                     raise
                 return {"refused": sentence}
-            memory = llama.parse_kv_memory(log)
-            if memory is None:
-                raise llama.ToolError("llama.cpp printed no line on the KV cache's size", tools.logs / f"{name}.log")
-            return {"divergence": asdict(found), "memory": asdict(memory), "rotated": llama.parse_rotation(log),
-                    "windows": llama.parse_windows(log)}  # fmt: skip
+            memory, windows = llama.parse_kv_memory(log), llama.parse_windows(log)
+            if memory is None or windows is None:
+                what = "the KV cache's size" if memory is None else "its windows"
+                raise llama.ToolError(f"llama-perplexity printed no line on {what}", tools.logs / f"{name}.log")
+            return {"divergence": asdict(found), "memory": asdict(memory), "rotated": llama.parse_rotation(log), "windows": windows}
 
         kept = self.steps.kept_with_time(str(row), {**self.inputs, "n_ctx": n_ctx, "attn_rot": rotation}, measure)
         found, row.seconds = kept["result"], kept["seconds"]
