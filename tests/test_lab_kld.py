@@ -15,10 +15,9 @@ from pyggmlq._pairs import Case, bits_per_value
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, gguf_file, kld, record, require
 
-from llama_build import build, run, sync
+from llama_build import CACHE, build, patched, sync
 from stand_ins import StandIns, needs_scripts
 
-CACHE = Path(__file__).parents[1] / ".cache"
 
 
 def write_model(path: Path, n_vocab: int = 300, **more: int) -> None:
@@ -298,13 +297,10 @@ def own_text(llama_tree, tmp_path_factory) -> Path:
 @pytest.mark.llama
 def test_types_of_llama_cpp_give_the_figures_of_an_unmodified_one(llama_tree, own_text, tmp_path, tmp_path_factory):
     """Patched and not, the same windows: q8_0 and q4_0 must agree to the last digit, and ours must cost what they cost."""
-    staged = tmp_path_factory.mktemp("patched") / "llama.cpp"
-    sync(llama_tree("0.3.36"), staged)
-    run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
-    trees = {"patched": CACHE / "llama" / "0.3.36-patched", "pristine": CACHE / "llama" / "0.3.36-pristine"}
-    sync(staged, trees["patched"])
-    sync(llama_tree("0.3.36"), trees["pristine"])
-    model = str(fetch.fetch_model("smollm2-135m", CACHE / "models"))
+    pristine = CACHE / "0.3.36"
+    sync(llama_tree("0.3.36"), pristine)
+    trees = {"patched": patched(pristine, tmp_path_factory.mktemp("patched") / "llama.cpp"), "pristine": pristine}
+    model = str(fetch.fetch_model("smollm2-135m", CACHE.parent / "models"))
     rows = {}
     for name, tree in trees.items():
         pairs = "q8_0,q4_0" + (",tq3_0,f16/tq3_0" if name == "patched" else "")
