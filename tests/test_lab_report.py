@@ -50,6 +50,9 @@ def test_where_they_are_worse_that_is_said_first():
     found = advice(REFERENCE, Q4, Q8_3, BOTH_3, *ALONE)
     assert found.startswith("Demo, context 512. Nothing measured is smaller than q4_0 for both and as good")
     assert "Better, and the smallest that is: K q8_0, V tq3_0: mean KLD 0.0200" in found
+    assert found.count("K q8_0, V tq3_0") == 1, "what is said once is enough"
+    better = advice(REFERENCE, Q4, kld_row("iq4_nl", "iq4_nl", 0.03), Q8_3, BOTH_3)
+    assert "Better, and the smallest that is: K iq4_nl" in better and "With keys of 8 bits: K q8_0, V tq3_0" in better
     assert "The smallest cache: K tq3_0, V tq3_0: mean KLD 0.2000" in found
     assert "tq3_0 in K costs 9.0 times what it costs in V (mean KLD 0.1800 and 0.0200)." in found
 

@@ -88,6 +88,10 @@ def _size(row: dict[str, Any]) -> float:
     return row["mib_k"] + row["mib_v"]
 
 
+def _loss(row: dict[str, Any]) -> float:
+    return row["kld"]
+
+
 def recommendations(data: dict[str, Any]) -> list[str]:
     """Sentences that follow from the rows of a kld record: what is best at a size, what is smallest, and where the loss is."""
     found = []
@@ -105,21 +109,28 @@ def recommendations(data: dict[str, Any]) -> list[str]:
 
 def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[str]:
     by_pair = {(row["k"], row["v"]): row for row in rows}
+    ours = [info.name for info in cache_types()]
     known = by_pair.get(("q4_0", "q4_0"))
+    told: list[dict[str, Any]] = []
     if known:
-        better = [row for row in rows if row["kld"] <= known["kld"] and _size(row) < _size(known)]
-        if better:
-            best = min(better, key=_size)
-            yield f"{_described(best, reference)}: smaller than q4_0 for both, and no worse ({_described(known, reference)})."
+        told.append(known)
+        better = [row for row in rows if row["kld"] <= known["kld"] and row is not known]
+        smaller = [row for row in better if _size(row) < _size(known)]
+        if smaller:
+            told.append(min(smaller, key=_size))
+            yield f"{_described(told[-1], reference)}: smaller than q4_0 for both, and no worse ({_described(known, reference)})."
         else:
-            near = [row for row in rows if row["kld"] <= known["kld"] and row is not known]
             yield f"Nothing measured is smaller than q4_0 for both and as good ({_described(known, reference)})."
-            if near:
-                yield f"Better, and the smallest that is: {_described(min(near, key=_size), reference)}."
-    smallest = min(rows, key=_size)
-    if known is not smallest:
-        yield f"The smallest cache: {_described(smallest, reference)}."
-    for name in (info.name for info in cache_types()):
+            if better:
+                told.append(min(better, key=_size))
+                yield f"Better, and the smallest that is: {_described(told[-1], reference)}."
+    careful = [by_pair["q8_0", name] for name in ours if ("q8_0", name) in by_pair]
+    for lead, candidates, key in (("With keys of 8 bits", careful, _loss), ("The smallest cache", rows, _size)):
+        row = min(candidates, key=key, default=None)
+        if row is not None and not any(row is other for other in told):
+            told.append(row)
+            yield f"{lead}: {_described(row, reference)}."
+    for name in ours:
         k_only, v_only = by_pair.get((name, "f16")), by_pair.get(("f16", name))
         if k_only and v_only and v_only["kld"] > 0:
             times = k_only["kld"] / v_only["kld"]
