@@ -63,6 +63,13 @@ def test_advice_leaves_out_what_was_refused_collapsed_or_not_rotated():
     assert "planar3" not in found and "tq3_0" not in found
 
 
+def test_what_a_rotation_harms_is_said():
+    off = [kld_row("tq3_0", "tq3_0", 0.1, attn_rot="off"), kld_row("q4_0", "q4_0", 0.038, attn_rot="off")]
+    found = advice(REFERENCE, Q4, BOTH_3, *off)
+    assert "K tq3_0, V tq3_0 is better without llama.cpp's attn_rot: mean KLD 0.1000 instead of 0.2000." in found
+    assert "K q4_0, V q4_0 is better without" not in found, "a difference within the error"
+
+
 def test_each_model_has_its_own_advice():
     found = advice(REFERENCE, Q4, BOTH_3, kld_row("f16", "f16", 0, "Other"), kld_row("q4_0", "q4_0", 0.3, "Other"), kld_row("tq3_0", "tq3_0", 0.1, "Other"))
     assert "Demo, context 512. Nothing measured" in found and "Other, context 512. K tq3_0" in found

@@ -101,7 +101,8 @@ def recommendations(data: dict[str, Any]) -> list[str]:
         rows = [row for row in here if row is not reference and row["kld"] is not None]
         if reference is None or not rows:
             continue
-        found += [f"{model}, context {n_ctx}. {sentence}" for sentence in _advice(rows, reference)]
+        unrotated = [row for row in data["rows"] if (row["model"], row["n_ctx"], row["attn_rot"]) == (model, n_ctx, "off") and row.get("kld") is not None]
+        found += [f"{model}, context {n_ctx}. {sentence}" for sentence in [*_advice(rows, reference), *_rotation_advice(rows, unrotated)]]
     if data.get("alarms"):
         found.insert(0, "ALARM: some results can't be right, so trust none of what follows: " + "; ".join(data["alarms"]))
     return found
@@ -135,6 +136,15 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
         if k_only and v_only and v_only["kld"] > 0:
             times = k_only["kld"] / v_only["kld"]
             yield f"{name} in K costs {times:.1f} times what it costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
+
+
+def _rotation_advice(rows: list[dict[str, Any]], unrotated: list[dict[str, Any]]) -> Iterator[str]:
+    """Pairs that do better without llama.cpp's rotation, by more than three standard errors."""
+    by_pair = {(row["k"], row["v"]): row for row in rows}
+    for off in unrotated:
+        on = by_pair.get((off["k"], off["v"]))
+        if on and off["kld"] + 3 * (off["kld_error"] + on["kld_error"]) < on["kld"]:
+            yield f"K {off['k']}, V {off['v']} is better without llama.cpp's attn_rot: mean KLD {off['kld']:.4f} instead of {on['kld']:.4f}."
 
 
 def _described(row: dict[str, Any], reference: dict[str, Any]) -> str:
