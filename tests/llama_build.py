@@ -7,9 +7,12 @@ import filecmp
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from pyggmlq.llama import CMAKE_OPTIONS
+
+CACHE = Path(__file__).parents[1] / ".cache" / "llama"
 
 
 def sync(source: Path, target: Path) -> None:
@@ -24,6 +27,15 @@ def sync(source: Path, target: Path) -> None:
         for entry in os.scandir(here):
             if not Path(folder, entry.name).exists():
                 shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+
+
+def patched(pristine: Path, staged: Path) -> Path:
+    """A tree under .cache/ that equals `pristine` patched; `staged` is a folder of the caller's that doesn't exist yet."""
+    sync(pristine, staged)
+    run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
+    tree = CACHE / "0.3.36-patched"
+    sync(staged, tree)
+    return tree
 
 
 def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = (), suffix: str = "-build") -> Path:

@@ -88,6 +88,7 @@ Mean    KLD:   0.115416 ±   0.005830
 Maximum KLD:   2.691166
 99.9%   KLD:   1.501
 99.0%   KLD:   0.755
+Median  KLD:   0.04
 Minimum KLD:  -0.000045
 
 ====== Token probability statistics ======
@@ -98,7 +99,7 @@ Same top p: 84.804 ± 1.125 %
 
 def test_divergence():
     assert llama.parse_divergence(DIVERGENCE) == llama.Divergence(
-        10.874788, 1.085363, 0.115416, 0.00583, 0.755, 2.691166, 84.804
+        10.874788, 1.085363, 0.115416, 0.00583, 0.755, 2.691166, 84.804, 1.125, 1.116111, 0.021061, 0.04, 1.501
     )
 
 
@@ -111,6 +112,21 @@ def test_divergence_of_a_collapsed_model_is_not_a_number():
 
 def test_divergence_of_a_run_that_stopped_early():
     assert llama.parse_divergence(DIVERGENCE.split("====== Token")[0]) is None
+
+
+def test_rotation_is_that_of_the_last_context():
+    line = STAMP + "llama_kv_cache: attn_rot_{side} = {value}, n_embd_head_k_all = 64\n"
+    trial = line.format(side="k", value=0) + line.format(side="v", value=0)
+    last = STAMP + "llama_context: constructing llama_context\n" + line.format(side="k", value=1) + line.format(side="v", value=0)
+    assert llama.parse_rotation(trial + last) == (True, False)
+    assert llama.parse_rotation("llama_kv_cache_unified: size = 45.00 MiB\n") is None
+
+
+def test_windows_are_counted_by_their_lines():
+    line = "{:4d}      22.7921 ±    4.6132       0.00072 ±    0.00387       0.00313 ±    0.00011     1.413 ±  0.086 %    97.255 ±  1.025 %\n"
+    table = "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence\n" + line.format(1) + line.format(16)
+    assert llama.parse_windows(table + DIVERGENCE) == 16
+    assert llama.parse_windows("perplexity: you need at least 1024 tokens to evaluate perplexity with a context of 512\n") is None
 
 
 def test_bench_reads_every_record():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,45 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pyggmlq import llama, quickstart
+from pyggmlq import _tree, llama, quickstart
 from pyggmlq.quickstart import Case, Row
 
+from stand_ins import StandIns, needs_scripts
+
 ROOT = Path(__file__).resolve().parent.parent
-
-# Stands in for all three programs; obeys `rules` beside it: {"refuse": types, "fail": [program, K type], "unquantized": types}.
-STAND_IN = """#!{python} -IS
-import json, os, sys
-from pathlib import Path
-me, a = Path(sys.argv[0]), sys.argv[1:]
-rules = json.loads((me.parent / "rules.json").read_text())
-get = lambda flag: a[a.index(flag) + 1]
-k, v = get("-ctk"), get("-ctv")
-with open(me.parent / "calls.txt", "a") as calls:
-    calls.write(" ".join([me.name, k, v, "base" if "-f" in a and me.name == "llama-perplexity" else ""]).strip() + "\\n")
-bits = {{"f16": 16, "q8_0": 8.5, "q4_0": 4.5, "tq3_0": 3.5, "planar3": 3.125}}
-for side, name in (("K", k), ("V", v)):
-    if name in rules.get("refuse", []):
-        sys.exit(f"0.0.1.2 E init: {{side}} cache type {{name}} needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0")
-if [me.name, k] == rules.get("fail"):
-    sys.exit("0.0.1.2 E main: error: something broke")
-if me.name == "llama-bench":
-    print(json.dumps(dict(type_k=k, type_v=v, avg_ts=50.0, stddev_ts=1.5, samples_ts=[49.0, 51.0])))
-    sys.exit()
-size = lambda name: 160 * bits[name] / 16
-print(f"0.0.0.1 I print_info: n_vocab = 1000", file=sys.stderr)
-print(f"0.0.0.1 I kv: size = {{size(k) + size(v):.2f}} MiB (64 cells, 2 layers, 1/1 seqs), K ({{k}}): {{size(k):.2f}} MiB, V ({{v}}): {{size(v):.2f}} MiB", file=sys.stderr)
-if me.name == "llama-completion":
-    print("Three sacks of\\nflour.")
-elif "--kl-divergence" not in a:
-    Path(get("--kl-divergence-base")).write_text("logits")
-    print("Final estimate: PPL = 10.0 +/- 0.5")
-else:
-    assert Path(get("--kl-divergence-base")).exists()
-    loss = sum((16 - bits[t]) / 100 for t in (k, v) if t not in rules.get("unquantized", []))
-    print(f"Mean PPL(Q) : {{10 + loss:.6f}} ± 0.5\\nMean    KLD: {{loss:.6f}} ± 0.001\\n99.0%   KLD: 0.5\\nMaximum KLD: {{loss:.6f}}\\nSame top p: 90.0 ± 1.0 %")
-"""
-
-needs_scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-in programs are scripts with a #! line")
 
 PAIRS = [
     Case("f16", "f16"),
@@ -68,25 +34,11 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.work, self.bin, self.model = folder / "work", folder / "bin", folder / "demo.gguf"
-        self.bin.mkdir()
         self.model.write_bytes(b"GGUF")
         self.text = folder / "text.txt"
         self.text.write_text("words")
-        for name in quickstart.TARGETS:
-            path = self.bin / name
-            path.write_text(STAND_IN.format(python=sys.executable), encoding="utf-8")
-            path.chmod(0o755)
-        self.rules()
-
-    def rules(self, **rules: object) -> None:
-        (self.bin / "rules.json").write_text(json.dumps(rules))
-
-    def calls(self) -> list[str]:
-        """Programs run since the last call of this."""
-        path = self.bin / "calls.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return lines
+        programs = StandIns(self.bin, quickstart.TARGETS)
+        self.rules, self.calls = programs.rules, programs.calls
 
     def run(self, *arguments: str) -> int:
         return quickstart.main(
@@ -111,7 +63,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     result = Machine(tmp_path)
     monkeypatch.setattr(quickstart, "cases", lambda: PAIRS)
     monkeypatch.setattr(quickstart, "prepare_tree", lambda options, steps: tmp_path)
-    monkeypatch.setattr(quickstart, "build", lambda tree, options, steps: result.bin)
+    monkeypatch.setattr(quickstart, "build", lambda *_: result.bin)
     monkeypatch.setattr(
         quickstart.patch, "status", lambda tree: quickstart.patch.Status("patched", {"commit": "0123abc"})
     )
@@ -246,7 +198,7 @@ def make_row(
         Case(k, v),
         memory,
         llama.Speed(50.0, 1.0, (49.0, 51.0)),
-        llama.Divergence(ppl, 0.5, kld, 0.001, kld, kld, 90.0),
+        llama.Divergence(ppl, 0.5, kld, 0.001, kld, kld, 90.0, 1.0, ppl / 10, 0.01, kld, kld),
         memory,
         "text",
     )
@@ -375,7 +327,7 @@ def test_a_failed_build_shows_the_first_error(tmp_path: Path):
         log.open("wb") as out,
         pytest.raises(quickstart.StepFailed, match="^x.cpp:3:1: error: no such thing$") as caught,
     ):
-        quickstart._run_logged([sys.executable, "-c", script], out, "building", log)
+        _tree.run_logged([sys.executable, "-c", script], out, "building", log)
     assert caught.value.log == log
 
 

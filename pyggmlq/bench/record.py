@@ -94,9 +94,14 @@ class Run:
     @staticmethod
     def from_json(text: str) -> Run:
         """ValueError if the text is not a run of this format."""
-        data = json.loads(text)
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        return Run.from_dict(json.loads(text))
+
+    @staticmethod
+    def from_dict(data: Any) -> Run:
+        """Of what such a text holds; ValueError as `from_json`."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"found no format {FORMAT!r}, wanted a file of `pyggmlq bench cpu --json`")
+        data = {key: value for key, value in data.items() if key != "format"}
         try:
             data["records"] = [Record(**{**row, "samples_ns": tuple(row["samples_ns"])}) for row in data["records"]]
             data["copy_gb_per_s"] = {int(threads): rates for threads, rates in data["copy_gb_per_s"].items()}

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: MIT
+"""Perplexity and KLD of pairs of cache types on real models, by the llama-perplexity of a patched llama.cpp.
+
+For every model and context the f16 cache's token distributions are written once; each pair is compared with them. Every
+run is a step whose result is kept under a key of model, text, programs and flags, so a second call repeats nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .. import _tree, fetch, llama
+from .._pairs import Case, bits_per_value, divergence_alarms, memory_alarms
+from .._steps import Steps, slug, write_atomically
+from .._types import cache_types
+from . import LabError, gguf_file, record
+
+TARGETS = ("llama-perplexity",)
+
+NOISE = 1e-3
+"""Mean KLD of f16 against its own stored distributions (16 bits a value) above which the measurement is no good."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure."""
+
+    title: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure and how; names as on the command line."""
+
+    models: tuple[str, ...]
+    """Paths of GGUF files, or names of `fetch.MODELS`."""
+    text: Path | None
+    pairs: tuple[Case, ...]
+    contexts: tuple[int, ...]
+    windows: int
+    rotations: tuple[str, ...]
+    """Of `attn_rot`: "on", "off"."""
+    threads: int
+    work_dir: Path
+    tree: Path | None = None
+    programs: Path | None = None
+    """A folder with the programs of a patched llama.cpp: nothing is fetched, patched or built then."""
+    cmake: list[str] = field(default_factory=list)
+    extra: tuple[str, ...] = ()
+    """Further arguments of llama-perplexity."""
+
+
+@dataclass
+class Row:
+    """One pair on one model at one context; `refused` is llama.cpp's sentence if it said no."""
+
+    model: str
+    n_ctx: int
+    case: Case
+    attn_rot: str
+    """What was asked for."""
+    windows: int = 0
+    rotated: tuple[bool, bool] | None = None
+    """Whether llama.cpp rotated K and V; None where it can't."""
+    memory: llama.KvMemory | None = None
+    divergence: llama.Divergence | None = None
+    seconds: float = 0.0
+    refused: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}, context {self.n_ctx}, {self.case}" + ("" if self.attn_rot == "on" else ", attn_rot off")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as it is written: flat, sizes in MiB, `same_top` in percent."""
+        rotated = self.rotated or (None, None)
+        sizes = asdict(self.memory) if self.memory else {}
+        return {
+            "model": self.model, "n_ctx": self.n_ctx, "windows": self.windows, "k": self.case.k, "v": self.case.v,
+            "bits_k": bits_per_value(self.case.k), "bits_v": bits_per_value(self.case.v),
+            "attn_rot": self.attn_rot, "rotated_k": rotated[0], "rotated_v": rotated[1],
+            "mib_k": sizes.get("mib_k"), "mib_v": sizes.get("mib_v"),
+            **(asdict(self.divergence) if self.divergence else {}), "seconds": self.seconds, "refused": self.refused,
+        }  # fmt: skip
+
+
+def default_pairs() -> list[Case]:
+    """llama.cpp's types and ours on both sides; ours on one side; ours for V beside a q8_0 K. The f16 reference first."""
+    ours = [info.name for info in cache_types()]
+    pairs = [Case(name, name) for name in ("f16", "q8_0", "q5_0", "q4_0", "iq4_nl", *ours)]
+    for name in ours:
+        pairs += [Case(name, "f16"), Case("f16", name), Case("q8_0", name)]
+    return pairs
+
+
+def parse_pairs(text: str) -> list[Case]:
+    """`"q8_0,tq3_0/f16"`: q8_0 on both sides, and tq3_0 for K beside an f16 V. ValueError for unknown types."""
+    pairs = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        k, _, v = word.partition("/")
+        pairs.append(Case(k, v or k))
+        for name in (pairs[-1].k, pairs[-1].v):
+            bits_per_value(name)
+    if not pairs:
+        raise ValueError(f"found no pair in {text!r}, wanted K/V pairs such as q8_0/tq3_0, separated by commas")
+    return list(dict.fromkeys(pairs))
+
+
+def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Measure everything; the record, `finished` being called with it after each row. StepFailed if a step fails."""
+    subjects = [_subject(name, options, steps) for name in options.models]
+    titles = [subject.title for subject in subjects]
+    if len(set(titles)) < len(titles):
+        raise LabError(f"models: found two that are called {max(titles, key=titles.count)}, wanted different file names")
+    tree = None
+    if options.programs:
+        folder = options.programs
+    else:
+        tree = _tree.prepare_tree(options, steps)
+        folder = _tree.build(tree, options, steps, TARGETS)
+    text = options.text or _own_text(tree, options, steps)
+    with steps.named("reading the built programs"):
+        programs = {"sha256": _tree.programs_hash(folder), **_version(folder)}
+    data = record.start(
+        record.KLD, llama_cpp=programs, models=[], notes=[], alarms=[],
+        text={"file": text.name, "bytes": text.stat().st_size, "sha256": fetch.sha256(text)},
+        options={"contexts": options.contexts, "windows": options.windows, "threads": options.threads, "extra": options.extra},
+    )  # fmt: skip
+    rows: list[Row] = []
+    grids = []
+    for subject in subjects:  # everything that can be wrong with a model comes before hours of work
+        grids.append(_Grid(subject, text, options, steps, folder, programs["sha256"]))
+        data["models"].append(grids[-1].facts)
+    for grid in grids:
+        for n_ctx in options.contexts:
+            for row in grid.rows(n_ctx):
+                rows.append(row)
+                data["rows"].append(row.as_dict())
+                data["alarms"] = alarms(rows)
+                data["notes"] = notes(rows, options.windows)
+                finished(data)
+    return data
+
+
+def _subject(name: str, options: Options, steps: Steps) -> Subject:
+    if name not in fetch.MODELS:
+        return Subject(Path(name).stem, Path(name))
+    title = fetch.MODELS[name].title
+    with steps.named(f"fetching {title}"):
+        return Subject(title, fetch.fetch_model(name, options.work_dir / "models", steps.progress.update))
+
+
+def _own_text(tree: Path | None, options: Options, steps: Steps) -> Path:
+    if tree is None:
+        raise LabError("--programs leaves no tree whose documents could be measured on: give a text with --text FILE")
+    path = options.work_dir / "text.txt"
+    with steps.named("collecting text"):
+        write_atomically(path, _tree.prose(tree))
+    return path
+
+
+def _version(folder: Path) -> dict[str, Any]:
+    """Commit and compiler, as llama-perplexity tells them."""
+    program = llama.Tools(folder, folder, 1).program("llama-perplexity")
+    done = subprocess.run([str(program), "--version"], capture_output=True, text=True, errors="replace", check=False)
+    said = done.stdout + done.stderr
+    commit, compiler = re.search(r"version: .*?\b([0-9a-f]{7,40})\)", said), re.search(r"built with (.+)", said)
+    return {"commit": commit[1] if commit else None, "compiler": compiler[1].strip() if compiler else None}
+
+
+class _Grid:
+    """All pairs on one model."""
+
+    def __init__(
+        self, subject: Subject, text: Path, options: Options, steps: Steps, folder: Path, programs: str
+    ) -> None:
+        self.subject, self.text, self.options, self.steps = subject, text, options, steps
+        with steps.named(f"reading {subject.path}"):
+            header = gguf_file.metadata(subject.path)
+        self.n_vocab: int = header.get("tokenizer.ggml.tokens", 0)
+        if not self.n_vocab:
+            raise LabError(f"{subject.path} has no vocabulary, so it is no model that text can be measured with")
+        state = subject.path.stat()
+        where = {"path": str(subject.path), "size": state.st_size, "modified_ns": state.st_mtime_ns}
+        sha256 = steps.kept(f"{subject.title}: hash of the file", where, lambda: fetch.sha256(subject.path))
+        self.facts = {
+            "title": subject.title, "file": subject.path.name, "bytes": state.st_size, "sha256": sha256,
+            "name": header.get("general.name"), "architecture": header.get("general.architecture"), "n_vocab": self.n_vocab,
+        }  # fmt: skip
+        # Threads are left out: they change no figure by more than the rounding of sums.
+        self.inputs = {"programs": programs, "model": sha256, "text": fetch.sha256(text), "windows": options.windows,
+                       "extra": options.extra, "statistics": list(llama.Divergence.__dataclass_fields__)}  # fmt: skip
+        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra)
+
+    def rows(self, n_ctx: int) -> Iterator[Row]:
+        """A row for every pair and rotation, one after the other; the distributions go when all are there."""
+        reference = Case("f16", "f16")
+        others = [case for case in self.options.pairs if case != reference]
+        wanted = [(reference, "on")]  # nothing of f16 is rotated
+        wanted += [(case, rotation) for rotation in self.options.rotations for case in others]
+        logits = self._logits_path(n_ctx)
+        f16 = None
+        for case, rotation in wanted:
+            row = self._row(case, n_ctx, rotation, logits)
+            f16 = f16 or row.divergence
+            if row.divergence and f16:
+                # The program's own ratio is to what it reads from the file, where no probability is below e^-16 of the highest.
+                row.divergence = replace(row.divergence, ppl_ratio=row.divergence.ppl / f16.ppl)
+            yield row
+        logits.unlink(missing_ok=True)
+
+    def _row(self, case: Case, n_ctx: int, rotation: str, logits: Path) -> Row:
+        row = Row(self.subject.title, n_ctx, case, rotation)
+        name = slug(str(row))
+        tools = self.tools if rotation == "on" else replace(self.tools, environment={"LLAMA_ATTN_ROT_DISABLE": "1"})
+
+        def measure() -> dict[str, Any]:
+            self._ensure_logits(n_ctx, logits)
+            try:
+                found, log = tools.divergence(name, self.subject.path, logits, case.k, case.v, n_ctx=n_ctx)
+            except llama.ToolError as error:
+                sentence = error.refusal((case.k, case.v))
+                if sentence is None:
+                    raise
+                return {"refused": sentence}
+            memory, windows = llama.parse_kv_memory(log), llama.parse_windows(log)
+            if memory is None or windows is None:
+                what = "the KV cache's size" if memory is None else "its windows"
+                raise llama.ToolError(f"llama-perplexity printed no line on {what}", tools.logs / f"{name}.log")
+            return {"divergence": asdict(found), "memory": asdict(memory), "rotated": llama.parse_rotation(log), "windows": windows}
+
+        kept = self.steps.kept_with_time(str(row), {**self.inputs, "n_ctx": n_ctx, "attn_rot": rotation}, measure)
+        found, row.seconds = kept["result"], kept["seconds"]
+        if "refused" in found:
+            row.refused = found["refused"]
+            return row
+        row.divergence, row.memory = llama.Divergence(**found["divergence"]), llama.KvMemory(**found["memory"])
+        row.rotated = tuple(found["rotated"]) if found["rotated"] else None
+        row.windows = found["windows"]
+        if rotation == "off" and row.rotated is None:
+            raise LabError("this version of llama.cpp has no attn_rot: leave out --attn-rot")
+        return row
+
+    def _logits_path(self, n_ctx: int) -> Path:
+        """The name tells of all that the distributions depend on, so that an interrupted run's can be used."""
+        return self.options.work_dir / f"{slug(self.subject.title)}-{self.steps.key('distributions', {**self.inputs, 'n_ctx': n_ctx})}.logits"
+
+    def _ensure_logits(self, n_ctx: int, logits: Path) -> None:
+        if logits.exists():
+            return
+        # Log-probabilities of 16 bits for the second half of each window, as perplexity.cpp writes them.
+        size = self.options.windows * (n_ctx - 1 - n_ctx // 2) * 2 * (self.n_vocab + 5)
+        free = shutil.disk_usage(logits.parent).free
+        if free < size:
+            raise LabError(
+                f"{logits.parent} has {free / 1e9:.1f} GB free, wanted {size / 1e9:.1f} for the reference's distributions: "
+                "use fewer --windows or another --work-dir"
+            )
+        name = f"{slug(self.subject.title)}-{n_ctx}-reference"
+        unfinished = logits.with_suffix(".unfinished")
+        title = self.steps.current
+        self.steps.current = f"{self.subject.title}, context {n_ctx}: the f16 cache's distributions"
+        try:
+            self.tools.save_logits(
+                name, self.subject.path, self.text, unfinished, n_ctx=n_ctx, chunks=self.options.windows
+            )
+            unfinished.replace(logits)
+        except llama.ToolError as error:
+            text = error.log.read_text(encoding="utf-8", errors="replace")
+            short = re.search(r"tokenizes to only (\d+) tokens", text)
+            if short is None:
+                raise
+            raise LabError(
+                f"{self.text} is too short: found {short[1]} tokens of {self.subject.title}, wanted at least {2 * n_ctx} "
+                f"for windows of {n_ctx}"
+            ) from None
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self.steps.current = title
+
+    def _watch(self, log: Path) -> None:
+        """Say which window is being evaluated; the programs print a line or a word for each."""
+        printed = log.with_suffix(".out").read_text(encoding="utf-8", errors="replace")
+        numbers = re.findall(r"^ *(\d+) {4}|\[(\d+)\]", printed, re.MULTILINE)
+        done = max((int(row or word) for row, word in numbers), default=0)
+        self.steps.progress.update(f"  {self.steps.current}: window {done} of {self.options.windows}")
+
+
+def alarms(rows: Sequence[Row]) -> list[str]:
+    """What can't be right: a cache that was not quantized, bytes that don't fit the type, no number, noise."""
+    found: list[str] = []
+    for row in rows:
+        reference = next(r for r in rows if (r.model, r.n_ctx) == (row.model, row.n_ctx))  # f16 comes first
+        found += [f"{row}: {what}" for what in _row_alarms(row, reference, rows)]
+    return found
+
+
+def _row_alarms(row: Row, reference: Row, rows: Sequence[Row]) -> list[str]:
+    memory, divergence = row.memory, row.divergence
+    if memory is None or divergence is None or reference.memory is None or reference.divergence is None:
+        return []  # refused
+    found = []
+    if (memory.type_k, memory.type_v) != (row.case.k, row.case.v):
+        found.append(f"was run with K {memory.type_k} and V {memory.type_v}")
+    found += memory_alarms(row.case, memory, reference.memory)
+    found += divergence_alarms(row.case, divergence, reference.divergence)
+    if row is reference and not divergence.kld <= NOISE:
+        found.append(f"mean KLD to itself is {divergence.kld:.6f}, wanted at most {NOISE}: the programs' results vary")
+    if row.attn_rot == "off" and row.rotated and any(row.rotated):
+        found.append("K or V was rotated all the same")
+    for other in rows[: rows.index(row)]:
+        same_place = (other.model, other.n_ctx) == (row.model, row.n_ctx) and other.refused is None
+        if same_place and other is not reference and other.divergence == row.divergence:
+            if (other.case, other.rotated) != (row.case, row.rotated):
+                found.append(f"equals {other.case}, attn_rot {other.attn_rot}, in every digit")
+    return found
+
+
+def notes(rows: Sequence[Row], windows: int) -> list[str]:
+    """What the reader should know of the rows."""
+    found = []
+    for model, n_ctx in dict.fromkeys((row.model, row.n_ctx) for row in rows):
+        everything = [row for row in rows if (row.model, row.n_ctx) == (model, n_ctx)]
+        for sentence in dict.fromkeys(row.refused for row in everything if row.refused):
+            found.append(f"{model}, context {n_ctx}, refused by llama.cpp: {sentence}")
+        here = [row for row in everything if row.refused is None]
+        fewer = [row.windows for row in here if row.windows < windows]
+        if fewer:
+            found.append(f"{model}, context {n_ctx}: the text gave only {fewer[0]} of {windows} windows")
+        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and not row.case.is_reference]
+        if plain:
+            found.append(f"{model}, context {n_ctx}: llama.cpp does not rotate {', '.join(plain)} on this model")
+    return found

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""The lab's drawings, by matplotlib, without a display."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._types import cache_types
+from . import LabError, require
+
+OURS = tuple(info.name for info in cache_types())
+KINDS = (".png", ".svg", ".pdf")
+
+
+def check(path: Path) -> None:
+    """`LabError` if nothing can be drawn to `path`: before the work, not after it."""
+    if path.suffix.lower() not in KINDS:
+        raise LabError(f"{path}: found the ending {path.suffix!r}, wanted one of {', '.join(KINDS)}")
+    require("matplotlib")
+
+
+def evaluation(rows: Sequence[dict[str, Any]]) -> Any:
+    """Relative MSE against bits, one axis for each data set of `pyggmlq eval`; a matplotlib figure."""
+    sets = list(dict.fromkeys(row["data"] for row in rows))
+    figure = _figure(max(5.2 * len(sets), 7.5), 6)
+    for i, name in enumerate(sets):
+        axis = figure.add_subplot(1, len(sets), i + 1)
+        axis.set_prop_cycle(color=require("matplotlib").colormaps["tab20"].colors)
+        for family, points in _families([row for row in rows if row["data"] == name]).items():
+            ours = family in OURS
+            axis.plot([row["bits"] for row in points], [row["relative_mse"] for row in points], marker="*" if ours else "o",
+                      markersize=13 if ours else 5, linewidth=1, label=family)  # fmt: skip
+        axis.set(title=name, xlabel="bits per value", yscale="log", ylabel="relative MSE" if i == 0 else "")
+        _grid(axis)
+    _legend(figure)
+    return figure
+
+
+def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> Any:
+    """Mean KLD against the size of the cache, one axis for each (model, context) of a kld record; a matplotlib figure."""
+    figure = _figure(7.5 * len(places), 5)
+    for i, (model, n_ctx) in enumerate(places):
+        axis = figure.add_subplot(1, len(places), i + 1)
+        here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx) and not row["refused"]]
+        whole = next(row["mib_k"] + row["mib_v"] for row in here)  # f16 comes first
+        for row in here:
+            if (row["k"], row["v"]) == ("f16", "f16") or not row["kld"]:
+                continue
+            share = 100 * (row["mib_k"] + row["mib_v"]) / whole
+            ours, off = row["k"] in OURS or row["v"] in OURS, row["attn_rot"] == "off"
+            axis.errorbar(share, row["kld"], yerr=row["kld_error"], fmt="*" if ours else "o", markersize=11 if ours else 6,
+                          color="C1" if ours else "C0", markerfacecolor="none" if off else None)  # fmt: skip
+            pair = row["k"] if row["k"] == row["v"] else f"{row['k']}/{row['v']}"
+            axis.annotate(pair + (" unrotated" if off else ""), (share, row["kld"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axis.set(title=f"{model}, context {n_ctx}", xlabel="cache, % of f16", yscale="log", ylabel="mean KLD" if i == 0 else "")
+        axis.margins(x=0.18)
+        _grid(axis)
+    return figure
+
+
+def memory(contexts: Sequence[int], sizes: Mapping[str, Sequence[float]]) -> Any:
+    """MiB of each pair's cache against the context; a matplotlib figure."""
+    figure = _figure(7.5, 5)
+    axis = figure.add_subplot()
+    for pair, mib in sizes.items():
+        axis.plot(contexts, mib, marker="o", linewidth=1, label=pair)
+    axis.set(xlabel="context, tokens", ylabel="MiB", xscale="log", yscale="log")
+    _grid(axis)
+    _legend(figure)
+    return figure
+
+
+def depth(rows: Sequence[Any]) -> Any | None:
+    """Time per pair of query head and cached token against cached tokens, from records of `pyggmlq bench cpu`, one axis for
+    each shape; a matplotlib figure, or None if no shape was measured at two depths."""
+    shapes: dict[str, dict[str, list[Any]]] = {}
+    for row in rows:
+        shape = f"head {row.shape['head']}, {row.shape['heads_kv']} KV heads, GQA {row.shape['gqa']}, threads {row.threads}"
+        shapes.setdefault(shape, {}).setdefault(f"{row.types}, {row.code} {row.level}", []).append(row)
+    shapes = {shape: lines for shape, lines in shapes.items() if any(len(points) > 1 for points in lines.values())}
+    if not shapes:
+        return None
+    figure = _figure(5.2 * len(shapes), 6)
+    for i, (shape, lines) in enumerate(shapes.items()):
+        axis = figure.add_subplot(1, len(shapes), i + 1)
+        for label, points in lines.items():
+            points = sorted(points, key=lambda row: row.shape["kv"])
+            axis.plot([row.shape["kv"] for row in points], [row.summary.median / row.count for row in points], marker="o", linewidth=1, label=label)
+        axis.set(title=shape, xlabel="cached tokens", ylabel="ns per query head and token" if i == 0 else "", xscale="log", yscale="log")
+        _grid(axis)
+    _legend(figure)
+    return figure
+
+
+def _families(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Codecs that differ in bits only, ascending, without those after a Hadamard transform."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        family, _, bits = row["codec"].rpartition("-")
+        if not row["codec"].startswith("h+"):
+            found.setdefault(family if bits.isdigit() else row["codec"], []).append(row)
+    return {family: sorted(points, key=lambda row: row["bits"]) for family, points in found.items()}
+
+
+def _legend(figure: Any) -> None:
+    """One legend below all axes; what occurs in several is named once."""
+    named = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, fontsize=8, framealpha=0)
+
+
+def _grid(axis: Any) -> None:
+    axis.grid(alpha=0.3)
+    for part in (axis.title, axis.xaxis.label, axis.yaxis.label):
+        part.set_fontsize(10)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of that many inches; without pyplot, whose state and windows a library has no use for."""
+    return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+
+
+def as_svg(figure: Any) -> str:
+    """The drawing as an element of a page: no background, and lines that are black take the page's text colour."""
+    drawn = io.StringIO()
+    with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "pyggmlq"}):  # text as text; repeatable
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = drawn.getvalue()
+    text = text[text.index("<svg") :]
+    least = round(4.5 * figure.get_figwidth())  # narrower than that, letters can't be read: a phone scrolls instead
+    return text.replace("#000000", "currentColor").replace("<svg ", f'<svg style="min-width: {least}rem" ', 1)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Replace `path` by the drawing, at once."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=120)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(drawn.getvalue())
+    os.replace(temporary, path)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The lab's tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def _table(title: str | None, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
+    """The rows of a `pyggmlq-kld-1` record for one model and context."""
+    here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx)]
+    windows = max(row["windows"] or 0 for row in here)
+    right = ("bits K/V", "MiB K + V", "PPL / f16's", "mean KLD", "median", "99.9 %", "maximum", "same top")
+    table = _table(f"{model}, {windows} windows of {n_ctx} tokens", ("cache K/V", "attn_rot"), right)
+    for row in here:
+        pair = f"{row['k']}/{row['v']}"
+        if row["refused"]:
+            table.add_row(pair, "refused")
+            continue
+        table.add_row(
+            pair, rotated(row), f"{row['bits_k']:g}/{row['bits_v']:g}", f"{row['mib_k']:.2f} + {row['mib_v']:.2f}",
+            f"{number(row['ppl_ratio'], 4)}±{number(row['ppl_ratio_error'], 4)}", f"{number(row['kld'], 4)}±{number(row['kld_error'], 4)}",
+            number(row["kld_median"], 4), number(row["kld_999"], 3), number(row["kld_max"], 2), f"{row['same_top']:.1f} %",
+        )  # fmt: skip
+    return table
+
+
+def fit(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows of `pyggmlq fit`."""
+    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", "sum MiB")
+    table = _table(None, ("cache K/V",), right)
+    for row in rows:
+        pair, bits = f"{row['k']}/{row['v']}", f"{row['bits_k']:g}/{row['bits_v']:g}"
+        if row["refused"]:
+            table.add_row(pair, bits, "refused")
+            continue
+        context = "any" if row["n_ctx"] is None else "none fits" if row["n_ctx"] == 0 else str(row["n_ctx"])
+        sizes = [f"{row[name] / (1 << 20):.2f}" for name in ("bytes_k", "bytes_v", "bytes_state")]
+        table.add_row(pair, bits, context, *sizes, f"{(row['bytes_k'] + row['bytes_v'] + row['bytes_state']) / (1 << 20):.2f}")
+    return table
+
+
+def evaluation(rows: Sequence[dict[str, Any]], data: str) -> Table:
+    """The rows of a `pyggmlq-eval-1` record for one data set."""
+    here = [row for row in rows if row["data"] == data]
+    right = ("bits", "cosine", "p1", "min", "rel. MSE", "max error", "norm error", "score r", "top-1", "softmax KLD", "parameters", "madds")
+    table = _table(f"{data}, {here[0]['n_rows']} rows of {here[0]['width']}", ("codec",), right)
+    for row in here:
+        table.add_row(
+            row["codec"], number(row["bits"], 3), number(row["cosine_mean"], 4), number(row["cosine_p1"], 4), number(row["cosine_min"], 4),
+            number(row["relative_mse"], 5), number(row["max_error"], 2), number(row["norm_error"], 4), number(row["score_pearson"], 4),
+            f"{100 * row['top1']:.1f} %", number(row["softmax_kld"], 5), str(row["parameters"]), str(row["multiply_adds"]),
+        )  # fmt: skip
+    return table
+
+
+def rotated(row: dict[str, Any]) -> str:
+    """Which sides llama.cpp rotated, in a few characters."""
+    sides = [side for side, on in (("K", row["rotated_k"]), ("V", row["rotated_v"])) if on]
+    return "+".join(sides) or "–"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number of a record; null there was none (NaN or infinite)."""
+    if value is None:
+        return "none"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+KLD_LEGEND = """
+± is the standard error. KLD is that of the pair's token distributions from the f16 cache's, in nats. attn_rot: which sides llama.cpp rotated.
+MiB: the cache at that context, as llama.cpp reports it."""
+
+EVAL_LEGEND = """
+cosine: between a row and what comes back, mean, 1st percentile, minimum. max error: in units of the data's rms. score r, top-1, softmax KLD: of attention
+over 512 keys with normal queries. parameters, madds: of the rotation of a row. h+: after a Hadamard transform of the row, as llama.cpp's attn_rot."""

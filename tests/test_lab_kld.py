@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: MIT
+"""`pyggmlq kld` with stand-ins for llama.cpp's programs: resuming, judging, refusing; marked `llama`: a real grid."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+from typer.testing import CliRunner
+
+from pyggmlq import _tree, fetch, llama
+from pyggmlq._pairs import Case, bits_per_value
+from pyggmlq.cli import app
+from pyggmlq.lab import LabError, gguf_file, kld, record, require
+
+from llama_build import CACHE, build, patched, sync
+from stand_ins import StandIns, needs_scripts
+
+
+
+def write_model(path: Path, n_vocab: int = 300, **more: int) -> None:
+    """A GGUF file that is all header."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("Demo")
+    for key, value in more.items():
+        writer.add_uint32(key, value)
+    if n_vocab:
+        writer.add_token_list([f"<{i}>" for i in range(n_vocab)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+class Machine:
+    """Programs, a text and a model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.work, self.model, self.text, self.json = folder / "work", folder / "demo.gguf", folder / "text.txt", folder / "out" / "kld.json"
+        programs = StandIns(folder / "bin", kld.TARGETS)
+        self.bin, self.rules, self.calls = programs.folder, programs.rules, programs.calls
+        write_model(self.model)
+        self.text.write_text("words")
+
+    def run(self, *arguments: str, pairs: str = "q8_0,tq3_0/f16,planar3", model: str | None = None):
+        return CliRunner().invoke(
+            app,
+            ["kld", model or str(self.model), "--programs", str(self.bin), "--text", str(self.text), "--work-dir", str(self.work),
+             "--json", str(self.json), "--pairs", pairs, *arguments],
+        )  # fmt: skip
+
+    def record(self) -> dict:
+        return record.read(self.json)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@needs_scripts
+def test_every_pair_is_measured_once_and_recorded(machine: Machine):
+    done = machine.run()
+    assert done.exit_code == 0, done.output
+    assert machine.calls() == ["llama-perplexity f16 f16 base", "llama-perplexity f16 f16", "llama-perplexity q8_0 q8_0",
+                               "llama-perplexity tq3_0 f16", "llama-perplexity planar3 planar3"]  # fmt: skip
+    data = machine.record()
+    row = next(row for row in data["rows"] if row["k"] == "tq3_0")
+    assert (row["v"], row["n_ctx"], row["windows"], row["rotated_k"], row["rotated_v"]) == ("f16", 512, 16, True, False)
+    assert (row["bits_k"], row["mib_k"], row["mib_v"]) == (3.5, 35.0, 160.0)
+    assert row["kld"] == pytest.approx(0.125) and row["kld_median"] == 0.1 and row["kld_999"] == 0.6
+    assert row["ppl_ratio"] == pytest.approx(1.0125), "of the perplexities, not of what the file of distributions was rounded to"
+    assert data["llama_cpp"]["commit"] == "0123abc" and data["models"][0]["name"] == "Demo"
+    assert data["text"]["bytes"] == 5 and data["alarms"] == []
+    assert str(machine.work.parent) not in machine.json.read_text(), "a record says nothing of where its files lay"
+    assert not list(machine.work.glob("*.logits")), "distributions are large and must go"
+
+    again = machine.run()
+    assert again.exit_code == 0 and machine.calls() == []
+    assert again.output.split("cache K/V")[1] == done.output.split("cache K/V")[1]
+
+
+@needs_scripts
+def test_a_failed_run_is_named_and_the_next_call_goes_on_there(machine: Machine):
+    machine.rules(fail=["llama-perplexity", "tq3_0"])
+    done = machine.run()
+    assert done.exit_code == 1
+    assert "error: demo, context 512, tq3_0/f16: llama-perplexity ended with status 1 (something broke)" in done.output
+    assert machine.calls()[-1] == "llama-perplexity tq3_0 f16"
+    assert [row["k"] for row in machine.record()["rows"]] == ["f16", "q8_0"], "what was measured is there"
+    machine.rules()
+    assert machine.run().exit_code == 0
+    assert machine.calls() == ["llama-perplexity tq3_0 f16", "llama-perplexity planar3 planar3"], "the distributions were kept"
+
+
+@needs_scripts
+def test_an_interrupted_grid_goes_on(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    divergence = llama.Tools.divergence
+
+    def interrupted(self, name, model, logits, k, v, **how):
+        if k == "tq3_0":
+            raise KeyboardInterrupt
+        return divergence(self, name, model, logits, k, v, **how)
+
+    with monkeypatch.context() as context:
+        context.setattr(llama.Tools, "divergence", interrupted)
+        done = machine.run()
+    assert done.exit_code == 130 and "interrupted: the same command goes on where it stopped" in done.output
+    machine.calls()
+    assert machine.run().exit_code == 0
+    assert machine.calls()[0] == "llama-perplexity tq3_0 f16"
+
+
+@needs_scripts
+@pytest.mark.parametrize("change", ["text", "model", "program", "windows", "llama-args"])
+def test_a_changed_input_is_measured_again(machine: Machine, change: str):
+    assert machine.run().exit_code == 0
+    n = len(machine.calls())
+    more = []
+    if change == "text":
+        machine.text.write_text("other words")
+    elif change == "model":
+        write_model(machine.model, n_vocab=301)
+    elif change == "program":
+        with (machine.bin / "llama-perplexity").open("a") as file:
+            file.write("# another build\n")
+    else:
+        more = {"windows": ["--windows", "8"], "llama-args": ["--llama-args", "-ngl 99"]}[change]
+    assert machine.run(*more).exit_code == 0
+    assert len(machine.calls()) == n
+
+
+@needs_scripts
+def test_attn_rot_off_is_measured_beside_on(machine: Machine):
+    assert machine.run("--attn-rot", "on,off").exit_code == 0
+    rows = [row for row in machine.record()["rows"] if row["k"] == "q8_0"]
+    assert [(row["attn_rot"], row["rotated_k"]) for row in rows] == [("on", True), ("off", False)]
+    assert machine.calls().count("llama-perplexity f16 f16") == 1, "nothing of f16 is rotated"
+
+
+@needs_scripts
+@pytest.mark.parametrize(
+    ("rules", "arguments", "wanted"),
+    [
+        ({"unquantized": ["tq3_0"]}, [], "ALARM demo, context 512, tq3_0/f16: perplexity and KLD equal f16's in every digit, so nothing was quantized"),
+        ({"always_rotates": True}, ["--attn-rot", "off"], "ALARM demo, context 512, q8_0/q8_0, attn_rot off: K or V was rotated all the same"),
+        ({"old": True}, ["--attn-rot", "off"], "error: this version of llama.cpp has no attn_rot: leave out --attn-rot"),
+        ({"tokens": 700}, [], "text.txt is too short: found 700 tokens of demo, wanted at least 1024 for windows of 512"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_right_ends_with_status_1(machine: Machine, rules: dict, arguments: list[str], wanted: str):
+    machine.rules(**rules)
+    done = machine.run(*arguments)
+    assert done.exit_code == 1 and wanted in done.output, done.output
+    assert not list(machine.work.glob("*.unfinished"))
+
+
+@needs_scripts
+def test_without_programs_a_tree_is_prepared_built_and_read(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The text is then the tree's own prose."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "README.md").write_text("This paragraph counts as running text because it is long enough, " * 4)
+    asked = []
+    monkeypatch.setattr(_tree, "prepare_tree", lambda options, steps: asked.append(options.tree) or tree)
+    monkeypatch.setattr(_tree, "build", lambda tree, options, steps, targets: asked.append((options.cmake, targets)) or machine.bin)
+    done = CliRunner().invoke(app, ["kld", str(machine.model), "--cmake=-DGGML_CUDA=ON", "--device", "CUDA0", "--pairs", "q8_0",
+                                    "--work-dir", str(machine.work), "--json", str(machine.json)])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert asked == [None, (["-DGGML_CUDA=ON"], ("llama-perplexity",))]
+    assert machine.record()["text"]["bytes"] == len(_tree.prose(tree))
+    assert machine.record()["options"]["extra"] == ["--device", "CUDA0"]
+    assert "--device CUDA0" in (machine.work / "logs" / "demo-context-512-q8-0-q8-0.log").read_text()
+
+
+@needs_scripts
+def test_programs_need_a_text(machine: Machine):
+    done = CliRunner().invoke(app, ["kld", str(machine.model), "--programs", str(machine.bin), "--work-dir", str(machine.work)])
+    assert done.exit_code == 1 and "give a text with --text FILE" in done.output
+
+
+@needs_scripts
+def test_too_small_a_disk_is_one_sentence(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kld.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    done = machine.run()
+    assert done.exit_code == 1 and "use fewer --windows or another --work-dir" in done.output
+    assert machine.calls() == []
+
+
+@needs_scripts
+def test_a_refused_pair_is_a_note_and_no_failure(machine: Machine):
+    machine.rules(refuse=["planar3"])
+    done = machine.run()
+    assert done.exit_code == 0
+    assert done.output.count("planar3 needs a head size that is a multiple of 128") == 1
+
+    assert "needs a head size" in machine.record()["rows"][-1]["refused"]
+
+
+@needs_scripts
+def test_fewer_windows_than_asked_for_are_said(machine: Machine):
+    machine.rules(windows=7)
+    done = machine.run()
+    assert "note: demo, context 512: the text gave only 7 of 16 windows" in done.output
+    assert machine.record()["rows"][0]["windows"] == 7
+
+
+@needs_scripts
+@pytest.mark.parametrize(
+    ("arguments", "status", "wanted"),
+    [
+        (["--pairs", "q8_0,bogus"], 2, "cache type: found 'bogus', wanted one of tq3_0, planar3,"),
+        (["--context", "100"], 2, "wanted numbers from 256 up"),
+        (["--attn-rot", "maybe"], 2, "wanted some of on, off"),
+        (["--tree", "."], 2, "wanted one way to get programs"),
+    ],
+)
+def test_usage_errors(machine: Machine, arguments: list[str], status: int, wanted: str):
+    done = machine.run(*arguments)
+    assert done.exit_code == status
+    assert wanted in " ".join(done.output.replace("│", " ").split())
+    assert not machine.json.exists()
+
+
+@needs_scripts
+@pytest.mark.parametrize(
+    ("content", "wanted"), [(b"GGUF\3\0\0", "the GGUF header is cut off or damaged"), (b"text", "is not a GGUF file")]
+)
+def test_a_broken_model_is_refused_before_anything_runs(machine: Machine, content: bytes, wanted: str):
+    machine.model.write_bytes(content)
+    done = machine.run()
+    assert done.exit_code == 1 and wanted in done.output
+    assert machine.calls() == [] and not machine.json.exists()
+
+
+def test_a_model_without_a_vocabulary_is_refused(machine: Machine):
+    write_model(machine.model, n_vocab=0)
+    assert "has no vocabulary" in machine.run().output
+
+
+def test_rows_that_agree_in_every_digit_are_an_alarm():
+    def row(k: str, v: str, kld_value: float) -> kld.Row:
+        sizes = [160 * bits_per_value(name) / 16 for name in (k, v)]
+        found = llama.Divergence(10.0 + kld_value, 0.5, kld_value, 0.001, 0.5, kld_value, 90.0, 1.0, 1.1, 0.01, 0.1, 0.6)
+        return kld.Row("demo", 512, Case(k, v), "on", 16, (True, True), llama.KvMemory(k, v, *sizes), found)
+
+    rows = [row("f16", "f16", 0.0), row("f16", "planar3", 0.1), row("q8_0", "planar3", 0.1)]
+    assert kld.alarms(rows) == ["demo, context 512, q8_0/planar3: equals f16/planar3, attn_rot on, in every digit"]
+    assert kld.alarms([*rows[:2], row("q8_0", "planar3", 0.11)]) == []
+    assert "wanted at most 0.001" in kld.alarms([row("f16", "f16", 0.01)])[0]
+
+
+def test_default_pairs_are_those_of_an_honest_table():
+    pairs = [str(case) for case in kld.default_pairs()]
+    assert pairs[0] == "f16/f16" and len(set(pairs)) == len(pairs) == 13
+    for name in ("tq3_0", "planar3"):
+        assert {f"{name}/{name}", f"{name}/f16", f"f16/{name}", f"q8_0/{name}"} < set(pairs)
+    assert {"q8_0/q8_0", "q5_0/q5_0", "q4_0/q4_0", "iq4_nl/iq4_nl"} < set(pairs)
+
+
+def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(LabError, match=r"matplotlib is not installed: pip install 'pyggmlq\[lab\]'"):
+        require("matplotlib")
+
+
+def test_metadata_equals_what_gguf_reads(tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "demo")
+    writer.add_float32("a", 0.5)
+    writer.add_bool("b", True)
+    writer.add_array("c", [1, 2, 3])
+    writer.add_array("d", ["x", "yy"])
+    writer.add_int64("e", -5)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = gguf_file.metadata(path)
+    assert found == {"general.architecture": "demo", "a": 0.5, "b": True, "c": [1, 2, 3], "d": 2, "e": -5}
+    for cut in range(4, path.stat().st_size - 1, 7):
+        path.with_name("cut.gguf").write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(LabError):
+            gguf_file.metadata(path.with_name("cut.gguf"))
+
+
+# A real grid ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_text(llama_tree, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(_tree.prose(llama_tree("0.3.36")), encoding="utf-8")
+    return path
+
+
+@pytest.mark.llama
+def test_types_of_llama_cpp_give_the_figures_of_an_unmodified_one(llama_tree, own_text, tmp_path, tmp_path_factory):
+    """Patched and not, the same windows: q8_0 and q4_0 must agree to the last digit, and ours must cost what they cost."""
+    pristine = CACHE / "0.3.36"
+    sync(llama_tree("0.3.36"), pristine)
+    trees = {"patched": patched(pristine, tmp_path_factory.mktemp("patched") / "llama.cpp"), "pristine": pristine}
+    model = str(fetch.fetch_model("smollm2-135m", CACHE.parent / "models"))
+    rows = {}
+    for name, tree in trees.items():
+        pairs = "q8_0,q4_0" + (",tq3_0,f16/tq3_0" if name == "patched" else "")
+        path = tmp_path / f"{name}.json"
+        done = CliRunner().invoke(
+            app, ["kld", model, "--programs", str(build(tree, kld.TARGETS)), "--text", str(own_text), "--windows", "2",
+                  "--pairs", pairs, "--work-dir", str(tmp_path / name), "--json", str(path)])  # fmt: skip
+        assert done.exit_code == 0, done.output
+        rows[name] = {(row["k"], row["v"]): {**row, "seconds": 0} for row in record.read(path)["rows"]}
+    for pair, row in rows["pristine"].items():
+        assert rows["patched"][pair] == row
+    costs = [rows["patched"][pair]["kld"] for pair in (("q8_0", "q8_0"), ("f16", "tq3_0"), ("tq3_0", "tq3_0"))]
+    assert 0 < costs[0] < costs[1] < costs[2] < 1
