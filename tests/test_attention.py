@@ -234,6 +234,11 @@ def test_strided_views(backend):
     mask = np.random.default_rng(15).uniform(-4, 0, (3, 70)).astype(np.float16)
     options = dict(type_k="tq3_0", type_v="f16", backend=backend)
     wanted = pyggmlq.flash_attn(q, k, v, mask=mask, **options)
+    # On a GPU the layout chooses the kernel, and one of them rounds queries: test_cuda.py holds both to their bounds.
+    rounds = backend not in ("cpu", "reference")
+
+    def same(found, atol=0.0):
+        return np.allclose(found, wanted, rtol=0, atol=0.03 if rounds else atol)
 
     def gaps(x):  # the same values with heads and tokens swapped in memory, and unused bytes between rows
         wide = np.full((x.shape[1], x.shape[0], x.shape[2] + 2), 77, x.dtype)
@@ -243,11 +248,11 @@ def test_strided_views(backend):
     wide_mask = np.full((3, 90), 1, np.float16)
     wide_mask[:, :70] = mask
     found = pyggmlq.flash_attn(gaps(q), gaps(k), gaps(v), mask=wide_mask[:, :70], **options)
-    assert np.array_equal(found, wanted)
+    assert same(found)
     transposed_q = np.asfortranarray(q)  # rows not contiguous: copied
-    assert np.array_equal(pyggmlq.flash_attn(transposed_q, k, v, mask=mask, **options), wanted)
+    assert same(pyggmlq.flash_attn(transposed_q, k, v, mask=mask, **options))
     backwards = pyggmlq.flash_attn(q, k[:, ::-1], v[:, ::-1], mask=np.ascontiguousarray(mask[:, ::-1]), **options)
-    assert np.allclose(backwards, wanted, rtol=0, atol=1e-5)
+    assert same(backwards, 1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
