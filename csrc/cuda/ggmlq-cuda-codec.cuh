@@ -131,16 +131,15 @@ GGMLQ_DEVICE void ggmlq_store_floats(int type, uint8_t * p, const float v[4]) {
 
 /* Levels of the four values from 8k + 4w on, a signed byte each; q is word w of the 2-bit plane. */
 template <int type> GGMLQ_DEVICE uint32_t ggmlq_unpack_quad(uint32_t q, uint32_t s, int w, int k) {
-    const uint32_t fields   = (q >> 2*k & 0x03030303u) | (s >> ggmlq_sign_bit(4*w, k) & 0x01010101u) << 2;
-    const uint32_t nibbles  = fields | fields >> 4; /* in bytes 0 and 2 */
-    return __byte_perm(ggmlq_cache_type<type>::LOW, ggmlq_cache_type<type>::HIGH, __byte_perm(nibbles, 0, 0x4420));
+    const uint32_t fields = (q >> 2*k & 0x03030303u) | (s >> ggmlq_sign_bit(4*w, k) & 0x01010101u) << 2;
+    return ggmlq_look_up_bytes(ggmlq_cache_type<type>::LOW, ggmlq_cache_type<type>::HIGH, fields);
 }
 
 /* Exact, and cheaper than four conversions: 2^23 + 128 + level is put together from bytes. */
 GGMLQ_DEVICE void ggmlq_levels_to_floats(uint32_t levels, float v[4]) {
     const uint32_t shifted = levels ^ 0x80808080u;
     for (int i = 0; i < 4; ++i) {
-        v[i] = __uint_as_float(__byte_perm(shifted, 0x4b000000u, 0x7540 | i)) - 8388736.0f;
+        v[i] = __uint_as_float(ggmlq_byte_perm(shifted, 0x4b000000u, 0x7540 | i)) - 8388736.0f;
     }
 }
 
@@ -176,8 +175,8 @@ GGMLQ_DEVICE void ggmlq_transpose(float v[4], int lane, int m0, int m1) {
 }
 
 GGMLQ_DEVICE uint32_t ggmlq_transpose_bytes(uint32_t v, int lane, int m0, int m1) {
-    v = __byte_perm(v, ggmlq_shuffle_xor(v, m0), lane & m0 ? 0x3715 : 0x6240);
-    return __byte_perm(v, ggmlq_shuffle_xor(v, m1), lane & m1 ? 0x3276 : 0x5410);
+    v = ggmlq_byte_perm(v, ggmlq_shuffle_xor(v, m0), lane & m0 ? 0x3715 : 0x6240);
+    return ggmlq_byte_perm(v, ggmlq_shuffle_xor(v, m1), lane & m1 ? 0x3276 : 0x5410);
 }
 
 /* --- rotations -------------------------------------------------------------------------------------------------- */
@@ -369,7 +368,7 @@ template <int type> struct ggmlq_encoder {
                 half[i] |= (index[i] >> shift >> (4*k - to)) & (mask << to)*0x10001u;
             }
         }
-        return __byte_perm(half[0], half[1], 0x6420);
+        return ggmlq_byte_perm(half[0], half[1], 0x6420);
     }
 
     /* Quads in, the block out; nothing is stored where block is NULL. */

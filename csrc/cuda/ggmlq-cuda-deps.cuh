@@ -13,6 +13,7 @@
 #    define GGMLQ_HIP
 #    include <hip/hip_fp16.h>
 #    include <hip/hip_runtime.h>
+/* The same lines as in llama.cpp's vendors/hip.h: there both are read. */
 #    define cudaError_t        hipError_t
 #    define cudaGetErrorString hipGetErrorString
 #    define cudaGetLastError   hipGetLastError
@@ -41,15 +42,40 @@ int ggmlq_cuda_launched(void);
 
 template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
 #ifdef GGMLQ_HIP
-    return __shfl_xor(value, mask, 32);
+    return __shfl_xor(value, mask, 32); /* waves of 64 are two groups of 32 */
 #else
     return __shfl_xor_sync(0xffffffffu, value, mask, 32);
 #endif
 }
 
+/* Byte i of the result is byte (selector >> 4*i & 7) of a (0..3) and b (4..7). */
+GGMLQ_DEVICE uint32_t ggmlq_byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+#ifdef GGMLQ_HIP /* its own __byte_perm goes through memory */
+    selector = (selector | selector << 8) & 0x00ff00ff;
+    return __builtin_amdgcn_perm(b, a, (selector | selector << 4) & 0x07070707);
+#else
+    return __byte_perm(a, b, selector);
+#endif
+}
+
+/* Byte i of the result is byte number (byte i of index) of a (0..3) and b (4..7). */
+GGMLQ_DEVICE uint32_t ggmlq_look_up_bytes(uint32_t a, uint32_t b, uint32_t index) {
+#ifdef GGMLQ_HIP
+    return __builtin_amdgcn_perm(b, a, index);
+#else
+    const uint32_t nibbles = index | index >> 4; /* in bytes 0 and 2 */
+    return __byte_perm(a, b, __byte_perm(nibbles, 0, 0x4420));
+#endif
+}
+
 /* Sum of four products of signed bytes, plus c. */
 GGMLQ_DEVICE int ggmlq_dot4(uint32_t a, uint32_t b, int c) {
-#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 610
+#if defined(GGMLQ_HIP) && (defined(__gfx906__)  || defined(__gfx908__)  || defined(__gfx90a__)  || defined(__gfx942__)  || defined(__gfx950__)  || \
+                           defined(__gfx1030__) || defined(__gfx1031__) || defined(__gfx1032__) || defined(__gfx1034__) || defined(__gfx1035__))
+    return __builtin_amdgcn_sdot4((int) a, (int) b, c, false);
+#elif defined(GGMLQ_HIP) && (defined(__GFX11__) || defined(__GFX12__))
+    return __builtin_amdgcn_sudot4(true, (int) a, true, (int) b, c, false);
+#elif !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 610
     return __dp4a((int) a, (int) b, c);
 #else
     for (int i = 0; i < 32; i += 8) {
@@ -66,9 +92,10 @@ GGMLQ_DEVICE float ggmlq_mul(float a, float b) { return a*b; }
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { return a + b; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { return a - b; }
 GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { return fmaf(a, b, c); }
-GGMLQ_DEVICE float ggmlq_div(float a, float b) { return __fdiv_rn(a, b); }
-GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return __fsqrt_rn(a); }
-GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return __fdiv_rn(a, b); }
+/* Correctly rounded by clang's default; HIP's own __fsqrt_rn is the approximation. */
+GGMLQ_DEVICE float ggmlq_div(float a, float b) { return a/b; }
+GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return sqrtf(a); }
+GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return a/b; }
 
 /* l[0] where key <= b[0], l[1] where key <= b[1], l[2] where key <= b[2], l[3] above. */
 GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
