@@ -384,7 +384,7 @@ combine(const struct work w, int n_rows_all) {
             sum = fmaf(factor, stats[2*split + 1], sum);
 #pragma unroll
             for (int i = 0; i < GGMLQ_ATTEND_MAX_HEAD_SIZE/THREADS; ++i) {
-                if (threadIdx.x + THREADS*i < nv) {
+                if ((int) threadIdx.x + THREADS*i < nv) {
                     mine[i] = fmaf(factor, acc[threadIdx.x + THREADS*i], mine[i]);
                 }
             }
@@ -399,7 +399,7 @@ combine(const struct work w, int n_rows_all) {
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < GGMLQ_ATTEND_MAX_HEAD_SIZE/THREADS; ++i) {
-            if (threadIdx.x + THREADS*i < nv) {
+            if ((int) threadIdx.x + THREADS*i < nv) {
                 values[threadIdx.x + THREADS*i] = mine[i]*factor;
             }
         }

@@ -191,6 +191,7 @@ GGMLQ_DEVICE void ggmlq_butterfly(float & a, float & b) {
 
 /* Quads in, columns out. */
 GGMLQ_DEVICE void ggmlq_hadamard(float v[2][4], int lane) {
+#pragma unroll
     for (int h = 0; h < 2; ++h) {
         ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
         ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
@@ -227,6 +228,7 @@ GGMLQ_DEVICE void ggmlq_turn_quad(float v[4], int j, float direction) {
 /* Plane pair `plane` of a block, quads in four threads, quads out. */
 template <int type> GGMLQ_DEVICE void ggmlq_rotate_plane(float v[2][4], int lane, int plane) {
     const int t = lane % 4;
+#pragma unroll
     for (int h = 0; h < 2; ++h) {
         if (type == GGMLQ_TYPE_TQ3_0) {
             ggmlq_flip_quad(v[h], 16*h + 4*t);
@@ -248,6 +250,7 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
         ggmlq_transpose(v[0], lane, 1, 2);
         ggmlq_transpose(v[1], lane, 1, 2);
     }
+#pragma unroll
     for (int h = 0; h < 2; ++h) {
         if (type == GGMLQ_TYPE_TQ3_0) {
             ggmlq_flip_quad(v[h], 16*h + 4*t);

@@ -2,7 +2,7 @@
  *
  * The device code's only door to the outside: CUDA, HIP or MUSA, and what differs between them.
  *
- * Need: five names of the run-time library, half precision, xor shuffles among 32 lanes, byte permutation, four products of bytes,
+ * Need: a few names of the run-time library, half precision, xor shuffles among 32 lanes, byte permutation, four products of bytes,
  * and float operations that are rounded to nearest, keep subnormals and are never fused, whatever the surrounding build
  * asks for (-use_fast_math flushes subnormals even in __fmul_rn).
  */
@@ -19,6 +19,27 @@
 #    define cudaGetLastError   hipGetLastError
 #    define cudaStream_t       hipStream_t
 #    define cudaSuccess        hipSuccess
+#    ifndef GGML_USE_HIP /* for ggmlq-cuda-memory.cu, which llama.cpp doesn't get */
+#        define cudaDeviceProp               hipDeviceProp_t
+#        define cudaDriverGetVersion         hipDriverGetVersion
+#        define cudaFree                     hipFree
+#        define cudaFuncAttributes           hipFuncAttributes
+#        define cudaFuncGetAttributes        hipFuncGetAttributes
+#        define cudaGetDevice                hipGetDevice
+#        define cudaGetDeviceCount           hipGetDeviceCount
+#        define cudaGetDeviceProperties      hipGetDeviceProperties
+#        define cudaMalloc                   hipMalloc
+#        define cudaMemcpyAsync              hipMemcpyAsync
+#        define cudaMemcpyDeviceToHost       hipMemcpyDeviceToHost
+#        define cudaMemcpyHostToDevice       hipMemcpyHostToDevice
+#        define cudaMemoryTypeUnregistered   hipMemoryTypeUnregistered
+#        define cudaMemsetAsync              hipMemsetAsync
+#        define cudaPointerAttributes        hipPointerAttribute_t
+#        define cudaPointerGetAttributes     hipPointerGetAttributes
+#        define cudaRuntimeGetVersion        hipRuntimeGetVersion
+#        define cudaSetDevice                hipSetDevice
+#        define cudaStreamSynchronize        hipStreamSynchronize
+#    endif
 #elif defined(GGML_USE_MUSA)
 #    define GGMLQ_MUSA
 #    include <musa_fp16.h>

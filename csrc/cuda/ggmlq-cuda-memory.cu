@@ -43,6 +43,10 @@ int ggmlq_cuda_device_info(int device, struct ggmlq_cuda_device * info) {
     static_assert(sizeof(info->name) == sizeof(properties.name), "a device's name");
     memcpy(info->name, properties.name, sizeof(info->name));
     info->name[sizeof(info->name) - 1] = 0;
+#ifdef GGMLQ_HIP /* major and minor don't tell gfx906 from gfx90a */
+    const size_t length = strlen(info->name);
+    snprintf(info->name + length, sizeof(info->name) - length, " (%s)", properties.gcnArchName);
+#endif
     info->major = properties.major;
     info->minor = properties.minor;
     info->memory_bytes = (int64_t) properties.totalGlobalMem;
@@ -52,7 +56,11 @@ int ggmlq_cuda_device_info(int device, struct ggmlq_cuda_device * info) {
 int ggmlq_cuda_pointer_device(const void * pointer, int * device) {
     cudaPointerAttributes attributes;
     const int error = code_of(cudaPointerGetAttributes(&attributes, pointer));
+#if defined(GGMLQ_HIP) && HIP_VERSION_MAJOR < 6 /* host memory is an error there, and the field has another name */
+    *device = error ? -1 : attributes.device;
+#else
     *device = error || attributes.type == cudaMemoryTypeUnregistered ? -1 : attributes.device;
+#endif
     return error;
 }
 

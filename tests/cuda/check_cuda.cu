@@ -147,7 +147,7 @@ static uint16_t to_16(int type, float f) {
     if (type == GGMLQ_CUDA_BF16) {
         return (uint16_t) (std::isnan(f) ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
-    return (bits & 0x7fffffff) >= 0x477ff000 && !std::isnan(f) ? (uint16_t) (bits >> 16 & 0x8000 | 0x7c00) : ggmlq_half_from_float(f);
+    return (bits & 0x7fffffff) >= 0x477ff000 && !std::isnan(f) ? (uint16_t) ((bits >> 16 & 0x8000) | 0x7c00) : ggmlq_half_from_float(f);
 }
 static float from_16(int type, uint16_t h) { return type == GGMLQ_CUDA_BF16 ? ggmlq_float_from_bits((uint32_t) h << 16) : ggmlq_half_to_float(h); }
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Compiles csrc/cuda for the emulator (emulate.cpp).
+
+    python tests/emulate/build.py FOLDER [compiler flags]     # FOLDER/check_emulated: tests/cuda/check_cuda.cu; FOLDER/ggmlq-hip.so
+
+The sources stay as they are but for their launches, which no C++ compiler knows: kernel<<<grid, block, 0, stream>>>(arguments).
+"""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+KERNELS = ["rows", "dot", "attend", "attend-plain", "attend-decode", "memory"]
+FLAGS = [
+    "-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE",  # fortified longjmp knows one stack only
+    "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-D__HIP_PLATFORM_AMD__", "-DPYGGMLQ_CUDA_LIBRARY",
+    f"-I{HERE}", f"-I{ROOT / 'tests' / 'hip'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}",
+]  # fmt: skip
+
+# The name and its template arguments, then the configuration up to >>>( .
+LAUNCH = re.compile(r"(\b[A-Za-z_]\w*(?:<[^<>;{}]*>)?)<<<(.*?)>>>\(", re.DOTALL)
+
+
+def split_arguments(text):
+    """At the commas outside of all brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def translate(source):
+    """kernel<<<grid, block, 0, stream>>>(arguments) -> emulated_launch(grid, block, stream, [&] { kernel(arguments); })"""
+    result, at = "", 0
+    for launch in LAUNCH.finditer(source):
+        kernel, configuration = launch[1], split_arguments(launch[2])
+        if len(configuration) != 4 or configuration[2].strip() != "0":
+            raise ValueError(f"{kernel}: found <<<{launch[2]}>>>, wanted a grid, a block, 0 and a stream")
+        end, depth = launch.end(), 1
+        while depth:
+            depth += (source[end] == "(") - (source[end] == ")")
+            end += 1
+        arguments = source[launch.end() : end - 1]
+        result += source[at : launch.start()]
+        result += f"emulated_launch(dim3({configuration[0]}), dim3({configuration[1]}),{configuration[3]}, [&] {{ {kernel}({arguments}); }})"
+        at = end
+    return result + source[at:]
+
+
+def compilers():
+    """(C++, C), or None."""
+    for cxx, cc in ((os.environ.get("CXX"), os.environ.get("CC")), ("clang++", "clang"), ("g++", "gcc"), ("c++", "cc")):
+        if cxx and cc and shutil.which(cxx) and shutil.which(cc):
+            return cxx, cc
+    return None
+
+
+def run(*command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+
+
+def build(folder, flags=(), change=lambda name, text: text):
+    """Both into the folder. change(name of a source file, its text) may plant an error."""
+    folder, (cxx, cc) = Path(folder), compilers()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(name):
+        source = ROOT / ("tests" if name == "check_cuda" else "csrc") / "cuda" / f"{name if name == 'check_cuda' else 'ggmlq-cuda-' + name}.cu"
+        text = change(source.name, source.read_text(encoding="utf-8"))
+        unit, result = folder / f"{name}.cpp", folder / f"{name}.o"
+        unit.write_text(f'#line 1 "{source}"\n' + translate(text), encoding="utf-8")
+        run(cxx, *FLAGS, *flags, "-I", folder, "-c", unit, "-o", result)
+        return result
+
+    for header in ("ggmlq-cuda-codec.cuh", "ggmlq-tables.h"):  # found before the real ones, if they were changed
+        path = next(ROOT.glob(f"csrc/**/{header}"))
+        before = path.read_text(encoding="utf-8")
+        if change(header, before) != before:
+            (folder / header).write_text(change(header, before), encoding="utf-8")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        *kernels, check = pool.map(compile_one, [*KERNELS, "check_cuda"])
+    run(cxx, *FLAGS, *flags, "-c", HERE / "emulate.cpp", "-o", folder / "emulate.o")
+    run(cc, "-std=c11", "-O2", "-fPIC", f"-I{ROOT / 'csrc'}", "-c", ROOT / "csrc" / "ggmlq-codec.c", "-o", folder / "codec.o")
+    common = [*kernels, folder / "emulate.o", folder / "codec.o", *flags, "-lm"]
+    run(cxx, check, *common, "-o", folder / "check_emulated")
+    run(cxx, "-shared", *common, "-o", folder / "ggmlq-hip.so")
+    return folder / "check_emulated", folder / "ggmlq-hip.so"
+
+
+if __name__ == "__main__":
+    build(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,369 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Runs a grid on a CPU: blocks one after the other, the threads of a block as fibers of one thread of the system.
+ *
+ * A fiber runs until it must wait for others: at a barrier or a shuffle. Who goes first is up to GGMLQ_EMULATE_ORDER:
+ *   forward    ascending
+ *   backward   descending: what an earlier order finished in time is now late
+ *   shuffled   by chance, anew for each block
+ * so that two threads with no barrier between a write and a read of the same place get it wrong in one of the orders. Shared
+ * memory starts as NaN in every block. GGMLQ_EMULATE_WAVE is 32 or 64, the lanes that take turns before another wave does, and
+ * warpSize. Errors end the program: threads at different barriers, lanes of a shuffle that are elsewhere or done, a deadlock.
+ */
+#include "hip/hip_runtime.h"
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#ifdef EMULATED_ADDRESS_SANITIZER
+#    include <sanitizer/common_interface_defs.h>
+#endif
+
+/* --- settings --------------------------------------------------------------------------------------------------- */
+
+static const char * setting(const char * name, const char * usual) {
+    const char * found = getenv(name);
+    return found ? found : usual;
+}
+
+static int wave_of_environment() {
+    const int wave = atoi(setting("GGMLQ_EMULATE_WAVE", "32"));
+    if (wave != 32 && wave != 64) {
+        fprintf(stderr, "GGMLQ_EMULATE_WAVE: wanted 32 or 64\n");
+        exit(2);
+    }
+    return wave;
+}
+
+const int warpSize = wave_of_environment();
+
+/* --- fibers ----------------------------------------------------------------------------------------------------- */
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+enum state { READY, AT_SHUFFLE, AT_BARRIER, DONE };
+
+struct fiber {
+    ucontext_t start;
+    jmp_buf    at;
+    bool       started = false;
+    std::unique_ptr<char[]> stack;
+    enum state state;
+    int        line;                        /* AT_BARRIER                      */
+    int64_t    shuffles;                    /* so far; AT_SHUFFLE: this one too */
+    int        mask, width;
+    uint32_t   given, got;
+    void     * kept;                        /* of the address sanitizer        */
+};
+
+enum { STACK_BYTES = 1 << 18, MOST_THREADS = 1024 };
+
+static fiber   fibers[MOST_THREADS];
+static int     current, n_threads, vote, result_of_vote;
+static jmp_buf scheduler;
+static const std::function<void()> * body;
+
+[[noreturn]] static void fail(const char * what, int a = 0, int b = 0) {
+    fprintf(stderr, "emulated kernel, block (%u, %u, %u): ", blockIdx.x, blockIdx.y, blockIdx.z);
+    fprintf(stderr, what, a, b);
+    fprintf(stderr, "\n");
+    abort();
+}
+
+/* The address sanitizer wants to know which stack is in use. */
+struct stack_bounds { const void * bottom; size_t bytes; };
+static stack_bounds scheduler_stack;
+
+#ifdef EMULATED_ADDRESS_SANITIZER
+static void leave_for(void ** kept, const stack_bounds & to)     { __sanitizer_start_switch_fiber(kept, to.bottom, to.bytes); }
+static void arrived(void * kept, stack_bounds * from = nullptr) { __sanitizer_finish_switch_fiber(kept, from ? &from->bottom : nullptr, from ? &from->bytes : nullptr); }
+#else
+static void leave_for(void **, const stack_bounds &) {}
+static void arrived(void *, stack_bounds * = nullptr) {}
+#endif
+
+static void wait_as(enum state state) {
+    fiber & me = fibers[current];
+    me.state = state;
+    leave_for(&me.kept, scheduler_stack);
+    if (_setjmp(me.at) == 0) {
+        _longjmp(scheduler, 1);
+    }
+    arrived(fibers[current].kept, &scheduler_stack);
+}
+
+static void run_fiber() { /* one body after the other: the fiber is kept for the next block */
+    arrived(nullptr, &scheduler_stack);
+    for (;;) {
+        (*body)();
+        wait_as(DONE);
+    }
+}
+
+static void resume(int i) {
+    static void * kept;
+    fiber & f = fibers[i];
+    current   = i;
+    threadIdx = dim3((unsigned int) i);
+    if (!f.stack) {
+        f.stack.reset(new char[STACK_BYTES]);
+        getcontext(&f.start);
+        f.start.uc_stack.ss_sp   = f.stack.get();
+        f.start.uc_stack.ss_size = STACK_BYTES;
+        f.start.uc_link          = nullptr;
+        makecontext(&f.start, run_fiber, 0);
+    }
+    leave_for(&kept, { f.stack.get(), STACK_BYTES });
+    if (_setjmp(scheduler) == 0) {
+        if (f.started) {
+            _longjmp(f.at, 1);
+        }
+        f.started = true;
+        setcontext(&f.start);
+    }
+    arrived(kept);
+}
+
+int emulated_barrier(int my_vote, int line) {
+    vote |= my_vote;
+    fibers[current].line = line;
+    wait_as(AT_BARRIER);
+    return result_of_vote;
+}
+
+uint32_t emulated_shuffle_xor(uint32_t value, int mask, int width) {
+    fiber & me = fibers[current];
+    me.given = value;
+    me.mask  = mask;
+    me.width = width;
+    ++me.shuffles;
+    wait_as(AT_SHUFFLE);
+    return me.got;
+}
+
+/* --- a block ---------------------------------------------------------------------------------------------------- */
+
+/* Lets `width` lanes from `first` exchange their values, if all are there. */
+static bool shuffle(int first, int width) {
+    int waiting = 0;
+    for (int i = first; i < first + width; ++i) {
+        waiting += fibers[i].state == AT_SHUFFLE;
+    }
+    if (waiting < width) {
+        return false;
+    }
+    for (int i = first; i < first + width; ++i) {
+        fiber & f = fibers[i];
+        if (f.shuffles != fibers[first].shuffles || f.mask != fibers[first].mask || f.width != width) {
+            fail("lanes at different shuffles");
+        }
+        const int from = (i - first) ^ f.mask;
+        f.got   = from < width ? fibers[first + from].given : f.given;
+        f.state = READY;
+    }
+    return true;
+}
+
+static uint32_t random_bits() {
+    static uint32_t state = 2463534242u;
+    state ^= state << 13;
+    state ^= state >> 17;
+    return state ^= state << 5;
+}
+
+static void put_in_order(std::vector<int> & numbers) {
+    static const std::string order = setting("GGMLQ_EMULATE_ORDER", "forward");
+    if (order == "backward") {
+        std::reverse(numbers.begin(), numbers.end());
+    } else if (order == "shuffled") {
+        for (size_t i = numbers.size(); i > 1; --i) {
+            std::swap(numbers[i - 1], numbers[random_bits() % i]);
+        }
+    } else if (order != "forward") {
+        fail("GGMLQ_EMULATE_ORDER: wanted forward, backward or shuffled");
+    }
+}
+
+/* Until none of the wave can go on alone. */
+static void run_wave(const std::vector<int> & lanes) {
+    const int first = *std::min_element(lanes.begin(), lanes.end()), n = (int) lanes.size();
+    for (bool again = true; again;) {
+        int width = 0;
+        for (int i : lanes) {
+            if (fibers[i].state == READY) {
+                resume(i);
+            }
+            width = fibers[i].state == AT_SHUFFLE ? fibers[i].width : width;
+        }
+        again = false;
+        for (int i = first; width > 0 && i < first + n; i += width) {
+            again |= shuffle(i, width);
+        }
+    }
+}
+
+static void run_block() {
+    std::vector<std::vector<int>> waves;
+    std::vector<int> order;
+    for (int i = 0; i < n_threads; i += warpSize) {
+        order.push_back(i/warpSize);
+        waves.emplace_back();
+        for (int j = i; j < i + warpSize && j < n_threads; ++j) {
+            waves.back().push_back(j);
+        }
+        put_in_order(waves.back());
+    }
+    put_in_order(order);
+    for (int i = 0; i < n_threads; ++i) {
+        fibers[i].state    = READY;
+        fibers[i].shuffles = 0;
+    }
+    for (;;) {
+        vote = 0;
+        for (int wave : order) {
+            run_wave(waves[wave]);
+        }
+        int done = 0;
+        const fiber * first = nullptr;
+        for (int i = 0; i < n_threads; ++i) {
+            const fiber & f = fibers[i];
+            if (f.state == AT_SHUFFLE) {
+                fail("thread %d waits in a shuffle for lanes that are elsewhere", i);
+            }
+            done += f.state == DONE;
+            if (f.state == AT_BARRIER) {
+                first = first ? first : &f;
+                if (f.line != first->line) {
+                    fail("threads at the barriers of lines %d and %d", first->line, f.line);
+                }
+            }
+        }
+        if (done == n_threads) {
+            return;
+        }
+        if (done > 0) {
+            fail("threads at the barrier of line %d, %d are done", first->line, done);
+        }
+        result_of_vote = vote;
+        for (int i = 0; i < n_threads; ++i) {
+            fibers[i].state = READY;
+        }
+    }
+}
+
+#ifndef EMULATED_ADDRESS_SANITIZER
+extern char __start_emulated_shared[], __stop_emulated_shared[];
+__shared__ char at_least_one; /* or the section has no bounds */
+#endif
+
+void emulated_launch(dim3 grid, dim3 block, hipStream_t, const std::function<void()> & thread) {
+    n_threads = (int) block.x;
+    if (block.y != 1 || block.z != 1 || n_threads < 1 || n_threads > MOST_THREADS || grid.x == 0 || grid.y > 65535 || grid.z > 65535 || grid.y*grid.z == 0) {
+        fail("a grid that no GPU takes");
+    }
+    gridDim  = grid;
+    blockDim = block;
+    body     = &thread;
+    for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
+        for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
+            for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
+#ifndef EMULATED_ADDRESS_SANITIZER
+                at_least_one = 0;
+                memset(__start_emulated_shared, 0xff, (size_t) (__stop_emulated_shared - __start_emulated_shared));
+#endif
+                run_block();
+            }
+        }
+    }
+}
+
+/* --- memory and errors ------------------------------------------------------------------------------------------ */
+
+static hipError_t last_error = hipSuccess;
+static hipError_t give(hipError_t error) {
+    last_error = error == hipSuccess ? last_error : error;
+    return error;
+}
+
+static std::map<const char *, size_t> & allocated() {
+    static std::map<const char *, size_t> all;
+    return all;
+}
+
+hipError_t hipGetLastError(void) {
+    const hipError_t error = last_error;
+    last_error = hipSuccess;
+    return error;
+}
+
+const char * hipGetErrorString(hipError_t error) {
+    return error == hipSuccess ? "no error" : error == hipErrorOutOfMemory ? "out of memory" : error == hipErrorNotSupported ? "not emulated" : "invalid value";
+}
+
+hipError_t hipDriverGetVersion(int * version)  { *version = 60000000; return hipSuccess; }
+hipError_t hipRuntimeGetVersion(int * version) { *version = 60000000; return hipSuccess; }
+hipError_t hipGetDeviceCount(int * count)      { *count = 1; return hipSuccess; }
+hipError_t hipGetDevice(int * device)          { *device = 0; return hipSuccess; }
+hipError_t hipSetDevice(int device)            { return give(device == 0 ? hipSuccess : hipErrorInvalidValue); }
+hipError_t hipStreamSynchronize(hipStream_t)   { return hipSuccess; }
+hipError_t hipDeviceSynchronize(void)          { return hipSuccess; }
+
+hipError_t hipGetDeviceProperties(hipDeviceProp_t * properties, int) {
+    *properties = {};
+    snprintf(properties->name, sizeof(properties->name), "emulator");
+    snprintf(properties->gcnArchName, sizeof(properties->gcnArchName), "waves of %d", warpSize);
+    return hipSuccess;
+}
+
+hipError_t hipFuncGetAttributes(hipFuncAttributes * attributes, const void *) {
+    attributes->numRegs = 1;
+    return hipSuccess;
+}
+
+hipError_t hipPointerGetAttributes(hipPointerAttribute_t * attributes, const void * pointer) {
+    auto after = allocated().upper_bound((const char *) pointer);
+    const bool inside = after != allocated().begin() && (const char *) pointer < std::prev(after)->first + std::prev(after)->second;
+    *attributes = { inside ? hipMemoryTypeDevice : hipMemoryTypeUnregistered, 0 };
+    return hipSuccess;
+}
+
+hipError_t hipMalloc(void ** pointer, size_t bytes) {
+    if (bytes > (size_t) 1 << 40 || posix_memalign(pointer, 256, bytes ? bytes : 1) != 0) {
+        *pointer = nullptr;
+        return give(hipErrorOutOfMemory);
+    }
+    memset(*pointer, 0xcd, bytes);
+    allocated()[(const char *) *pointer] = bytes;
+    return hipSuccess;
+}
+
+hipError_t hipFree(void * pointer) {
+    if (pointer && allocated().erase((const char *) pointer) == 0) {
+        return give(hipErrorInvalidValue);
+    }
+    free(pointer);
+    return hipSuccess;
+}
+
+hipError_t hipMemcpy(void * to, const void * from, size_t bytes, hipMemcpyKind) {
+    if (bytes) {
+        memmove(to, from, bytes);
+    }
+    return hipSuccess;
+}
+
+hipError_t hipMemset(void * to, int byte, size_t bytes) {
+    if (bytes) {
+        memset(to, byte, bytes);
+    }
+    return hipSuccess;
+}
+
+hipError_t hipMemcpyAsync(void * to, const void * from, size_t bytes, hipMemcpyKind kind, hipStream_t) { return hipMemcpy(to, from, bytes, kind); }
+hipError_t hipMemsetAsync(void * to, int byte, size_t bytes, hipStream_t) { return hipMemset(to, byte, bytes); }

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+#include "hip_runtime.h"
+
+struct __half { uint16_t bits; };
+static inline __half   __ushort_as_half(uint16_t bits) { return { bits }; }
+static inline uint16_t __half_as_ushort(__half half)   { return half.bits; }
+
+static inline float __half2float(__half half) {
+    const uint32_t sign = (uint32_t) (half.bits & 0x8000) << 16, exponent = half.bits >> 10 & 31, fraction = half.bits & 1023;
+    if (exponent == 0) {
+        return (sign ? -1.0f : 1.0f)*(float) fraction*0x1p-24f;
+    }
+    return __uint_as_float(sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13);
+}
+
+/* Nearest, ties to even, as the host rounds. */
+static inline __half __float2half_rn(float value) {
+    const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+    const float magnitude = fabsf(value);
+    if (!(magnitude < 65520.0f)) {
+        return { (uint16_t) (sign | (std::isnan(value) ? 0x7e00 : 0x7c00)) };
+    }
+    int exponent = -14;
+    while (exponent < 15 && magnitude >= ldexpf(2.0f, exponent)) {
+        ++exponent;
+    }
+    const int steps = (int) nearbyintf(ldexpf(magnitude, 10 - exponent)); /* up to 2048: then the next exponent */
+    return { (uint16_t) (sign | ((exponent + 14)*1024 + steps)) };
+}
