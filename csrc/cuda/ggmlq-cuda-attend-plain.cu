@@ -100,6 +100,7 @@ static __device__ __forceinline__ bool is_finite(float x) { return (__float_as_u
 /* A slice of `count` rows, from value j on -> tile, padded with zeros. Returns whether a value of this thread isn't finite. */
 static __device__ __forceinline__ bool load_tile(int type, const uint8_t * rows, int64_t stride, int count, int j, int n, float tile[TILE][STRIDE]) {
     bool odd = false;
+    j = ggmlq_opaque(j); /* or the addresses of every slice and type are computed ahead of the loop over tokens, in registers that spill */
     for (int i = threadIdx.x; i < TILE*SLICE/4; i += THREADS) {
         const int token = i/(SLICE/4), at = i % (SLICE/4)*4;
         float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
@@ -410,6 +411,7 @@ combine(const struct work w, int n_rows_all) {
                 const int  at   = first + threadIdx.x/4*GGMLQ_PLANE + threadIdx.x%4*4;
                 const bool used = at < nv;
                 float v[2][4] = { { 0.0f } };
+#pragma unroll
                 for (int h = 0; h < 2 && used; ++h) {
                     ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) &values[at + 16*h], 4, v[h]);
                 }
@@ -418,6 +420,7 @@ combine(const struct work w, int n_rows_all) {
                 } else {
                     ggmlq_unrotate_plane<GGMLQ_TYPE_PLANAR3>(v, lane, at/GGMLQ_PLANE%4);
                 }
+#pragma unroll
                 for (int h = 0; h < 2 && used; ++h) {
                     ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (out + at + 16*h), v[h]);
                 }

@@ -159,18 +159,21 @@ template <int type> GGMLQ_DEVICE void ggmlq_decode_quad(const uint8_t * row, int
 
 /* --- transpositions --------------------------------------------------------------------------------------------- */
 
-/* Threads whose lanes differ in the bits m0 and m1 are 0..3: value i of thread t becomes value t of thread i. */
+/* Threads whose lanes differ in the bits m0 and m1 are 0..3: value i of thread t becomes value t of thread i. (t ? v[i] : v[j] would
+ * be a choice of addresses, which keeps AMD's compilers from holding v in registers.) */
 GGMLQ_DEVICE void ggmlq_transpose(float v[4], int lane, int m0, int m1) {
     const bool t0 = lane & m0, t1 = lane & m1;
+#pragma unroll
     for (int i = 0; i < 4; i += 2) {
-        const float got = ggmlq_shuffle_xor(t0 ? v[i] : v[i + 1], m0);
-        v[i]     = t0 ? got : v[i];
-        v[i + 1] = t0 ? v[i + 1] : got;
+        const float a = v[i], b = v[i + 1], got = ggmlq_shuffle_xor(t0 ? a : b, m0);
+        v[i]     = t0 ? got : a;
+        v[i + 1] = t0 ? b : got;
     }
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const float got = ggmlq_shuffle_xor(t1 ? v[i] : v[i + 2], m1);
-        v[i]     = t1 ? got : v[i];
-        v[i + 2] = t1 ? v[i + 2] : got;
+        const float a = v[i], b = v[i + 2], got = ggmlq_shuffle_xor(t1 ? a : b, m1);
+        v[i]     = t1 ? got : a;
+        v[i + 2] = t1 ? b : got;
     }
 }
 

@@ -69,6 +69,14 @@ template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
 #endif
 }
 
+/* The same number, of which AMD's compilers then know nothing. */
+GGMLQ_DEVICE int ggmlq_opaque(int x) {
+#ifdef __HIP_DEVICE_COMPILE__
+    asm volatile("" : "+v"(x));
+#endif
+    return x;
+}
+
 /* Byte i of the result is byte (selector >> 4*i & 7) of a (0..3) and b (4..7). */
 GGMLQ_DEVICE uint32_t ggmlq_byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 #ifdef GGMLQ_HIP /* its own __byte_perm goes through memory */

@@ -120,6 +120,7 @@ decode_rows(const struct walk values, const struct walk encoded, const struct ro
     const struct place p  = place_of(values, pair/T::PLANES);
     const uint8_t * in = encoded_address(encoded, index, pair/T::PLANES, p);
     float v[2][4] = { { 0.0f } };
+#pragma unroll
     for (int h = 0; h < 2 && in; ++h) {
         ggmlq_decode_quad<type>(in, GGMLQ_PLANE*plane + 16*h + 4*t, v[h]);
     }
