@@ -21,7 +21,7 @@ KERNELS = ["rows", "dot", "attend", "attend-plain", "attend-decode", "memory"]
 FLAGS = [
     "-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE",  # fortified longjmp knows one stack only
     "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-D__HIP_PLATFORM_AMD__", "-DPYGGMLQ_CUDA_LIBRARY",
-    f"-I{HERE}", f"-I{ROOT / 'tests' / 'hip'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}",
+    f"-I{HERE}", f"-I{ROOT / 'tests' / 'hip'}",
 ]  # fmt: skip
 
 # The name and its template arguments, then the configuration up to >>>( .
@@ -72,32 +72,44 @@ def run(*command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
 
 
-def build(folder, flags=(), change=lambda name, text: text):
-    """Both into the folder. change(name of a source file, its text) may plant an error."""
+def compile_unit(source, result, csrc, flags):
+    """A .cu file -> an object file."""
+    unit = result.with_suffix(".cpp")
+    unit.write_text(f'#line 1 "{source}"\n' + translate(source.read_text(encoding="utf-8")), encoding="utf-8")
+    run(compilers()[0], *FLAGS, f"-I{csrc}", f"-I{csrc / 'cuda'}", *flags, "-c", unit, "-o", result)
+    return result
+
+
+def build(folder, flags=(), csrc=ROOT / "csrc", units=(*KERNELS, "check_cuda"), others=None):
+    """(check_emulated, ggmlq-hip.so) in that folder. `csrc` may be a copy with an error in it; the C reference is always the real one.
+    Objects of units that aren't listed are taken from the folder `others` of an earlier build."""
     folder, (cxx, cc) = Path(folder), compilers()
     folder.mkdir(parents=True, exist_ok=True)
 
-    def compile_one(name):
-        source = ROOT / ("tests" if name == "check_cuda" else "csrc") / "cuda" / f"{name if name == 'check_cuda' else 'ggmlq-cuda-' + name}.cu"
-        text = change(source.name, source.read_text(encoding="utf-8"))
-        unit, result = folder / f"{name}.cpp", folder / f"{name}.o"
-        unit.write_text(f'#line 1 "{source}"\n' + translate(text), encoding="utf-8")
-        run(cxx, *FLAGS, *flags, "-I", folder, "-c", unit, "-o", result)
-        return result
+    def unit(name):
+        if name not in units:
+            return Path(others) / f"{name}.o"
+        source = ROOT / "tests" / "cuda" / "check_cuda.cu" if name == "check_cuda" else csrc / "cuda" / f"ggmlq-cuda-{name}.cu"
+        return compile_unit(source, folder / f"{name}.o", csrc, flags)
 
-    for header in ("ggmlq-cuda-codec.cuh", "ggmlq-tables.h"):  # found before the real ones, if they were changed
-        path = next(ROOT.glob(f"csrc/**/{header}"))
-        before = path.read_text(encoding="utf-8")
-        if change(header, before) != before:
-            (folder / header).write_text(change(header, before), encoding="utf-8")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        *kernels, check = pool.map(compile_one, [*KERNELS, "check_cuda"])
+        *kernels, check = pool.map(unit, [*KERNELS, "check_cuda"])
     run(cxx, *FLAGS, *flags, "-c", HERE / "emulate.cpp", "-o", folder / "emulate.o")
     run(cc, "-std=c11", "-O2", "-fPIC", f"-I{ROOT / 'csrc'}", "-c", ROOT / "csrc" / "ggmlq-codec.c", "-o", folder / "codec.o")
     common = [*kernels, folder / "emulate.o", folder / "codec.o", *flags, "-lm"]
     run(cxx, check, *common, "-o", folder / "check_emulated")
     run(cxx, "-shared", *common, "-o", folder / "ggmlq-hip.so")
     return folder / "check_emulated", folder / "ggmlq-hip.so"
+
+
+def build_faults(folder):
+    """faults.cu in that folder: kernels that are wrong."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    cxx = compilers()[0]
+    run(cxx, *FLAGS, "-c", HERE / "emulate.cpp", "-o", folder / "emulate.o")
+    run(cxx, compile_unit(HERE / "faults.cu", folder / "faults.o", ROOT / "csrc", ()), folder / "emulate.o", "-o", folder / "faults")
+    return folder / "faults"
 
 
 if __name__ == "__main__":

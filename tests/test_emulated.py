@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""The kernels of csrc/cuda on a CPU (tests/emulate): every function of ggmlq-cuda.h against ggmlq-codec.c, with waves of 32 and 64
+lanes and in three orders of threads, and the back end "hip" of the package on top of the same library. No GPU takes part."""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "emulate"))
+import build
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or build.compilers() is None, reason="the emulator needs Linux and a C++ compiler"
+)
+GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "attention", "errors"]
+
+
+def check(program, group=None, wave=32, order="forward"):
+    """(exit code, output)"""
+    done = subprocess.run(
+        [program, "--quick", *([group] if group else [])], capture_output=True, text=True,
+        env={**os.environ, "GGMLQ_EMULATE_WAVE": str(wave), "GGMLQ_EMULATE_ORDER": order},
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """(check_cuda, the library)"""
+    return build.build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.mark.parametrize("wave, order", [(32, "forward"), (64, "backward"), (64, "shuffled")])
+def test_every_kernel(programs, wave, order):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for group, (code, output) in zip(GROUPS, pool.map(lambda group: check(programs[0], group, wave, order), GROUPS)):
+            assert code == 0 and re.search(rf"^ok   {group} +[1-9]\d+ checks", output, re.MULTILINE), output
+
+
+def test_the_groups_are_all_that_there_are():
+    text = (build.ROOT / "tests" / "cuda" / "check_cuda.cu").read_text(encoding="utf-8")
+    assert re.findall(r'^    group\("(\w+)",', text, re.MULTILINE) == GROUPS
+
+
+def test_every_kernel_is_emulated():
+    """All files of csrc/cuda but the instances of the tensor-core kernel, which HIP doesn't have."""
+    files = {path.stem.removeprefix("ggmlq-cuda-") for path in (build.ROOT / "csrc" / "cuda").glob("*.cu")}
+    left_out = {name for name in files if re.match("attend-decode-", name)}
+    assert files - left_out == set(build.KERNELS)
+    for name in left_out:
+        text = (build.ROOT / "csrc" / "cuda" / f"ggmlq-cuda-{name}.cu").read_text(encoding="utf-8")
+        assert '#include "ggmlq-cuda-attend-decode.inc"' in text and "__global__" not in text
+
+
+def test_launches_are_translated():
+    assert build.translate("  attend<16, 2><<<dim3(a, f(b, c)), T, 0, (S) s>>>(w, g(1));\n") == (
+        "  emulated_launch(dim3(dim3(a, f(b, c))), dim3( T), (S) s, [&] { attend<16, 2>(w, g(1)); });\n"
+    )
+    with pytest.raises(ValueError, match="wanted a grid"):
+        build.translate("k<<<1, 2>>>(x)")
+
+
+# --- it would see an error ------------------------------------------------------------------------------------------------
+
+# What: the file, the right code and the wrong one, the unit that is compiled anew, the group that must fail.
+PLANTED = {
+    "lane index": ("cuda/ggmlq-cuda-codec.cuh", "ggmlq_flip_quad(v[h], 16*h + 4*t);", "ggmlq_flip_quad(v[h], 16*h + 4*(t ^ 1));", "rows", "rotation"),
+    "half of a wave": ("cuda/ggmlq-cuda-deps.cuh", "__shfl_xor(value, mask, 32)", "__shfl_xor(value, mask ^ 32, 64)", "rows", "encoder"),
+    "table entry": ("ggmlq-tables.h", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 14,", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 15,", "rows", "decoder"),
+    "missing barrier": (
+        "cuda/ggmlq-cuda-attend-plain.cu", "shrink[r] = down;\n                }\n            }\n            __syncthreads();",
+        "shrink[r] = down;\n                }\n            }\n", "attend-plain", "attention",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_planted_error_is_seen(programs, tmp_path, what):
+    name, right, wrong, unit, group = PLANTED[what]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(build.ROOT / "csrc", csrc)
+    text = (csrc / name).read_text(encoding="utf-8")
+    assert right in text
+    (csrc / name).write_text(text.replace(right, wrong), encoding="utf-8")
+    program, _ = build.build(tmp_path, csrc=csrc, units=[unit], others=programs[0].parent)
+    results = [check(program, group, 64, order) for order in ("forward", "backward")]
+    assert any(code == 1 and f"FAIL {group}" in output for code, output in results), results
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    return build.build_faults(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("fault, orders, wanted", [
+    ("nothing", ["forward", "backward", "shuffled"], "ok"),
+    ("barrier missing: read after write", ["forward", "backward"], "wrong"),
+    ("barrier missing: write after read", ["forward", "backward"], "wrong"),
+    ("barrier missing: across waves", ["backward"], "wrong"),
+    ("shared memory unwritten", ["forward"], "wrong"),
+    ("barrier in a branch", ["forward", "backward"], "threads at the barrier of line"),
+    ("two barriers for one", ["forward", "backward"], "threads at the barriers of lines"),
+    ("shuffle in a branch", ["forward", "backward"], "lanes that are elsewhere"),
+])  # fmt: skip
+def test_the_emulator_sees(faults, fault, orders, wanted):
+    """In at least one of the orders; "nothing" in none."""
+    found = []
+    for order in orders:
+        for wave in ("32", "64"):
+            done = subprocess.run(
+                [faults, fault], capture_output=True, text=True, env={**os.environ, "GGMLQ_EMULATE_WAVE": wave, "GGMLQ_EMULATE_ORDER": order},
+            )  # fmt: skip
+            found.append(wanted in done.stdout + done.stderr)
+    assert all(found) if fault == "nothing" else any(found)
+
+
+# --- sanitizers -----------------------------------------------------------------------------------------------------------
+
+
+def test_under_the_sanitizers(tmp_path):
+    """Device memory and shared arrays have guarded ends there. Groups that are small enough."""
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=alignment"]
+    empty = tmp_path / "empty.cpp"
+    empty.write_text("int main() { return 0; }\n")
+    if subprocess.run([build.compilers()[0], *flags, empty, "-o", tmp_path / "empty"], capture_output=True).returncode:
+        pytest.skip(f"{build.compilers()[0]} has no sanitizers here")
+    program, _ = build.build(tmp_path, ["-O1", *flags])
+    for group in ("decoder", "set_rows", "copy", "attention"):
+        code, output = check(program, group, 64)
+        assert code == 0, output
