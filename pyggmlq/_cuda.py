@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The back end `"cuda"` of pyggmlq/api.py: csrc/cuda through cffi. Arguments come checked.
+"""The back ends `"cuda"` and `"hip"` of pyggmlq/api.py: csrc/cuda through cffi. Arguments come checked.
 
 numpy arrays are copied to the device and back, device arrays are used where they lie. Every function returns when the device
 has finished, so results need no further care and temporary memory is free again. Importing this module raises ImportError
-where CUDA can't be used.
+where the GPU can't be used.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ._cuda_array import CudaArray
 from ._cuda_array import find_not_finite as _find_not_finite
-from ._cuda_driver import STREAM, check, describe_device, ffi, lib, on_device, wait
+from ._cuda_driver import PLATFORM, STREAM, check, describe_device, ffi, lib, on_device, wait
 from ._types import type_info
 
 __all__ = ["describe_device"]
@@ -29,7 +29,7 @@ def _run(error):
     if error == lib.GGMLQ_ERROR_DEVICE:
         check("launching a kernel", error)
     if error != lib.GGMLQ_OK:
-        raise RuntimeError("the CUDA back end refused checked arguments: " + ffi.string(lib.ggmlq_cuda_error_text(error)).decode())
+        raise RuntimeError(f"the {PLATFORM.title} back end refused checked arguments: " + ffi.string(lib.ggmlq_cuda_error_text(error)).decode())
 
 
 class _Call:
@@ -237,7 +237,7 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
         if error:
             raise ValueError(
                 f"k and v: found {type_k} and {type_v} rows of {p.head_size_k} and {p.head_size_v} values, wanted a pair that the "
-                f"CUDA kernels read: {ffi.string(lib.ggmlq_cuda_error_text(error)).decode()} (docs/CUDA.md)"
+                f"{PLATFORM.title} kernels read: {ffi.string(lib.ggmlq_cuda_error_text(error)).decode()} (docs/CUDA.md)"
             )
         kernel_calls[attend_kernel(p)] += 1
         _run(lib.ggmlq_cuda_attend(p, call.workspace(lib.ggmlq_cuda_attend_workspace_bytes(p)), STREAM))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Arrays in CUDA memory: what the functions of api.py take as such, and what they return.
+"""Arrays in the memory of a GPU, NVIDIA's or AMD's: what the functions of api.py take as such, and what they return.
 
 Needs neither a driver nor the library to be imported. `CudaArray` has the few attributes of numpy's arrays that the
 checks of api.py read, so that one set of checks serves both.
@@ -26,7 +26,7 @@ def _driver():
 
 
 class CudaArray:
-    """An array in the memory of a CUDA device: what functions with `backend="cuda"` return for device inputs.
+    """An array in the memory of a GPU: what functions with `backend="cuda"` or `"hip"` return for device inputs.
 
     `CudaArray.upload(numpy_array)` makes one, `.numpy()` copies it back. Any library that knows the CUDA array interface takes
     it without a copy: `cupy.asarray(a)`, `torch.as_tensor(a, device="cuda")`. Its memory is freed with the last reference.

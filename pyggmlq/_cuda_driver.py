@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The CUDA library (csrc/cuda), devices and their memory.
+"""The GPU library (csrc/cuda, compiled for CUDA or for HIP), devices and their memory.
 
-Importing this module raises ImportError with one sentence that says why CUDA can't be used here; nothing else depends on it.
-The library is loaded, not linked, so that a package built with CUDA works on a machine without a driver.
+Importing this module raises ImportError with one sentence that says why the GPU can't be used here; nothing else depends on it.
+The library is loaded, not linked, so that a package built with it works on a machine without a driver.
 """
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import contextlib
 import sys
 from pathlib import Path
 
-try:
-    from . import _ggmlq_cuda  # generated beside the library, from the headers that it was compiled with
-except ImportError as error:
-    raise ImportError(
-        "This installation was built without CUDA: reinstall from the sources with -C cmake.define.PYGGMLQ_CUDA=ON, which needs nvcc."
-    ) from error
+from . import _gpu
 
-ffi = _ggmlq_cuda.ffi
-LIBRARY = Path(_ggmlq_cuda.__file__).with_name("ggmlq-cuda.dll" if sys.platform == "win32" else "ggmlq-cuda.so")
+_found = _gpu.find()
+if _found is None:
+    raise ImportError(_gpu.PLATFORMS["cuda"].not_built)
+PLATFORM, _binding = _found  # the binding was generated beside the library, from the headers that it was compiled with
+
+ffi = _binding.ffi
+LIBRARY = Path(_binding.__file__).with_name(f"ggmlq-{PLATFORM.backend}.{'dll' if sys.platform == 'win32' else 'so'}")
 
 # The legacy default stream, which waits for other streams of its device and they for it, but for those that opted out.
 STREAM = ffi.NULL
@@ -36,18 +36,19 @@ def text(error):
 def check(what, error):
     """`what` was attempted; `error` is what the function of ggmlq-cuda-memory.h gave."""
     if error < 0:
-        raise CudaError(f"CUDA: {what} failed: {text(error)}")
+        raise CudaError(f"{PLATFORM.title}: {what} failed: {text(error)}")
 
 
 def _version(number):
-    return f"{number // 1000}.{number % 1000 // 10}"
+    major, minor = PLATFORM.version_parts
+    return f"{number // major}.{number % major // minor}"
 
 
 def _load():
     try:
         return ffi.dlopen(str(LIBRARY))
     except OSError as error:
-        raise ImportError(f"The CUDA library can't be loaded: {error}.") from error
+        raise ImportError(f"The {PLATFORM.title} library can't be loaded: {error}.") from error
 
 
 def _why_unusable():
@@ -56,18 +57,18 @@ def _why_unusable():
     lib.ggmlq_cuda_versions(driver, runtime)
     error = lib.ggmlq_cuda_device_count(count)
     if driver[0] == 0:
-        return f"Found no NVIDIA driver: {text(error) if error else 'its version is unknown'}."
+        return f"Found no {PLATFORM.driver}: {text(error) if error else 'its version is unknown'}."
     if error or count[0] == 0:
         reason = text(error) if error else "it lists no device"
         return (
-            f"The NVIDIA driver can't be used: {reason} (it serves CUDA up to {_version(driver[0])}, "
+            f"The {PLATFORM.driver} can't be used: {reason} (it serves {PLATFORM.title} up to {_version(driver[0])}, "
             f"this installation was built with {_version(runtime[0])})."
         )
     error = lib.ggmlq_cuda_device_probe()
     if error:
         return (
-            f"The CUDA library holds no code for {describe_device()}: {text(error)}. Reinstall on this machine with "
-            "-C cmake.define.PYGGMLQ_CUDA=ON."
+            f"The {PLATFORM.title} library holds no code for {describe_device()}: {text(error)}. Reinstall on this machine with "
+            f"-C cmake.define.PYGGMLQ_{PLATFORM.title}=ON."
         )
     return ""
 
@@ -79,10 +80,11 @@ def current_device():
 
 
 def describe_device(device=None):
-    """Name and compute capability: "NVIDIA H100 80GB HBM3 (compute capability 9.0)"."""
+    """Name and architecture: "NVIDIA H100 80GB HBM3 (compute capability 9.0)", "AMD Instinct MI210 (gfx90a:sramecc+:xnack-)"."""
     info = ffi.new("struct ggmlq_cuda_device *")
     check("asking for a device's name", lib.ggmlq_cuda_device_info(current_device() if device is None else device, info))
-    return f"{ffi.string(info.name).decode()} (compute capability {info.major}.{info.minor})"
+    name = ffi.string(info.name).decode()
+    return f"{name} (compute capability {info.major}.{info.minor})" if PLATFORM.backend == "cuda" else name
 
 
 def pointer_device(address):

@@ -5,16 +5,16 @@ Conventions of every function here:
 
 - `type` is the name of a cache type, `"tq3_0"` or `"planar3"` (`types()` lists them); formats: docs/FORMAT.md.
 - A row of `n` float32 values is `row_bytes = n / block_length * block_bytes` uint8. `n` is a multiple of the block length.
-- `backend` is `"cpu"` (compiled), `"cuda"` (compiled, where built) or `"reference"` (numpy, slow, made to be read); `backends()` says
-  which are usable.
+- `backend` is `"cpu"` (compiled), `"cuda"` or `"hip"` (compiled, where built: NVIDIA's or AMD's GPUs) or `"reference"` (numpy, slow, made to
+  be read); `backends()` says which are usable.
 - Inputs may be any strided views. One whose rows aren't contiguous is copied, unless it is a cache (`rows`, `k`, `v`):
   those are never copied but refused.
 - `out`, where there is one, is a C-contiguous writable array of the documented shape and dtype; it is returned.
 - A wrong dtype or kind of argument is a TypeError, everything else a ValueError: *what: found X, wanted Y*. Nothing has
   been written when one is raised.
-- `backend="cuda"` takes numpy arrays, which it copies to the current device and back, and arrays in device memory (`CudaArray`, or
+- `backend="cuda"`, and `"hip"` in the same way, takes numpy arrays, which it copies to the current device and back, and arrays in device memory (`CudaArray`, or
   anything else with `__cuda_array_interface__`), which it uses where they lie. They may be mixed. If one is in device memory,
-  the result is a `CudaArray` on that device, where the annotations say numpy; `out` may be of either kind. docs/CUDA.md.
+  the result is a `CudaArray` on that device, where the annotations say numpy; `out` may be of either kind. docs/CUDA.md, docs/HIP.md.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 
+from . import _gpu
 from ._cuda_array import CudaArray, may_share_memory
 from ._types import TypeInfo, cache_types, foreign_types, type_info
 
@@ -37,9 +38,8 @@ MAX_HEAD_SIZE = 1024
 
 _Array = Union[np.ndarray, CudaArray]
 
-_MODULES = {"reference": "pyggmlq.reference", "cpu": "pyggmlq._cpu", "cuda": "pyggmlq._cuda"}
+_MODULES = {"reference": "pyggmlq.reference", "cpu": "pyggmlq._cpu", "cuda": "pyggmlq._cuda", "hip": "pyggmlq._cuda"}
 _ABSENT = {
-    "hip": "HIP kernels are not part of this version.",
     "metal": "Metal kernels are not part of this version.",
 }
 
@@ -55,7 +55,7 @@ class Backend:
     level: str = ""
     """Of "cpu": the active level of `cpu_levels()`."""
     device: str = ""
-    """Of "cuda": the current device."""
+    """Of "cuda" and "hip": the current device."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ def types() -> list[TypeInfo]:
 def backends() -> list[Backend]:
     """Every back end that a `backend=` argument may name, and whether it works here."""
     found = []
-    for name, module in _MODULES.items():
+    for name in _MODULES:
         try:
-            imported = importlib.import_module(module)
+            module = _import(name)
         except ImportError as error:
             found.append(Backend(name, False, _why_not(name, error)))
         else:
-            level = imported.active_level() if name == "cpu" else ""
-            found.append(Backend(name, True, "", level, imported.describe_device() if name == "cuda" else ""))
+            level = module.active_level() if name == "cpu" else ""
+            found.append(Backend(name, True, "", level, module.describe_device() if name in _gpu.PLATFORMS else ""))
     return found + [Backend(name, False, reason) for name, reason in _ABSENT.items()]
 
 
@@ -300,7 +300,7 @@ def flash_attn(
     Returns float32 ([n_seqs,] n_heads, n_queries, head_size of v). A query that may look at nothing gives zeros.
 
     Semantics are those of ggml's FLASH_ATTN_EXT. "cpu" rounds the query to 8 bits where K is tq3_0 or planar3;
-    "reference" is float64 throughout. The result does not depend on n_threads, which "cuda" disregards.
+    "reference" is float64 throughout. The result does not depend on n_threads, which GPUs disregard.
     """
     module = _module(backend)
     info_k, info_v = _attend_type("type_k", type_k), _attend_type("type_v", type_v)
@@ -349,7 +349,7 @@ def flash_attn(
 def _module(name: str) -> ModuleType:
     if name in _MODULES:
         try:
-            return importlib.import_module(_MODULES[name])
+            return _import(name)
         except ImportError as error:
             raise ValueError(f"backend {name!r} is not usable: {_why_not(name, error)}") from error
     if name in _ABSENT:
@@ -357,8 +357,14 @@ def _module(name: str) -> ModuleType:
     raise ValueError(f"backend: found {name!r}, wanted one of {', '.join([*_MODULES, *_ABSENT])}")
 
 
+def _import(name: str) -> ModuleType:
+    if name in _gpu.PLATFORMS:
+        _gpu.require(name)
+    return importlib.import_module(_MODULES[name])
+
+
 def _why_not(name: str, error: ImportError) -> str:
-    return str(error) if name == "cuda" else f"The native module can't be imported: {error}."
+    return str(error) if name in _gpu.PLATFORMS else f"The native module can't be imported: {error}."
 
 
 def _named(what: str, name: str, known: tuple[TypeInfo, ...]) -> TypeInfo:
@@ -386,7 +392,7 @@ def _array(what: str, array: object, dtype: npt.DTypeLike, module: ModuleType) -
     if on_device and _takes_device_arrays(module):
         array = CudaArray.adopt(what, array)
     elif on_device:
-        raise TypeError(f"{what}: found {_kind(array)} in device memory, which only backend 'cuda' takes, wanted a numpy array")
+        raise TypeError(f"{what}: found {_kind(array)} in device memory, which only backends 'cuda' and 'hip' take, wanted a numpy array")
     if not isinstance(array, (np.ndarray, CudaArray)):
         raise TypeError(f"{what}: found {_kind(array)}, wanted a numpy array of {np.dtype(dtype)}")
     if array.dtype != dtype:

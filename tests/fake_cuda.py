@@ -17,7 +17,7 @@ import pyggmlq
 from pyggmlq._types import cache_types, foreign_types
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("_ggmlq_cuda", "_cuda_driver", "_cuda")
+MODULES = ("_ggmlq_cuda", "_ggmlq_hip", "_cuda_driver", "_cuda")
 
 
 def load_build_cffi():
@@ -247,14 +247,15 @@ def _forget():
 
 
 @contextlib.contextmanager
-def installed(library=None, **options):
-    """`with installed() as library:` makes it the CUDA library of pyggmlq; an exception instead is what loading it raises."""
+def installed(library=None, platform="cuda", **options):
+    """`with installed() as library:` makes it the GPU library of pyggmlq; an exception instead is what loading it raises."""
     ffi = interface()
     library = FakeLibrary(ffi, **options) if library is None else library
     before = _forget()
-    generated = types.ModuleType("pyggmlq._ggmlq_cuda")
+    generated = types.ModuleType(f"pyggmlq._ggmlq_{platform}")
     generated.ffi, generated.__file__ = FakeFFI(ffi, library), "fake"
-    sys.modules[generated.__name__] = generated
+    for name in ("cuda", "hip"):
+        sys.modules[f"pyggmlq._ggmlq_{name}"] = generated if name == platform else None
     try:
         yield library
     finally:

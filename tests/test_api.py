@@ -54,8 +54,8 @@ def test_backends():
     for backend in found.values():
         assert backend.usable == (backend.reason == ""), backend
         assert backend.usable or backend.reason.endswith("."), backend
-        assert bool(backend.device) == (backend.usable and backend.name == "cuda")
-    assert found["cpu"].usable and found["reference"].usable and not found["hip"].usable
+        assert bool(backend.device) == (backend.usable and backend.name in ("cuda", "hip"))
+    assert found["cpu"].usable and found["reference"].usable and not found["metal"].usable
 
 
 def test_public_names_have_docstrings_and_hints():
@@ -238,12 +238,12 @@ REFUSED = [
     (lambda: pyggmlq.quantize(X, 90), TypeError, "type: found int, wanted the name of a type"),
     (lambda: pyggmlq.quantize(X, backend="gpu"), ValueError,
      "backend: found 'gpu', wanted one of reference, cpu, cuda, hip, metal"),
-    (lambda: pyggmlq.quantize(X, backend="hip"), ValueError,
-     "backend 'hip' is not usable: HIP kernels are not part of this version."),
+    (lambda: pyggmlq.quantize(X, backend="metal"), ValueError,
+     "backend 'metal' is not usable: Metal kernels are not part of this version."),
     # dtypes and kinds
     (lambda: pyggmlq.quantize([0.0] * 32), TypeError, "x: found list, wanted a numpy array of float32"),
     (lambda: pyggmlq.quantize(DeviceMemory()), TypeError,
-     "x: found DeviceMemory in device memory, which only backend 'cuda' takes, wanted a numpy array"),
+     "x: found DeviceMemory in device memory, which only backends 'cuda' and 'hip' take, wanted a numpy array"),
     (lambda: pyggmlq.quantize(X.astype(np.float64)), TypeError, "x: found dtype float64, wanted float32"),
     (lambda: pyggmlq.quantize(X.astype(">f4")), TypeError, "x: found dtype >f4, wanted float32"),
     (lambda: pyggmlq.dequantize(B.view(np.int8)), TypeError, "b: found dtype int8, wanted uint8"),

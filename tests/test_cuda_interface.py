@@ -42,7 +42,8 @@ def normal(*shape, seed=0):
 
 def test_without_the_library(monkeypatch):
     fake_cuda._forget()
-    monkeypatch.setitem(sys.modules, "pyggmlq._ggmlq_cuda", None)
+    for name in ("cuda", "hip"):
+        monkeypatch.setitem(sys.modules, f"pyggmlq._ggmlq_{name}", None)
     assert not cuda().usable and cuda().reason == (
         "This installation was built without CUDA: reinstall from the sources with -C cmake.define.PYGGMLQ_CUDA=ON, which needs nvcc."
     )
@@ -73,6 +74,30 @@ def test_a_library_that_cannot_be_used(options, reason):
         with pytest.raises(ValueError) as caught:
             pyggmlq.quantize(normal(32), backend="cuda")
         assert str(caught.value) == f"backend 'cuda' is not usable: {reason}"
+
+
+def test_hip_is_the_same_under_another_name():
+    reason = "This installation was built without HIP: reinstall from the sources with -C cmake.define.PYGGMLQ_HIP=ON, which needs ROCm."
+    with fake_cuda.installed():
+        assert [(b.usable, b.reason) for b in pyggmlq.backends() if b.name == "hip"] == [(False, reason)]
+        with pytest.raises(ValueError, match="backend 'hip' is not usable: This installation was built without HIP"):
+            pyggmlq.quantize(normal(32), backend="hip")
+    x = normal(3, 128)
+    with fake_cuda.installed(platform="hip") as library:
+        found = {b.name: b for b in pyggmlq.backends()}
+        assert (found["hip"].usable, found["hip"].device) == (True, "Fake 0")
+        assert found["cuda"].reason.startswith("This installation was built without CUDA")
+        assert np.array_equal(pyggmlq.quantize(x, backend="hip"), pyggmlq.quantize(x))
+        result = pyggmlq.quantize(CudaArray.upload(x), backend="hip")
+        assert isinstance(result, CudaArray) and np.array_equal(result.numpy(), pyggmlq.quantize(x))
+        library.says["allocate"] = -1002
+        with pytest.raises(RuntimeError, match="^HIP: allocating 1536 bytes failed: fake error -1002$"):
+            pyggmlq.quantize(x, backend="hip")
+    with fake_cuda.installed(platform="hip", driver=60_342_134, devices=0):
+        (hip,) = [b for b in pyggmlq.backends() if b.name == "hip"]
+        assert hip.reason == (
+            "The AMD driver can't be used: it lists no device (it serves HIP up to 6.3, this installation was built with 0.0)."
+        )
 
 
 def test_the_device_is_named(library):
@@ -283,7 +308,7 @@ def test_several_devices(library):
 
 
 def test_device_arrays_are_for_cuda_alone(library):
-    with pytest.raises(TypeError, match="^x: found CudaArray in device memory, which only backend 'cuda' takes, wanted a numpy array$"):
+    with pytest.raises(TypeError, match="^x: found CudaArray in device memory, which only backends 'cuda' and 'hip' take, wanted a numpy array$"):
         pyggmlq.quantize(CudaArray.upload(normal(32)))
 
 

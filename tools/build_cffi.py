@@ -2,7 +2,7 @@
 """Writes what Python needs to call the compiled code; run by CMakeLists.txt.
 
     build_cffi.py OUTPUT.c  HEADER...   C source of the native module pyggmlq._ggmlq
-    build_cffi.py OUTPUT.py HEADER...   the module pyggmlq._ggmlq_cuda: the declarations of a library that is loaded at run time
+    build_cffi.py OUTPUT.py HEADER...   the module pyggmlq.OUTPUT: the declarations of a library that is loaded at run time
 
 The declarations are the texts of the headers between their two cffi markers, so they cannot drift.
 """
@@ -29,7 +29,7 @@ def main(output: str, *headers: str) -> None:
     for header in map(Path, headers):
         ffi.cdef(declarations(header.name, header.read_text(encoding="utf-8")))
     if output.endswith(".py"):
-        ffi.set_source("pyggmlq._ggmlq_cuda", None)
+        ffi.set_source(f"pyggmlq.{Path(output).stem}", None)
         ffi.emit_python_code(output)
     else:
         ffi.set_source("pyggmlq._ggmlq", "".join(f'#include "{Path(header).name}"\n' for header in headers))
