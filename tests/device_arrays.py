@@ -52,7 +52,7 @@ class Mirror:
                 everything[...] = memory.numpy()
 
 
-def on_device(function, wrap=lambda array: array):
+def on_device(function, wrap=lambda array: array, backend="cuda"):
     """The function of pyggmlq with every numpy array in device memory, and its result brought back."""
 
     def call(*arguments, **options):
@@ -63,7 +63,7 @@ def on_device(function, wrap=lambda array: array):
                 if id(value) not in wrapped:  # `out` may be an input
                     wrapped[id(value)] = wrap(mirror(value))
                 bound.arguments[name] = wrapped[id(value)]
-        bound.arguments["backend"] = "cuda"
+        bound.arguments["backend"] = backend
         result = function(*bound.args, **bound.kwargs)
         mirror.bring_back()
         if given.get("out") is not None:
@@ -75,15 +75,15 @@ def on_device(function, wrap=lambda array: array):
     return call
 
 
-def use(monkeypatch, wrap=lambda array: array):
-    """Every function of pyggmlq that is asked for backend "cuda" gets its arrays on the device."""
+def use(monkeypatch, wrap=lambda array: array, backend="cuda"):
+    """Every function of pyggmlq that is asked for that backend gets its arrays on the device."""
     for name in FUNCTIONS:
         function = getattr(pyggmlq, name)
 
         def choose(*arguments, function=function, **options):
             bound = inspect.signature(function).bind(*arguments, **options)
-            if bound.arguments.get("backend") == "cuda":
-                return on_device(function, wrap)(*arguments, **options)
+            if bound.arguments.get("backend") == backend:
+                return on_device(function, wrap, backend)(*arguments, **options)
             return function(*arguments, **options)
 
         monkeypatch.setattr(pyggmlq, name, choose)

@@ -91,7 +91,7 @@ def test_hip_is_the_same_under_another_name():
         result = pyggmlq.quantize(CudaArray.upload(x), backend="hip")
         assert isinstance(result, CudaArray) and np.array_equal(result.numpy(), pyggmlq.quantize(x))
         library.says["allocate"] = -1002
-        with pytest.raises(RuntimeError, match="^HIP: allocating 1536 bytes failed: fake error -1002$"):
+        with pytest.raises(RuntimeError, match="^HIP: allocating 168 bytes failed: fake error -1002$"):
             pyggmlq.quantize(x, backend="hip")
     with fake_cuda.installed(platform="hip", driver=60_342_134, devices=0):
         (hip,) = [b for b in pyggmlq.backends() if b.name == "hip"]

@@ -11,7 +11,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import device_arrays
+import fake_cuda
+import numpy as np
 import pytest
+import test_api
+import test_attention
+
+import pyggmlq
 
 sys.path.insert(0, str(Path(__file__).parent / "emulate"))
 import build
@@ -135,3 +142,54 @@ def test_under_the_sanitizers(tmp_path):
     for group in ("decoder", "set_rows", "copy", "attention"):
         code, output = check(program, group, 64)
         assert code == 0, output
+
+
+# --- the package on top -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["host", "device"])
+def hip(request, programs, monkeypatch):
+    """Backend "hip" runs the emulated library, on numpy arrays or on what is taken for a device's memory."""
+    ffi = fake_cuda.interface()
+    with fake_cuda.installed(ffi.dlopen(str(programs[1])), platform="hip"):
+        if request.param == "device":
+            device_arrays.use(monkeypatch, backend="hip")
+        yield
+
+
+def test_the_device_has_a_name(programs):
+    with fake_cuda.installed(fake_cuda.interface().dlopen(str(programs[1])), platform="hip"):
+        assert [b.device for b in pyggmlq.backends() if b.name == "hip"] == ["emulator (waves of 32)"]
+
+
+@pytest.mark.parametrize("test", [
+    test_api.test_views_give_what_copies_give, test_api.test_out_is_written_and_returned, test_api.test_vec_dot_broadcasts,
+    test_api.test_mul_mat_vec, test_api.test_a_wrong_index_writes_nothing, test_api.test_check_says_where,
+    test_attention.test_what_is_masked_has_no_influence, test_attention.test_strided_views, test_attention.test_nothing_to_do,
+])  # fmt: skip
+def test_the_tests_of_the_other_back_ends(hip, test):
+    test("hip")
+
+
+@pytest.mark.parametrize("name, row_bytes", [("tq3_0", 112), ("planar3", 100)])
+def test_shapes(hip, name, row_bytes):
+    test_api.test_shapes(name, row_bytes, "hip")
+
+
+def test_rows_by_index(hip):
+    test_api.test_rows_by_index("i4", "hip")
+
+
+@pytest.mark.parametrize("name", ["tq3_0", "planar3"])
+def test_the_same_bytes(hip, name):
+    x = np.random.default_rng(3).standard_normal((5, 384), np.float32)
+    rows = pyggmlq.quantize(x, name)
+    assert np.array_equal(pyggmlq.quantize(x, name, backend="hip"), rows)
+    assert np.array_equal(pyggmlq.dequantize(rows[::2], name, backend="hip"), pyggmlq.dequantize(rows[::2], name))
+    assert np.array_equal(pyggmlq.rotate(x, name, "hip"), pyggmlq.rotate(x, name))
+    assert np.array_equal(pyggmlq.unrotate(x, name, "hip"), pyggmlq.unrotate(x, name))
+    q = x[None, :, :128].reshape(1, 5, 1, 128)
+    cache = pyggmlq.quantize(np.random.default_rng(4).standard_normal((1, 1, 70, 128), np.float32), name)
+    options = dict(type_k=name, type_v=name)
+    found, wanted = pyggmlq.flash_attn(q, cache, cache, backend="hip", **options), pyggmlq.flash_attn(q, cache, cache, backend="reference", **options)
+    assert np.allclose(found, wanted, rtol=0, atol=1e-5)
