@@ -82,8 +82,8 @@ PLANTED = {
     "half of a wave": ("cuda/ggmlq-cuda-deps.cuh", "__shfl_xor(value, mask, 32)", "__shfl_xor(value, mask ^ 32, 64)", "rows", "encoder"),
     "table entry": ("ggmlq-tables.h", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 14,", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 15,", "rows", "decoder"),
     "missing barrier": (
-        "cuda/ggmlq-cuda-attend-plain.cu", "shrink[r] = down;\n                }\n            }\n            __syncthreads();",
-        "shrink[r] = down;\n                }\n            }\n", "attend-plain", "attention",
+        "cuda/ggmlq-cuda-attend-plain.cu", "                    __syncthreads();\n                }\n            }\n        }\n\n        const int64_t row0",
+        "                }\n            }\n        }\n\n        const int64_t row0", "attend-plain", "attention",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+"""csrc/cuda as HIP: compiles without a warning for an AMD GPU where the tools are (tools/hip_resources says which), and no kernel keeps
+anything in scratch memory."""
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+_loader = importlib.machinery.SourceFileLoader("hip_resources", str(ROOT / "tools" / "hip_resources"))
+hip_resources = importlib.util.module_from_spec(importlib.util.spec_from_loader("hip_resources", _loader))
+_loader.exec_module(hip_resources)
+TOOLS = hip_resources.find_tools()
+
+
+@pytest.mark.skipif(isinstance(TOOLS, str), reason=str(TOOLS))
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx1100"])  # waves of 64, waves of 32
+def test_no_kernel_spills(architecture):
+    found = hip_resources.compile_for(architecture, TOOLS)
+    names = {name.partition("<")[0] for name in found}
+    assert names >= {"encode_rows", "decode_rows", "rotate_rows", "encode_queries", "multiply", "attend", "combine", "pack_kernel"}
+    for kernel, used in found.items():
+        assert used["ScratchSize"] == 0 and used["VGPRs Spill"] == 0, (kernel, used)
+        assert 0 < used["VGPRs"] <= 256 and used["LDS Size"] <= 65536, (kernel, used)
+
+
+def test_a_spill_would_be_seen():
+    where = "x.cu:1:1: remark: "
+    report = "".join(f"{where}{line} [-Rpass-analysis=kernel-resource-usage]\n" for line in (
+        "Function Name: _ZL6attendILi16ELi2EEv4work", "    SGPRs: 107", "    VGPRs: 256", "    ScratchSize [bytes/lane]: 532",
+        "    Dynamic Stack: False", "    Occupancy [waves/SIMD]: 2", "    VGPRs Spill: 132", "    LDS Size [bytes/block]: 44032",
+    ))  # fmt: skip
+    assert hip_resources.resources(report) == {
+        "attend<16, 2>": {"SGPRs": 107, "VGPRs": 256, "ScratchSize": 532, "Occupancy": 2, "VGPRs Spill": 132, "LDS Size": 44032},
+    }
+
+
+def test_what_only_one_vendor_has_is_guarded():
+    """Votes, shuffles with a mask and assembly: in ggmlq-cuda-deps.cuh, and in the tensor-core kernel, which HIP doesn't compile."""
+    for path in sorted((ROOT / "csrc" / "cuda").glob("*")):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        if path.name in ("ggmlq-cuda-deps.cuh", "ggmlq-cuda-attend-decode.cuh"):
+            continue
+        assert not re.search(r"\basm\b|_sync\(|__ballot|__activemask|__shfl|__dp4a|__byte_perm|__reduce_|\bw?mma\b", text), path.name
+    for includer in (ROOT / "csrc" / "cuda").glob("*"):
+        text = includer.read_text(encoding="utf-8")
+        if '#include "ggmlq-cuda-attend-decode.cuh"' in text:
+            before = text.partition('#include "ggmlq-cuda-attend-decode.cuh"')[0]
+            assert before.rstrip().endswith("#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA)"), includer.name
