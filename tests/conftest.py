@@ -37,10 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cuda"):
-        (cuda,) = [backend for backend in pyggmlq.backends() if backend.name == "cuda"]
-        if not cuda.usable:
-            pytest.skip(cuda.reason)
+    for name in ("cuda", "hip"):
+        if item.get_closest_marker(name):
+            (found,) = [backend for backend in pyggmlq.backends() if backend.name == name]
+            if not found.usable:
+                pytest.skip(found.reason)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -16,7 +16,7 @@ import pytest
 import pyggmlq
 from pyggmlq import _cpu, api
 
-BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip)]
 each = pytest.mark.parametrize("backend", BACKENDS)
 
 

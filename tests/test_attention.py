@@ -19,7 +19,7 @@ from pyggmlq import _cpu, reference
 from pyggmlq._types import cache_types, foreign_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
-BACKENDS = ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.cuda)]
+BACKENDS = ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip)]
 ALL_TYPES = [info.name for info in foreign_types() + cache_types()]
 
 

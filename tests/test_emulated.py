@@ -132,7 +132,7 @@ def test_the_emulator_sees(faults, fault, orders, wanted):
 
 
 def test_under_the_sanitizers(tmp_path):
-    """Device memory and shared arrays have guarded ends there. Groups that are small enough."""
+    """Device memory and shared arrays have guarded ends there."""
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=alignment"]
     empty = tmp_path / "empty.cpp"
     empty.write_text("int main() { return 0; }\n")
