@@ -29,10 +29,10 @@ pytestmark = pytest.mark.skipif(
 GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "attention", "errors"]
 
 
-def check(program, group=None, wave=32, order="forward"):
+def check(program, group, wave=32, order="forward", one_of=1):
     """(exit code, output)"""
     done = subprocess.run(
-        [program, "--quick", *([group] if group else [])], capture_output=True, text=True,
+        [program, "--quick", group, str(one_of)], capture_output=True, text=True,
         env={**os.environ, "GGMLQ_EMULATE_WAVE": str(wave), "GGMLQ_EMULATE_ORDER": order},
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
@@ -139,8 +139,8 @@ def test_under_the_sanitizers(tmp_path):
     if subprocess.run([build.compilers()[0], *flags, empty, "-o", tmp_path / "empty"], capture_output=True).returncode:
         pytest.skip(f"{build.compilers()[0]} has no sanitizers here")
     program, _ = build.build(tmp_path, ["-O1", *flags])
-    for group in ("decoder", "set_rows", "copy", "attention"):
-        code, output = check(program, group, 64)
+    for group in ("decoder", "copy", "attention"):
+        code, output = check(program, group, 64, one_of=12)
         assert code == 0, output
 
 

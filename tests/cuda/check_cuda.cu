@@ -4,7 +4,7 @@
  * a derived bound). Without Python, so that it runs under compute-sanitizer too.
  *
  *   check_cuda                   everything; a line per group, exit 1 if one fails
- *   check_cuda --quick [group]   the same on less data
+ *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
  *   check_cuda --bench           times; nothing is checked
  *
  * compute-sanitizer: --report-api-errors no, because the group "errors" asks for more memory than there is.
@@ -28,6 +28,7 @@
 static const double U = 1.0/16777216.0; /* unit roundoff of float32 */
 static const int CACHE_TYPES[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 };
 static bool quick = false;
+static int  one_of = 1; /* cases of attention */
 
 /* --- tools ------------------------------------------------------------------------------------------------------ */
 
@@ -612,6 +613,10 @@ static double alibi_slope(int64_t n_heads, int64_t head, double max_bias) {
 static double worst_attention;
 
 static void check_attention_case(const struct attention_case & c) {
+    static int number = 0;
+    if (number++ % one_of != 0) {
+        return;
+    }
     struct ggmlq_attend_params p = {};
     p.type_k = c.type_k; p.type_v = c.type_v;
     p.head_size_k = c.head_k; p.head_size_v = c.head_v;
@@ -1015,10 +1020,11 @@ int main(int argc, char ** argv) {
     }
     quick = option == "--quick";
     if (!option.empty() && !quick) {
-        printf("usage: check_cuda [--quick [group] | --bench]\n");
+        printf("usage: check_cuda [--quick [group [n]] | --bench]\n");
         return 2;
     }
-    only = argc > 2 ? argv[2] : NULL;
+    only   = argc > 2 ? argv[2] : NULL;
+    one_of = argc > 3 ? std::max(atoi(argv[3]), 1) : 1;
     group("encoder",   check_encoder);
     group("decoder",   check_decoder);
     group("rotation",  check_rotation);
