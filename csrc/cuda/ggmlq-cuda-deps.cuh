@@ -121,10 +121,14 @@ GGMLQ_DEVICE float ggmlq_mul(float a, float b) { return a*b; }
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { return a + b; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { return a - b; }
 GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { return fmaf(a, b, c); }
-/* Correctly rounded by clang's default; HIP's own __fsqrt_rn is the approximation. */
+#    ifdef GGMLQ_HIP /* correctly rounded by clang's default; HIP's own __fsqrt_rn is the approximation */
 GGMLQ_DEVICE float ggmlq_div(float a, float b) { return a/b; }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return sqrtf(a); }
-GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return a/b; }
+#    else
+GGMLQ_DEVICE float ggmlq_div(float a, float b) { return __fdiv_rn(a, b); }
+GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return __fsqrt_rn(a); }
+#    endif
+GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return ggmlq_div(a, b); }
 
 /* l[0] where key <= b[0], l[1] where key <= b[1], l[2] where key <= b[2], l[3] above. */
 GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
