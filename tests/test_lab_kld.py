@@ -294,23 +294,29 @@ def own_text(llama_tree, tmp_path_factory) -> Path:
     return path
 
 
+def grid(tree, pairs, text, folder):
+    """{(K, V): row} of SmolLM2 with the programs of that tree."""
+    path = folder / "grid.json"
+    done = CliRunner().invoke(
+        app, ["kld", str(fetch.fetch_model("smollm2-135m", CACHE.parent / "models")), "--programs", str(build(tree, kld.TARGETS)),
+              "--text", str(text), "--windows", "2", "--pairs", pairs, "--work-dir", str(folder), "--json", str(path)])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return {(row["k"], row["v"]): {**row, "seconds": 0} for row in record.read(path)["rows"]}
+
+
 @pytest.mark.llama
+def test_our_types_cost_what_they_cost(llama_tree, own_text, tmp_path, tmp_path_factory):
+    tree = patched(llama_tree("0.3.36"), tmp_path_factory.mktemp("patched") / "llama.cpp")
+    rows = grid(tree, "q8_0,tq3_0,f16/tq3_0", own_text, tmp_path)
+    costs = [rows[pair]["kld"] for pair in (("q8_0", "q8_0"), ("f16", "tq3_0"), ("tq3_0", "tq3_0"))]
+    assert 0 < costs[0] < costs[1] < costs[2] < 1
+
+
+@pytest.mark.upstream
 def test_types_of_llama_cpp_give_the_figures_of_an_unmodified_one(llama_tree, own_text, tmp_path, tmp_path_factory):
-    """Patched and not, the same windows: q8_0 and q4_0 must agree to the last digit, and ours must cost what they cost."""
+    """Patched and not, the same windows: f16, q8_0 and q4_0 must agree to the last digit."""
     pristine = CACHE / "0.3.36"
     sync(llama_tree("0.3.36"), pristine)
-    trees = {"patched": patched(pristine, tmp_path_factory.mktemp("patched") / "llama.cpp"), "pristine": pristine}
-    model = str(fetch.fetch_model("smollm2-135m", CACHE.parent / "models"))
-    rows = {}
-    for name, tree in trees.items():
-        pairs = "q8_0,q4_0" + (",tq3_0,f16/tq3_0" if name == "patched" else "")
-        path = tmp_path / f"{name}.json"
-        done = CliRunner().invoke(
-            app, ["kld", model, "--programs", str(build(tree, kld.TARGETS)), "--text", str(own_text), "--windows", "2",
-                  "--pairs", pairs, "--work-dir", str(tmp_path / name), "--json", str(path)])  # fmt: skip
-        assert done.exit_code == 0, done.output
-        rows[name] = {(row["k"], row["v"]): {**row, "seconds": 0} for row in record.read(path)["rows"]}
-    for pair, row in rows["pristine"].items():
-        assert rows["patched"][pair] == row
-    costs = [rows["patched"][pair]["kld"] for pair in (("q8_0", "q8_0"), ("f16", "tq3_0"), ("tq3_0", "tq3_0"))]
-    assert 0 < costs[0] < costs[1] < costs[2] < 1
+    trees = patched(pristine, tmp_path_factory.mktemp("patched") / "llama.cpp"), pristine
+    first, second = (grid(tree, "q8_0,q4_0", own_text, tmp_path_factory.mktemp("grid")) for tree in trees)
+    assert first == second
