@@ -20,7 +20,7 @@ from pyggmlq import states
 
 from llama_build import run
 from state_files import damaged, places
-from test_llama_cpp import CACHE, PROMPT, gemma, llama_server, programs, smollm2  # noqa: F401  (fixtures)
+from test_llama_cpp import CACHE, PROMPT, gemma, llama_server, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.llama
 
