@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import _sources, fetch, llama, patch
+from ._files import write_atomically
 from ._pairs import Case, divergence_alarms, memory_alarms
 from ._quickstart_options import parser
-from ._steps import Progress, StepFailed, Steps, slug, write_atomically
+from ._steps import Progress, StepFailed, Steps, slug
 from ._tree import RELEASE, build, prepare_tree, programs_hash, prose
 from ._types import cache_types, type_info
 

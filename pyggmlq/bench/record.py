@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from .. import _sources
+from .._files import write_atomically
 from .stats import Summary, summary
 
 FORMAT = "pyggmlq-bench-1"
@@ -113,9 +114,7 @@ class Run:
 def write(run: Run, path: Path) -> None:
     """Replace `path` by the run, at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(run.to_json(), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, run.to_json())
 
 
 def start(options: dict[str, Any]) -> Run:

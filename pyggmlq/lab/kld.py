@@ -17,7 +17,8 @@ from typing import Any
 
 from .. import _tree, fetch, llama
 from .._pairs import Case, bits_per_value, divergence_alarms, memory_alarms
-from .._steps import Steps, slug, write_atomically
+from .._files import write_atomically
+from .._steps import Steps, slug
 from .._types import cache_types
 from . import LabError, gguf_file, record
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._files import write_atomically
 from .._types import cache_types
 from . import LabError, require
 
@@ -139,6 +139,4 @@ def save(figure: Any, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=120)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(drawn.getvalue())
-    os.replace(temporary, path)
+    write_atomically(path, drawn.getvalue())

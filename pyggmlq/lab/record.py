@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._steps import write_atomically
+from .._files import write_atomically
 from ..bench import record as bench_record
 from . import LabError
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .._steps import write_atomically
+from .._files import write_atomically
 from .._types import cache_types
 from ..bench import record as bench_record
 from . import LabError, fit, plots, record
