@@ -12,7 +12,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +23,7 @@ import pyggmlq.fetch
 from pyggmlq.llama import parse_kv_memory
 from pyggmlq._types import cache_types, type_info
 
-from llama_build import build, run, sync
+from llama_build import build, patched, run
 
 pytestmark = pytest.mark.llama
 
@@ -37,12 +36,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.fixture(scope="session")
 def patched_tree(llama_tree, tmp_path_factory) -> Path:
-    staged = tmp_path_factory.mktemp("patched") / "llama.cpp"
-    sync(llama_tree("0.3.36"), staged)
-    run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
-    tree = CACHE / "llama" / "0.3.36-patched"
-    sync(staged, tree)
-    return tree
+    return patched(llama_tree("0.3.36"), tmp_path_factory.mktemp("patched") / "llama.cpp")
 
 
 @pytest.fixture(scope="session")
