@@ -32,6 +32,7 @@ NOT_BEFORE_2026_10 = {
     "deepseek4-tests-speed",
 }
 NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
+    "deepseek4-indexer-size",
     "llama-state-build",
     "llama-state-cache-clear",
     "llama-state-cache-include",
