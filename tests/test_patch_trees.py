@@ -30,6 +30,8 @@ NOT_BEFORE_2026_10 = {
     "deepseek4-tests-indexer-error",
     "deepseek4-tests",
     "deepseek4-tests-speed",
+    "deepseek4-state-include",
+    "deepseek4-state-type",
 }
 NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
     "deepseek4-indexer-size",
