@@ -13,7 +13,9 @@
 using namespace metal;
 
 /* The encoder's bytes are those of the plain operations written here: nothing reordered, nothing fused. */
+#if __METAL_VERSION__ >= 320
 #pragma METAL fp math_mode(safe)
+#endif
 #pragma METAL fp contract(off)
 
 #define GGMLQ_DEVICE_TOO
@@ -375,11 +377,12 @@ template <int type> static inline void ggmlq_encode(constant ggmlq_metal_rows_ar
 }
 
 /* rows <- values, a team to each block. The bytes of the row at unit i0 of the walk. */
-kernel void kernel_ggmlq_encode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
-                                device   uint8_t *               rows    [[buffer(1)]],
-                                device   const uint8_t *         values  [[buffer(2)]],
-                                device   const uint8_t *         indices [[buffer(3)]],
-                                uint id [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_encode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
+                         device   uint8_t *               rows    [[buffer(1)]],
+                         device   const uint8_t *         values  [[buffer(2)]],
+                         device   const uint8_t *         indices [[buffer(3)]],
+                         uint id [[thread_position_in_grid]]) {
     if (ggmlq_type == GGMLQ_TYPE_TQ3_0) {
         ggmlq_encode<GGMLQ_TYPE_TQ3_0>(args, rows, values, indices, id);
     } else {
@@ -390,11 +393,12 @@ kernel void kernel_ggmlq_encode(constant ggmlq_metal_rows_args & args    [[buffe
 /* --- decoder ---------------------------------------------------------------------------------------------------- */
 
 /* values <- rows, a team to each plane; with indices this is the gather of sparse attention too. */
-kernel void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
-                                device   uint8_t *               values  [[buffer(1)]],
-                                device   const uint8_t *         rows    [[buffer(2)]],
-                                device   const uint8_t *         indices [[buffer(3)]],
-                                uint id [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
+                         device   uint8_t *               values  [[buffer(1)]],
+                         device   const uint8_t *         rows    [[buffer(2)]],
+                         device   const uint8_t *         indices [[buffer(3)]],
+                         uint id [[thread_position_in_grid]]) {
     const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
     const ggmlq_place to   = ggmlq_place_of(args.values, number < args.n ? number : 0);
     const ggmlq_place from = args.index_bytes != 0 ? to : ggmlq_place_of(args.rows, number < args.n ? number : 0);
@@ -417,10 +421,11 @@ kernel void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffe
 }
 
 /* values <- rows rotated as ggmlq_type is, or back; both f32. */
-kernel void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer(0)]],
-                                device   uint8_t *               values [[buffer(1)]],
-                                device   const uint8_t *         rows   [[buffer(2)]],
-                                uint id [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer(0)]],
+                         device   uint8_t *               values [[buffer(1)]],
+                         device   const uint8_t *         rows   [[buffer(2)]],
+                         uint id [[thread_position_in_grid]]) {
     const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
     const bool active = number < args.n;
     const ggmlq_place place = ggmlq_place_of(args.values, active ? number : 0);
@@ -443,10 +448,11 @@ kernel void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer
 }
 
 /* Encoded rows as they are, 16-bit words of them, in any order of axes. */
-kernel void kernel_ggmlq_copy(constant ggmlq_metal_rows_args & args [[buffer(0)]],
-                              device   uint8_t *               to   [[buffer(1)]],
-                              device   const uint8_t *         from [[buffer(2)]],
-                              uint id [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_copy(constant ggmlq_metal_rows_args & args [[buffer(0)]],
+                       device   uint8_t *               to   [[buffer(1)]],
+                       device   const uint8_t *         from [[buffer(2)]],
+                       uint id [[thread_position_in_grid]]) {
     if (id >= args.n) {
         return;
     }
@@ -459,13 +465,14 @@ kernel void kernel_ggmlq_copy(constant ggmlq_metal_rows_args & args [[buffer(0)]
 
 /* out[row, column] = <row, x[column]>: the threadgroup rotates its column and rounds it to 8 bits, as ggmlq_encode_query_row does, then each
  * team takes rows. shared: the column's bytes, then the scales of its blocks. */
-kernel void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]],
-                                device   uint8_t *                  out    [[buffer(1)]],
-                                device   const uint8_t *            rows   [[buffer(2)]],
-                                device   const uint8_t *            x      [[buffer(3)]],
-                                threadgroup int8_t *                shared [[threadgroup(0)]],
-                                uint3 group [[threadgroup_position_in_grid]],
-                                uint  index [[thread_index_in_threadgroup]]) {
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]],
+                         device   uint8_t *                  out    [[buffer(1)]],
+                         device   const uint8_t *            rows   [[buffer(2)]],
+                         device   const uint8_t *            x      [[buffer(3)]],
+                         threadgroup int8_t *                shared [[threadgroup(0)]],
+                         uint3 group [[threadgroup_position_in_grid]],
+                         uint  index [[thread_index_in_threadgroup]]) {
     const uint32_t planes_of_block = ggmlq_type == GGMLQ_TYPE_TQ3_0 ? 1 : 4, n_blocks = args.n/GGMLQ_PLANE/planes_of_block;
     const uint32_t team = index/GGMLQ_METAL_TEAM, l = index % GGMLQ_METAL_TEAM, teams = GGMLQ_METAL_THREADS/GGMLQ_METAL_TEAM;
     const uint32_t i2 = group.z % args.ne2, i3 = group.z/args.ne2;
@@ -547,19 +554,20 @@ kernel void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buf
  * the end. Scores: a team reads a row, four rows at once. V: 32 lanes read a row, lane 8g + l the values 8k + l of the planes g, g + 4, ..
  *
  * shared: queries, values 8k + l of a plane together; weights of 32 tokens for each simdgroup and column; its maxima and sums; the output. */
-kernel void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]],
-                                device   const uint8_t *           q       [[buffer(1)]],
-                                device   const uint8_t *           k       [[buffer(2)]],
-                                device   const uint8_t *           v       [[buffer(3)]],
-                                device   const uint8_t *           mask    [[buffer(4)]],
-                                device   const uint8_t *           sinks   [[buffer(5)]],
-                                device   const uint8_t *           indices [[buffer(6)]],
-                                device   uint8_t *                 out     [[buffer(7)]],
-                                threadgroup float *                shared  [[threadgroup(0)]],
-                                uint3 group     [[threadgroup_position_in_grid]],
-                                uint  thread_id [[thread_index_in_threadgroup]],
-                                uint  simdgroup [[simdgroup_index_in_threadgroup]],
-                                uint  lane      [[thread_index_in_simdgroup]]) {
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]],
+                         device   const uint8_t *           q       [[buffer(1)]],
+                         device   const uint8_t *           k       [[buffer(2)]],
+                         device   const uint8_t *           v       [[buffer(3)]],
+                         device   const uint8_t *           mask    [[buffer(4)]],
+                         device   const uint8_t *           sinks   [[buffer(5)]],
+                         device   const uint8_t *           indices [[buffer(6)]],
+                         device   uint8_t *                 out     [[buffer(7)]],
+                         threadgroup float *                shared  [[threadgroup(0)]],
+                         uint3 group     [[threadgroup_position_in_grid]],
+                         uint  thread_id [[thread_index_in_threadgroup]],
+                         uint  simdgroup [[simdgroup_index_in_threadgroup]],
+                         uint  lane      [[thread_index_in_simdgroup]]) {
     const uint32_t columns  = static_cast<uint32_t>(ggmlq_columns), head_k = static_cast<uint32_t>(ggmlq_head_k), head_v = static_cast<uint32_t>(ggmlq_head_v);
     const uint32_t planes_k = (head_k + GGMLQ_PLANE - 1)/GGMLQ_PLANE, planes_v = (head_v + GGMLQ_PLANE - 1)/GGMLQ_PLANE;
     const uint32_t own_planes = (planes_v + 3)/4; /* of V, to each lane */
