@@ -363,6 +363,9 @@ template <int type> static inline void ggmlq_encode(constant ggmlq_metal_rows_ar
                                                     device const uint8_t * indices, uint32_t id) {
     constexpr int n = type == GGMLQ_TYPE_TQ3_0 ? 4 : 16;
     const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (id/32*32/GGMLQ_METAL_TEAM >= args.n) { /* a simdgroup without work */
+        return;
+    }
     const ggmlq_place from = ggmlq_place_of(args.values, number < args.n ? number : 0);
     const ggmlq_place to   = args.index_bytes != 0 ? from : ggmlq_place_of(args.rows, number < args.n ? number : 0);
     const int64_t     row  = args.index_bytes != 0 ? ggmlq_index_of(args, indices, from) : static_cast<int64_t>(to.i1);
@@ -400,6 +403,9 @@ void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
                          device   const uint8_t *         indices [[buffer(3)]],
                          uint id [[thread_position_in_grid]]) {
     const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (id/32*32/GGMLQ_METAL_TEAM >= args.n) { /* a simdgroup without work */
+        return;
+    }
     const ggmlq_place to   = ggmlq_place_of(args.values, number < args.n ? number : 0);
     const ggmlq_place from = args.index_bytes != 0 ? to : ggmlq_place_of(args.rows, number < args.n ? number : 0);
     const int64_t     row  = args.index_bytes != 0 ? ggmlq_index_of(args, indices, to) : static_cast<int64_t>(from.i1);
@@ -427,6 +433,9 @@ void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer(0)]],
                          device   const uint8_t *         rows   [[buffer(2)]],
                          uint id [[thread_position_in_grid]]) {
     const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (id/32*32/GGMLQ_METAL_TEAM >= args.n) { /* a simdgroup without work */
+        return;
+    }
     const bool active = number < args.n;
     const ggmlq_place place = ggmlq_place_of(args.values, active ? number : 0);
 
@@ -515,8 +524,9 @@ void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    for (uint32_t i = team; i < GGMLQ_METAL_PRODUCT_ROWS; i += teams) {
-        const uint32_t row = group.x*GGMLQ_METAL_PRODUCT_ROWS + i;
+    const uint32_t first_row = group.x*GGMLQ_METAL_PRODUCT_ROWS;
+    for (uint32_t start = 0; start < GGMLQ_METAL_PRODUCT_ROWS && first_row + start < args.n_rows; start += teams) {
+        const uint32_t row = first_row + start + team;
         device const uint8_t * at = rows + row*args.rows_nb[0] + i2/args.ratio2*args.rows_nb[1] + i3/args.ratio3*args.rows_nb[2];
         float sum = 0.0f;
         for (uint32_t block = 0; block < n_blocks; ++block) {

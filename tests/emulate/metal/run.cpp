@@ -15,7 +15,7 @@ namespace {
 
 static_assert(GGMLQ_METAL_CONSTANTS == 5, "set_constants");
 
-static __shared__ char threadgroup_memory[GGMLQ_METAL_SHARED_BYTES] __attribute__((aligned(16)));
+__shared__ char threadgroup_memory[GGMLQ_METAL_SHARED_BYTES] __attribute__((aligned(16)));
 
 static void set_constants(const int32_t * values) {
     ggmlq_type       = values[GGMLQ_METAL_TYPE];
