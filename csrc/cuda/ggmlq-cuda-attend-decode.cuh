@@ -396,10 +396,18 @@ GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int 
     }
 }
 
+/* item = column*planes + plane; a division by a constant where a head is one slice. */
+template <int SLICE> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
+    column = plan.slices == 1 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32));
+    plane  = item - column*(plan.slices*(SLICE/32));
+}
+
 /* Eight values of a query row, those of thread t of four for plane pair `item` % planes of column `item`/planes. */
 template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int item,
                                                                          int first_column, int head_kv, int seq) {
-    const int t = threadIdx.x % 4, planes = plan.slices*SLICE/32, plane = item % planes, column = item/planes;
+    const int t = threadIdx.x % 4;
+    int column, plane;
+    ggmlq_decode_place_plane<SLICE>(plan, item, column, plane);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         v[i/4][i%4] = 0.0f;
@@ -428,9 +436,10 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
     const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32, pitch = S::query_pitch(plan.slices);
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
-        const int unit = first + threadIdx.x/4, plane = unit % planes, column = unit/planes;
+        int column, plane;
+        ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
         if (first != 0) {
-            ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, unit, first_column, head_kv, seq);
+            ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
         }
         if constexpr (K::OURS) {
             ggmlq_rotate_plane<type>(v, lane, plane % 4);
@@ -564,7 +573,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
-        if (tile < inner1) {
+        if (__builtin_expect(tile < inner1, 1)) {
             ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
             if (!plan.v_in_k) {
                 ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, plan.v_copy_step, lane);
@@ -576,9 +585,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
             }
         }
-        if (many_masks && tile < tile1) {
+        if (__builtin_expect(many_masks && tile < tile1, 0)) {
             const int token = tile*ROWS, count = plan.n_kv - token;
-            if (plan.mask_aligned && count >= ROWS) {
+            if (__builtin_expect(plan.mask_aligned && count >= ROWS, 1)) {
 #pragma unroll
                 for (int i = lane; i < COLUMNS*ROWS/8; i += 32) {
                     ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*i, mask_rows[i/(ROWS/8)] + 2*token + 16*(i % (ROWS/8)), 16);
@@ -599,7 +608,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     auto load_mask = [&](int tile) {
         uint32_t word = 0;
         const int token = tile*ROWS + 2*(lane % (ROWS/2));
-        if (tile < inner1 && (mask == NULL || plan.mask_aligned)) {
+        if (__builtin_expect(tile < inner1 && (mask == NULL || plan.mask_aligned), 1)) {
             if (mask) {
                 word = *(const uint32_t *) (one_mask + 2*token);
             }
@@ -612,12 +621,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         return word;
     };
 
-    if (plan.splits > 1 && threadIdx.x == 0) {
-        unsigned long long * counter = (unsigned long long *) workspace + unit;
-        const unsigned long long found = *(volatile unsigned long long *) counter;
-        if ((found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
-            atomicCAS(counter, found, GGMLQ_COUNT_START);
-        }
+    unsigned long long * const counter = (unsigned long long *) workspace + unit;
+    unsigned long long found = 0; /* judged once it is here, after the copies have started */
+    if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
+        found = *(volatile unsigned long long *) counter;
     }
 
     const bool softcap = p.logit_softcap != 0.0f;
@@ -678,6 +685,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
                 slopes[threadIdx.x] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + head);
             }
+            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
+                atomicCAS(counter, found, GGMLQ_COUNT_START);
+            }
             ggmlq_decode_load_queries<S, type_k, SLICE>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
             __syncthreads();
 #pragma unroll
@@ -724,7 +734,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 next_mask = load_mask(tile + groups);
             }
             const bool biased = __any_sync(0xffffffffu, any != 0);
-            if (biased && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
+            if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
                 continue; /* all hidden */
             }
 
@@ -788,7 +798,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
             }
-            if (plan.slices > 1) { /* partial scores of the slices, added in the same order by all */
+            if (__builtin_expect(plan.slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
                 float4 * const mine = (float4 *) exchange + ((group*2 + parity)*plan.slices + slice)*BLOCK_ROWS*TILES*32 + lane;
                 const float4 * const all = (const float4 *) exchange + (group*2 + parity)*plan.slices*BLOCK_ROWS*TILES*32 + lane;
                 parity ^= 1;
@@ -810,14 +820,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             /* Scores in units of log 2. */
-            if (softcap) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
+            if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
                     x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
                 }
             }
-            if (biased) { /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+            if (__builtin_expect(biased, 0)) { /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     const int column = 8*(i/4%TILES) + 2*t + i%2, token = 16*(i/4/TILES) + k_token + 8*(i%4/2);
@@ -842,7 +852,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     exceeds |= top[n][e] > max[n][e] + 8.0f;
                 }
             }
-            if (__any_sync(0xffffffffu, exceeds)) {
+            if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
 #pragma unroll
@@ -882,7 +892,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
                 uint2 seen[TILES]; /* careful: 1 where a weight isn't 0 */
-                if (careful) {
+                if (__builtin_expect(careful, 0)) {
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
                         const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
@@ -908,7 +918,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH, * const row4 = v_tile + v_row4 + 16*m*V::PITCH;
                     typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
                     pair a0 = pair::load(row, row4, g, v_shift, plan.unit), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, plan.unit);
-                    if (careful) { /* a thread's values share a scale, which alone can be odd */
+                    if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
                         uint32_t odd[4];
                         odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
                         odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
@@ -984,8 +994,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int e = 0; e < 2; ++e) {
             const int column = 8*n + 2*t + e;
             float top = LOWEST;
-            for (int i = g; i < groups; i += 8) {
-                top = fmaxf(top, maxima[i*COLUMNS + column]);
+#pragma unroll
+            for (int i = 0; i < WARPS; i += 8) {
+                top = i + g < groups ? fmaxf(top, maxima[(i + g)*COLUMNS + column]) : top;
             }
 #pragma unroll
             for (int x = 4; x < 32; x *= 2) {
@@ -1012,15 +1023,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     __syncthreads();
     auto total_of_groups = [&](int column) {
         float total = 0.0f;
-#pragma unroll 4
-        for (int i = 0; i < groups; ++i) {
-            total += group_sums[i*COLUMNS + column];
+#pragma unroll
+        for (int i = 0; i < WARPS; ++i) {
+            total += i < groups ? group_sums[i*COLUMNS + column] : 0.0f;
         }
         return total;
     };
-    const int n_items = plan.slices*TILES*M_TILES*32; /* float4 of the block's result */
+    enum { SLICE_ITEMS = TILES*M_TILES*32 };
+    const int n_items = plan.slices*SLICE_ITEMS; /* float4 of the block's result */
     auto used = [&](int item) { return first_column + 8*(item/32/M_TILES % TILES) + 2*(item % 4) < plan.columns; };
-    float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items;
+    float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items; /* [slice][split][item]: splits are a constant apart */
+    auto partial_of = [&](int item) { return partial + (plan.slices == 1 ? item : item/SLICE_ITEMS*plan.splits*SLICE_ITEMS + item % SLICE_ITEMS); };
     float2 * const partial_stats = (float2 *) (workspace + plan.stats_at) + (int64_t) unit*plan.splits*COLUMNS;
 
     auto store_row = [&](int item, float4 v) { /* rows[column][value] */
@@ -1047,12 +1060,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     auto group_sum = [&](int item) {
-        const int at_slice = item/32/M_TILES/TILES, in_slice = item % (TILES*M_TILES*32);
+        const float4 * from = sums + item; /* [group][slice][...] */
         float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
-        for (int i = 0; i < groups; ++i) {
-            const float4 x = sums[(i*plan.slices + at_slice)*TILES*M_TILES*32 + in_slice];
-            v.x += x.x; v.y += x.y; v.z += x.z; v.w += x.w;
+#pragma unroll
+        for (int i = 0; i < WARPS; ++i) {
+            if (i < groups) {
+                const float4 x = from[i*n_items];
+                v.x += x.x; v.y += x.y; v.z += x.z; v.w += x.w;
+            }
         }
         return v;
     };
@@ -1070,7 +1085,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll 1
         for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
             if (used(item)) {
-                __stcg(partial + (int64_t) split*n_items + item, group_sum(item));
+                __stcg(partial_of(item) + split*SLICE_ITEMS, group_sum(item));
             }
         }
         if (threadIdx.x < COLUMNS) {
@@ -1078,7 +1093,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            unsigned long long * const counter = (unsigned long long *) workspace + unit;
             const unsigned long long before = ggmlq_count_arrival(counter, GGMLQ_COUNT_STEP); /* its order covers what the barriers order */
             const bool last = before == GGMLQ_COUNT_START + (unsigned long long) (plan.splits - 1)*GGMLQ_COUNT_STEP;
             if (last) {
@@ -1093,10 +1107,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         enum { BATCH = 16 }; /* splits whose sums are on their way together */
         float4 x[BATCH];
         auto load_batch = [&](int item, int first) {
+            const float4 * const from = partial_of(item) + first*SLICE_ITEMS;
+            const int count = item < n_items && used(item) ? plan.splits - first : 0;
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {
-                if (item < n_items && first + i < plan.splits && used(item)) {
-                    x[i] = __ldcg(partial + (int64_t) (first + i)*n_items + item);
+                if (i < count) {
+                    x[i] = __ldcg(from + i*SLICE_ITEMS);
                 }
             }
         };
@@ -1106,6 +1122,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int column = warp; column < COLUMNS; column += WARPS) {
             const float2 mine = lane < plan.splits ? __ldcg(partial_stats + lane*COLUMNS + column) : make_float2(LOWEST, 0.0f);
             float top = mine.x;
+#pragma unroll 1
             for (int i = lane + 32; i < plan.splits; i += 32) {
                 top = fmaxf(top, __ldcg(partial_stats + i*COLUMNS + column).x);
             }
@@ -1116,6 +1133,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const float factor = ggmlq_exp2(mine.x - top);
             float total = factor*mine.y;
             split_factors[lane*COLUMNS + column] = factor;
+#pragma unroll 1
             for (int i = lane + 32; i < plan.splits; i += 32) {
                 const float2 other = __ldcg(partial_stats + i*COLUMNS + column);
                 split_factors[i*COLUMNS + column] = ggmlq_exp2(other.x - top);
@@ -1136,13 +1154,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 1
             for (int first = 0; first < plan.splits; first += BATCH) {
-                if (item != threadIdx.x || first != 0) {
+                if (__builtin_expect(item != threadIdx.x || first != 0, 0)) {
                     load_batch(item, first);
                 }
+                const float * const factors = split_factors + first*COLUMNS + column;
+                const int count = used(item) ? plan.splits - first : 0;
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i) {
-                    if (first + i < plan.splits && used(item)) {
-                        const float2 f = *(const float2 *) (split_factors + (first + i)*COLUMNS + column);
+                    if (i < count) {
+                        const float2 f = *(const float2 *) (factors + i*COLUMNS);
                         v.x = fmaf(f.x, x[i].x, v.x); v.y = fmaf(f.y, x[i].y, v.y); v.z = fmaf(f.x, x[i].z, v.z); v.w = fmaf(f.y, x[i].w, v.w);
                     }
                 }
@@ -1156,7 +1176,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int planes = plan.slices*SLICE/32;
 #pragma unroll 1
     for (int first = 0; first < COLUMNS*planes; first += 32*WARPS/4) {
-        const int  item = first + threadIdx.x/4, plane = item % planes, column = item/planes;
+        int column, plane;
+        ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
         const bool holds = column < COLUMNS && first_column + column < plan.columns;
         float v[2][4] = {};
         if (holds) {
