@@ -370,18 +370,6 @@ template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int 
     return SLICE == 64 ? 32*(g/4) + ggmlq_plane_value(g/2 % 2, g % 2, n, e) : 32*(g/2) + ggmlq_plane_value(n/2, g % 2, n % 2, e);
 }
 
-GGMLQ_DEVICE float ggmlq_decode_slope(const ggmlq_attend_params & p, int head) {
-    if (p.max_bias <= 0.0f) {
-        return 1.0f;
-    }
-    int n_pow2 = 1;
-    while (2*n_pow2 <= p.n_heads) {
-        n_pow2 *= 2;
-    }
-    const float exponent = head < n_pow2 ? (float) (head + 1) : 0.5f*(float) (2*(head - n_pow2) + 1);
-    return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
-}
-
 /* An integer sum that starts with the bits of the float 1.5*2^23 ends with those of 1.5*2^23 + sum (|sum| < 2^22). */
 #define GGMLQ_SUM_BITS  0x4b400000
 #define GGMLQ_SUM_FLOAT 12582912.0f
@@ -683,7 +671,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (threadIdx.x < COLUMNS && mask) {
                 int token = 0, head = 0;
                 ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
-                slopes[threadIdx.x] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + head);
+                slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
             }
             if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
                 atomicCAS(counter, found, GGMLQ_COUNT_START);
