@@ -624,17 +624,19 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         return K::BYTE_VALUES ? *(const uint2 *) (row + 8*t) : make_uint2(*(const uint32_t *) (row + 4*t), *(const uint32_t *) (row + 16 + 4*t));
     };
     ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
-    lut_k.low ^= threadIdx.x & (plan.unit ^ 65536); /* 0: or it is copied to a register again for every use */
-    lut_v.low ^= threadIdx.x & (plan.unit ^ 65536);
 
     /* Where this thread's rows of a tile lie. */
     const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
     int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
     int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
     int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
-    ggmlq_keep(k_row);
-    ggmlq_keep(v_row);
-    ggmlq_keep(v_row4);
+    if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
+        lut_k.low ^= threadIdx.x & (plan.unit ^ 65536); /* 0: or it is copied to a register again for every use */
+        lut_v.low ^= threadIdx.x & (plan.unit ^ 65536);
+        ggmlq_keep(k_row);
+        ggmlq_keep(v_row);
+        ggmlq_keep(v_row4);
+    }
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 

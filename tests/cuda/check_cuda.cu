@@ -7,8 +7,11 @@
  *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
  *   check_cuda --bench           times; nothing is checked
  *
+ * Attention is held to a bound for float arithmetic, the plain kernel's: build with GGMLQ_CUDA_ATTEND_PLAIN_ONLY, or the group "attention" fails where the
+ * tensor-core kernel with its 8-bit queries is chosen. That one is bench_attend's.
+ *
  * compute-sanitizer: --report-api-errors no, because the group "errors" asks for more memory than there is.
- * Build: nvcc -O3 -arch=native -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
+ * Build: nvcc -O3 -arch=native -DGGMLQ_CUDA_ATTEND_PLAIN_ONLY -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
  */
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
