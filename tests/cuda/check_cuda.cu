@@ -7,8 +7,11 @@
  *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
  *   check_cuda --bench           times; nothing is checked
  *
+ * Attention is held to a bound for float arithmetic, the plain kernel's: build with GGMLQ_CUDA_ATTEND_PLAIN_ONLY, or the group "attention" fails where the
+ * tensor-core kernel with its 8-bit queries is chosen. That one is bench_attend's.
+ *
  * compute-sanitizer: --report-api-errors no, because the group "errors" asks for more memory than there is.
- * Build: nvcc -O3 -arch=native -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
+ * Build: nvcc -O3 -arch=native -DGGMLQ_CUDA_ATTEND_PLAIN_ONLY -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
  */
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -943,7 +946,7 @@ static void bench() {
     /* 32 sources, 64 MiB: more than the L2 holds. */
     enum { SETS = 32, TOKENS = 512 };
     const int64_t n = 1024;
-    device_bytes x(normals(SETS*TOKENS*n)), x16(SETS*TOKENS*n*2);
+    device_bytes x(normals(SETS*TOKENS*n)), x16(SETS*TOKENS*n*2), copied(SETS*TOKENS*n*4);
     cuda(cudaMemset(x16.data(), 0x3a, x16.n));
     for (int type : CACHE_TYPES) {
         const int64_t bytes = row_bytes(type, n), n_rows = SETS*TOKENS;
@@ -966,7 +969,13 @@ static void bench() {
                 }
             };
             const double us = time_calls(SETS, call), rate = (double) tokens*(row_bytes(source, n) + bytes)/us/1000;
-            printf("set_rows %-8s from %s, %3lld tokens of 1024  %9.2f us %9.1f GB/s, %5.1f %% of the copy rate\n", type_name(type), type_name(source), (long long) tokens, us, rate, 100*rate/copy_rate);
+            /* Launched the same way: a copy that reads and writes as many bytes together. */
+            const int64_t half = tokens*(row_bytes(source, n) + bytes)/2;
+            const double copy_us = time_calls(SETS, [&](int set, cudaStream_t stream) {
+                cuda(cudaMemcpyAsync(copied.data() + set*TOKENS*n*4, x.data() + set*TOKENS*n*4, half, cudaMemcpyDeviceToDevice, stream));
+            });
+            printf("set_rows %-8s from %s, %3lld tokens of 1024  %9.2f us %9.1f GB/s, %5.1f %% of the copy rate; a copy of as many bytes %6.2f us, %5.1f %% of its rate\n", type_name(type), type_name(source),
+                   (long long) tokens, us, rate, 100*rate/copy_rate, copy_us, 100*copy_us/us);
         }
         device_bytes values(TOKENS*n*4);
         const double us = time_calls(SETS, [&](int set, cudaStream_t stream) {
