@@ -24,6 +24,7 @@ from test_llama_cpp import (  # noqa: F401
     test_rpc_over_loopback_equals_local,
     test_server_slot_is_saved_and_restored,
 )
+from test_llama_ds4 import OPERATIONS, backend_ops
 from test_llama_states import probe, start, test_a_converted_state_goes_on_as_one_of_that_type, test_server_restores_slots_of_other_types  # noqa: F401
 
 pytestmark = [pytest.mark.cuda, pytest.mark.llama]
@@ -65,6 +66,11 @@ def test_backend_ops(each_programs, operation, least):
         ran = [case for case, result in results if name in case and result == "OK"]
         assert len(ran) >= least, f"only {len(ran)} cases of {operation} ran with {name}:\n{output[-3000:]}"
     assert not [line for line in results if "FAIL" in line[1]]
+
+
+@pytest.mark.parametrize("operation, cases, least", OPERATIONS)
+def test_selected_rows_and_indexer(programs, operation, cases, least):
+    backend_ops(programs, "CUDA0", operation, cases, least)
 
 
 @pytest.mark.parametrize("k, v", PAIRS)

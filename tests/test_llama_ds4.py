@@ -2,7 +2,7 @@
 """DeepSeek-V4 in the patched llama.cpp 0.3.36: models of random weights (tools/make_random_deepseek4.py) whose contexts are longer
 than the window, so that raw, CSA, HCA and indexer caches are all in use. docs/DEEPSEEK.md says what is promised.
 
-Marked `llama`; what is marked `cuda` too needs a GPU and nvcc, and compiles for a quarter of an hour on few cores."""
+Marked `llama`; test_llama_cuda.py runs the operations on a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from pyggmlq.lab import fit
 
 from llama_build import run
 from test_llama_cpp import ANSI, OURS, gemma, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
-from test_llama_cuda import gpu_programs  # noqa: F401
 from test_llama_states import Probe, probe  # noqa: F401
 
 pytestmark = pytest.mark.llama
@@ -213,9 +212,3 @@ def backend_ops(folder: Path, backend: str, operation: str, cases: str, least: i
 @pytest.mark.parametrize("operation, cases, least", OPERATIONS)
 def test_operations(programs, operation, cases, least):  # noqa: F811
     backend_ops(programs, "CPU", operation, cases, least)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("operation, cases, least", OPERATIONS)
-def test_operations_on_the_gpu(gpu_programs, operation, cases, least):  # noqa: F811
-    backend_ops(gpu_programs, "CUDA0", operation, cases, least)
