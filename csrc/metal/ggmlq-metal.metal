@@ -181,8 +181,6 @@ static inline void ggmlq_load_plane(int type, device const uint8_t * row, uint32
 
 /* --- rotations -------------------------------------------------------------------------------------------------- */
 
-static inline bool ggmlq_is_cache_type(int type) { return type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3; }
-
 static inline void ggmlq_butterfly(thread float * a, thread float * b) {
     const float sum = *a + *b;
     *b = *a - *b;

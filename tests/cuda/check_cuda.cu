@@ -1020,6 +1020,7 @@ static void bench() {
 
 /* --- sparse attention ------------------------------------------------------------------------------------------- */
 
+#ifndef GGMLQ_CHECK_METAL /* which has neither */
 struct selected_case {
     int     type_k, type_v;
     int64_t head_k, head_v;
@@ -1191,6 +1192,7 @@ static std::string check_indexer() {
     }
     return "";
 }
+#endif
 
 int main(int argc, char ** argv) {
     const std::string option = argc > 1 ? argv[1] : "";
@@ -1216,8 +1218,10 @@ int main(int argc, char ** argv) {
     group("copy",      check_copy);
     group("mul_mat",   check_mul_mat);
     group("attention", check_attention);
+#ifndef GGMLQ_CHECK_METAL
     group("selected",  check_selected);
     group("indexer",   check_indexer);
+#endif
     group("errors",    check_errors);
     printf(all_failures ? "%lld checks failed\n" : "ok\n", (long long) all_failures);
     return all_failures ? 1 : 0;

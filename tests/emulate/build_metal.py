@@ -18,14 +18,12 @@ import build
 sys.path.insert(0, str(build.ROOT / "pyggmlq"))
 import _metal_source
 
-# Attributes that csrc/metal uses, all from the Metal Shading Language Specification, chapter 5.
-ATTRIBUTES = {
-    r"kernel, max_total_threads_per_threadgroup\(\w+\)": "5.1.3, compute functions",
-    r"buffer\(\d\)": "5.2.1, locating resources", r"threadgroup\(\d\)": "5.2.1",
-    r"thread_position_in_grid": "5.2.3.6, inputs of compute functions", r"threadgroup_position_in_grid": "5.2.3.6",
-    r"thread_index_in_threadgroup": "5.2.3.6", r"simdgroup_index_in_threadgroup": "5.2.3.6", r"thread_index_in_simdgroup": "5.2.3.6",
-    r"function_constant\(\w+\)": "5.8.1, function constants",
-}  # fmt: skip
+# Attributes that csrc/metal uses, all in the Metal Shading Language Specification.
+ATTRIBUTES = (
+    r"kernel, max_total_threads_per_threadgroup\(\w+\)", r"buffer\(\d\)", r"threadgroup\(\d\)", r"function_constant\(\w+\)",
+    r"thread_position_in_grid", r"threadgroup_position_in_grid", r"thread_index_in_threadgroup", r"simdgroup_index_in_threadgroup",
+    r"thread_index_in_simdgroup",
+)  # fmt: skip
 # -Weverything but for what is no error here.
 STRICT = [
     "-Weverything", "-Werror", "-Wno-c++98-compat", "-Wno-c++98-compat-pedantic",
@@ -72,7 +70,7 @@ def build_all(folder, csrc=build.ROOT / "csrc", flags=()):
     check = build.ROOT / "tests" / "cuda" / "check_cuda.cu"
     jobs = [
         lambda: compile_kernels(folder, csrc, flags),
-        lambda: build.compile_unit(check, folder / "check.o", root, flags),
+        lambda: build.compile_unit(check, folder / "check.o", root, [*flags, "-DGGMLQ_CHECK_METAL"]),
         # Memory and devices are those of the HIP emulator: a Mac's are in ggmlq-metal-device.mm.
         lambda: build.compile_unit(root / "cuda" / "ggmlq-cuda-memory.cu", folder / "memory.o", root, flags),
         lambda: build.run(cxx, *usual, "-c", build.HERE / "emulate.cpp", "-o", folder / "emulate.o"),
