@@ -107,7 +107,7 @@ def row_error(kind: str) -> float:
 
 
 def test_logits_differ_from_f16_by_what_the_rows_lose(start, text):
-    """Measured 0.8 to 1.2 times that; a row that isn't there, or of another token, costs more than half of everything."""
+    """Measured: 0.8 to 1.3 times that. Logits that have nothing to do with each other differ by 1.4."""
     found = {}
     for kind in ("f16", "q4_0", *OURS):
         p = start("selecting", kind)

@@ -27,6 +27,14 @@ struct selection {
     uint16_t * gathered_mask;
 };
 
+GGMLQ_DEVICE uint32_t count_bits(uint32_t bits) {
+#ifdef GGMLQ_HIP
+    return (uint32_t) __builtin_popcount(bits);
+#else
+    return (uint32_t) __popc(bits);
+#endif
+}
+
 /* Sum over the block; every thread gets it. */
 GGMLQ_DEVICE uint32_t block_sum(uint32_t x, uint32_t * shared) {
     for (int i = 1; i < 32; i *= 2) {
@@ -66,7 +74,7 @@ count_visible(const struct selection s) {
     __shared__ uint32_t sums[THREADS/32];
     const uint32_t token = blockIdx.y;
     const uint32_t bits  = visible(mask_row(s, token), blockIdx.x*CHUNK + threadIdx.x*EACH, s.n_kv);
-    const uint32_t count = block_sum(__popc(bits), sums);
+    const uint32_t count = block_sum(count_bits(bits), sums);
     if (threadIdx.x == 0) {
         s.counts[token*s.chunks + blockIdx.x] = count;
     }
@@ -105,7 +113,7 @@ gather_visible(const struct selection s) {
     before = block_sum(before, sums);
 
     const uint32_t bits = visible(mask, chunk*CHUNK + thread*EACH, s.n_kv);
-    places[thread] = __popc(bits);
+    places[thread] = count_bits(bits);
     __syncthreads();
     for (uint32_t step = 1; step < THREADS; step *= 2) { /* sums of all threads up to this one */
         const uint32_t earlier = thread >= step ? places[thread - step] : 0;
@@ -113,7 +121,7 @@ gather_visible(const struct selection s) {
         places[thread] += earlier;
         __syncthreads();
     }
-    uint32_t place = places[thread] - __popc(bits);
+    uint32_t place = places[thread] - count_bits(bits);
     for (uint32_t i = 0; i < EACH; ++i) {
         if (bits >> i & 1) {
             columns[place++] = (uint16_t) (thread*EACH + i);
