@@ -31,7 +31,7 @@ int ggmlq_cuda_attend_check(const struct ggmlq_attend_params * p) {
     }
     if (p->n_kv < 0 || p->n_queries < 0 || p->n_heads_kv < 1 || p->n_seqs_kv < 1 || p->n_heads < 0 || p->n_seqs < 0 ||
         p->n_heads % p->n_heads_kv != 0 || p->n_seqs % p->n_seqs_kv != 0 ||
-        (p->mask && (p->mask_heads < 1 || p->mask_seqs < 1))) {
+        (p->mask && (p->mask_heads < 1 || p->mask_seqs < 1)) || p->c) { /* no kernel here knows c */
         return GGMLQ_ERROR_SHAPE;
     }
     /* Tokens, and query rows of all heads and sequences, are numbered in 31 bits. */
