@@ -35,14 +35,14 @@ static const char * const GGMLQ_LLAMA_CENTER_TEXT =
 
 ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
     const char * value = getenv("GGMLQ_KV_CENTER");
-    const std::string mode = value ? value : "auto";
-    if (mode == "off") {
+    const std::string mode = value ? value : "";
+    if (mode.empty() || mode == "off") {
         return GGMLQ_LLAMA_CENTER_OFF;
     }
     if (mode == "all") {
         return GGMLQ_LLAMA_CENTER_ALL;
     }
-    if (mode.empty() || mode == "auto") {
+    if (mode == "auto") {
         return GGMLQ_LLAMA_CENTER_AUTO;
     }
     throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto or all");
@@ -50,8 +50,8 @@ ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
 
 // --- mean and scale
 
-static int ggmlq_llama_rope_n_dims(const ggml_tensor * rope) { return ggml_get_op_params_i32(rope, 1); }
-static int ggmlq_llama_rope_mode  (const ggml_tensor * rope) { return ggml_get_op_params_i32(rope, 2); }
+static int ggmlq_llama_rope_n_dims(const ggml_tensor * rope) { return rope->op_params[1]; }
+static int ggmlq_llama_rope_mode  (const ggml_tensor * rope) { return rope->op_params[2]; }
 
 // The value that value i of a head is turned with; i itself where there is no RoPE.
 static int64_t ggmlq_llama_partner(const ggmlq_llama_center_rope & rope, int64_t i) {
@@ -242,7 +242,7 @@ static std::string ggmlq_llama_center_obstacle(const ggml_tensor * k_cache, cons
         return "its RoPE has several axes";
     }
     const int n_rot = ggmlq_llama_rope_n_dims(k);
-    if (n_rot <= 0 || n_rot % 2 != 0 || n_rot > k->ne[0] || ggml_get_op_params_i32(k, 15) != 0) {
+    if (n_rot <= 0 || n_rot % 2 != 0 || n_rot > k->ne[0] || k->op_params[15] != 0) {
         return "its RoPE isn't that of the first values of a head";
     }
     if (k->type != GGML_TYPE_F32 || q->type != GGML_TYPE_F32 || k->src[0]->type != GGML_TYPE_F32 || k->src[0]->nb[0] != sizeof(float) ||
