@@ -86,14 +86,17 @@ def fit(keys, queries, n_rot, neox):
 
 
 def uncentered_first(calibrations, keys):
-    """How many first positions to leave uncentered, 0 or FIRST, for a model: FIRST if their keys, as stored, would get larger by centering.
-    `keys`: for each calibration the keys before RoPE of the text's first FIRST tokens, (kv_heads, FIRST, head_size)."""
-    logs = []
+    """How many first positions to leave uncentered, 0 to FIRST, for a model: those in a row whose keys, as stored, centering would make larger,
+    as it does with the one that all others attend to in many models. `keys`: for each calibration the keys before RoPE of the text's
+    first FIRST tokens, (kv_heads, FIRST, head_size). Compared is the geometric mean over heads and layers."""
+    logs = np.zeros(FIRST)
     for calibration, k in zip(calibrations, keys):
         k = np.asarray(k, np.float64)
         scale, mean = calibration.scale[:, None], calibration.mean[:, None]
-        logs.extend(np.log(((scale * (k - mean)) ** 2).sum((1, 2)) / ((scale * k) ** 2).sum((1, 2))))
-    return FIRST if np.mean(logs) > 0 else 0
+        centered, plain = ((scale * (k - mean)) ** 2).sum(2), ((scale * k) ** 2).sum(2)
+        known = (centered > 0) & (plain > 0)
+        logs += np.log(np.where(known, centered, 1) / np.where(known, plain, 1)).sum(0)
+    return int(np.argmin([*(logs > 0), False]))
 
 
 def center(calibration, keys, cos, sin, centered=None):

@@ -121,11 +121,14 @@ def test_fit_where_a_pair_never_varies():
     assert np.isfinite(scale).all() and scale.min() >= center.SCALES[0] and scale.max() <= center.SCALES[1]
 
 
-def test_uncentered_first():
+@pytest.mark.parametrize("far, wanted", [([], 0), ([0], 1), ([1, 2], 0), ([0, 1, 3], 2), ([0, 1, 2, 3], 4)])
+def test_uncentered_first(far, wanted):
     calibration = center.Calibration(np.full((1, 8), 2.0), np.ones((1, 8)), 8, False)
-    assert center.uncentered_first([calibration], [np.full((1, 4, 8), 2.1)]) == 0
-    assert center.uncentered_first([calibration], [np.full((1, 4, 8), -2.1)]) == center.FIRST
-    assert center.uncentered_first([calibration] * 2, [np.full((1, 4, 8), 2.1), np.full((1, 4, 8), -2.1)]) == 0
+    keys = np.full((1, 4, 8), 2.1)
+    keys[:, far] = -2.1  # centering makes these larger
+    assert center.uncentered_first([calibration], [keys]) == wanted
+    near = np.full((1, 4, 8), 2.001)
+    assert center.uncentered_first([calibration] * 2, [keys, near]) == 0
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,10 @@ bool ggmlq_ggml_cpu_supports_centered(const struct ggml_tensor * op) {
     if (!ggmlq_ggml_attend_params(op, &p)) {
         return false;
     }
+    static const float    no_w_yet = 0.0f; /* asked before memory is there */
+    static const uint16_t no_c_yet = 0;
+    p.w = &no_w_yet;
+    p.c = &no_c_yet;
     const int error = ggmlq_attend_check(&p);
     return error == GGMLQ_OK || error == GGMLQ_ERROR_LEVEL; /* of a level the first run speaks */
 }

@@ -99,21 +99,20 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
     }
 }
 
-// Adds log(energy of the first tokens' keys as stored, centered / not) of every head.
-static void ggmlq_llama_center_compare_first(const ggmlq_llama_center_layer & layer, double & log_ratio, int64_t & n_heads) {
+// Adds, for each of the first positions, log(energy of its keys as stored, centered / not) of every head.
+static void ggmlq_llama_center_compare_first(const ggmlq_llama_center_layer & layer, std::array<double, GGMLQ_LLAMA_CENTER_FIRST> & log_ratio) {
     const int64_t n_values = layer.head_size*layer.n_head_kv;
-    for (int64_t h = 0; h < n_values; h += layer.head_size) {
-        double centered = 0, plain = 0;
-        for (int64_t t = 0; t + n_values <= (int64_t) layer.first.size(); t += n_values) {
+    for (int64_t t = 0; t < GGMLQ_LLAMA_CENTER_FIRST; ++t) {
+        for (int64_t h = 0; h < n_values; h += layer.head_size) {
+            double centered = 0, plain = 0;
             for (int64_t i = h; i < h + layer.head_size; ++i) {
-                const double s = layer.scale[i], k = layer.first[t + i];
+                const double s = layer.scale[i], k = layer.first[t*n_values + i];
                 plain    += s*s*k*k;
                 centered += s*s*(k - layer.mean[i])*(k - layer.mean[i]);
             }
-        }
-        if (centered > 0 && plain > 0) {
-            log_ratio += std::log(centered/plain);
-            n_heads   += 1;
+            if (centered > 0 && plain > 0) {
+                log_ratio[t] += std::log(centered/plain);
+            }
         }
     }
 }
@@ -568,8 +567,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
 
     int n_centered = 0, n_left = 0;
     std::string left;
-    double  log_ratio = 0;
-    int64_t n_heads   = 0;
+    std::array<double, GGMLQ_LLAMA_CENTER_FIRST> log_ratio = {};
     for (auto * center : calibration.centers) {
         for (auto & layer : center->layers) {
             if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
@@ -582,7 +580,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
                     throw std::runtime_error(reason);
                 }
                 ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
-                ggmlq_llama_center_compare_first(layer, log_ratio, n_heads);
+                ggmlq_llama_center_compare_first(layer, log_ratio);
                 ++n_centered;
             } else {
                 left += (n_left++ == 0 ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
@@ -592,7 +590,10 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     if (n_centered == 0) {
         throw std::runtime_error("found no layer that can be" + left);
     }
-    const int n_first = n_heads > 0 && log_ratio > 0 ? (int) GGMLQ_LLAMA_CENTER_FIRST : 0;
+    int n_first = 0; // positions in a row whose keys centering makes larger: the one or few that all others attend to
+    while (n_first < GGMLQ_LLAMA_CENTER_FIRST && log_ratio[n_first] > 0) {
+        ++n_first;
+    }
     for (auto * center : calibration.centers) {
         center->n_first = n_first;
         center->upload();
@@ -600,8 +601,8 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     for (auto * center : calibration.centers) {
         center->active = true;
     }
-    return format("%d layers, calibrated on %d tokens in %.0f ms, first %d positions uncentered (%.2f)%s", n_centered, (int) tokens.size(),
-        (ggml_time_us() - t_start_us)/1000.0, n_first, n_heads > 0 ? std::exp(log_ratio/n_heads) : 0.0, left.c_str());
+    return format("%d layers, calibrated on %d tokens in %.0f ms, the first %d positions uncentered%s", n_centered, (int) tokens.size(),
+        (ggml_time_us() - t_start_us)/1000.0, n_first, left.c_str());
 }
 
 void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
