@@ -34,7 +34,7 @@ static void require_ok(int error) {
 
 bool ggmlq_ggml_cpu_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
     struct ggmlq_attend_params p;
-    const bool known = ggmlq_ggml_attend_params(dst, &p);
+    const bool known = ggmlq_ggml_attend_params_centered(dst, &p);
     const int  error = known ? ggmlq_attend_check(&p) : GGMLQ_ERROR_TYPE;
     if (error == GGMLQ_ERROR_TYPE || error == GGMLQ_ERROR_LENGTH || error == GGMLQ_ERROR_SHAPE) {
         GGML_ASSERT(dst->src[GGMLQ_GGML_ATTEND_C] == NULL); /* ggmlq_ggml_cpu_supports_centered has refused it */
@@ -60,7 +60,7 @@ bool ggmlq_ggml_cpu_supports_centered(const struct ggml_tensor * op) {
         return true;
     }
     struct ggmlq_attend_params p;
-    if (!ggmlq_ggml_attend_params(op, &p)) {
+    if (!ggmlq_ggml_attend_params_centered(op, &p)) {
         return false;
     }
     static const float    no_w_yet = 0.0f; /* asked before memory is there */

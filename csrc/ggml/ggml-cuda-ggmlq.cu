@@ -340,7 +340,7 @@ bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_
         }
         case GGML_OP_FLASH_ATTN_EXT: {
             ggmlq_attend_params p;
-            if (op->src[GGMLQ_GGML_ATTEND_C] || !ggmlq_ggml_attend_params(op, &p)) { /* no kernel here knows centered keys */
+            if (!ggmlq_ggml_attend_params(op, &p)) {
                 return false;
             }
             static const uint16_t no_address_yet = 0;

@@ -8,9 +8,9 @@
 #include "ggml-ggmlq-center.h"
 #include "ggml-ggmlq.h"
 
-/* False if neither K nor V is one of our types and K isn't centered, or if they lie in memory as no ggmlq_attend_params can say. Limits of a back end
- * are not looked at here: its ..._attend_check knows them. */
-static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
+/* False if neither K nor V is one of our types and K isn't centered, or if they lie in memory as no ggmlq_attend_params can say. Limits of a back
+ * end are not looked at here: its ..._attend_check knows them. For back ends that read w and c. */
+static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
     const struct ggml_tensor * q     = dst->src[0];
     const struct ggml_tensor * k     = dst->src[1];
     const struct ggml_tensor * v     = dst->src[2];
@@ -81,6 +81,11 @@ static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, stru
     p->max_bias      = numbers[1];
     p->logit_softcap = numbers[2];
     return true;
+}
+
+/* The same for back ends that don't: they refuse centered keys. */
+static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
+    return dst->src[GGMLQ_GGML_ATTEND_C] == NULL && ggmlq_ggml_attend_params_centered(dst, p);
 }
 
 #endif

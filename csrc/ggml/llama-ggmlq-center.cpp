@@ -503,14 +503,24 @@ struct ggmlq_llama_center_access {
 
 // Empty, or why attention on the device of this layer's cache can't add w . c.
 static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, const llama_cparams & cparams, ggml_type type_v, int64_t head_size_v) {
-    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
-    const bool is_cpu = !dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
-    const std::string name = dev ? ggml_backend_dev_name(dev) : "CPU";
     if (!cparams.flash_attn) {
         return "";
     }
-    if (!is_cpu && !ggmlq_llama_is_cache_type(layer.k->type)) {
-        return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type);
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
+    if (!dev) { // the CPU's buffers don't name it
+        dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    }
+    if (!dev) {
+        return "found no CPU back end";
+    }
+    const std::string name = ggml_backend_dev_name(dev);
+    if (ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        return name + " has no attention for centered keys (yet): keep the cache on the CPU (-nkvo) or turn flash attention off";
+    }
+    // Back ends that don't know our types refuse nodes that have them, but would overlook w and c of others.
+    if (!ggmlq_llama_is_cache_type(layer.k->type) &&
+        (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU) || ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU))) {
+        return std::string("keys of type ") + ggml_type_name(layer.k->type) + " can be only where there is no GPU";
     }
     ggml_init_params params = { 8*ggml_tensor_overhead(), nullptr, true };
     ggml_context_ptr ctx { ggml_init(params) };
@@ -521,7 +531,7 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
         ggml_new_tensor_3d(ctx.get(), type_v, head_size_v, n, layer.n_head_kv), nullptr, 1.0f, 0.0f, 0.0f);
     attention->src[GGMLQ_GGML_ATTEND_W] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head);
     attention->src[GGMLQ_GGML_ATTEND_C] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, layer.head_size, n, 1);
-    if (dev && !ggml_backend_dev_supports_op(dev, attention)) {
+    if (!ggml_backend_dev_supports_op(dev, attention)) {
         return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type) + " with values of type " + ggml_type_name(type_v);
     }
     return "";
