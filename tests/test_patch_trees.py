@@ -19,7 +19,33 @@ from pyggmlq._types import cache_types, query_types
 pytestmark = pytest.mark.trees
 
 VERSIONS = ("0.3.16", "0.3.28", "0.3.36")
-NOT_BEFORE_2026_10 = {"llama-state-clear-include", "llama-state-clear", "llama-state-dsv4-include", "llama-state-dsv4-clear"}
+NOT_BEFORE_2026_10 = {
+    "llama-state-clear-include",
+    "llama-state-clear",
+    "llama-state-dsv4-include",
+    "llama-state-dsv4-clear",
+    "center-build",
+    "center-cache-include",
+    "center-cache-member",
+    "center-cache-context-member",
+    "center-cache-create",
+    "center-cache-copy-stream",
+    "center-cache-shift",
+    "center-graph-include",
+    "center-graph-member",
+    "center-graph-attention",
+    "center-graph-attention-iswa",
+    "center-graph-term",
+    "center-graph-flash",
+    "center-graph-scores",
+    "center-context-friend",
+    "center-context-include",
+    "center-context-calibrate",
+    "center-cpu-include",
+    "center-cpu-supports",
+    "center-state-save",
+    "center-state-restore",
+}
 NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
     "llama-state-build",
     "llama-state-cache-clear",
