@@ -127,7 +127,7 @@ def get_rows(rows, indices, type, out):
     ))  # fmt: skip
 
 
-def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out):
+def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out, term=None):
     def strides(array):  # (sequence, head, token, value) -> token, head, sequence
         return [array.strides[2], array.strides[1], array.strides[0]]
 
@@ -146,6 +146,10 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
         p.mask_heads, p.mask_seqs = mask.shape[1], mask.shape[0]
     if sinks is not None:
         p.sinks = _pointer(sinks)
+    if term is not None:
+        w, c = term
+        p.w, p.w_stride = _pointer(w, "float *"), strides(w)
+        p.c, p.c_stride, p.c_size = _pointer(c, "uint16_t *"), [c.strides[2], c.strides[0]], c.shape[3]
     p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
 
     workspace_bytes = lib.ggmlq_attend_workspace_bytes(p, n_threads)

@@ -225,7 +225,8 @@ def get_rows(rows, indices, type, out):
         ))  # fmt: skip
 
 
-def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out):
+def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out, term=None):
+    assert term is None, "api.py has refused it: no kernel here adds it"
     if out.size == 0:
         return
     with _Call(*(array for array in (q, k, v, mask, sinks, out) if array is not None)) as call:

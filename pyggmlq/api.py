@@ -280,6 +280,7 @@ def flash_attn(
     scale: float | None = None,
     max_bias: float = 0.0,
     logit_softcap: float = 0.0,
+    term: tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]] | None = None,
     n_threads: int = 1,
     backend: str = "cpu",
     out: npt.NDArray[np.float32] | None = None,
@@ -294,6 +295,8 @@ def flash_attn(
     sinks: float32 (n_heads,), one logit per head that takes part in the softmax sum only.
     scale: default 1/sqrt(head_size).  max_bias: ALiBi, multiplies the mask by a slope per head.
     logit_softcap: score = cap * tanh(score / cap), before the mask; 0 is off.
+    term: (w, c), float32 ([n_seqs,] n_heads, n_queries, r) and float16 ([n_seqs_kv,] n_kv, r), r at most head_size: w c^T is added to
+        q k^T, which is what centered keys lack (pyggmlq.center). On "cpu" and "reference" only.
     Returns float32 ([n_seqs,] n_heads, n_queries, head_size of v). A query that may look at nothing gives zeros.
 
     Semantics are those of ggml's FLASH_ATTN_EXT. "cpu" rounds the query to 8 bits where K is tq3_0 or planar3;
@@ -324,6 +327,8 @@ def flash_attn(
         sinks = _rows_contiguous(_array("sinks", sinks, np.float32, module))
         if sinks.shape != (q4.shape[1],):
             raise ValueError(f"sinks: found shape {sinks.shape}, wanted ({q4.shape[1]},), one per query head")
+    if term is not None:
+        term = _term(term, q4.shape, k4.shape, module, backend)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else _number("scale", scale)
     if _number("max_bias", max_bias) < 0 or (max_bias > 0 and mask is None):
         raise ValueError(f"max_bias: found {max_bias}, wanted 0, or a positive value together with a mask to scale")
@@ -334,13 +339,32 @@ def flash_attn(
 
     target = _output(out, q.shape[:-1] + (head_size_v,), np.float32, module, q, k4, v4)
     module.flash_attn(
-        q4, k4, v4, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, _four_axes(target)
+        q4, k4, v4, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, _four_axes(target),
+        **({} if term is None else {"term": term}),
     )  # fmt: skip
     return target if out is None else out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks. `what` is the name of the argument.
+
+
+def _term(term, q_shape, k_shape, module, backend):
+    """(w, c) with four axes each: sequence, head, token, value; c has one head."""
+    if backend in _gpu.PLATFORMS:
+        raise ValueError(f'term: backend {backend!r} can\'t add it, wanted "cpu" or "reference"')
+    if not isinstance(term, tuple) or len(term) != 2:
+        raise TypeError(f"term: found {_kind(term)}, wanted a tuple (w, c)")
+    w, c = _array("term: w", term[0], np.float32, module), _array("term: c", term[1], np.float16, module)
+    _axes("term: w", w, (3, 4), "([n_seqs,] n_heads, n_queries, r)")
+    _axes("term: c", c, (2, 3), "([n_seqs_kv,] n_kv, r)")
+    w, c = _four_axes(_rows_contiguous(w)), _rows_contiguous(c)
+    c = c.reshape((1,) * (3 - c.ndim) + c.shape)[:, None]
+    if w.shape[:3] != q_shape[:3] or not 1 <= w.shape[3] <= q_shape[3]:
+        raise ValueError(f"term: found w {w.shape}, wanted {q_shape[:3]} as in q and 1 to {q_shape[3]} values")
+    if c.shape != (k_shape[0], 1, k_shape[2], w.shape[3]):
+        raise ValueError(f"term: found c {c.shape}, wanted {(k_shape[0], 1, k_shape[2])} as in k and {w.shape[3]} values as in w")
+    return w, c
 
 
 def _module(name: str) -> ModuleType:

@@ -362,7 +362,7 @@ def _decode(rows, type):
 
 
 @_quiet
-def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out):
+def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out, term=None):
     """q (n_seqs, n_heads, n_queries, n); k, v (n_seqs_kv, n_heads_kv, n_kv, ...); mask (seqs, heads, n_queries, n_kv)."""
     n_seqs, n_heads = q.shape[:2]
     k, v = _decode(k, type_k), _decode(v, type_v)
@@ -371,7 +371,10 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
         i_kv = i // (n_seqs // k.shape[0])
         for h in range(n_heads):
             h_kv = h // (n_heads // k.shape[1])
-            score = scale * (q[i, h].astype(np.float64) @ k[i_kv, h_kv].T)
+            score = q[i, h].astype(np.float64) @ k[i_kv, h_kv].T
+            if term is not None:
+                score = score + term[0][i, h].astype(np.float64) @ term[1][i_kv, 0].astype(np.float64).T
+            score = scale * score
             if logit_softcap != 0:
                 score = logit_softcap * np.tanh(score / logit_softcap)
             if mask is not None:

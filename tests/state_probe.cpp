@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // What tests/test_llama_states.py asks libllama: state_probe MODEL TYPE_K TYPE_V FLASH_ATTENTION(on|off) TEXT_FILE N_CTX
+// [streams: each sequence has cells of its own]
 //
 // Commands, one a line on stdin, each answered by one line on stdout. The text is tokenized once; sequences are 0 and 1.
 //   clear
@@ -9,6 +10,8 @@
 //   save session|sequence PATH N SEQ   N: tokens to put into the file
 //   load session|sequence PATH SEQ     "restored N", or "refused", with "same" or "changed": the whole state, before and after
 //   reload memory SEQ                  the sequence through llama_state_seq_get_data and _set_data
+//   drop FROM N                        removes these positions of sequence 0, moves later ones down (K-shift)
+//   copy                               sequence 0 becomes sequence 1 too
 //   keep | back                        remember the whole state in memory | restore it
 #include "llama.h"
 
@@ -53,8 +56,8 @@ static std::vector<uint8_t> whole_state(llama_context * ctx) {
 }
 
 int main(int argc, char ** argv) {
-    if (argc != 7) {
-        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX\n", argv[0]);
+    if (argc != 7 && argc != 8) {
+        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX [streams]\n", argv[0]);
         return 2;
     }
     llama_backend_init();
@@ -66,7 +69,7 @@ int main(int argc, char ** argv) {
     params.n_ctx           = std::atoi(argv[6]);
     params.n_batch         = params.n_ctx;
     params.n_seq_max       = 2;
-    params.kv_unified      = true;
+    params.kv_unified      = argc == 7;
     params.n_threads       = params.n_threads_batch = 1;
     llama_context * ctx = model ? llama_init_from_model(model, params) : nullptr;
     if (!ctx) {
@@ -126,6 +129,16 @@ int main(int argc, char ** argv) {
                 llama_state_seq_set_data(ctx, state.data(), state.size(), seq) == state.size()) {
                 answer = "ok";
             }
+        } else if (command == "drop") {
+            words >> from >> n;
+            llama_memory_t memory = llama_get_memory(ctx);
+            if (llama_memory_can_shift(memory) && llama_memory_seq_rm(memory, 0, from, from + n)) {
+                llama_memory_seq_add(memory, 0, from + n, -1, -n);
+                answer = "ok";
+            }
+        } else if (command == "copy") {
+            llama_memory_seq_cp(llama_get_memory(ctx), 0, 1, -1, -1);
+            answer = "ok";
         } else if (command == "keep") {
             kept   = whole_state(ctx);
             answer = "ok";

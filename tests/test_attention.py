@@ -15,7 +15,7 @@ import pytest
 import tolerances
 
 import pyggmlq
-from pyggmlq import _cpu, reference
+from pyggmlq import _cpu, center, reference
 from pyggmlq._types import cache_types, foreign_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
@@ -64,6 +64,10 @@ def agree(q, k, v, type_k, type_v, **options):
     mask = options.get("mask")
     bias = 0 if mask is None else np.abs(mask[np.isfinite(mask)]).max(initial=0)
     scale = options.get("scale") or q.shape[-1] ** -0.5
+    if term := options.get("term"):  # to the bound, a query and a key with more values
+        q = np.concatenate([q, term[0]], -1)
+        c = term[1].reshape(k.shape[0], 1, k.shape[2], -1)
+        k = np.concatenate([k, np.broadcast_to(c, k.shape[:3] + c.shape[3:])], -1)
     bound = tolerances.attention(
         q.reshape(-1, q.shape[-1]), k.reshape(-1, k.shape[-1]), v.reshape(-1, v.shape[-1]), scale, bias, k.shape[2]
     )  # fmt: skip
@@ -194,6 +198,77 @@ def test_alibi(n_heads):
     distance = -np.abs(np.arange(70) - np.array([[60], [10], [69]])).astype(np.float16)
     found = agree(q, k, v, "tq3_0", "planar3", mask=distance, max_bias=8.0)
     assert not np.allclose(found, agree(q, k, v, "tq3_0", "planar3", mask=distance), atol=1e-2)
+
+
+def term_of(seed, q, k, size):
+    """(w, c) that belong to q and k: of the size of a head's own scores."""
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((*q.shape[:-1], size), np.float32)
+    return w, rng.standard_normal((*k.shape[:-3], k.shape[-2], size)).astype(np.float16)
+
+
+@pytest.mark.parametrize("size", [1, 30, 32, 64, 100, 128])
+@pytest.mark.parametrize("name", ["f16", "q4_0", "tq3_0", "planar3"])
+def test_the_term_that_all_heads_share(name, size):
+    q, k, v = case(18, name, name, n_heads=6, n_heads_kv=2)
+    term = term_of(18, q, k, size)
+    found = agree(q, k, v, name, name, term=term)
+    assert np.abs(found - pyggmlq.flash_attn(q, k, v, type_k=name, type_v=name)).max() > 0.05
+
+
+def test_the_term_of_sequences_and_threads():
+    q, k, v = case(19, "tq3_0", "planar3", n_heads=4, n_heads_kv=1, n_queries=2, n_kv=1000, seqs=(4, 2))
+    term = term_of(19, q, k, 128)
+    options = dict(type_k="tq3_0", type_v="planar3", mask=causal_mask(2, 1000), logit_softcap=4.0)
+    found = agree(q, k, v, term=term, n_threads=3, **options)
+    for i in range(4):  # each sequence is what it would be alone
+        alone = pyggmlq.flash_attn(q[i], k[i // 2], v[i // 2], term=(term[0][i], term[1][i // 2]), **options)
+        assert np.allclose(found[i], alone, rtol=0, atol=1e-5)
+    wide_w, wide_c = np.full((4, 2, 4, 130), 7, np.float32), np.full((2, 1000, 130), 7, np.float16)
+    wide_w[..., :128], wide_c[..., :128] = term[0].swapaxes(1, 2), term[1]
+    strided = (wide_w[..., :128].swapaxes(1, 2), wide_c[..., :128])
+    assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=strided, n_threads=3, **options), found)
+
+
+def test_a_term_where_the_token_is_hidden_has_no_influence():
+    q, k, v = case(20, "tq3_0", "tq3_0", n_queries=1)
+    w, c = term_of(20, q, k, 128)
+    mask = np.zeros((1, 70), np.float16)
+    mask[:, 40:] = -np.inf
+    clean = pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", mask=mask, term=(w, c))
+    c[40:] = np.nan
+    assert np.array_equal(pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", mask=mask, term=(w, c)), clean)
+
+
+def test_the_term_of_a_centered_cache():
+    """The use it is for: keys with a large mean before RoPE, centered, give what f32 keys do, at 3 bits."""
+    rng = np.random.default_rng(21)
+    n_rot, theta = 128, np.arange(70)[:, None] * 1e4 ** (-np.arange(64) / 64)
+    before = 8 * rng.standard_normal((2, 1, 128)) + 0.05 * rng.standard_normal((2, 70, 128))
+    keys = center.rope(before, np.cos(theta), np.sin(theta), True)
+    q, _, v = case(21, "tq3_0", "f32")
+    calibration = center.fit(before, np.concatenate([q] * 24, axis=1)[:, :70], n_rot, True)
+    stored = center.center(calibration, keys, np.cos(theta), np.sin(theta)).astype(np.float32)
+    scaled, w = (x.astype(np.float32) for x in center.query(calibration, q))
+    c = center.row(np.cos(theta), np.sin(theta), True).astype(np.float32)
+    wanted = pyggmlq.flash_attn(q, keys.astype(np.float32), v, type_k="f32", type_v="f32", scale=0.02)
+    options = dict(type_k="tq3_0", type_v="f32", scale=0.02)
+    plain = pyggmlq.flash_attn(q, encode(keys.astype(np.float32), "tq3_0"), v, **options)
+    found = pyggmlq.flash_attn(scaled, encode(stored, "tq3_0"), v, term=(w, c.astype(np.float16)), **options)
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(plain - wanted)
+
+
+@pytest.mark.parametrize("w, c, words", [
+    ((4, 3, 129), (70, 129), "1 to 128 values"),
+    ((4, 2, 64), (70, 64), "as in q"),
+    ((4, 3, 64), (69, 64), "as in k"),
+    ((4, 3, 64), (70, 32), "as in w"),
+])  # fmt: skip
+def test_terms_that_do_not_fit(w, c, words):
+    q, k, v = case(22, "tq3_0", "tq3_0")
+    term = (np.zeros(w, np.float32), np.zeros(c, np.float16))
+    with pytest.raises(ValueError, match=words):
+        pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", term=term)
 
 
 def test_everything_at_once():

@@ -74,10 +74,10 @@ def start(probe, tmp_path, request):
     count = iter(range(100))
 
     @contextlib.contextmanager
-    def started(model: str, k: str, v: str, attention: str = "on", n_ctx: int = 512, env: dict | None = None) -> Iterator[Probe]:
+    def started(model: str, k: str, v: str, attention: str = "on", n_ctx: int = 512, env: dict | None = None, more: tuple = ()) -> Iterator[Probe]:
         log = tmp_path / f"log-{next(count)}"
         with log.open("wb") as err:
-            process = subprocess.Popen([str(word) for word in (probe, request.getfixturevalue(model), k, v, attention, text, n_ctx)], stdin=subprocess.PIPE,
+            process = subprocess.Popen([str(word) for word in (probe, request.getfixturevalue(model), k, v, attention, text, n_ctx, *more)], stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, stderr=err, text=True, env={**os.environ, **(env or {})})  # fmt: skip
         try:
             yield Probe(process, log, tmp_path)

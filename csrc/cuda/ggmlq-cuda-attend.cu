@@ -13,7 +13,7 @@ static const struct ggmlq_cuda_attend_kernel kernels[] = {
 };
 
 int ggmlq_cuda_attend_check(const struct ggmlq_attend_params * p) {
-    const int error = ggmlq_attend_check_shapes(p);
+    const int error = p->c ? GGMLQ_ERROR_SHAPE : ggmlq_attend_check_shapes(p); /* no kernel here knows c */
     if (error) {
         return error;
     }

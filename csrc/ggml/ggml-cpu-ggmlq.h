@@ -20,7 +20,7 @@ struct ggml_compute_params;
     void ggmlq_ggml_cpu_dot_row_##name(int n, float * s, size_t bs, const void * row, size_t bx, const void * query, size_t by, int nrc);
 #include "ggmlq-types.def"
 
-/* Does the whole operation if K or V is one of our types and the shape is within ggmlq_attend's limits; otherwise
+/* Does the whole operation if K or V is one of our types, or K is centered, and the shape is within ggmlq_attend's limits; otherwise
  * returns false and has done nothing: ggml's own path, through the type tables, is then correct too. */
 bool ggmlq_ggml_cpu_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
@@ -33,6 +33,9 @@ bool ggmlq_ggml_cpu_lightning_indexer(const struct ggml_compute_params * params,
 
 /* Stops the program unless the error is 0; explains a wrong GGMLQ_CPU first. */
 void ggmlq_ggml_cpu_require_ok(int error);
+
+/* False if `op`, a FLASH_ATTN_EXT, has centered keys (ggml-ggmlq-center.h) that the function above can't do: nobody else can. */
+bool ggmlq_ggml_cpu_supports_centered(const struct ggml_tensor * op);
 
 #ifdef __cplusplus
 }

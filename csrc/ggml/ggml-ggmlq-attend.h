@@ -5,23 +5,30 @@
 #ifndef GGML_GGMLQ_ATTEND_H
 #define GGML_GGMLQ_ATTEND_H
 
+#include "ggml-ggmlq-center.h"
 #include "ggml-ggmlq.h"
 
-/* False if neither K nor V is one of our types, or if they lie in memory as no ggmlq_attend_params can say. Limits of a back end
- * are not looked at here: its ..._attend_check knows them. */
-static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
+/* False if neither K nor V is one of our types and K isn't centered, or if they lie in memory as no ggmlq_attend_params can say. Limits of a back
+ * end are not looked at here: its ..._attend_check knows them. For back ends that read w and c. */
+static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
     const struct ggml_tensor * q     = dst->src[0];
     const struct ggml_tensor * k     = dst->src[1];
     const struct ggml_tensor * v     = dst->src[2];
     const struct ggml_tensor * mask  = dst->src[3];
     const struct ggml_tensor * sinks = dst->src[4];
+    const struct ggml_tensor * w     = dst->src[GGMLQ_GGML_ATTEND_W]; /* of centered keys; upstream uses neither slot */
+    const struct ggml_tensor * c     = dst->src[GGMLQ_GGML_ATTEND_C];
 
-    if (!ggmlq_ggml_is_cache_type(k->type) && !ggmlq_ggml_is_cache_type(v->type)) {
+    if (!ggmlq_ggml_is_cache_type(k->type) && !ggmlq_ggml_is_cache_type(v->type) && !c) {
         return false;
     }
     if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) || (sinks && sinks->type != GGML_TYPE_F32) ||
         q->nb[0] != sizeof(float) || k->nb[0] != ggml_type_size(k->type) || v->nb[0] != ggml_type_size(v->type) ||
         k->ne[2] != v->ne[2] || k->ne[3] != v->ne[3]) {
+        return false;
+    }
+    if (c && (w->type != GGML_TYPE_F32 || w->nb[0] != sizeof(float) || c->type != GGML_TYPE_F16 || c->nb[0] != 2 || w->ne[0] != c->ne[0] ||
+              w->ne[1] != q->ne[1] || w->ne[2] != q->ne[2] || w->ne[3] != q->ne[3] || c->ne[1] != k->ne[1] || c->ne[2] != 1 || c->ne[3] != k->ne[3])) {
         return false;
     }
 
@@ -56,6 +63,16 @@ static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, stru
         p->mask_heads = mask->ne[2];
         p->mask_seqs  = mask->ne[3];
     }
+    if (c) {
+        p->w = (const float *) w->data;
+        p->c = (const uint16_t *) c->data;
+        for (int i = 0; i < 3; ++i) {
+            p->w_stride[i] = (int64_t) w->nb[i + 1];
+        }
+        p->c_stride[0] = (int64_t) c->nb[1];
+        p->c_stride[1] = (int64_t) c->nb[3];
+        p->c_size      = c->ne[0];
+    }
     p->sinks = sinks ? (const float *) sinks->data : NULL;
 
     float numbers[3];
@@ -74,6 +91,11 @@ static inline int64_t ggmlq_ggml_attend_most_visible(const struct ggml_tensor * 
     (void) dst;
     return 0;
 #endif
+}
+
+/* The same for back ends that don't: they refuse centered keys. */
+static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
+    return dst->src[GGMLQ_GGML_ATTEND_C] == NULL && ggmlq_ggml_attend_params_centered(dst, p);
 }
 
 #endif

@@ -880,6 +880,7 @@ static std::string check_errors() {
     expect(attend([](auto & c) { c.n_heads = 3; c.n_heads_kv = 2; }), GGMLQ_ERROR_SHAPE, "attend heads");
     expect(attend([](auto & c) { c.n_seqs_kv = 0; }), GGMLQ_ERROR_SHAPE, "attend sequences");
     expect(attend([](auto & c) { c.mask = (const uint16_t *) 16; }), GGMLQ_ERROR_SHAPE, "attend mask periods");
+    expect(attend([](auto & c) { c.w = (const float *) 16; c.c = (const uint16_t *) 16; c.c_size = 64; }), GGMLQ_ERROR_SHAPE, "attend with centered keys");
     expect(attend([](auto & c) { c.n_queries = (int64_t) 1 << 32; }), GGMLQ_ERROR_SHAPE, "attend too many rows");
 
     /* What the driver said: here, that there isn't as much memory. */

@@ -6,6 +6,7 @@
  * The bound on float results: both levels take the same integer products and differ in the rounding of a sum of N terms and of
  * an exponential, so the difference is at most (2 N + 64) 2^-24 times the sum of the terms' magnitudes.
  */
+#include "ggmlq-block.h"
 #include "ggmlq.h"
 
 #include <stdio.h>
@@ -163,7 +164,7 @@ static void check_products(const char * level, int type, int64_t blocks, int64_t
     release(out - 3); free(wanted); release(queries - 3); release(rows); free(q); free(x);
 }
 
-struct shape { int type_k, type_v; int64_t head_k, head_v, n_kv, n_queries, n_heads, n_heads_kv; bool causal; float softcap; };
+struct shape { int type_k, type_v; int64_t head_k, head_v, n_kv, n_queries, n_heads, n_heads_kv; bool causal; float softcap; int64_t c_size; };
 
 static void check_attention(const char * level, const struct shape * c) {
     const int64_t k_bytes = ggmlq_row_bytes(c->type_k, c->head_k), v_bytes = ggmlq_row_bytes(c->type_v, c->head_v);
@@ -180,6 +181,11 @@ static void check_attention(const char * level, const struct shape * c) {
     for (int64_t i = 0; i < c->n_queries*c->n_kv; ++i) {
         mask[i] = c->causal && i%c->n_kv > i/c->n_kv + c->n_kv - c->n_queries ? 0xfc00 : 0;
     }
+    float * w = random_values(q_rows*(c->c_size + 1)), * terms = random_values(c->n_kv*(c->c_size + 1));
+    uint16_t * term_rows = calloc((size_t) (c->n_kv*(c->c_size + 1)), 2);
+    for (int64_t i = 0; i < c->n_kv*c->c_size; ++i) {
+        term_rows[i] = ggmlq_half_from_float(terms[i]);
+    }
     const int64_t out_bytes = 4*q_rows*c->head_v;
     float * wanted = malloc((size_t) out_bytes);
     struct ggmlq_attend_params p = {
@@ -190,6 +196,8 @@ static void check_attention(const char * level, const struct shape * c) {
         .v = v,      .v_stride = { v_bytes*c->n_heads_kv, v_bytes, v_bytes*rows },
         .out = wanted, .out_stride = { 4*c->head_v, 4*c->head_v*c->n_queries, out_bytes },
         .mask = c->causal ? mask : NULL, .mask_stride = { 2*c->n_kv, 0, 0 }, .mask_heads = 1, .mask_seqs = 1,
+        .w = w, .w_stride = { 4*c->c_size, 4*c->c_size*c->n_queries, 4*c->c_size*q_rows },
+        .c = c->c_size ? term_rows : NULL, .c_stride = { 2*c->c_size, 2*c->c_size*c->n_kv }, .c_size = c->c_size,
         .scale = 0.08f, .logit_softcap = c->softcap,
     };
     use_level("portable");
@@ -208,26 +216,28 @@ static void check_attention(const char * level, const struct shape * c) {
         }
         require(guards_hold(out - 3, 3 + out_bytes) && guards_hold(workspace - 3, 3 + bytes), "attend writes beyond its output");
         /* A score is off by (2 head + 64) 2^-24 of at most 0.08 * 36 head, a weight by twice that, the sum over tokens adds its own. */
-        const float u = 1.0f/16777216.0f, head = (float) c->head_k;
+        const float u = 1.0f/16777216.0f, head = (float) (c->head_k + c->c_size);
         const float bound = 8.0f*(2.0f*(2.0f*head/32.0f + 64.0f)*u*0.08f*4.0f*head + (2.0f*(float) c->n_kv + 64.0f)*u);
         for (int64_t i = 0; i < out_bytes/4; ++i) {
             require(fabsf(((const float *) (void *) out)[i] - wanted[i]) <= bound, "attend is beyond its bound");
         }
         release(workspace - 3); release(out - 3);
     }
-    free(wanted); free(mask); release(v); release(k); free(x); free(q);
+    free(wanted); free(mask); free(term_rows); free(terms); free(w); release(v); release(k); free(x); free(q);
 }
 
 static void check_level(const char * level) {
     static const int types[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 };
     enum { T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, F = GGMLQ_TYPE_F32 };
     static const struct shape shapes[] = {
-        { T, T,  128, 128,   1,  1,  4, 1, false, 0.0f }, { P, P, 128, 128,  63,  1, 4, 1, false, 0.0f },
-        { T, P,  128, 128,  64,  2,  6, 2, true,  0.0f }, { P, T, 256,  96,  65,  3, 4, 4, true,  5.0f },
-        { T, T,   32,  32, 129,  1,  3, 1, false, 0.0f }, { T, T, 576,  64, 200,  2, 5, 1, true,  0.0f },
-        { T, T, 1024, 1024, 70,  1,  8, 1, false, 0.0f }, { T, F, 64,    7, 100, 40, 4, 2, true,  0.0f },
-        { F, P,   33, 128, 100,  9,  4, 2, true,  0.0f }, { P, P, 128, 128, 1300, 1, 4, 1, false, 0.0f },
-        { T, T,   64,  64, 3000, 1,  9, 3, false, 0.0f }, { P, P, 512, 512, 90, 17, 16, 1, true,  0.0f },
+        { T, T,  128, 128,   1,  1,  4, 1, false, 0.0f, 0 }, { P, P, 128, 128,  63,  1, 4, 1, false, 0.0f, 0 },
+        { T, P,  128, 128,  64,  2,  6, 2, true,  0.0f, 0 }, { P, T, 256,  96,  65,  3, 4, 4, true,  5.0f, 0 },
+        { T, T,   32,  32, 129,  1,  3, 1, false, 0.0f, 0 }, { T, T, 576,  64, 200,  2, 5, 1, true,  0.0f, 0 },
+        { T, T, 1024, 1024, 70,  1,  8, 1, false, 0.0f, 0 }, { T, F, 64,    7, 100, 40, 4, 2, true,  0.0f, 0 },
+        { F, P,   33, 128, 100,  9,  4, 2, true,  0.0f, 0 }, { P, P, 128, 128, 1300, 1, 4, 1, false, 0.0f, 0 },
+        { T, T,   64,  64, 3000, 1,  9, 3, false, 0.0f, 0 }, { P, P, 512, 512, 90, 17, 16, 1, true,  0.0f, 0 },
+        { T, T,  128, 128, 200,  1,  6, 2, false, 0.0f, 128 }, { P, F, 128,  64, 70,  9, 4, 1, true, 0.0f,  64 },
+        { F, T,   96,  32,  65,  2,  3, 3, true,  5.0f,  30 }, { T, T, 1024, 96, 90, 3, 2, 1, true, 0.0f, 1024 },
     };
     use_level(level);
     check_ties();

@@ -1,0 +1,635 @@
+/* SPDX-License-Identifier: MIT */
+#include "llama-ggmlq-center.h"
+
+#include "ggml-ggmlq-center.h"
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-ggmlq.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <unordered_map>
+
+// The tokens that may be left uncentered: the first of a text, whose keys are unlike all others in many models.
+static constexpr int64_t GGMLQ_LLAMA_CENTER_FIRST = 4;
+
+// Tokens of the calibration; below the minimum nothing is centered.
+static constexpr int64_t GGMLQ_LLAMA_CENTER_MOST  = 192;
+static constexpr int64_t GGMLQ_LLAMA_CENTER_LEAST = 16;
+
+// Written for this purpose: prose, code, numbers, other languages.
+static const char * const GGMLQ_LLAMA_CENTER_TEXT =
+    "The ferry to the northern islands leaves twice a day, except in winter, when the sea is often too rough. Most travellers "
+    "take the morning boat, read the newspaper and watch the gulls; \"why hurry?\" asks the captain, who has done this for 27 years.\n\n"
+    "```python\ndef median(values):\n    ordered = sorted(values)\n    n = len(ordered)\n    if n % 2 == 1:\n        return ordered[n // 2]\n"
+    "    return (ordered[n // 2 - 1] + ordered[n // 2]) / 2\n```\n\n"
+    "| year | rain (mm) | share |\n| 2019 | 812.5 | 14.2% |\n| 2020 | 1,046 | 18.3% |\n\n"
+    "El panadero abre su tienda a las seis y media. Im Fr\xc3\xbchling bl\xc3\xbchen die Kirschb\xc3\xa4ume am Fluss. "
+    "User: What is the boiling point of water? Assistant: At sea level it is 100 \xc2\xb0""C, that is 212 \xc2\xb0""F.\n";
+
+ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
+    const char * value = getenv("GGMLQ_KV_CENTER");
+    const std::string mode = value ? value : "";
+    if (mode.empty() || mode == "off") {
+        return GGMLQ_LLAMA_CENTER_OFF;
+    }
+    if (mode == "all") {
+        return GGMLQ_LLAMA_CENTER_ALL;
+    }
+    if (mode == "auto") {
+        return GGMLQ_LLAMA_CENTER_AUTO;
+    }
+    throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto or all");
+}
+
+// --- mean and scale
+
+static int ggmlq_llama_rope_n_dims(const ggml_tensor * rope) { return rope->op_params[1]; }
+static int ggmlq_llama_rope_mode  (const ggml_tensor * rope) { return rope->op_params[2]; }
+
+// The value that value i of a head is turned with; i itself where there is no RoPE.
+static int64_t ggmlq_llama_partner(const ggmlq_llama_center_rope & rope, int64_t i) {
+    const int64_t half = rope.n_rot/2;
+    return i >= rope.n_rot ? i : !rope.neox ? (i ^ 1) : i < half ? i + half : i - half;
+}
+
+static bool ggmlq_llama_is_first_of_pair(const ggmlq_llama_center_rope & rope, int64_t i) {
+    return i < rope.n_rot && i < ggmlq_llama_partner(rope, i);
+}
+
+// The error of a logit, if the rounding error of a key is spread evenly over its head, goes with
+// (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Few tokens: so there is a floor under both.
+static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope) {
+    const int64_t n_values = layer.head_size*layer.n_head_kv;
+    layer.mean .assign(n_values, 0.0f);
+    layer.scale.assign(n_values, 1.0f);
+    std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
+    for (int64_t h = 0; h < n_values; h += layer.head_size) {
+        for (int64_t i = 0; i < rope.n_rot; ++i) { // a value without RoPE has no part in c
+            layer.mean[h + i] = (float) (layer.sum_k[h + i]/layer.n_k);
+        }
+        const auto spread = [&](int64_t i) { // around the mean that is taken off
+            const double m = layer.mean[h + i];
+            return layer.sum_kk[h + i]/layer.n_k - 2*m*layer.sum_k[h + i]/layer.n_k + m*m;
+        };
+        double mean_variance = 0, mean_query = 0, mean_log = 0;
+        for (int64_t i = 0; i < layer.head_size; ++i) {
+            const int64_t j = ggmlq_llama_partner(rope, i);
+            variance[i] = std::max(0.0, 0.5*(spread(i) + spread(j)));
+            query[i]    = 0.5*(layer.sum_qq[h + i] + layer.sum_qq[h + j])/layer.n_q;
+            mean_variance += variance[i]/layer.head_size;
+            mean_query    += query[i]/layer.head_size;
+        }
+        if (!(mean_variance > 0) || !(mean_query > 0)) {
+            continue;
+        }
+        for (int64_t i = 0; i < layer.head_size; ++i) {
+            log_scale[i] = 0.25*std::log((query[i] + 1e-3*mean_query)/(variance[i] + 1e-3*mean_variance));
+            mean_log += log_scale[i]/layer.head_size;
+        }
+        for (int64_t i = 0; i < layer.head_size; ++i) {
+            layer.scale[h + i] = (float) std::min(10.0, std::max(0.1, std::exp(log_scale[i] - mean_log)));
+        }
+    }
+}
+
+// Adds, for each of the first positions, log(energy of its keys as stored, centered / not) of every head.
+static void ggmlq_llama_center_compare_first(const ggmlq_llama_center_layer & layer, std::array<double, GGMLQ_LLAMA_CENTER_FIRST> & log_ratio) {
+    const int64_t n_values = layer.head_size*layer.n_head_kv;
+    for (int64_t t = 0; t < GGMLQ_LLAMA_CENTER_FIRST; ++t) {
+        for (int64_t h = 0; h < n_values; h += layer.head_size) {
+            double centered = 0, plain = 0;
+            for (int64_t i = h; i < h + layer.head_size; ++i) {
+                const double s = layer.scale[i], k = layer.first[t*n_values + i];
+                plain    += s*s*k*k;
+                centered += s*s*(k - layer.mean[i])*(k - layer.mean[i]);
+            }
+            if (centered > 0 && plain > 0) {
+                log_ratio[t] += std::log(centered/plain);
+            }
+        }
+    }
+}
+
+ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
+    for (auto & layer : layers) {
+        if (layer.k == k) {
+            return &layer;
+        }
+    }
+    return nullptr;
+}
+
+static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
+
+void ggmlq_llama_center::upload() {
+    std::vector<ggml_backend_buffer_type_t> bufts;
+    for (const auto & rope : ropes) {
+        if (std::find(bufts.begin(), bufts.end(), rope.buft) == bufts.end()) {
+            bufts.push_back(rope.buft);
+        }
+    }
+    for (const auto buft : bufts) {
+        size_t n_tensors = 0;
+        for (const auto & layer : layers) {
+            n_tensors += layer.rope >= 0 ? 5 + 2 + layer.k->ne[2] : 0;
+        }
+        ggml_init_params params = { n_tensors*ggml_tensor_overhead(), nullptr, true };
+        ggml_context_ptr ctx { ggml_init(params) };
+        for (auto & layer : layers) {
+            if (layer.rope < 0 || ropes[layer.rope].buft != buft) {
+                continue;
+            }
+            layer.mu      = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size*layer.n_head_kv, 2);
+            layer.s       = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head_kv);
+            layer.s_inv   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
+            layer.mu_same = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
+            layer.mu_turn = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
+            auto & rope = ropes[layer.rope];
+            if (!rope.c) {
+                rope.one = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, rope.n_rot, 2);
+                rope.c   = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, rope.n_rot, layer.k->ne[1], layer.k->ne[2]);
+                ggml_format_name(rope.c, "cache_c_l%d", rope.il);
+                for (int64_t stream = 0; stream < rope.c->ne[2]; ++stream) {
+                    rope.c_stream.push_back(ggml_view_2d(ctx.get(), rope.c, rope.c->ne[0], rope.c->ne[1], rope.c->nb[1], stream*rope.c->nb[2]));
+                }
+            }
+        }
+        ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        if (!buffer) {
+            throw std::runtime_error(std::string("no memory for centered keys on ") + ggml_backend_buft_name(buft));
+        }
+        ggml_backend_buffer_clear(buffer.get(), 0);
+        ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
+    }
+    const auto set = [](ggml_tensor * tensor, const std::vector<float> & values) {
+        ggml_backend_tensor_set(tensor, values.data(), 0, values.size()*sizeof(float));
+    };
+    for (const auto & rope : ropes) {
+        std::vector<float> one(rope.n_rot);
+        for (int64_t i = 0; i < rope.n_rot; ++i) {
+            one[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f : 0.0f;
+        }
+        set(rope.one, one);
+    }
+    for (const auto & layer : layers) {
+        if (layer.rope < 0) {
+            continue;
+        }
+        const auto & rope = ropes[layer.rope];
+        const int64_t group = layer.n_head/layer.n_head_kv;
+        std::vector<float> s_inv, same, turn;
+        for (int64_t head = 0; head < layer.n_head; ++head) {
+            const int64_t h = head/group*layer.head_size;
+            for (int64_t i = 0; i < layer.head_size; ++i) {
+                const int64_t j = ggmlq_llama_partner(rope, i);
+                s_inv.push_back(1.0f/layer.scale[h + i]);
+                same.push_back(i < rope.n_rot ? layer.mean[h + std::min(i, j)] : 0.0f);
+                turn.push_back(i < rope.n_rot ? layer.mean[h + std::max(i, j)] : 0.0f);
+            }
+        }
+        set(layer.mu, layer.mean);
+        set(layer.s, layer.scale);
+        set(layer.s_inv, s_inv);
+        set(layer.mu_same, same);
+        set(layer.mu_turn, turn);
+    }
+}
+
+// --- calibration: what a graph shows of its layers
+
+class ggmlq_llama_center_calibration {
+public:
+    ggmlq_llama_center_calibration() { current = this; }
+    ~ggmlq_llama_center_calibration() { current = nullptr; }
+
+    // Notes q and k of a layer, and whether it can be centered.
+    void watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int32_t il);
+
+    // Attention with a cache that watch hasn't been told of right before.
+    void watch_reader(const ggml_tensor * k_cache);
+
+    static bool on_node(ggml_tensor * node, bool ask, void * self);
+
+    static thread_local ggmlq_llama_center_calibration * current;
+
+    std::vector<ggmlq_llama_center *> centers;
+
+private:
+    struct watched { ggmlq_llama_center * center; const ggml_tensor * k_cache; bool is_query; };
+    std::unordered_map<const ggml_tensor *, watched> nodes;
+    std::vector<float> values;
+
+    void take(const ggml_tensor * node, const watched & w);
+};
+
+thread_local ggmlq_llama_center_calibration * ggmlq_llama_center_calibration::current = nullptr;
+
+// Empty, or why keys that come as `k` stay as they are.
+static std::string ggmlq_llama_center_obstacle(const ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k) {
+    if (k->op != GGML_OP_ROPE || k->view_src) {
+        return "its keys don't come straight from RoPE";
+    }
+    const int mode = ggmlq_llama_rope_mode(k);
+    if (mode != GGML_ROPE_TYPE_NORMAL && mode != GGML_ROPE_TYPE_NEOX) {
+        return "its RoPE has several axes";
+    }
+    const int n_rot = ggmlq_llama_rope_n_dims(k);
+    if (n_rot <= 0 || n_rot % 2 != 0 || n_rot > k->ne[0] || k->op_params[15] != 0) {
+        return "its RoPE isn't that of the first values of a head";
+    }
+    if (k->type != GGML_TYPE_F32 || q->type != GGML_TYPE_F32 || k->src[0]->type != GGML_TYPE_F32 || k->src[0]->nb[0] != sizeof(float) ||
+        q->nb[0] != sizeof(float) || k->ne[3] != 1 || q->ne[3] != 1 || q->ne[0] != k->ne[0] || q->ne[1] % k->ne[1] != 0 ||
+        k->ne[0]*k->ne[1] != k_cache->ne[0]) {
+        return "its queries or keys have an unusual shape";
+    }
+    return "";
+}
+
+void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int32_t il) {
+    if (std::find(centers.begin(), centers.end(), center) == centers.end()) {
+        centers.push_back(center);
+    }
+    auto * layer = center->find(k_cache);
+    if (layer) { // another layer that reads, or stores to, the same cache
+        if (layer->rope >= 0 && (k || q->ne[1] != layer->n_head || q->ne[0] != layer->head_size)) {
+            layer->rope   = -1;
+            layer->reason = "another layer uses its cache in another way";
+        }
+        return;
+    }
+    center->layers.emplace_back();
+    layer = &center->layers.back();
+    layer->il = il;
+    layer->k  = k_cache;
+    layer->reason = k ? ggmlq_llama_center_obstacle(k_cache, q, k) : "its keys are stored by another layer";
+    if (!layer->reason.empty()) {
+        return;
+    }
+    layer->head_size = k->ne[0];
+    layer->n_head_kv = k->ne[1];
+    layer->n_head    = q->ne[1];
+
+    ggmlq_llama_center_rope rope = {};
+    memcpy(rope.params.data(), k->op_params, rope.params.size());
+    rope.factors   = k->src[2];
+    rope.positions = k->src[1];
+    rope.buft      = ggmlq_llama_buft(k_cache);
+    rope.n_rot     = ggmlq_llama_rope_n_dims(k);
+    rope.neox      = ggmlq_llama_rope_mode(k) == GGML_ROPE_TYPE_NEOX;
+    rope.il        = il;
+    for (size_t i = 0; i < center->ropes.size() && layer->rope < 0; ++i) {
+        const auto & other = center->ropes[i];
+        if (other.params == rope.params && other.factors == rope.factors && other.positions == rope.positions && other.buft == rope.buft) {
+            layer->rope = (int) i;
+        }
+    }
+    if (layer->rope < 0) {
+        layer->rope = (int) center->ropes.size();
+        center->ropes.push_back(rope);
+    }
+    const size_t n_values = layer->head_size*layer->n_head_kv;
+    layer->sum_k.assign(n_values, 0.0);
+    layer->sum_kk.assign(n_values, 0.0);
+    layer->sum_qq.assign(n_values, 0.0);
+    nodes[k->src[0]] = { center, k_cache, false };
+    nodes[q]         = { center, k_cache, true };
+}
+
+void ggmlq_llama_center_calibration::watch_reader(const ggml_tensor * k_cache) {
+    for (auto * center : centers) {
+        if (auto * layer = center->find(k_cache)) {
+            layer->rope   = -1;
+            layer->reason = "another kind of attention reads its cache";
+        }
+    }
+}
+
+bool ggmlq_llama_center_calibration::on_node(ggml_tensor * node, bool ask, void * self) {
+    auto & calibration = *(ggmlq_llama_center_calibration *) self;
+    const auto it = calibration.nodes.find(node);
+    if (it == calibration.nodes.end()) {
+        return !ask;
+    }
+    if (!ask) {
+        calibration.take(node, it->second);
+    }
+    return true;
+}
+
+void ggmlq_llama_center_calibration::take(const ggml_tensor * node, const watched & w) {
+    auto & layer = *w.center->find(w.k_cache);
+    values.resize((ggml_nbytes(node) + sizeof(float) - 1)/sizeof(float));
+    ggml_backend_tensor_get(node, values.data(), 0, ggml_nbytes(node));
+    const int64_t group = w.is_query ? layer.n_head/layer.n_head_kv : 1;
+    for (int64_t t = 0; t < node->ne[2]; ++t) {
+        for (int64_t head = 0; head < node->ne[1]; ++head) {
+            const float * x = values.data() + (t*node->nb[2] + head*node->nb[1])/sizeof(float);
+            const int64_t h = head/group*layer.head_size;
+            if (t < GGMLQ_LLAMA_CENTER_FIRST) {
+                if (!w.is_query) {
+                    layer.first.insert(layer.first.end(), x, x + layer.head_size);
+                }
+                continue;
+            }
+            for (int64_t i = 0; i < layer.head_size; ++i) {
+                const double value = x[i];
+                if (w.is_query) {
+                    layer.sum_qq[h + i] += value*value;
+                } else {
+                    layer.sum_k [h + i] += value;
+                    layer.sum_kk[h + i] += value*value;
+                }
+            }
+        }
+        if (t >= GGMLQ_LLAMA_CENTER_FIRST) {
+            layer.n_k += w.is_query ? 0 : 1;
+            layer.n_q += w.is_query ? group : 0;
+        }
+    }
+}
+
+// --- graphs
+
+class llm_graph_input_ggmlq_center : public llm_graph_input_i {
+public:
+    llm_graph_input_ggmlq_center(ggml_tensor * index, ggml_tensor * ones, int n_first) : index(index), ones(ones), n_first(n_first) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        std::vector<int32_t> values(ubatch->n_tokens);
+        if (index->buffer) {
+            for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+                values[i] = ubatch->pos[i] < n_first ? 1 : 0;
+            }
+            ggml_backend_tensor_set(index, values.data(), 0, ggml_nbytes(index));
+        }
+        if (ones->buffer) {
+            std::fill(values.begin(), values.end(), 1);
+            ggml_backend_tensor_set(ones, values.data(), 0, ggml_nbytes(ones));
+        }
+    }
+
+    bool can_reuse(const llm_graph_params & params) override { return index->ne[0] == params.ubatch.n_tokens; }
+
+private:
+    ggml_tensor * index; // I32 [n_tokens]: 0 centered, 1 not
+    ggml_tensor * ones;  // I32 [n_tokens]: for the quarter turn
+    const int n_first;
+};
+
+// The RoPE node `rope`, of other values.
+static ggml_tensor * ggmlq_llama_rope_like(ggml_context * ctx, const ggml_tensor * rope, ggml_tensor * x) {
+    ggml_tensor * result = ggml_dup_tensor(ctx, x);
+    result->op = GGML_OP_ROPE;
+    memcpy(result->op_params, rope->op_params, sizeof(result->op_params));
+    result->src[0] = x;
+    result->src[1] = rope->src[1];
+    result->src[2] = rope->src[2];
+    return result;
+}
+
+void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
+        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor * k_idxs, int32_t il) {
+    if (!center) {
+        return;
+    }
+    if (auto * calibration = ggmlq_llama_center_calibration::current) {
+        calibration->watch(center, k_cache, q, k, il);
+        terms.push_back({ k_cache, nullptr, -1, nullptr });
+        return;
+    }
+    const auto * layer = center->active ? center->find(k_cache) : nullptr;
+    if (!layer || layer->rope < 0) {
+        return;
+    }
+    const auto & rope = center->ropes[layer->rope];
+    const int64_t n_tokens = q->ne[2];
+
+    auto in = std::find_if(centers.begin(), centers.end(), [&](const inputs & i) { return i.center == center; });
+    if (in == centers.end()) {
+        ggml_tensor * index = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
+        ggml_tensor * ones  = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
+        ggml_set_input(index);
+        ggml_set_input(ones);
+        ggml_set_name(index, "center_inp_index");
+        ggml_set_name(ones,  "center_inp_ones");
+        add_input(std::make_unique<llm_graph_input_ggmlq_center>(index, ones, center->n_first));
+        centers.push_back({ center, index, ones, std::vector<bool>(center->ropes.size()) });
+        in = std::prev(centers.end());
+    }
+
+    if (k) {
+        if (!in->written[layer->rope]) {
+            in->written[layer->rope] = true;
+            ggml_tensor * one = ggml_reshape_3d(ctx, ggml_get_rows(ctx, rope.one, in->index), rope.n_rot, 1, n_tokens);
+            ggml_tensor * row = ggml_reshape_2d(ctx, ggmlq_llama_rope_like(ctx, k, one), rope.n_rot, n_tokens);
+            ggml_tensor * all = ggml_reshape_2d(ctx, rope.c, rope.n_rot, rope.c->ne[1]*rope.c->ne[2]);
+            ggml_build_forward_expand(gf, ggml_set_rows(ctx, all, row, k_idxs));
+        }
+        // R (kappa - mu) is R kappa - R mu, and S commutes with R
+        ggml_tensor * mean = ggml_reshape_3d(ctx, ggml_get_rows(ctx, layer->mu, in->index), layer->head_size, layer->n_head_kv, n_tokens);
+        k = ggmlq_llama_rope_like(ctx, k, ggml_mul(ctx, ggml_sub(ctx, k->src[0], mean), layer->s));
+    }
+
+    // w of a pair is (q0 m0 + q1 m1, q1 m0 - q0 m1), and (q1, -q0) is q a quarter turn back, which a RoPE of one frequency gives
+    const float quarter = -1.57079632679f;
+    ggml_tensor * turned = ggml_rope_ext(ctx, q, in->ones, nullptr, rope.n_rot, rope.neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL,
+        0, 1.0f, quarter, 0.0f, 1.0f, 0.0f, 0.0f);
+    ggml_tensor * w = ggml_add(ctx, ggml_mul(ctx, q, layer->mu_same), ggml_mul(ctx, turned, layer->mu_turn));
+    w = ggml_view_3d(ctx, w, rope.n_rot, w->ne[1], w->ne[2], w->nb[1], w->nb[2], 0);
+    ggml_build_forward_expand(gf, w);
+    q = ggml_mul(ctx, q, layer->s_inv);
+
+    terms.push_back({ k_cache, center, layer->rope, w });
+}
+
+ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx, const ggml_tensor * k) {
+    const ggml_tensor * k_cache = k->view_src;
+    const auto it = std::find_if(terms.begin(), terms.end(), [&](const pending & p) { return p.k_cache == k_cache; });
+    if (it == terms.end()) {
+        if (auto * calibration = ggmlq_llama_center_calibration::current) {
+            calibration->watch_reader(k_cache);
+        }
+        return { nullptr, nullptr };
+    }
+    const pending p = *it;
+    terms.erase(it);
+    if (!p.w) {
+        return { nullptr, nullptr };
+    }
+    // the same cells and streams as the view of K
+    ggml_tensor * c = p.center->ropes[p.rope].c;
+    return { p.w, ggml_view_4d(ctx, c, c->ne[0], k->ne[2], 1, k->ne[3], c->nb[1], c->nb[2], c->nb[2], k->view_offs/k_cache->nb[2]*c->nb[2]) };
+}
+
+// w as build_attn_mha makes q: [c_size, queries, heads, streams].
+static ggml_tensor * ggmlq_llama_center_by_stream(ggml_context * ctx, ggml_tensor * w, int64_t n_stream) {
+    const int64_t n_queries = w->ne[2]/n_stream;
+    w = ggml_view_4d(ctx, w, w->ne[0], w->ne[1], n_queries, n_stream, w->nb[1], w->nb[2], w->nb[2]*n_queries, 0);
+    return ggml_permute(ctx, w, 0, 2, 1, 3);
+}
+
+void ggmlq_llama_center_graph::add_to_flash(ggml_context * ctx, ggml_tensor * attention, const term & t) {
+    if (t.c) {
+        attention->src[GGMLQ_GGML_ATTEND_W] = ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]);
+        attention->src[GGMLQ_GGML_ATTEND_C] = t.c;
+    }
+}
+
+ggml_tensor * ggmlq_llama_center_graph::add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t) {
+    if (!t.c) {
+        return scores;
+    }
+    ggml_tensor * rest = ggml_mul_mat(ctx, t.c, ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]));
+    ggml_prec_set_acc(rest, GGML_PREC_F32);
+    return ggml_add(ctx, scores, rest);
+}
+
+// --- when a context is made
+
+struct ggmlq_llama_center_access {
+    static llama_cparams & cparams(llama_context & ctx) { return ctx.cparams; }
+    static void reserve_anew(llama_context & ctx) {
+        ctx.sched_need_reserve = true;
+        ctx.sched_reserve();
+    }
+};
+
+// Empty, or why attention on the device of this layer's cache can't add w . c.
+static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, const llama_cparams & cparams, ggml_type type_v, int64_t head_size_v) {
+    if (!cparams.flash_attn) {
+        return "";
+    }
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
+    if (!dev) { // the CPU's buffers don't name it
+        dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    }
+    if (!dev) {
+        return "found no CPU back end";
+    }
+    const std::string name = ggml_backend_dev_name(dev);
+    if (ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        return name + " has no attention for centered keys (yet): keep the cache on the CPU (-nkvo) or turn flash attention off";
+    }
+    // Back ends that don't know our types refuse nodes that have them, but would overlook w and c of others.
+    if (!ggmlq_llama_is_cache_type(layer.k->type) &&
+        (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU) || ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU))) {
+        return std::string("keys of type ") + ggml_type_name(layer.k->type) + " can be only where there is no GPU";
+    }
+    ggml_init_params params = { 8*ggml_tensor_overhead(), nullptr, true };
+    ggml_context_ptr ctx { ggml_init(params) };
+    const int64_t n = 256;
+    ggml_tensor * attention = ggml_flash_attn_ext(ctx.get(),
+        ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head),
+        ggml_new_tensor_3d(ctx.get(), layer.k->type, layer.head_size, n, layer.n_head_kv),
+        ggml_new_tensor_3d(ctx.get(), type_v, head_size_v, n, layer.n_head_kv), nullptr, 1.0f, 0.0f, 0.0f);
+    attention->src[GGMLQ_GGML_ATTEND_W] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head);
+    attention->src[GGMLQ_GGML_ATTEND_C] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, layer.head_size, n, 1);
+    if (!ggml_backend_dev_supports_op(dev, attention)) {
+        return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type) + " with values of type " + ggml_type_name(type_v);
+    }
+    return "";
+}
+
+// Throws, with the reason, if nothing can be centered.
+static std::string ggmlq_llama_center_run(llama_context & ctx) {
+    const llama_model & model = ctx.get_model();
+    auto & cparams = ggmlq_llama_center_access::cparams(ctx);
+    const llama_vocab * vocab = llama_model_get_vocab(&model);
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw std::runtime_error("the model has no tokenizer");
+    }
+    if (llama_model_has_encoder(&model)) {
+        throw std::runtime_error("the model has an encoder");
+    }
+
+    const std::string text = GGMLQ_LLAMA_CENTER_TEXT;
+    std::vector<llama_token> tokens(text.size() + 8);
+    tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
+    const int64_t most = std::min<int64_t>({ GGMLQ_LLAMA_CENTER_MOST, cparams.n_ubatch, cparams.n_batch, cparams.n_ctx_seq });
+    tokens.resize(std::min<int64_t>(tokens.size(), most));
+    if ((int64_t) tokens.size() < GGMLQ_LLAMA_CENTER_LEAST) {
+        throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (context and batch hold " + std::to_string(most) +
+            "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
+    }
+
+    const int64_t t_start_us = ggml_time_us();
+    ggmlq_llama_center_calibration calibration;
+    const auto cb_eval = cparams.cb_eval;
+    const auto cb_data = cparams.cb_eval_user_data;
+    cparams.cb_eval           = ggmlq_llama_center_calibration::on_node;
+    cparams.cb_eval_user_data = &calibration;
+    const int32_t error = llama_decode(&ctx, llama_batch_get_one(tokens.data(), (int32_t) tokens.size()));
+    llama_synchronize(&ctx);
+    cparams.cb_eval           = cb_eval;
+    cparams.cb_eval_user_data = cb_data;
+    llama_memory_clear(llama_get_memory(&ctx), true);
+    llama_perf_context_reset(&ctx);
+    if (error != 0) {
+        throw std::runtime_error("llama_decode of " + std::to_string(tokens.size()) + " tokens gave " + std::to_string(error));
+    }
+
+    int n_centered = 0, n_left = 0;
+    std::string left;
+    std::array<double, GGMLQ_LLAMA_CENTER_FIRST> log_ratio = {};
+    for (auto * center : calibration.centers) {
+        for (auto & layer : center->layers) {
+            if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
+                layer.rope   = -1;
+                layer.reason = "its queries or keys weren't computed";
+            }
+            if (layer.rope >= 0) {
+                const std::string reason = ggmlq_llama_center_unsupported(layer, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
+                if (!reason.empty()) {
+                    throw std::runtime_error(reason);
+                }
+                ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                ggmlq_llama_center_compare_first(layer, log_ratio);
+                ++n_centered;
+            } else {
+                left += (n_left++ == 0 ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
+            }
+        }
+    }
+    if (n_centered == 0) {
+        throw std::runtime_error("found no layer that can be" + left);
+    }
+    int n_first = 0; // positions in a row whose keys centering makes larger: the one or few that all others attend to
+    while (n_first < GGMLQ_LLAMA_CENTER_FIRST && log_ratio[n_first] > 0) {
+        ++n_first;
+    }
+    for (auto * center : calibration.centers) {
+        center->n_first = n_first;
+        center->upload();
+    }
+    for (auto * center : calibration.centers) {
+        center->active = true;
+    }
+    return format("%d layers, calibrated on %d tokens in %.0f ms, the first %d positions uncentered%s", n_centered, (int) tokens.size(),
+        (ggml_time_us() - t_start_us)/1000.0, n_first, left.c_str());
+}
+
+void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
+    const auto mode = ggmlq_llama_center_mode_get();
+    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode == GGMLQ_LLAMA_CENTER_AUTO && !ggmlq_llama_is_cache_type(type_k)) ||
+        !llama_get_memory(ctx) || ctx->get_model().hparams.no_alloc) {
+        return;
+    }
+    std::string result;
+    try {
+        result = ggmlq_llama_center_run(*ctx);
+    } catch (const std::exception & error) {
+        LLAMA_LOG_WARN("%s: keys are not centered: %s\n", __func__, error.what());
+    }
+    ggmlq_llama_center_access::reserve_anew(*ctx); // the calibration's graph must not be used again
+    if (result.empty()) {
+        return;
+    }
+    LLAMA_LOG_INFO("%s: keys are centered: %s\n", __func__, result.c_str());
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ggmlq in llama: positional centering of keys (docs/CENTERING.md). A layer whose K is made by a RoPE node stores
+ * S R (kappa - mu) instead of R kappa; the query is divided by S, and the score gets its missing part back as w . c.
+ */
+#pragma once
+
+#include "llama.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "ggml.h"
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+struct llama_ubatch;
+class llm_graph_input_i;
+
+enum ggmlq_llama_center_mode {
+    GGMLQ_LLAMA_CENTER_OFF,
+    GGMLQ_LLAMA_CENTER_AUTO, // keys of our types
+    GGMLQ_LLAMA_CENTER_ALL,  // keys of any type
+};
+
+// From GGMLQ_KV_CENTER. Throws if that is none of off, auto, all.
+ggmlq_llama_center_mode ggmlq_llama_center_mode_get();
+
+// What is known of one RoPE: the node's parameters, the frequency factors, where the layer's cache is. Layers with the same share c.
+struct ggmlq_llama_center_rope {
+    std::array<uint8_t, GGML_MAX_OP_PARAMS> params;
+    const ggml_tensor * factors;
+    const ggml_tensor * positions; // of the calibration's graph
+    ggml_backend_buffer_type_t buft;
+    int     n_rot;
+    bool    neox; // a pair is half of n_rot apart, not side by side
+    int32_t il;   // a layer of this RoPE
+
+    ggml_tensor * c   = nullptr; // F16 [n_rot, cells, streams]: cos and sin of each cell's position; 0 for an uncentered token
+    ggml_tensor * one = nullptr; // F32 [n_rot, 2]: pairs (1, 0), then zeros
+    std::vector<ggml_tensor *> c_stream;
+};
+
+struct ggmlq_llama_center_layer {
+    int32_t       il;
+    ggml_tensor * k;         // the cache
+    int           rope = -1; // index; -1: not centered, for this reason
+    std::string   reason;
+    int64_t       head_size = 0, n_head_kv = 0, n_head = 0;
+
+    // Of the calibration: sums over the tokens from GGMLQ_LLAMA_CENTER_FIRST on, and the keys of those before.
+    int64_t n_k = 0, n_q = 0;
+    std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
+    std::vector<float>  first;                 // [token][KV head][value]
+
+    std::vector<float> mean, scale;            // [KV head][value]
+
+    ggml_tensor * mu      = nullptr; // F32 [head size * KV heads, 2]: the mean; zeros
+    ggml_tensor * s       = nullptr; // F32 [head size, KV heads]: the scale
+    ggml_tensor * s_inv   = nullptr; // F32 [head size, heads]: 1/scale
+    ggml_tensor * mu_same = nullptr; // F32 [head size, heads]: for both values of a pair, the first of its mean
+    ggml_tensor * mu_turn = nullptr; // F32 [head size, heads]: ... the second
+};
+
+// Of one KV cache.
+class ggmlq_llama_center {
+public:
+    bool active  = false; // until a calibration has succeeded nothing is centered, and graphs are as upstream makes them
+    ggml_type type_v = GGML_TYPE_F16;
+    int  n_first = 0;     // tokens below this position are stored uncentered
+
+    std::vector<ggmlq_llama_center_layer> layers;
+    std::vector<ggmlq_llama_center_rope>  ropes;
+
+    ggmlq_llama_center_layer * find(const ggml_tensor * k);
+
+    // Makes and fills the tensors from mean and scale. Throws if there is no memory.
+    void upload();
+
+private:
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
+};
+
+// What one graph needs while it is built. Nothing happens where `center` isn't active and no calibration runs.
+class ggmlq_llama_center_graph {
+public:
+    using add_input_fn = std::function<void(std::unique_ptr<llm_graph_input_i>)>;
+
+    // Before K is stored: replaces q and k (null: this layer stores none), writes c.
+    void apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
+        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor * k_idxs, int32_t il);
+
+    // For attention with the view `k` of a cache, as get_k made it: w [c_size, heads, tokens] and c [c_size, cells, 1, streams], or nulls.
+    struct term { ggml_tensor * w; ggml_tensor * c; };
+    term take(ggml_context * ctx, const ggml_tensor * k);
+
+    // Give the term to a FLASH_ATTN_EXT node, or add it to scores [cells, queries, heads, streams].
+    static void          add_to_flash (ggml_context * ctx, ggml_tensor * attention, const term & t);
+    static ggml_tensor * add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t);
+
+private:
+    struct pending { const ggml_tensor * k_cache; ggmlq_llama_center * center; int rope; ggml_tensor * w; };
+    struct inputs  { ggmlq_llama_center * center; ggml_tensor * index; ggml_tensor * ones; std::vector<bool> written; };
+
+    std::vector<pending> terms;
+    std::vector<inputs>  centers;
+};
+
+// Runs the built-in text through the context and centers the keys of all its caches, or says in one sentence why not.
+void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k);

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""Positional centering of keys, in numpy: the reference of what docs/CENTERING.md describes and csrc/ggml/llama-ggmlq-center.cpp does.
+
+RoPE turns pairs of values: `neox=False` pairs neighbours (0, 1), (2, 3), ...; `neox=True` pairs i with i + n_rot/2. Values from n_rot on
+are not turned. The angles come as `cos` and `sin`, (tokens, n_rot/2), and may hold anything that scales a pair as a whole: frequency
+factors, YaRN's interpolation, its magnitude. Everything is computed in float64 and returned so.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# As in csrc/ggml/llama-ggmlq-center.cpp.
+FIRST = 4  # tokens that may be left uncentered
+FLOOR = 1e-3  # of the mean, under the moments of a pair
+SCALES = (0.1, 10.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is fixed before the first key is stored, for one layer.
+
+    mean   float64 (kv_heads, head_size): of the keys before RoPE; 0 where there is no RoPE
+    scale  float64 (kv_heads, head_size): positive, the same for both values of a pair
+    n_rot, neox: the RoPE
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    n_rot: int
+    neox: bool
+
+
+def pairs(n_rot, neox):
+    """Two index arrays (n_rot/2,): the first and the second value of every pair. ValueError unless n_rot is even and positive."""
+    if n_rot < 2 or n_rot % 2:
+        raise ValueError(f"n_rot is {n_rot}, wanted a positive even number")
+    half = np.arange(n_rot // 2)
+    return (half, half + n_rot // 2) if neox else (2 * half, 2 * half + 1)
+
+
+def rope(x, cos, sin, neox):
+    """(..., tokens, head_size) before RoPE -> the same after it. ValueError if cos and sin don't fit."""
+    x = np.array(x, np.float64)
+    cos, sin = _angles(cos, sin)
+    if cos.shape[0] != x.shape[-2] or 2 * cos.shape[1] > x.shape[-1]:
+        raise ValueError(f"cos and sin are {cos.shape}, x is {x.shape}: wanted (tokens, n_rot/2) of its tokens, n_rot at most the head size")
+    first, second = pairs(2 * cos.shape[1], neox)
+    a, b = x[..., first], x[..., second]
+    x[..., first], x[..., second] = a * cos - b * sin, a * sin + b * cos
+    return x
+
+
+def fit(keys, queries, n_rot, neox):
+    """Calibration from a text's keys before RoPE, (kv_heads, tokens, head_size), and queries, (heads, tokens, head_size), before or after
+    RoPE, which keeps what is used of them. The first FIRST tokens, unlike all others in many models, are left out.
+
+    If the error of a stored key is spread evenly over its head, that of a logit goes with sum(q^2/s^2) * sum(s^2 * variance), which is
+    least for s^4 = q^2/variance. ValueError for shapes that don't belong together, or fewer than FIRST + 2 tokens.
+    """
+    keys, queries = np.asarray(keys, np.float64), np.asarray(queries, np.float64)
+    if keys.ndim != 3 or queries.ndim != 3 or keys.shape[1:] != queries.shape[1:] or queries.shape[0] % keys.shape[0]:
+        raise ValueError(f"keys are {keys.shape}, queries {queries.shape}: wanted (kv_heads, tokens, head_size), heads a multiple of kv_heads")
+    n_kv, n_tokens, head_size = keys.shape
+    if n_tokens < FIRST + 2 or n_rot > head_size:
+        raise ValueError(f"found {n_tokens} tokens of {head_size} values, wanted at least {FIRST + 2} of at least n_rot = {n_rot}")
+    keys, queries = keys[:, FIRST:], queries[:, FIRST:]
+    first, second = pairs(n_rot, neox)
+
+    mean = np.zeros((n_kv, head_size))
+    mean[:, :n_rot] = keys[..., :n_rot].mean(1)
+
+    def per_pair(moment):
+        moment = moment.copy()
+        moment[:, first] = moment[:, second] = (moment[:, first] + moment[:, second]) / 2
+        return moment + FLOOR * moment.mean(1, keepdims=True)
+
+    variance = per_pair(((keys - mean[:, None]) ** 2).mean(1))
+    energy = per_pair((queries.reshape(n_kv, -1, head_size) ** 2).mean(1))
+    scale = np.ones_like(mean)
+    known = (variance.mean(1) > 0) & (energy.mean(1) > 0)
+    log = np.log(energy[known] / variance[known]) / 4
+    scale[known] = np.clip(np.exp(log - log.mean(1, keepdims=True)), *SCALES)
+    return Calibration(mean, scale, n_rot, neox)
+
+
+def uncentered_first(calibrations, keys):
+    """How many first positions to leave uncentered, 0 to FIRST, for a model: those in a row whose keys, as stored, centering would make larger,
+    as it does with the one that all others attend to in many models. `keys`: for each calibration the keys before RoPE of the text's
+    first FIRST tokens, (kv_heads, FIRST, head_size). Compared is the geometric mean over heads and layers."""
+    logs = np.zeros(FIRST)
+    for calibration, k in zip(calibrations, keys):
+        k = np.asarray(k, np.float64)
+        scale, mean = calibration.scale[:, None], calibration.mean[:, None]
+        centered, plain = ((scale * (k - mean)) ** 2).sum(2), ((scale * k) ** 2).sum(2)
+        known = (centered > 0) & (plain > 0)
+        logs += np.log(np.where(known, centered, 1) / np.where(known, plain, 1)).sum(0)
+    return int(np.argmin([*(logs > 0), False]))
+
+
+def center(calibration, keys, cos, sin, centered=None):
+    """Keys after RoPE, (kv_heads, tokens, head_size), -> what is stored, S (k - R mean). `centered`, bool (tokens,): False keeps a token's key
+    as it is, but for S; None: all are centered. The cache takes the shorter way, S R (key before RoPE - mean), which is the same."""
+    keys = np.asarray(keys, np.float64)
+    mean = np.broadcast_to(calibration.mean[:, None], keys.shape)
+    mean = mean * _mask(centered, keys.shape[1])[:, None]
+    return calibration.scale[:, None] * (keys - rope(mean, cos, sin, calibration.neox))
+
+
+def row(cos, sin, neox, centered=None):
+    """c, (tokens, n_rot): the RoPE of the pairs (1, 0), that is cos and sin of a token's position, where x has the values of a pair; zeros for
+    a token that isn't centered. One row per token for all layers and heads of the same RoPE."""
+    cos, sin = _angles(cos, sin)
+    first, _ = pairs(2 * cos.shape[1], neox)
+    one = np.zeros((cos.shape[0], 2 * cos.shape[1]))
+    one[:, first] = 1
+    return rope(one, cos, sin, neox) * _mask(centered, cos.shape[0])[:, None]
+
+
+def query(calibration, queries):
+    """Queries after RoPE, (heads, tokens, head_size), -> (S^-1 q, w), w being (heads, tokens, n_rot): per pair (q0 m0 + q1 m1, q1 m0 - q0 m1).
+    Then q . k = (S^-1 q) . center(k) + w . row, up to rounding."""
+    queries = np.asarray(queries, np.float64)
+    n_kv = calibration.mean.shape[0]
+    if queries.ndim != 3 or queries.shape[0] % n_kv or queries.shape[2] != calibration.mean.shape[1]:
+        raise ValueError(f"queries are {queries.shape}, wanted (heads, tokens, {calibration.mean.shape[1]}), heads a multiple of {n_kv}")
+    group = queries.shape[0] // n_kv
+    mean = np.repeat(calibration.mean, group, 0)[:, None]
+    first, second = pairs(calibration.n_rot, calibration.neox)
+    q0, q1, m0, m1 = queries[..., first], queries[..., second], mean[..., first], mean[..., second]
+    w = np.empty(queries.shape[:2] + (calibration.n_rot,))
+    w[..., first], w[..., second] = q0 * m0 + q1 * m1, q1 * m0 - q0 * m1
+    return queries / np.repeat(calibration.scale, group, 0)[:, None], w
+
+
+def _angles(cos, sin):
+    cos, sin = np.asarray(cos, np.float64), np.asarray(sin, np.float64)
+    if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[1] == 0:
+        raise ValueError(f"cos is {cos.shape}, sin {sin.shape}: wanted both (tokens, n_rot/2)")
+    return cos, sin
+
+
+def _mask(centered, n_tokens):
+    if centered is None:
+        return np.ones(n_tokens)
+    centered = np.asarray(centered)
+    if centered.shape != (n_tokens,) or centered.dtype != bool:
+        raise ValueError(f"centered is {centered.dtype} {centered.shape}, wanted bool ({n_tokens},)")
+    return centered.astype(np.float64)

@@ -1,0 +1,15 @@
+void other() {
+    for (uint32_t il = 0; il < layers.size(); ++il) {
+    }
+}
+bool llama_kv_cache::update(llama_context * lctx) {
+            // pyggmlq:begin center-cache-copy-stream
+            for (const auto & rope : ggmlq_center->ropes) {
+                if (rope.c) {
+                    ggml_backend_tensor_copy(rope.c_stream[ssrc], rope.c_stream[sdst]);
+                }
+            }
+            // pyggmlq:end center-cache-copy-stream
+            for (uint32_t il = 0; il < layers.size(); ++il) {
+            }
+}

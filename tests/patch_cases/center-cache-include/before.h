@@ -1,0 +1,2 @@
+#include "llama-kv-cells.h"
+#include "llama-memory.h"

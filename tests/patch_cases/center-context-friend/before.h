@@ -1,0 +1,3 @@
+struct llama_context {
+    // init
+};

@@ -1,0 +1,2 @@
+#include "llama-memory.h"
+#include "llama-mmap.h"

@@ -1,0 +1,2 @@
+#include "ggml-backend-impl.h"
+#include "ggml-cpu.h"

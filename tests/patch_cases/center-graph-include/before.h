@@ -1,0 +1,2 @@
+#include "llama-arch.h"
+#include "llama-batch.h"

@@ -1,0 +1,3 @@
+struct llm_graph_context {
+    const llm_arch arch;
+};

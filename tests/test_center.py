@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""Positional centering (pyggmlq/center.py): attention scores don't change, whatever mean, scale, positions and RoPE."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyggmlq import center
+
+
+def angles(rng, positions, n_rot, kind):
+    """cos and sin of a RoPE as models have them: plain, with frequency factors, with YaRN's interpolation and magnitude."""
+    half = n_rot // 2
+    frequency = rng.choice([1e4, 5e5, 1e6]) ** (-np.arange(half) / half)
+    magnitude = 1.0
+    if kind == "factors":
+        frequency = frequency / np.geomspace(1, 32, half)
+    elif kind == "yarn":
+        ramp = np.clip((np.arange(half) - half / 4) / (half / 2), 0, 1)
+        frequency = frequency * (1 - ramp) + frequency / 8 * ramp
+        magnitude = 0.1 * np.log(8) + 1
+    theta = np.asarray(positions)[:, None] * frequency
+    return magnitude * np.cos(theta), magnitude * np.sin(theta)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(["plain", "factors", "yarn"]),
+    neox=st.booleans(),
+    head_size=st.sampled_from([64, 96, 128]),
+    unturned=st.sampled_from([0, 2, 32]),
+    group=st.integers(1, 3),
+    first=st.sampled_from([0, 1, 4]),
+)
+def test_scores_are_unchanged(seed, kind, neox, head_size, unturned, group, first):
+    rng = np.random.default_rng(seed)
+    n_kv, n_tokens, n_queries, n_rot = 2, 9, 3, head_size - unturned
+    mean = rng.normal(0, 10, (n_kv, head_size))
+    mean[:, n_rot:] = 0
+    scale = np.exp(rng.uniform(np.log(0.1), np.log(10), (n_kv, head_size)))
+    i, j = center.pairs(n_rot, neox)
+    scale[:, j] = scale[:, i]
+    calibration = center.Calibration(mean, scale, n_rot, neox)
+
+    positions = rng.integers(0, 100_000, n_tokens)
+    cos, sin = angles(rng, positions, n_rot, kind)
+    before = mean[:, None] + rng.normal(0, 1, (n_kv, n_tokens, head_size))
+    keys = center.rope(before, cos, sin, neox)
+    queries = rng.normal(0, 1, (n_kv * group, n_queries, head_size))
+    centered = np.arange(n_tokens) >= first
+
+    stored = center.center(calibration, keys, cos, sin, centered)
+    scaled, w = center.query(calibration, queries)
+    c = center.row(cos, sin, neox, centered)
+    found = np.einsum("hqd,hkd->hqk", scaled, np.repeat(stored, group, 0)) + np.einsum("hqr,kr->hqk", w, c)
+    wanted = np.einsum("hqd,hkd->hqk", queries, np.repeat(keys, group, 0))
+    assert np.abs(found - wanted).max() <= 1e-11 * np.abs(wanted).max()
+
+    # What the cache does instead: the mean is taken off, and the scale applied, before RoPE.
+    short = center.rope(scale[:, None] * (before - mean[:, None] * centered[:, None]), cos, sin, neox)
+    assert np.allclose(short, stored, rtol=0, atol=1e-11 * np.abs(keys).max())
+    # A key that moves to another position (K-shift): stored rows and c are turned alike.
+    shift = angles(np.random.default_rng(seed), np.full(n_tokens, 7), n_rot, "plain")
+    moved_keys, moved_rows = (center.rope(x, *shift, neox) for x in (stored, c))
+    found = np.einsum("hqd,hkd->hqk", scaled, np.repeat(moved_keys, group, 0)) + np.einsum("hqr,kr->hqk", w, moved_rows)
+    wanted = np.einsum("hqd,hkd->hqk", queries, np.repeat(center.rope(keys, *shift, neox), group, 0))
+    assert np.abs(found - wanted).max() <= 1e-11 * np.abs(wanted).max()
+
+
+def test_the_mean_after_rope_is_not_the_same():
+    """The test above can tell: without c, or with c of other positions, scores change."""
+    rng = np.random.default_rng(1)
+    calibration = center.Calibration(np.full((1, 64), 3.0), np.ones((1, 64)), 64, False)
+    cos, sin = angles(rng, [5, 60], 64, "plain")
+    keys, queries = rng.normal(0, 1, (1, 2, 64)), rng.normal(0, 1, (1, 1, 64))
+    scaled, w = center.query(calibration, queries)
+    stored = center.center(calibration, keys, cos, sin)
+    wanted = queries[0] @ keys[0].T
+    assert np.allclose(scaled[0] @ stored[0].T + w[0] @ center.row(cos, sin, False).T, wanted)
+    assert not np.allclose(scaled[0] @ stored[0].T, wanted, atol=1)
+    assert not np.allclose(scaled[0] @ stored[0].T + w[0] @ center.row(cos, sin, False)[::-1].T, wanted, atol=1)
+
+
+@pytest.mark.parametrize("neox", [False, True])
+def test_fit_minimizes_what_it_says(neox):
+    """Of many scales near the fitted one, none has a smaller sum(q^2/s^2) * sum(s^2 * variance)."""
+    rng = np.random.default_rng(2)
+    spread = np.exp(rng.normal(0, 1, 32))
+    i, j = center.pairs(64, neox)
+    per_value = np.empty(64)
+    per_value[i] = per_value[j] = spread
+    keys = 5 + per_value * rng.normal(0, 1, (2, 4000, 64))
+    queries = per_value[::-1] * rng.normal(0, 1, (4, 4000, 64))
+    fitted = center.fit(keys, queries, 64, neox)
+    assert np.allclose(fitted.mean, 5, atol=0.5) and np.array_equal(fitted.scale[:, i], fitted.scale[:, j])
+
+    def error(scale):
+        variance = keys[:, center.FIRST :].var(1)
+        energy = (queries[:, center.FIRST :].reshape(2, -1, 64) ** 2).mean(1)
+        return (energy / scale**2).sum(1) * (scale**2 * variance).sum(1)
+
+    best = error(fitted.scale)
+    assert (best < 0.7 * error(np.ones_like(fitted.scale))).all()
+    for _ in range(50):
+        other = np.exp(rng.normal(0, 0.3, (2, 32)))
+        scale = fitted.scale.copy()
+        scale[:, i] *= other
+        scale[:, j] *= other
+        assert (error(scale) > 0.999 * best).all()
+
+
+def test_fit_where_a_pair_never_varies():
+    keys, queries = np.ones((1, 20, 8)), np.zeros((1, 20, 8))
+    queries[..., 0] = 1
+    assert np.array_equal(center.fit(keys, queries, 8, True).scale, np.ones((1, 8)))  # nothing to scale by
+    keys[:, ::2, 1] = 2
+    scale = center.fit(keys, queries, 8, True).scale
+    assert np.isfinite(scale).all() and scale.min() >= center.SCALES[0] and scale.max() <= center.SCALES[1]
+
+
+@pytest.mark.parametrize("far, wanted", [([], 0), ([0], 1), ([1, 2], 0), ([0, 1, 3], 2), ([0, 1, 2, 3], 4)])
+def test_uncentered_first(far, wanted):
+    calibration = center.Calibration(np.full((1, 8), 2.0), np.ones((1, 8)), 8, False)
+    keys = np.full((1, 4, 8), 2.1)
+    keys[:, far] = -2.1  # centering makes these larger
+    assert center.uncentered_first([calibration], [keys]) == wanted
+    near = np.full((1, 4, 8), 2.001)
+    assert center.uncentered_first([calibration] * 2, [keys, near]) == 0
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: center.pairs(3, True), "n_rot is 3"),
+        (lambda: center.rope(np.zeros((2, 8)), np.zeros((3, 4)), np.zeros((3, 4)), True), "of its tokens"),
+        (lambda: center.rope(np.zeros((2, 8)), np.zeros((2, 5)), np.zeros((2, 5)), True), "at most the head size"),
+        (lambda: center.row(np.zeros((2, 4)), np.zeros((2, 3)), True), "wanted both"),
+        (lambda: center.row(np.zeros((2, 4)), np.zeros((2, 4)), True, np.ones(3, bool)), "wanted bool"),
+        (lambda: center.fit(np.zeros((2, 9, 8)), np.zeros((3, 9, 8)), 8, True), "multiple of kv_heads"),
+        (lambda: center.fit(np.zeros((2, 5, 8)), np.zeros((2, 5, 8)), 8, True), "found 5 tokens"),
+        (lambda: center.query(center.Calibration(np.zeros((2, 8)), np.ones((2, 8)), 8, True), np.zeros((3, 1, 8))), "multiple of 2"),
+    ],
+)
+def test_bad_input_is_told_so(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

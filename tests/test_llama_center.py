@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Centered keys in the patched llama.cpp 0.3.36 with real models: with an f16 cache, which shows the method's own error, and with ours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from test_llama_cpp import gemma, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
+from test_llama_states import PREFIX, kld, probe, start  # noqa: F401  (fixtures)
+
+pytestmark = pytest.mark.llama
+
+CENTERED, PLAIN = ({"GGMLQ_KV_CENTER": mode} for mode in ("all", "off"))
+
+
+def logits(start, model, k, v, env, attention="on", actions=(), more=(), seq=0, at=PREFIX):  # noqa: F811
+    """Log probabilities after the prefix and these commands, and the log."""
+    with start(model, k, v, attention, env=env, more=more) as p:
+        p.do("prefix", PREFIX, 0)
+        for action in actions:
+            p.do(*action)
+        path = p.folder / "logits"
+        p.do("logits", at, 32, seq, path)
+        x = np.fromfile(path, np.float32).reshape(32, -1).astype(np.float64)
+        x -= x.max(axis=1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=1, keepdims=True)), p.log()
+
+
+def exact(start, model, **options):  # noqa: F811
+    """With an f16 cache, centered keys answer as plain ones do: within what f16 and f32 caches, with and without flash attention, differ by, since
+    small models turn any other rounding of a key into a KLD of thousandths. Three bits, or a wrong row, cost ten times that."""
+    plain = [logits(start, model, t, t, PLAIN, attention, **options) for t, attention in (("f16", "on"), ("f16", "off"), ("f32", "off"))]
+    noise = max(kld(p[0], q[0]).mean() for p in plain for q in plain)
+    assert noise < 0.005
+    for attention, (wanted, log) in zip(("on", "off"), plain):
+        assert "centered" not in log
+        found, log = logits(start, model, "f16", "f16", CENTERED, attention, **options)
+        assert f"keys are centered: {dict(smollm2=30, gemma=18)[model]} layers" in log
+        assert 0 < kld(wanted, found).mean() < 2 * noise
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma"])
+def test_centering_is_exact(start, model):  # noqa: F811
+    """Gemma has two RoPEs of distant pairs and sliding windows, SmolLM2 neighbouring pairs."""
+    exact(start, model)
+
+
+def test_keys_that_move(start):  # noqa: F811
+    """K-shift turns the positional rows as it turns keys."""
+    exact(start, "smollm2", actions=[("drop", 8, 64)], at=PREFIX - 64)
+
+
+def test_sequences_that_are_copied(start):  # noqa: F811
+    """A copied stream takes its positional rows along."""
+    exact(start, "smollm2", actions=[("copy",)], more=("streams",), seq=1)
+
+
+@pytest.mark.parametrize("model, k, attention", [("smollm2", "tq3_0", "on"), ("smollm2", "tq3_0", "off"), ("gemma", "tq3_0", "on"), ("gemma", "planar3", "on")])
+def test_three_bits_lose_less(start, model, k, attention):  # noqa: F811
+    reference = logits(start, model, "f16", "f16", PLAIN)[0]
+    plain = kld(reference, logits(start, model, k, "f16", PLAIN, attention)[0]).mean()
+    centered = kld(reference, logits(start, model, k, "f16", {"GGMLQ_KV_CENTER": "auto"}, attention)[0]).mean()
+    assert centered < plain / 2, (centered, plain)
+
+
+def test_off_is_the_default_and_changes_nothing(start):  # noqa: F811
+    unset, log = logits(start, "smollm2", "tq3_0", "tq3_0", {})
+    assert "centered" not in log
+    assert np.array_equal(unset, logits(start, "smollm2", "tq3_0", "tq3_0", PLAIN)[0])
+    auto, log = logits(start, "smollm2", "q4_0", "q4_0", {"GGMLQ_KV_CENTER": "auto"})  # only keys of our types
+    assert "centered" not in log
+    assert np.array_equal(auto, logits(start, "smollm2", "q4_0", "q4_0", PLAIN)[0])
+
+
+def test_states_are_refused_while_keys_are_centered(start, tmp_path):  # noqa: F811
+    with start("smollm2", "tq3_0", "tq3_0", env=PLAIN) as p:
+        p.do("prefix", PREFIX, 0)
+        p.do("save", "sequence", tmp_path / "state", PREFIX, 0)
+    with start("smollm2", "tq3_0", "tq3_0", env=CENTERED) as p:
+        assert p.ask("load", "sequence", tmp_path / "state", 0).startswith("refused")
+        assert "states can't be restored while keys are centered: set GGMLQ_KV_CENTER=off" in p.log()
+        p.do("prefix", PREFIX, 0)
+        assert p.ask("save", "sequence", tmp_path / "other", PREFIX, 0) == "failed"
+        assert "states can't be saved while keys are centered" in p.log()
+
+
+def test_what_can_not_be_centered_is_said(start, smollm2):  # noqa: F811
+    with pytest.raises(AssertionError, match="GGMLQ_KV_CENTER is 'on', wanted off, auto or all"), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"}):
+        pass
+    # ggml's attention, not ours, reads q5_0: it can't add the missing term
+    log = logits(start, "smollm2", "tq3_0", "q5_0", CENTERED)[1]
+    assert "keys are not centered: CPU has no attention for centered keys of type tq3_0 with values of type q5_0" in log
