@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import api
+from .. import _hadamard, api
 from .._pairs import block_size
 from .._types import cache_types
 from . import require
@@ -69,18 +69,7 @@ def dense(width: int) -> np.ndarray:
 
 def hadamard(x: np.ndarray) -> np.ndarray:
     """The orthonormal Walsh-Hadamard transform of each row, in blocks of the largest power of two that divides its width."""
-    n = hadamard_block(x.shape[1])
-    y, h = x.reshape(-1, n), 1
-    while h < n:
-        pair = y.reshape(len(y), n // (2 * h), 2, h)
-        y = np.stack([pair[:, :, 0] + pair[:, :, 1], pair[:, :, 0] - pair[:, :, 1]], axis=2).reshape(len(y), n)
-        h *= 2
-    return (y / f32(math.sqrt(n))).reshape(x.shape)
-
-
-def hadamard_block(width: int) -> int:
-    """Values that `hadamard` mixes."""
-    return width & -width
+    return _hadamard.hadamard(x, _hadamard.largest_block(x.shape[1]))
 
 
 def _signs(width: int) -> np.ndarray:
@@ -154,7 +143,7 @@ ROTATIONS = {
     "turboquant": Rotation(lambda x: x @ dense(x.shape[1]).T, lambda y: y @ dense(y.shape[1]), lambda n: n * n, lambda n: n * n),
     "turboquant-wht": Rotation(
         lambda x: hadamard(x * _signs(x.shape[1])), lambda y: hadamard(y) * _signs(y.shape[1]),
-        lambda n: n, lambda n: n * int(math.log2(hadamard_block(n))),
+        lambda n: n, lambda n: n * int(math.log2(_hadamard.largest_block(n))),
     ),
     "rotorquant": _blocks(rotors, 3, 4, 56),  # two products of a rotor and a multivector, 28 each, as its authors count
     "isoquant": _blocks(quaternion_pairs, 4, 8, 32),
@@ -281,7 +270,7 @@ def _sketched(name: str, rotation: Rotation, bits: int) -> Codec:
 def _after_hadamard(codec: Codec) -> Codec:
     return Codec(
         f"h+{codec.name}", lambda x: hadamard(codec.round_trip(hadamard(x))), codec.bits, codec.parameters,
-        lambda n: codec.multiply_adds(n) + n * int(math.log2(hadamard_block(n))), codec.multiple_of,
+        lambda n: codec.multiply_adds(n) + n * int(math.log2(_hadamard.largest_block(n))), codec.multiple_of,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import fetch
+from .._gguf_file import GgufError
 from .._quickstart_options import available_threads
 from .._steps import Progress, StepFailed, Steps
 from ..bench.reference import default_work_dir
@@ -33,7 +34,7 @@ def _failing(stop: Callable[[], Any] = lambda: None) -> Iterator[None]:
         return
     except StepFailed as error:
         lines = [f"error: {error.step}: {error}", *([f"  log {error.log}"] if error.log else [])]
-    except (LabError, PatchError, fetch.FetchError, OSError) as error:
+    except (LabError, GgufError, PatchError, fetch.FetchError, OSError) as error:
         lines = [f"error: {error}"]
     except KeyboardInterrupt:
         lines = ["interrupted: the same command goes on where it stopped"]
