@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from .. import _hadamard, api
-from .._pairs import block_size
+from .._pairs import bits_per_value, block_size
 from .._types import cache_types
 from . import require
 
@@ -254,8 +254,7 @@ def _ours(name: str) -> Codec:
 
 
 def _block_bits(name: str) -> Callable[[int], float]:
-    length, size = block_size(name)
-    return lambda width: 8 * size / length
+    return lambda width: bits_per_value(name)
 
 
 def _published(name: str, rotation: Rotation, bits: int) -> Codec:

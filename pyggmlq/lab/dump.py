@@ -56,8 +56,7 @@ class Options:
 
 def run(options: Options, steps: Steps) -> dict[str, Any]:
     """Write `options.out`; its metadata. `LabError` and StepFailed say what was in the way; then there is no new file."""
-    path = options.work_dir if options.model in fetch.MODELS else Path(options.model)
-    title = slug(Path(options.model).stem)
+    path, title = Path(options.model), slug(Path(options.model).stem)
     if options.model in fetch.MODELS:
         with steps.named(f"fetching {fetch.MODELS[options.model].title}"):
             path = fetch.fetch_model(options.model, options.work_dir / "models", steps.progress.update)

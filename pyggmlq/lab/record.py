@@ -16,8 +16,9 @@ from .._files import write_atomically
 from ..bench import record as bench_record
 from . import LabError
 
-KLD, EVAL = "pyggmlq-kld-1", "pyggmlq-eval-1"
-"""`format` of the files of `pyggmlq kld` and `pyggmlq eval`: a list `rows` of flat objects, beside the facts of `start`."""
+KLD, EVAL, ATTENTION, NEEDLE = "pyggmlq-kld-1", "pyggmlq-eval-1", "pyggmlq-attention-1", "pyggmlq-needle-1"
+"""`format` of the files of `pyggmlq kld`, of `eval` on rows and on a dump, and of `needle`: a list `rows` of flat objects,
+beside the facts of `start`."""
 
 BENCH = bench_record.FORMAT
 
@@ -60,6 +61,6 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LabError(f"{path} can't be read as JSON: {error}") from None
     found = data.get("format") if isinstance(data, dict) else None
-    if found not in (KLD, EVAL, BENCH):
-        raise LabError(f"{path}: found format {found!r}, wanted a file that `pyggmlq kld`, `eval` or `bench cpu` wrote")
+    if found not in (KLD, EVAL, ATTENTION, NEEDLE, BENCH):
+        raise LabError(f"{path}: found format {found!r}, wanted a file that `pyggmlq kld`, `eval`, `needle` or `bench cpu` wrote")
     return data
