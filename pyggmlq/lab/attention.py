@@ -41,7 +41,8 @@ def run(dump: Dump, codecs: Sequence[Codec], n_queries: int, step: Callable[[str
 
     `layers`, one for each layer: `pairs` maps codecs to the share of the logit error that each RoPE pair brings, fastest
     pair first (null without RoPE); `mean_share`, `mean_share_before_rope`: share of K's square that its mean over tokens
-    has; `peak`: square of the largest channel over that of the mean channel.
+    has; `peak`: square of the largest channel over that of the mean channel; `block_k`, `block_q`: of the 32 neighbouring
+    values that hold most of K's square, their share of K's and of Q's.
     """
     rows: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
@@ -183,10 +184,20 @@ def _statistics(layer: Layer, dump: Dump) -> dict[str, Any]:
 
     before = without_rope(layer, dump.positions)
     power = (layer.k.astype(np.float64) ** 2).mean(axis=0)
+    block_k, block_q = _largest_block(layer, power)
     return {
         "mean_share": mean_share(layer.k), "mean_share_before_rope": None if before is None else mean_share(before),
-        "peak": float((power.max(axis=1) / power.mean(axis=1)).mean()),
+        "peak": float((power.max(axis=1) / power.mean(axis=1)).mean()), "block_k": block_k, "block_q": block_q,
     }  # fmt: skip
+
+
+def _largest_block(layer: Layer, power: np.ndarray) -> tuple[float, float]:
+    """Of the 32 neighbouring values that hold most of K's square: their share of K's and of Q's, mean over KV heads."""
+    blocks = power[:, : power.shape[1] // 32 * 32].reshape(len(power), -1, 32).sum(axis=2) / power.sum(axis=1, keepdims=True)
+    most = blocks.argmax(axis=1)
+    queries = (layer.q.astype(np.float64) ** 2).mean(axis=0).reshape(len(power), -1, power.shape[1]).sum(axis=1)
+    of_q = np.stack([queries[head, 32 * at : 32 * at + 32].sum() / queries[head].sum() for head, at in enumerate(most)])
+    return float(blocks.max(axis=1).mean()), float(of_q.mean())
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
