@@ -132,7 +132,7 @@ class _Exact:
             power = np.einsum("npi,npj->pij", q, q) / len(q) * np.einsum("npi,npj->pij", e, e) / len(e)
             by_pair = power.sum(axis=(1, 2))
             total += by_pair / max(by_pair.sum(), 1e-30)
-        return [float(share) for share in total / self.n_kv]
+        return [round(float(share), 5) for share in total / self.n_kv]
 
 
 class _Place:

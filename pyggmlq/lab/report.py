@@ -212,7 +212,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
     for row in means:
         if row["codec"] in telling and row["v_output"]:
             here = sorted((one for one in rows if one["codec"] == row["codec"]), key=lambda one: -one["k_kld"])
-            few = here[: max(1, len(here) // 10)]
+            few = here[: max(3, len(here) // 10)]
             share = sum(one["k_kld"] for one in few) / (sum(one["k_kld"] for one in here) or 1)
             worst = ", ".join(f"{one['layer']}.{one['head']}" for one in few[:5])
             sentences.append(
@@ -220,7 +220,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
                 f"{len(few)} of {len(here)} heads have {100 * share:.0f} % of the divergence that K causes, the worst (layer.head): {worst}."
             )
     text = ["Each layer by itself, with the model's own queries, from rows that `pyggmlq dump-kv` wrote. “h+”: after a Hadamard transform of a head, "
-            "as llama.cpp's attn_rot; “cache”: what was dumped.", *sentences]  # fmt: skip
+            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from.", *sentences]  # fmt: skip
     head = ("codec", "bits", "logit error", "K: KLD", "K: top-1", "K: output", "V: output", "worst head", "its KLD")
     table = Table(head, [
         (row["codec"], number(row["bits"], 3), number(row["logit_error"], 4), number(row["k_kld"], 5), f"{100 * row['k_top1']:.1f} %",
