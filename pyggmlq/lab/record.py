@@ -8,6 +8,7 @@ import datetime
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def start(format: str, **facts: Any) -> dict[str, Any]:
 def write(path: Path, data: dict[str, Any]) -> None:
     """Replace `path` by `data`, at once. A number that is none (NaN, infinite) becomes null: JSON has no word for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r"\[\n[-+.,\d\se]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # a list of numbers on one line
+    write_atomically(path, text + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
