@@ -30,44 +30,16 @@ enum {
     GGMLQ_MAX_BLOCK_LENGTH = 128
 };
 
-#define GGMLQ_TQ3_0_UNIT   (1.0f/64.0f)  /* value of one level at scale 1 */
-#define GGMLQ_PLANAR3_UNIT (1.0f/512.0f)
-
 static inline GGMLQ_DEVICE_TOO float ggmlq_float_from_bits(uint32_t bits) { float f; memcpy(&f, &bits, sizeof(f)); return f; }
 static inline GGMLQ_DEVICE_TOO uint32_t ggmlq_float_bits(float f) { uint32_t bits; memcpy(&bits, &f, sizeof(bits)); return bits; }
+
+#include "ggmlq-values.h"
 
 static inline GGMLQ_DEVICE_TOO uint16_t ggmlq_load_u16(const uint8_t * p) { return (uint16_t) (p[0] | p[1] << 8); }
 static inline GGMLQ_DEVICE_TOO void ggmlq_store_u16(uint8_t * p, uint16_t v) { p[0] = (uint8_t) v; p[1] = (uint8_t) (v >> 8); }
 
 static inline GGMLQ_DEVICE_TOO uint32_t ggmlq_load_u32(const uint8_t * p) {
     return (uint32_t) p[0] | (uint32_t) p[1] << 8 | (uint32_t) p[2] << 16 | (uint32_t) p[3] << 24;
-}
-
-/* Exact. Branch-free, so that loops over it vectorize; a subnormal half never passes through a subnormal float, so that
- * a processor set to flush those keeps it. */
-static inline GGMLQ_DEVICE_TOO float ggmlq_half_to_float(uint16_t h) {
-    const uint32_t sign     = (uint32_t) (h & 0x8000) << 16;
-    const uint32_t rest     = (uint32_t) (h & 0x7fff) << 13;
-    const uint32_t normal   = rest + (rest >= 0x0f800000 ? 0x70000000 : 0x38000000); /* infinity, NaN : finite */
-    const uint32_t subnorm  = ggmlq_float_bits(ggmlq_float_from_bits(rest + 0x38800000) - ggmlq_float_from_bits(0x38800000));
-    return ggmlq_float_from_bits(sign | (rest < 0x00800000 ? subnorm : normal));
-}
-
-/* Nearest, ties to even; beyond 65504 saturates (also infinity); NaN stays NaN. */
-static inline GGMLQ_DEVICE_TOO uint16_t ggmlq_half_from_float(float f) {
-    const uint32_t bits = ggmlq_float_bits(f);
-    const uint16_t sign = (uint16_t) (bits >> 16 & 0x8000);
-    const uint32_t rest = bits & 0x7fffffff;
-    if (rest > 0x7f800000) {
-        return (uint16_t) (sign | 0x7e00);
-    }
-    if (rest >= 0x477fe000) { /* 65504 */
-        return (uint16_t) (sign | 0x7bff);
-    }
-    if (rest < 0x38800000) {  /* 2^-14: the result is subnormal, an ulp of 0.5 is an ulp of the result */
-        return (uint16_t) (sign | (ggmlq_float_bits(ggmlq_float_from_bits(rest) + 0.5f) - 0x3f000000));
-    }
-    return (uint16_t) (sign | (((rest + 0xfff + (rest >> 13 & 1)) >> 13) - (112 << 10)));
 }
 
 /* Multiplies by 2^e, |e| <= 160, in two steps because 2^e itself may be no float. Only one of them can round. */
@@ -101,12 +73,6 @@ static inline bool ggmlq_block_exponent(const float * x, int n, int * e) {
         }
     }
     return true;
-}
-
-/* Where the 1-bit field of value j = 8k + b lies in the word s. */
-static inline GGMLQ_DEVICE_TOO int ggmlq_sign_bit(int b, int k) {
-    const int c = 4*(b % 4) + k;
-    return 4*(c >> 1) + 2*(b / 4) + (c & 1);
 }
 
 /* A pair of planes -> 32 levels. A value's field is its 2 bits plus 4 times its 1 bit; the type's table says which

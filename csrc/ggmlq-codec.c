@@ -55,6 +55,31 @@ int64_t ggmlq_row_bytes(int type, int64_t n) {
     return n / info->block_length * info->block_bytes;
 }
 
+int ggmlq_attend_check_shapes(const struct ggmlq_attend_params * p) {
+    const int     types[2] = { p->type_k,      p->type_v      };
+    const int64_t sizes[2] = { p->head_size_k, p->head_size_v };
+    for (int i = 0; i < 2; ++i) {
+        switch (types[i]) {
+#define GGMLQ_TYPE(NAME, name, id, length, bytes, description)         case id: break;
+#define GGMLQ_FOREIGN_TYPE(NAME, name, id, length, bytes, description) case id: break;
+#include "ggmlq-types.def"
+            default: return GGMLQ_ERROR_TYPE;
+        }
+        if (ggmlq_row_bytes(types[i], sizes[i]) <= 0) {
+            return GGMLQ_ERROR_LENGTH;
+        }
+        if (sizes[i] > GGMLQ_ATTEND_MAX_HEAD_SIZE) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    if (p->n_kv < 0 || p->n_queries < 0 || p->n_heads_kv < 1 || p->n_seqs_kv < 1 || p->n_heads < 0 || p->n_seqs < 0 ||
+        p->n_heads % p->n_heads_kv != 0 || p->n_seqs % p->n_seqs_kv != 0 ||
+        (p->mask && (p->mask_heads < 1 || p->mask_seqs < 1))) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    return GGMLQ_OK;
+}
+
 /* 0 if `type` is a cache type and n a whole number of its blocks. */
 static int check_row(int type, int64_t n) {
     if (type != GGMLQ_TYPE_TQ3_0 && type != GGMLQ_TYPE_PLANAR3) {

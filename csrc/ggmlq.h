@@ -135,6 +135,9 @@ struct ggmlq_attend_params {
     float        logit_softcap;              /* s <- cap * tanh(s / cap); 0: off                                   */
 };
 
+/* 0, or which types and shapes no attention here takes, on whatever device. Numbers only: no pointer is followed. */
+GGMLQ_API int ggmlq_attend_check_shapes(const struct ggmlq_attend_params * p);
+
 /* 0, or why ggmlq_attend can't do it. */
 GGMLQ_CPU_API int ggmlq_attend_check(const struct ggmlq_attend_params * p);
 

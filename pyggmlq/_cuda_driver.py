@@ -68,7 +68,7 @@ def _why_unusable():
     if error:
         return (
             f"The {PLATFORM.title} library holds no code for {describe_device()}: {text(error)}. Reinstall on this machine with "
-            f"-C cmake.define.PYGGMLQ_{PLATFORM.title}=ON."
+            f"-C cmake.define.PYGGMLQ_{PLATFORM.backend.upper()}=ON."
         )
     return ""
 

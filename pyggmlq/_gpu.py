@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Which GPU library this installation has: csrc/cuda compiled for CUDA, or the same for HIP. One of them, or none.
+"""Which GPU library this installation has: csrc/cuda compiled for CUDA or for HIP, or csrc/metal, which has the same functions. One, or none.
 
-Both back ends are the same modules (_cuda.py and what it imports); names and words that differ are here.
+All three back ends are the same modules (_cuda.py and what it imports); names and words that differ are here.
 """
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -26,9 +27,11 @@ class Platform:
 
     @property
     def not_built(self) -> str:
+        if self.backend == "metal" and sys.platform != "darwin":
+            return "Metal is Apple's: this back end can be built on macOS only."
         return (
             f"This installation was built without {self.title}: reinstall from the sources with "
-            f"-C cmake.define.PYGGMLQ_{self.title}=ON, which needs {self.compiler}."
+            f"-C cmake.define.PYGGMLQ_{self.backend.upper()}=ON, which needs {self.compiler}."
         )
 
 
@@ -37,6 +40,7 @@ PLATFORMS = {
     for platform in (
         Platform("cuda", "CUDA", "NVIDIA driver", "nvcc", (1000, 10)),
         Platform("hip", "HIP", "AMD driver", "ROCm", (10_000_000, 100_000)),
+        Platform("metal", "Metal", "Metal device", "Xcode's command line tools", (1000, 10)),
     )
 }
 

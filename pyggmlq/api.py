@@ -5,16 +5,16 @@ Conventions of every function here:
 
 - `type` is the name of a cache type, `"tq3_0"` or `"planar3"` (`types()` lists them); formats: docs/FORMAT.md.
 - A row of `n` float32 values is `row_bytes = n / block_length * block_bytes` uint8. `n` is a multiple of the block length.
-- `backend` is `"cpu"` (compiled), `"cuda"` or `"hip"` (compiled, where built: NVIDIA's or AMD's GPUs) or `"reference"` (numpy, slow, made to
-  be read); `backends()` says which are usable.
+- `backend` is `"cpu"` (compiled), `"cuda"`, `"hip"` or `"metal"` (compiled, where built: NVIDIA's, AMD's or Apple's GPUs) or `"reference"`
+  (numpy, slow, made to be read); `backends()` says which are usable.
 - Inputs may be any strided views. One whose rows aren't contiguous is copied, unless it is a cache (`rows`, `k`, `v`):
   those are never copied but refused.
 - `out`, where there is one, is a C-contiguous writable array of the documented shape and dtype; it is returned.
 - A wrong dtype or kind of argument is a TypeError, everything else a ValueError: *what: found X, wanted Y*. Nothing has
   been written when one is raised.
-- `backend="cuda"`, and `"hip"` in the same way, takes numpy arrays, which it copies to the current device and back, and arrays in device memory (`CudaArray`, or
+- `backend="cuda"`, and `"hip"` and `"metal"` in the same way, takes numpy arrays, which it copies to the current device and back, and arrays in device memory (`CudaArray`, or
   anything else with `__cuda_array_interface__`), which it uses where they lie. They may be mixed. If one is in device memory,
-  the result is a `CudaArray` on that device, where the annotations say numpy; `out` may be of either kind. docs/CUDA.md, docs/HIP.md.
+  the result is a `CudaArray` on that device, where the annotations say numpy; `out` may be of either kind. docs/CUDA.md, docs/HIP.md, docs/METAL.md.
 """
 from __future__ import annotations
 
@@ -38,10 +38,7 @@ MAX_HEAD_SIZE = 1024
 
 _Array = Union[np.ndarray, CudaArray]
 
-_MODULES = {"reference": "pyggmlq.reference", "cpu": "pyggmlq._cpu", "cuda": "pyggmlq._cuda", "hip": "pyggmlq._cuda"}
-_ABSENT = {
-    "metal": "Metal kernels are not part of this version.",
-}
+_MODULES = {"reference": "pyggmlq.reference", "cpu": "pyggmlq._cpu", "cuda": "pyggmlq._cuda", "hip": "pyggmlq._cuda", "metal": "pyggmlq._cuda"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Backend:
     level: str = ""
     """Of "cpu": the active level of `cpu_levels()`."""
     device: str = ""
-    """Of "cuda" and "hip": the current device."""
+    """Of "cuda", "hip" and "metal": the current device."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def backends() -> list[Backend]:
         else:
             level = module.active_level() if name == "cpu" else ""
             found.append(Backend(name, True, "", level, module.describe_device() if name in _gpu.PLATFORMS else ""))
-    return found + [Backend(name, False, reason) for name, reason in _ABSENT.items()]
+    return found
 
 
 def cpu_levels() -> list[CpuLevel]:
@@ -352,9 +349,7 @@ def _module(name: str) -> ModuleType:
             return _import(name)
         except ImportError as error:
             raise ValueError(f"backend {name!r} is not usable: {_why_not(name, error)}") from error
-    if name in _ABSENT:
-        raise ValueError(f"backend {name!r} is not usable: {_ABSENT[name]}")
-    raise ValueError(f"backend: found {name!r}, wanted one of {', '.join([*_MODULES, *_ABSENT])}")
+    raise ValueError(f"backend: found {name!r}, wanted one of {', '.join(_MODULES)}")
 
 
 def _import(name: str) -> ModuleType:
@@ -392,7 +387,7 @@ def _array(what: str, array: object, dtype: npt.DTypeLike, module: ModuleType) -
     if on_device and _takes_device_arrays(module):
         array = CudaArray.adopt(what, array)
     elif on_device:
-        raise TypeError(f"{what}: found {_kind(array)} in device memory, which only backends 'cuda' and 'hip' take, wanted a numpy array")
+        raise TypeError(f"{what}: found {_kind(array)} in device memory, which only backends 'cuda', 'hip' and 'metal' take, wanted a numpy array")
     if not isinstance(array, (np.ndarray, CudaArray)):
         raise TypeError(f"{what}: found {_kind(array)}, wanted a numpy array of {np.dtype(dtype)}")
     if array.dtype != dtype:

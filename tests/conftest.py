@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name in ("cuda", "hip"):
+    for name in ("cuda", "hip", "metal"):
         if item.get_closest_marker(name):
             (found,) = [backend for backend in pyggmlq.backends() if backend.name == name]
             if not found.usable:

@@ -17,7 +17,7 @@ import pyggmlq
 from pyggmlq._types import cache_types, foreign_types
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("_ggmlq_cuda", "_ggmlq_hip", "_cuda_driver", "_cuda")
+MODULES = ("_ggmlq_cuda", "_ggmlq_hip", "_ggmlq_metal", "_cuda_driver", "_cuda")
 
 
 def load_build_cffi():
@@ -254,7 +254,7 @@ def installed(library=None, platform="cuda", **options):
     before = _forget()
     generated = types.ModuleType(f"pyggmlq._ggmlq_{platform}")
     generated.ffi, generated.__file__ = FakeFFI(ffi, library), "fake"
-    for name in ("cuda", "hip"):
+    for name in ("cuda", "hip", "metal"):
         sys.modules[f"pyggmlq._ggmlq_{name}"] = generated if name == platform else None
     try:
         yield library

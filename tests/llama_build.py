@@ -29,11 +29,11 @@ def sync(source: Path, target: Path) -> None:
                 shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
 
 
-def patched(pristine: Path, staged: Path) -> Path:
+def patched(pristine: Path, staged: Path, version: str = "0.3.36") -> Path:
     """A tree under .cache/ that equals `pristine` patched; `staged` is a folder of the caller's that doesn't exist yet."""
     sync(pristine, staged)
     run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
-    tree = CACHE / "0.3.36-patched"
+    tree = CACHE / f"{version}-patched"
     sync(staged, tree)
     return tree
 

@@ -16,7 +16,8 @@ import pytest
 import pyggmlq
 from pyggmlq import _cpu, api
 
-BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip)]
+BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip),
+            pytest.param("metal", marks=pytest.mark.metal)]
 each = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -239,11 +240,11 @@ REFUSED = [
     (lambda: pyggmlq.quantize(X, backend="gpu"), ValueError,
      "backend: found 'gpu', wanted one of reference, cpu, cuda, hip, metal"),
     (lambda: pyggmlq.quantize(X, backend="metal"), ValueError,
-     "backend 'metal' is not usable: Metal kernels are not part of this version."),
+     "backend 'metal' is not usable: Metal is Apple's: this back end can be built on macOS only."),
     # dtypes and kinds
     (lambda: pyggmlq.quantize([0.0] * 32), TypeError, "x: found list, wanted a numpy array of float32"),
     (lambda: pyggmlq.quantize(DeviceMemory()), TypeError,
-     "x: found DeviceMemory in device memory, which only backends 'cuda' and 'hip' take, wanted a numpy array"),
+     "x: found DeviceMemory in device memory, which only backends 'cuda', 'hip' and 'metal' take, wanted a numpy array"),
     (lambda: pyggmlq.quantize(X.astype(np.float64)), TypeError, "x: found dtype float64, wanted float32"),
     (lambda: pyggmlq.quantize(X.astype(">f4")), TypeError, "x: found dtype >f4, wanted float32"),
     (lambda: pyggmlq.dequantize(B.view(np.int8)), TypeError, "b: found dtype int8, wanted uint8"),

@@ -19,7 +19,8 @@ from pyggmlq import _cpu, reference
 from pyggmlq._types import cache_types, foreign_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
-BACKENDS = ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip)]
+BACKENDS = ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip),
+            pytest.param("metal", marks=pytest.mark.metal)]
 ALL_TYPES = [info.name for info in foreign_types() + cache_types()]
 
 

@@ -14,7 +14,8 @@ from pyggmlq import reference
 from pyggmlq._types import cache_types
 
 CACHE_TYPES = [info.name for info in cache_types()]
-BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip)]
+BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip),
+            pytest.param("metal", marks=pytest.mark.metal)]
 
 settings.register_profile("codec", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("codec")

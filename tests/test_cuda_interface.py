@@ -308,7 +308,7 @@ def test_several_devices(library):
 
 
 def test_device_arrays_are_for_cuda_alone(library):
-    with pytest.raises(TypeError, match="^x: found CudaArray in device memory, which only backends 'cuda' and 'hip' take, wanted a numpy array$"):
+    with pytest.raises(TypeError, match="^x: found CudaArray in device memory, which only backends 'cuda', 'hip' and 'metal' take, wanted a numpy array$"):
         pyggmlq.quantize(CudaArray.upload(normal(32)))
 
 

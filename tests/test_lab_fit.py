@@ -79,6 +79,20 @@ def test_layers_without_kv_heads_keep_a_state(tmp_path: Path):
     assert model.cache_bytes(Case("f16", "f16"), 256) == (256 * 32 * 2, 256 * 32 * 2, 2 * 64 * 2 * 4)
 
 
+DEEPSEEK4 = {"block_count": 4, "embedding_length": 512, "attention__head_count": 64, "attention__head_count_kv": 1, "attention__key_length": 512,
+             "attention__value_length": 512, "attention__sliding_window": 128, "attention__indexer__key_length": 128,
+             "attention__compress_ratios": [0, 4, 128, 4]}  # fmt: skip
+
+
+def test_compressed_caches_lie_beside_the_window(tmp_path: Path):
+    model = fit.read(write(tmp_path / "m.gguf", "deepseek4", **DEEPSEEK4))
+    raw, csa, hca = 4 * 768, 2 * 32768, 1024
+    state = 2 * 4 * (2 * 8 * 1024 + 128 * 512 + 2 * 8 * 256)
+    assert model.cache_bytes(Case("planar3", "planar3"), 131072) == ((raw + csa + hca) * 200 + csa * 50, 0, state)
+    assert model.cache_bytes(Case("tq3_0", "tq3_0"), 131072)[0] == (raw + csa + hca) * 224 + csa * 56
+    assert "K and V are the same rows" in model.refusal(Case("planar3", "tq3_0"))
+
+
 def test_the_longest_context_is_the_longest(tmp_path: Path):
     model = fit.read(write(tmp_path / "m.gguf", "gemma3", **GEMMA))
     for case in fit.default_pairs():
@@ -126,7 +140,8 @@ def test_bad_requests(tmp_path: Path, arguments: list[str], status: int, wanted:
 @pytest.mark.parametrize(
     ("architecture", "keys", "wanted"),
     [
-        ("deepseek4", SMOLLM2, "of a kind that fit does not compute"),
+        ("deepseek32", SMOLLM2, "of a kind that fit does not compute"),
+        ("deepseek4", SMOLLM2, "does not say how the layers of deepseek4 compress"),
         ("mimo2", {**SMOLLM2, "attention__sliding_window": 128}, "does not say which layers of mimo2 have a sliding window"),
         ("llama", {"context_length": 5}, "no layers"),
         ("llama", {**SMOLLM2, "split__count": 3}, "give the first one, ..-00001-of-00003.gguf"),
@@ -168,7 +183,7 @@ def test_sizes_of_types_are_those_of_gguf():
 # What llama.cpp allocates --------------------------------------------------------------------------------------------
 
 ALLOCATED = re.compile(r"size = +[\d.]+ MiB \(.*K \((?P<k>\w+)\): +([\d.]+) MiB, V \(\w+\): +([\d.]+) MiB")
-STATE = re.compile(r"size = +([\d.]+) MiB \( *\d+ cells, +\d+ layers, +\d+ seqs")
+STATE = re.compile(r"size = +([\d.]+) MiB \( *\d+ cells, +\d+ layers, +\d+ seqs|layers = \d+, size = +([\d.]+) MiB")  # the second: DeepSeek-V4
 
 
 def context_log(command: list) -> str:
@@ -202,7 +217,7 @@ def test_every_architecture_of_llama_cpp(llama_tree, tmp_path, tmp_path_factory)
             log = context_log([programs / "llama-perplexity", "-m", path, "-c", "5000", "-b", "512", "-ub", "512", "-lv", "4", "-fa", "on", "-t", "1",
                                "-f", tmp_path / "text.txt", "--no-warmup", "-ctk", case.k, "-ctv", case.v])  # fmt: skip
             caches = [(float(k), float(v)) for _, k, v in ALLOCATED.findall(log)]
-            states = [float(size) for size in STATE.findall(log)]
+            states = [float(one or other) for one, other in STATE.findall(log)]
             if not caches and not states:
                 continue
             logged = [sum(k for k, _ in caches), sum(v for _, v in caches), sum(states)]

@@ -1,39 +1,64 @@
 # SPDX-License-Identifier: MIT
-"""The patched llama.cpp 0.3.36 with its CUDA back end: upstream's own tests on our types, then its programs with real models.
+"""The patched llama.cpp with its CUDA back end: upstream's own tests on our types, then its programs with real models.
 
-Marked `cuda` and `llama`: needs a GPU and nvcc; the first run compiles for a quarter of an hour on few cores.
+Marked `cuda` and `llama`: needs a GPU and nvcc; the first run compiles two trees for a quarter of an hour each on few cores.
+The tests that are imported are those of the CPU, run with programs that put the model and its cache on the GPU by themselves.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from llama_build import build, run
+from pyggmlq._tree import prose
+
+from llama_build import build, patched, run
 from test_llama_cpp import ANSI, OURS, PROMPT, complete, gemma, llama_server, patched_tree, smollm2  # noqa: F401 (fixtures)
+from test_llama_cpp import (  # noqa: F401
+    test_completion_across_a_context_shift,
+    test_prompt_cache_is_restored_also_with_another_type,
+    test_rpc_over_loopback_equals_local,
+    test_server_slot_is_saved_and_restored,
+)
+from test_llama_states import probe, start, test_a_converted_state_goes_on_as_one_of_that_type, test_server_restores_slots_of_other_types  # noqa: F401
 
 pytestmark = [pytest.mark.cuda, pytest.mark.llama]
 
-TARGETS = ("test-backend-ops", "llama-completion", "llama-perplexity", "llama-server")
-# One pair of upstream's own kernels: ours must not need the others.
-FLAGS = ("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DGGML_CUDA_FA_QUANTS=f16-f16")
+TARGETS = ("test-backend-ops", "llama-completion", "llama-perplexity", "llama-server", "ggml-rpc-server")
+FLAGS = ("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native")  # no option for the sake of our types
 PAIRS = [(ours, other) for ours in OURS for other in OURS] + [
     pair for ours in OURS for other in ("f16", "q8_0", "q4_0") for pair in ((ours, other), (other, ours))
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def gpu_programs(patched_tree):  # noqa: F811
+def programs(patched_tree):  # noqa: F811
+    """Those of 0.3.36. Takes the place of the fixture that builds for the CPU, in the imported tests too."""
     return build(patched_tree, TARGETS, FLAGS, "-cuda-build")
 
 
-@pytest.mark.parametrize("operation, least", [("SET_ROWS", 20), ("GET_ROWS", 8), ("CPY", 12), ("CONT", 6), ("CONCAT", 16), ("MUL_MAT", 30),
-                                              ("FLASH_ATTN_EXT", 500)])
-def test_backend_ops(gpu_programs, operation, least):
+@pytest.fixture(scope="session")
+def older_programs(llama_tree, tmp_path_factory):
+    tree = patched(llama_tree("0.3.28"), tmp_path_factory.mktemp("older") / "llama.cpp", "0.3.28")
+    return build(tree, TARGETS[:2], FLAGS, "-cuda-build")
+
+
+@pytest.fixture(params=["programs", "older_programs"])
+def each_programs(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("each_programs, operation, least", [
+    *[("programs", *case) for case in (("SET_ROWS", 20), ("GET_ROWS", 8), ("CPY", 12), ("CONT", 6), ("CONCAT", 16), ("MUL_MAT", 30), ("FLASH_ATTN_EXT", 500))],
+    *[("older_programs", *case) for case in (("SET_ROWS", 8), ("GET_ROWS", 4), ("CPY", 12), ("MUL_MAT", 30), ("FLASH_ATTN_EXT", 500))],
+], indirect=["each_programs"])  # fmt: skip
+def test_backend_ops(each_programs, operation, least):
     """Every case of ours runs on the GPU and gives what the CPU gives."""
-    command = [gpu_programs / "test-backend-ops", "test", "-b", "CUDA0", "-o", operation, "-p", "|".join(OURS)]
+    command = [each_programs / "test-backend-ops", "test", "-b", "CUDA0", "-o", operation, "-p", "|".join(OURS)]
     output = ANSI.sub("", run(command).stdout)
     results = re.findall(r"^ *" + operation + r"\((.*)\): (.*)$", output, re.MULTILINE)
     for name in OURS:
@@ -43,36 +68,61 @@ def test_backend_ops(gpu_programs, operation, least):
 
 
 @pytest.mark.parametrize("k, v", PAIRS)
-def test_pairs_answer(gpu_programs, gemma, k, v):  # noqa: F811
-    text, log, status = complete(gpu_programs, gemma, k, v, "-fa", "on", "-ngl", "99")
+def test_pairs_answer(each_programs, gemma, k, v):  # noqa: F811
+    text, log, status = complete(each_programs, gemma, k, v, "-fa", "on", "-ngl", "99")
     assert status == 0 and len(text.split()) > 5, log[-2000:]
+    assert re.search(r"CUDA0 KV buffer size", log), "the cache is not on the GPU"
 
 
 @pytest.mark.parametrize("extra", [("-fa", "off", "-ngl", "99"), ("-fa", "on", "-ngl", "99", "-nkvo"), ("-fa", "on", "-ngl", "9")])
 @pytest.mark.parametrize("k", OURS)
-def test_elsewhere_and_without_flash_attention(gpu_programs, gemma, k, extra):  # noqa: F811
-    text, log, status = complete(gpu_programs, gemma, k, "f16", *extra)
+def test_elsewhere_and_without_flash_attention(each_programs, gemma, k, extra):  # noqa: F811
+    text, log, status = complete(each_programs, gemma, k, "f16", *extra)
     assert status == 0 and len(text.split()) > 5, log[-2000:]
 
 
-@pytest.mark.parametrize("k, v", [("tq3_0", "tq3_0"), ("planar3", "planar3")])
-def test_completion_across_a_context_shift(gpu_programs, gemma, k, v):  # noqa: F811
-    text, log, status = complete(gpu_programs, gemma, k, v, "-fa", "on", "-ngl", "99", "--context-shift", "--ignore-eos", n_predict=300, n_ctx=256)
-    assert status == 0 and len(text.split()) > 100, log[-2000:]
+@pytest.fixture(scope="session")
+def text(llama_tree, tmp_path_factory) -> Path:
+    """Prose of llama.cpp's documents."""
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text(prose(llama_tree("0.3.36")), encoding="utf-8")
+    return path
 
 
-@pytest.mark.parametrize("model, k, v", [("smollm2", "tq3_0", "tq3_0"), ("smollm2", "q8_0", "tq3_0"), ("gemma", "planar3", "planar3")])
-def test_perplexity_is_that_of_the_cpu(gpu_programs, patched_tree, request, model, k, v):  # noqa: F811
-    def perplexity(device: str) -> float:
-        output = run([gpu_programs / "llama-perplexity", "-m", request.getfixturevalue(model), "-f", patched_tree / "README.md", "-c", "512",
-                      "--chunks", "8", "-fa", "on", "-ctk", k, "-ctv", v, "-ngl", "99", "-dev", device]).stdout
-        return float(re.search(r"Final estimate: PPL = ([\d.]+)", output)[1])
-
-    assert perplexity("CUDA0") == pytest.approx(perplexity("none"), rel=0.01)
+def perplexity(programs, text, model, k, v, *extra, env=None) -> tuple[float, str]:  # noqa: F811
+    """Of 16 windows, and the log."""
+    output = run([programs / "llama-perplexity", "-m", model, "-f", text, "-c", "512", "--chunks", "16", "-fa", "on",
+                  "-ctk", k, "-ctv", v, "-ngl", "99", "-lv", "4", "-t", str(min(8, os.cpu_count() or 1)), *extra], env={**os.environ, **(env or {})}).stdout
+    return float(re.search(r"Final estimate: PPL = ([\d.]+)", output)[1]), output
 
 
-def test_server_with_four_slots(gpu_programs, smollm2, tmp_path):  # noqa: F811
-    with llama_server(gpu_programs, smollm2, tmp_path, "tq3_0", "tq3_0", "-np", "4", "-c", "4096", "-ngl", "99") as request:
+@pytest.mark.parametrize("model, k, v", [("smollm2", "tq3_0", "tq3_0"), ("smollm2", "q8_0", "tq3_0"), ("gemma", "planar3", "planar3"), ("gemma", "tq3_0", "f16")])
+def test_perplexity_is_that_of_the_cpu(programs, text, request, model, k, v):  # noqa: F811
+    """Relative to f16's, since kernels of the weights differ too. Prefill on the GPU doesn't round queries to 8 bits, as the CPU does."""
+    path = request.getfixturevalue(model)
+    ratios = []
+    for device in ("CUDA0", "none"):
+        ours, plain = (perplexity(programs, text, path, *types, "-dev", device)[0] for types in ((k, v), ("f16", "f16")))
+        ratios.append(ours / plain)
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.05)
+
+
+@pytest.mark.parametrize("model, k, v, mode", [("smollm2", "tq3_0", "tq3_0", "layer"), ("smollm2", "q8_0", "tq3_0", "layer"), ("gemma", "planar3", "tq3_0", "layer"),
+                                               ("smollm2", "tq3_0", "tq3_0", "tensor"), ("smollm2", "q8_0", "tq3_0", "tensor")])  # fmt: skip
+def test_several_gpus_give_what_one_gives(programs, text, request, model, k, v, mode):  # noqa: F811
+    """Two GPUs if there are, else llama.cpp's two virtual ones on the same card. CUDA has no -sm row any more, and -sm tensor can't split
+    the one KV head of Gemma."""
+    path = request.getfixturevalue(model)
+    one, _ = perplexity(programs, text, path, k, v, "-dev", "CUDA0")
+    two, log = perplexity(programs, text, path, k, v, "-dev", "CUDA0,CUDA1", "-sm", mode, "-ts", "1,1", env={"GGML_CUDA_DEVICES": "2"})
+    if mode == "layer":
+        assert "CUDA0 KV buffer size" in log and "CUDA1 KV buffer size" in log
+    assert two == pytest.approx(one, rel=0.01)
+
+
+@pytest.mark.parametrize("unified", ["--kv-unified", "--no-kv-unified"])
+def test_server_with_four_slots(programs, smollm2, tmp_path, unified):  # noqa: F811
+    with llama_server(programs, smollm2, tmp_path, "tq3_0", "tq3_0", "-np", "4", "-c", "4096", "-ngl", "99", unified) as request:
         def ask(i: int) -> str:
             return request("/completion", {"prompt": PROMPT + " it" * i, "n_predict": 48, "temperature": 0})["content"]
 

@@ -19,8 +19,22 @@ from pyggmlq._types import cache_types, query_types
 pytestmark = pytest.mark.trees
 
 VERSIONS = ("0.3.16", "0.3.28", "0.3.36")
-NOT_BEFORE_2026_10 = {"llama-state-clear-include", "llama-state-clear", "llama-state-dsv4-include", "llama-state-dsv4-clear"}
+NOT_BEFORE_2026_10 = {
+    "llama-state-clear-include",
+    "llama-state-clear",
+    "llama-state-dsv4-include",
+    "llama-state-dsv4-clear",
+    "deepseek4-selected-rows",
+    "deepseek4-cpu-indexer",
+    "deepseek4-cuda-indexer",
+    "deepseek4-tests-indexer-error",
+    "deepseek4-tests",
+    "deepseek4-tests-speed",
+    "deepseek4-state-include",
+    "deepseek4-state-type",
+}
 NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
+    "deepseek4-indexer-size",
     "llama-state-build",
     "llama-state-cache-clear",
     "llama-state-cache-include",
@@ -52,6 +66,14 @@ NOT_APPLICABLE = {
         "cuda-mul-mat",
         "cuda-fuse-mul-mat",
         "cuda-flash-attn",
+        "metal-build",
+        "metal-device-include",
+        "metal-supports-op",
+        "metal-plain-arithmetic",
+        "metal-ops-include",
+        "metal-encode",
+        "metal-buffer-include",
+        "metal-buffer-size",
         *NOT_BEFORE_2026,
     },
     "0.3.28": {"tests-cont", *NOT_BEFORE_2026_10, "tests-attention-shapes", "tests-attention-speed"},

@@ -15,7 +15,8 @@ from pyggmlq import _cpu, reference
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {name: json.loads((ROOT / "tests" / "vectors" / f"{name}.json").read_text()) for name in ("tq3_0", "planar3")}
 REFUSE = json.loads((ROOT / "tests" / "vectors" / "refuse.json").read_text())["cases"]
-BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip)]
+BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("hip", marks=pytest.mark.hip),
+            pytest.param("metal", marks=pytest.mark.metal)]
 
 
 def load_tool(name):

@@ -237,28 +237,8 @@ int ggmlq_cpu_get_rows(int type, const void * rows, int64_t row_stride, int64_t 
 /* --- attention -------------------------------------------------------------------------------------------------- */
 
 int ggmlq_attend_check(const struct ggmlq_attend_params * p) {
-    const int     types[2] = { p->type_k,      p->type_v      };
-    const int64_t sizes[2] = { p->head_size_k, p->head_size_v };
-    for (int i = 0; i < 2; ++i) {
-        switch (types[i]) {
-#define GGMLQ_TYPE(NAME, name, id, length, bytes, description)         case id: break;
-#define GGMLQ_FOREIGN_TYPE(NAME, name, id, length, bytes, description) case id: break;
-#include "ggmlq-types.def"
-            default: return GGMLQ_ERROR_TYPE;
-        }
-        if (ggmlq_row_bytes(types[i], sizes[i]) <= 0) {
-            return GGMLQ_ERROR_LENGTH;
-        }
-        if (sizes[i] > GGMLQ_ATTEND_MAX_HEAD_SIZE) {
-            return GGMLQ_ERROR_SHAPE;
-        }
-    }
-    if (p->n_kv < 0 || p->n_queries < 0 || p->n_heads_kv < 1 || p->n_seqs_kv < 1 || p->n_heads < 0 || p->n_seqs < 0 ||
-        p->n_heads % p->n_heads_kv != 0 || p->n_seqs % p->n_seqs_kv != 0 ||
-        (p->mask && (p->mask_heads < 1 || p->mask_seqs < 1))) {
-        return GGMLQ_ERROR_SHAPE;
-    }
-    return active_level() ? GGMLQ_OK : GGMLQ_ERROR_LEVEL;
+    const int error = ggmlq_attend_check_shapes(p);
+    return error ? error : active_level() ? GGMLQ_OK : GGMLQ_ERROR_LEVEL;
 }
 
 static int check_part(const struct ggmlq_attend_params * p, int ith, int nth) {

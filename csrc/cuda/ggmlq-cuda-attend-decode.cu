@@ -89,7 +89,7 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
     plan->slices      = (int) p->head_size_k/instance->slice;
     const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
-    instance->place(plan);
+    instance->place(plan, p);
     if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
         return false;
     }
@@ -97,9 +97,9 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->v_in_k = p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
     plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
     plan->unit         = 65536;
-    plan->k_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->k_stride[0]);
-    plan->v_step       = (unsigned) (instance->warps/plan->slices*instance->rows*p->v_stride[0]);
     plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
+    plan->q_aligned    = is_aligned(p->q, p->q_stride, 16);
+    plan->out_aligned  = is_aligned(p->out, p->out_stride, 16);
 
     int resident;
     if (cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||

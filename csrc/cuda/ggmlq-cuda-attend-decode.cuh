@@ -72,6 +72,13 @@ template <bool transposed> GGMLQ_DEVICE void ggmlq_load_matrices(uint32_t a[4], 
 
 GGMLQ_DEVICE float ggmlq_exp2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 
+/* Writes before it, also others' that a barrier ordered before it, are seen by who finds its result and reads afterwards. */
+GGMLQ_DEVICE unsigned long long ggmlq_count_arrival(unsigned long long * counter, unsigned long long step) {
+    unsigned long long before;
+    asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(counter), "l"(step) : "memory");
+    return before;
+}
+
 GGMLQ_DEVICE void ggmlq_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 
 GGMLQ_DEVICE uint32_t ggmlq_half2_bits(__half2 h) { return *(const uint32_t *) &h; }
@@ -93,6 +100,12 @@ GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high, uint32_t uni
 
 GGMLQ_DEVICE uint32_t ggmlq_read_shared_u16(const uint8_t * p) { return *(const uint16_t *) p; }
 
+/* Bits of a where mask is set, of b elsewhere. */
+GGMLQ_DEVICE uint32_t ggmlq_choose_bits(uint32_t a, uint32_t b, uint32_t mask) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
+    return d;
+}
 
 #endif
 
@@ -129,11 +142,16 @@ constexpr __host__ __device__ int ggmlq_plane_value(int w, int h, int p, int n) 
     return 8*((2*(4*h + n) + p) % 4) + 4*w + (2*(4*h + n) + p)/4;
 }
 
-/* Where value j of 32 lies in a query row: thread t = 2w + h of four reads 8 bytes, first those of even parity. */
-GGMLQ_DEVICE int ggmlq_plane_position(int j) {
-    const int b = j % 8, c = 4*(b % 4) + j/8;
-    return 16*(b/4) + 8*(c/8) + 4*(c % 2) + c/2 % 4;
+/* So where value j of 32 lies in a query row: thread t = 2w + h of four reads 8 bytes, first those of even parity. */
+constexpr __host__ __device__ int ggmlq_plane_position(int j) {
+    return 16*(j % 8/4) + 8*((4*(j % 4) + j/8)/8) + 4*(j/8 % 2) + (4*(j % 4) + j/8)/2 % 4;
 }
+
+/* What load_queries relies on: the values 16h + 4t + i of thread t go to byte 2*(i % 2) + h of the word at 16*(t % 2) + 4*(t/2) + 8*(i/2). */
+constexpr bool ggmlq_plane_words_hold(int n) {
+    return n == 32 || (ggmlq_plane_position(n) == 16*(n/4 % 2) + 4*(n/8 % 2) + 8*(n % 4/2) + 2*(n % 2) + n/16 && ggmlq_plane_words_hold(n + 1));
+}
+static_assert(ggmlq_plane_words_hold(0), "order of the queries");
 
 /* --- the kernel ------------------------------------------------------------------------------------------------- */
 
@@ -170,7 +188,11 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
     static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0); }
 
-    static void place(ggmlq_decode_plan * plan) {
+    static void place(ggmlq_decode_plan * plan, const ggmlq_attend_params * p) {
+        plan->k_step       = (unsigned) (WARPS/plan->slices*ROWS*p->k_stride[0]);
+        plan->v_step       = (unsigned) (WARPS/plan->slices*ROWS*p->v_stride[0]);
+        plan->k_copy_step  = (unsigned) (32/K::LANES*p->k_stride[0]);
+        plan->v_copy_step  = (unsigned) (32/V::LANES*p->v_stride[0]);
         plan->queries_at   = queries_at(plan->slices);
         plan->scales_at    = scales_at(plan->slices);
         plan->exchange_at  = exchange_at(plan->slices);
@@ -180,8 +202,8 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
 
 #ifdef GGMLQ_DECODE_DEVICE
 
-/* ROWS rows -> shared memory. `chunk`: this lane's 16 bytes of its first row. Bytes around the rows are read too. */
-template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, const uint8_t * chunk, int64_t stride, int lane) {
+/* ROWS rows -> shared memory. `chunk`: this lane's 16 bytes of its first row; `step`: bytes to its next. Bytes around the rows are read too. */
+template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, const uint8_t * chunk, unsigned step, int lane) {
     enum { STEP = 32/R::LANES };
     const int x = lane % R::LANES;
     to += lane/R::LANES*R::PITCH + 16*x;
@@ -193,7 +215,7 @@ template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, co
             } else { /* chunk is where it is in a row that starts at a multiple of 16, plus what this row's start is off */
                 ggmlq_copy_async(to + i*R::PITCH, (const uint8_t *) ((uintptr_t) chunk & ~(uintptr_t) 15), 16);
             }
-            chunk += STEP*stride;
+            chunk += step;
         }
     }
 }
@@ -267,7 +289,7 @@ template <int type> struct ggmlq_decode_v_bytes {
 
 template <int type, int SLICE> struct ggmlq_decode_v_pair {
     typedef ggmlq_decode_rows<type, SLICE> V;
-    uint32_t q[2], s, scale, bias; /* planes; of both tokens: scale, -c */
+    uint32_t q[2], s[2], scale, bias; /* planes, bytes of both tokens in turn, the 1-bit plane's even and odd bits; of both tokens: scale, -c */
     const uint8_t * r0, * r1;
 
     static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * row0, const uint8_t * row1, int g, uint32_t shift, uint32_t unit) {
@@ -284,12 +306,14 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
             return v;
         }
         const int q_at = V::q_at(plane) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2)), s_at = V::s_at(plane) + 2*(g % 2);
-        v.q[0] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at), unit);
-        v.s    = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at), unit);
-        if (SLICE == 64) {
-            v.s *= shift;
-        } else {
-            v.q[1] = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4), unit);
+        const uint32_t signs = ggmlq_permute(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at), 0x5140)*(SLICE == 64 ? shift : 1);
+        v.s[0] = signs & 0x55555555u;
+        v.s[1] = signs & 0xaaaaaaaau;
+        ggmlq_keep(v.s[0]); /* or they are shifted first and masked twice */
+        ggmlq_keep(v.s[1]);
+        v.q[0] = ggmlq_permute(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at), 0x5140);
+        if (SLICE != 64) {
+            v.q[1] = ggmlq_permute(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4), 0x5140);
         }
         return v;
     }
@@ -302,26 +326,26 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
         return ggmlq_half2_bits(__hfma2(scales, factor, minus_c));
     }
 
-    /* The four values of group n, of two tokens each. */
+    /* The four values of group n, of two tokens each: u holds two values of the first token, then of the second. */
     __device__ __forceinline__ void values(int n, uint32_t h[4], uint32_t unit, ggmlq_decode_lut lut) const {
-        uint32_t u0, u1;
+        uint32_t u[2];
         if (type == GGMLQ_TYPE_Q8_0) {
-            u0 = ggmlq_two_halves(ggmlq_read_shared_u16(r0 + 4*n), ggmlq_read_shared_u16(r0 + 4*n + 2), unit) ^ 0x80808080u;
-            u1 = ggmlq_two_halves(ggmlq_read_shared_u16(r1 + 4*n), ggmlq_read_shared_u16(r1 + 4*n + 2), unit) ^ 0x80808080u;
-        } else {
-            const uint32_t sign = SLICE == 64 ? (n == 0 ? s : s >> 1) : n == 0 ? s << 2 : n == 1 ? s << 1 : n == 2 ? s : s >> 1;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                u[i] = ggmlq_two_halves(ggmlq_read_shared_u16(r0 + 4*n + 2*i), ggmlq_read_shared_u16(r1 + 4*n + 2*i), unit) ^ 0x80808080u;
+            }
+        } else { /* the sign's bit goes to place 2 of its nibble; place 3 becomes 0 since only every other bit is there */
+            const int at = SLICE == 64 ? n + 2 : n;
+            const uint32_t sign = at == 0 ? s[0] << 2 : at == 1 ? s[1] << 1 : at == 2 ? s[0] : s[1] >> 1;
             const uint32_t word = SLICE == 64 ? q[0] : q[n/2];
-            const uint32_t fields = ggmlq_selectors(n % 2 ? word >> 2 : word, sign);
-            u0 = ggmlq_permute(lut.low, lut.high, fields);
-            u1 = ggmlq_permute(lut.low, lut.high, fields >> 16);
+            const uint32_t fields = ggmlq_choose_bits(n % 2 ? word >> 2 : word, sign, 0x33333333u);
+            u[0] = ggmlq_permute(lut.low, lut.high, fields);
+            u[1] = ggmlq_permute(lut.low, lut.high, fields >> 16);
         }
-        const uint32_t x = ggmlq_permute(u0, u1, 0x5140), y = ggmlq_permute(u0, u1, 0x7362), high = ggmlq_decode_v_bytes<type>::HIGH;
-        h[0] = ggmlq_permute(x, high, 0x4140);
-        h[1] = ggmlq_permute(x, high, 0x4342);
-        h[2] = ggmlq_permute(y, high, 0x4140);
-        h[3] = ggmlq_permute(y, high, 0x4342);
+        const uint32_t high = ggmlq_decode_v_bytes<type>::HIGH;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
+            h[i] = ggmlq_permute(u[i/2], high, i % 2 ? 0x4341 : 0x4240);
             h[i] = ggmlq_half2_bits(__hfma2(ggmlq_half2_from_bits(h[i]), ggmlq_half2_from_bits(scale), ggmlq_half2_from_bits(bias)));
         }
     }
@@ -346,40 +370,64 @@ template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int 
     return SLICE == 64 ? 32*(g/4) + ggmlq_plane_value(g/2 % 2, g % 2, n, e) : 32*(g/2) + ggmlq_plane_value(n/2, g % 2, n % 2, e);
 }
 
-GGMLQ_DEVICE float ggmlq_decode_slope(const ggmlq_attend_params & p, int head) {
-    if (p.max_bias <= 0.0f) {
-        return 1.0f;
-    }
-    int n_pow2 = 1;
-    while (2*n_pow2 <= p.n_heads) {
-        n_pow2 *= 2;
-    }
-    const float exponent = head < n_pow2 ? (float) (head + 1) : 0.5f*(float) (2*(head - n_pow2) + 1);
-    return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
-}
-
 /* An integer sum that starts with the bits of the float 1.5*2^23 ends with those of 1.5*2^23 + sum (|sum| < 2^22). */
 #define GGMLQ_SUM_BITS  0x4b400000
 #define GGMLQ_SUM_FLOAT 12582912.0f
 
+/* Token and head of a column; most often there is one token. */
+GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int column, int & token, int & head) {
+    token = 0;
+    head  = column;
+    if (plan.columns != plan.group) {
+        token = column/plan.group;
+        head -= token*plan.group;
+    }
+}
+
+/* item = column*planes + plane; a division by a constant where a head is one slice. */
+template <int SLICE> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
+    column = plan.slices == 1 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32));
+    plane  = item - column*(plan.slices*(SLICE/32));
+}
+
+/* Eight values of a query row, those of thread t of four for plane pair `item` % planes of column `item`/planes. */
+template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int item,
+                                                                         int first_column, int head_kv, int seq) {
+    const int t = threadIdx.x % 4;
+    int column, plane;
+    ggmlq_decode_place_plane<SLICE>(plan, item, column, plane);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        v[i/4][i%4] = 0.0f;
+    }
+    if (column < S::COLUMNS && first_column + column < plan.columns) {
+        int token, head;
+        ggmlq_decode_place_column(plan, first_column + column, token, head);
+        const float * q = (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + (head_kv*plan.group + head)*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*t;
+        if (plan.q_aligned) {
+            *(float4 *) v[0] = *(const float4 *) q;
+            *(float4 *) v[1] = *(const float4 *) (q + 16);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                v[i/4][i%4] = q[16*(i/4) + i%4];
+            }
+        }
+    }
+}
+
 /* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
- * in threes of a fragment's columns, see scores(). */
-template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_queries(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries, float * scales,
+ * in threes of a fragment's columns, see scores(). `v`: what fetch_query got for the first item. */
+template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_queries(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries, float * scales,
                                                                                     int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
     const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32, pitch = S::query_pitch(plan.slices);
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
-        const int  unit = first + threadIdx.x/4, plane = unit % planes, column = unit/planes;
-        const bool used = column < S::COLUMNS && first_column + column < plan.columns;
-        float v[2][4] = {};
-        if (used) {
-            const int token = (first_column + column)/plan.group, head = head_kv*plan.group + (first_column + column) % plan.group;
-            const float * q = (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + head*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*t;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                v[i/4][i%4] = q[16*(i/4) + i%4];
-            }
+        int column, plane;
+        ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
+        if (first != 0) {
+            ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
         }
         if constexpr (K::OURS) {
             ggmlq_rotate_plane<type>(v, lane, plane % 4);
@@ -415,10 +463,16 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
             continue;
         }
         uint8_t * row = queries + column*pitch + 32*plane;
+        uint32_t bytes[2][4];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const int j = 16*(i/4) + 4*t + i%4;
-            row[K::OURS ? ggmlq_plane_position(j) : j] = (uint8_t) __float2int_rn(v[i/4][i%4]*inverse);
+        for (int i = 0; i < 8; ++i) { /* the low byte of 1.5*2^23 + x is that of the integer x */
+            bytes[i/4][i%4] = __float_as_uint(fmaf(v[i/4][i%4], inverse, GGMLQ_SUM_FLOAT));
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) { /* what a thread holds fills two words: see plane_position for OURS */
+            const uint32_t a = K::OURS ? bytes[0][2*i] : bytes[i][0], b = K::OURS ? bytes[1][2*i] : bytes[i][1], c = K::OURS ? bytes[0][2*i + 1] : bytes[i][2],
+                           d = K::OURS ? bytes[1][2*i + 1] : bytes[i][3];
+            *(uint32_t *) (row + (K::OURS ? 16*(t % 2) + 4*(t/2) + 8*i : 4*t + 16*i)) = ggmlq_permute(ggmlq_permute(a, b, 0x0040), ggmlq_permute(c, d, 0x0040), 0x5410);
         }
         if (t == 0 && (!K::PLANAR3 || plane % 4 == 0)) {
             const int n_scales = K::PLANAR3 ? planes/4 : planes, scale = K::PLANAR3 ? plane/4 : plane;
@@ -465,9 +519,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int slice = warp % plan.slices, group = warp/plan.slices, groups = WARPS/plan.slices;
 
     /* Neighbouring heads share sectors of memory: blocks that start together take them together. */
-    const int head_kv = blockIdx.x, split = blockIdx.y, chunk = blockIdx.z % plan.chunks, seq = blockIdx.z/plan.chunks, unit = blockIdx.z*gridDim.x + blockIdx.x;
+    const int head_kv = blockIdx.x, split = blockIdx.y, unit = blockIdx.z*gridDim.x + blockIdx.x;
+    int chunk = 0, seq = blockIdx.z, seq_kv = 0; /* divisions are slow, and most often there is nothing to divide */
+    if (plan.chunks > 1) {
+        seq   = blockIdx.z/plan.chunks;
+        chunk = blockIdx.z - seq*plan.chunks;
+    }
+    if (seq > 0) {
+        seq_kv = seq/plan.seqs_per_kv;
+    }
     const int first_column = chunk*COLUMNS;
-    const int64_t seq_kv = seq/plan.seqs_per_kv;
 
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
     const int tile0  = split*plan.tiles_per_split + min(split, plan.longer_splits), tile1 = tile0 + plan.tiles_per_split + (split < plan.longer_splits);
@@ -478,49 +539,51 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     const uint8_t * const mask = (const uint8_t *) p.mask;
     auto mask_row = [&](int column) {
-        const int row = first_column + column < plan.columns ? first_column + column : 0;
-        return mask + (row/plan.group)*p.mask_stride[0] + ((head_kv*plan.group + row % plan.group) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
+        int token = 0, head = 0;
+        ggmlq_decode_place_column(plan, first_column + column < plan.columns ? first_column + column : 0, token, head);
+        return mask + token*p.mask_stride[0] + ((head_kv*plan.group + head) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
     };
-    if (mask && !plan.one_mask) {
+    const bool many_masks = mask && !plan.one_mask;
+    if (many_masks) {
         if (threadIdx.x < COLUMNS) {
             mask_rows[threadIdx.x] = mask_row(threadIdx.x);
         }
         __syncthreads();
     }
+    const uint8_t * one_mask = mask;
+    if (plan.one_mask && seq > 0) {
+        one_mask += (seq % (int) p.mask_seqs)*p.mask_stride[2];
+    }
 
-    /* Of the next tile to copy. */
+    /* Of the next tile to copy. Around the rows of the cache's last tile nothing may be read. */
     const uint8_t * k_chunk = NULL, * v_chunk = NULL;
-    const uint8_t * const one_mask = mask + (plan.one_mask ? (seq % (int) p.mask_seqs)*p.mask_stride[2] : 0);
+    const int inner1 = min(tile1, tiles - 1);
 
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
-        if (tile < tile1) {
-            const int token = tile*ROWS, count = plan.n_kv - token;
-            const uint32_t to = ggmlq_shared_address(pipe) + at;
-            if (tile != tiles - 1) {
-                ggmlq_decode_copy<K, ROWS>(to, k_chunk, p.k_stride[0], lane);
-                if (!plan.v_in_k) {
-                    ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, p.v_stride[0], lane);
-                }
-            } else {
-                ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
-                if (!plan.v_in_k) {
-                    ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
-                }
+        const uint32_t to = ggmlq_shared_address(pipe) + at;
+        if (__builtin_expect(tile < inner1, 1)) {
+            ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
+            if (!plan.v_in_k) {
+                ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, plan.v_copy_step, lane);
             }
-            if (plan.one_mask && plan.mask_aligned && count >= ROWS) {
-                if (lane < ROWS/8) {
-                    ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*lane, one_mask + (2*token + 16*lane), 16);
-                }
-            } else if (plan.mask_aligned && count >= ROWS) {
+        } else if (tile < tile1) {
+            const int token = tile*ROWS, count = plan.n_kv - token;
+            ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
+            if (!plan.v_in_k) {
+                ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
+            }
+        }
+        if (__builtin_expect(many_masks && tile < tile1, 0)) {
+            const int token = tile*ROWS, count = plan.n_kv - token;
+            if (__builtin_expect(plan.mask_aligned && count >= ROWS, 1)) {
 #pragma unroll
                 for (int i = lane; i < COLUMNS*ROWS/8; i += 32) {
                     ggmlq_copy_async(to + S::K_BYTES + S::V_BYTES + 16*i, mask_rows[i/(ROWS/8)] + 2*token + 16*(i % (ROWS/8)), 16);
                 }
-            } else if (mask || count < ROWS) { /* these loads wait */
-                const int n_masks = mask == NULL || plan.one_mask ? 1 : COLUMNS;
+            } else { /* these loads wait */
 #pragma unroll 1
-                for (int i = lane; i < n_masks*ROWS; i += 32) {
-                    *(uint16_t *) (pipe + at + S::K_BYTES + S::V_BYTES + 2*i) = i % ROWS >= count ? 0xfc00 : mask ? *(const uint16_t *) (mask_row(i/ROWS) + 2*(token + i % ROWS)) : 0;
+                for (int i = lane; i < COLUMNS*ROWS; i += 32) {
+                    *(uint16_t *) (pipe + at + S::K_BYTES + S::V_BYTES + 2*i) = i % ROWS >= count ? 0xfc00 : *(const uint16_t *) (mask_rows[i/ROWS] + 2*(token + i % ROWS));
                 }
             }
         }
@@ -529,12 +592,27 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         v_chunk += plan.v_step;
     };
 
-    if (plan.splits > 1 && threadIdx.x == 0) {
-        unsigned long long * counter = (unsigned long long *) workspace + unit;
-        const unsigned long long found = *(volatile unsigned long long *) counter;
-        if ((found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
-            atomicCAS(counter, found, GGMLQ_COUNT_START);
+    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. */
+    auto load_mask = [&](int tile) {
+        uint32_t word = 0;
+        const int token = tile*ROWS + 2*(lane % (ROWS/2));
+        if (__builtin_expect(tile < inner1 && (mask == NULL || plan.mask_aligned), 1)) {
+            if (mask) {
+                word = *(const uint32_t *) (one_mask + 2*token);
+            }
+        } else if (tile < tile1) {
+#pragma unroll 1
+            for (int i = 0; i < 2; ++i) {
+                word |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (one_mask + 2*(token + i)) : 0) << 16*i;
+            }
         }
+        return word;
+    };
+
+    unsigned long long * const counter = (unsigned long long *) workspace + unit;
+    unsigned long long found = 0; /* judged once it is here, after the copies have started */
+    if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
+        found = *(volatile unsigned long long *) counter;
     }
 
     const bool softcap = p.logit_softcap != 0.0f;
@@ -546,17 +624,19 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         return K::BYTE_VALUES ? *(const uint2 *) (row + 8*t) : make_uint2(*(const uint32_t *) (row + 4*t), *(const uint32_t *) (row + 16 + 4*t));
     };
     ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
-    ggmlq_keep(lut_k.low);
-    ggmlq_keep(lut_v.low);
 
     /* Where this thread's rows of a tile lie. */
     const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
     int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
     int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
     int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
-    ggmlq_keep(k_row);
-    ggmlq_keep(v_row);
-    ggmlq_keep(v_row4);
+    if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
+        lut_k.low ^= threadIdx.x & (plan.unit ^ 65536); /* 0: or it is copied to a register again for every use */
+        lut_v.low ^= threadIdx.x & (plan.unit ^ 65536);
+        ggmlq_keep(k_row);
+        ggmlq_keep(v_row);
+        ggmlq_keep(v_row4);
+    }
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 
@@ -580,16 +660,25 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         const int64_t first_token = (int64_t) (tile0 + group)*ROWS;
         k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
         v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
+        float first_query[2][4];
+        if (!careful) {
+            ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
+        }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
             copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
         }
+        uint32_t next_mask = many_masks ? 0 : load_mask(tile0 + group);
         if (!careful) { /* while the first tiles are on their way */
             if (threadIdx.x < COLUMNS && mask) {
-                const int column = first_column + threadIdx.x;
-                slopes[threadIdx.x] = LOG2E*ggmlq_decode_slope(p, head_kv*plan.group + (column < plan.columns ? column % plan.group : 0));
+                int token = 0, head = 0;
+                ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
+                slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
             }
-            ggmlq_decode_load_queries<S, type_k, SLICE>(p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
+                atomicCAS(counter, found, GGMLQ_COUNT_START);
+            }
+            ggmlq_decode_load_queries<S, type_k, SLICE>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
             __syncthreads();
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
@@ -620,24 +709,23 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
             /* Where the mask is all zeros there is nothing to do. */
-            const bool one_bias = mask == NULL || plan.one_mask;
-            int biased = 0;
-            if (mask || (tile + 1)*ROWS > plan.n_kv) {
-                uint32_t any = 0, all = 0xfc00fc00u;
-                if (one_bias) {
-                    any = all = ((const uint32_t *) mask_tile)[lane % (ROWS/2)];
-                } else {
+            const uint32_t mask_now = next_mask;
+            uint32_t any = mask_now, all = mask_now;
+            if (many_masks) {
+                any = 0;
+                all = 0xfc00fc00u;
 #pragma unroll
-                    for (int i = 0; i < (COLUMNS*ROWS/8 + 31)/32; ++i) {
-                        const uint4 words = ((const uint4 *) mask_tile)[COLUMNS*ROWS/8 < 32 ? lane % (COLUMNS*ROWS/8) : 32*i + lane];
-                        any |= words.x | words.y | words.z | words.w;
-                        all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
-                    }
+                for (int i = 0; i < (COLUMNS*ROWS/8 + 31)/32; ++i) {
+                    const uint4 words = ((const uint4 *) mask_tile)[COLUMNS*ROWS/8 < 32 ? lane % (COLUMNS*ROWS/8) : 32*i + lane];
+                    any |= words.x | words.y | words.z | words.w;
+                    all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
                 }
-                biased = __any_sync(0xffffffffu, any != 0);
-                if (biased && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
-                    continue; /* all hidden */
-                }
+            } else {
+                next_mask = load_mask(tile + groups);
+            }
+            const bool biased = __any_sync(0xffffffffu, any != 0);
+            if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
+                continue; /* all hidden */
             }
 
             /* One more term of the score (a product with an f16 row that all heads share, say) would be one more call of mma_f16 on s. */
@@ -700,7 +788,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
             }
-            if (plan.slices > 1) { /* partial scores of the slices, added in the same order by all */
+            if (__builtin_expect(plan.slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
                 float4 * const mine = (float4 *) exchange + ((group*2 + parity)*plan.slices + slice)*BLOCK_ROWS*TILES*32 + lane;
                 const float4 * const all = (const float4 *) exchange + (group*2 + parity)*plan.slices*BLOCK_ROWS*TILES*32 + lane;
                 parity ^= 1;
@@ -722,18 +810,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             /* Scores in units of log 2. */
-            if (softcap) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
+            if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
                     x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
                 }
             }
-            if (biased) { /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+            if (__builtin_expect(biased, 0)) { /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     const int column = 8*(i/4%TILES) + 2*t + i%2, token = 16*(i/4/TILES) + k_token + 8*(i%4/2);
-                    const uint16_t b = mask_tile[(one_bias ? 0 : column*ROWS) + token];
+                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now, token/2) >> 16*(token % 2));
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
                     x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
                 }
@@ -754,7 +842,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     exceeds |= top[n][e] > max[n][e] + 8.0f;
                 }
             }
-            if (__any_sync(0xffffffffu, exceeds)) {
+            if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
 #pragma unroll
@@ -794,7 +882,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
                 uint2 seen[TILES]; /* careful: 1 where a weight isn't 0 */
-                if (careful) {
+                if (__builtin_expect(careful, 0)) {
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
                         const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
@@ -820,7 +908,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH, * const row4 = v_tile + v_row4 + 16*m*V::PITCH;
                     typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
                     pair a0 = pair::load(row, row4, g, v_shift, plan.unit), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, plan.unit);
-                    if (careful) { /* a thread's values share a scale, which alone can be odd */
+                    if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
                         uint32_t odd[4];
                         odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
                         odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
@@ -896,8 +984,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int e = 0; e < 2; ++e) {
             const int column = 8*n + 2*t + e;
             float top = LOWEST;
-            for (int i = g; i < groups; i += 8) {
-                top = fmaxf(top, maxima[i*COLUMNS + column]);
+#pragma unroll
+            for (int i = 0; i < WARPS; i += 8) {
+                top = i + g < groups ? fmaxf(top, maxima[(i + g)*COLUMNS + column]) : top;
             }
 #pragma unroll
             for (int x = 4; x < 32; x *= 2) {
@@ -924,14 +1013,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     __syncthreads();
     auto total_of_groups = [&](int column) {
         float total = 0.0f;
-#pragma unroll 4
-        for (int i = 0; i < groups; ++i) {
-            total += group_sums[i*COLUMNS + column];
+#pragma unroll
+        for (int i = 0; i < WARPS; ++i) {
+            total += i < groups ? group_sums[i*COLUMNS + column] : 0.0f;
         }
         return total;
     };
-    const int n_items = plan.slices*TILES*M_TILES*32; /* float4 of the block's result */
-    float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items;
+    enum { SLICE_ITEMS = TILES*M_TILES*32 };
+    const int n_items = plan.slices*SLICE_ITEMS; /* float4 of the block's result */
+    auto used = [&](int item) { return first_column + 8*(item/32/M_TILES % TILES) + 2*(item % 4) < plan.columns; };
+    float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items; /* [slice][split][item]: splits are a constant apart */
+    auto partial_of = [&](int item) { return partial + (plan.slices == 1 ? item : item/SLICE_ITEMS*plan.splits*SLICE_ITEMS + item % SLICE_ITEMS); };
     float2 * const partial_stats = (float2 *) (workspace + plan.stats_at) + (int64_t) unit*plan.splits*COLUMNS;
 
     auto store_row = [&](int item, float4 v) { /* rows[column][value] */
@@ -958,12 +1050,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     auto group_sum = [&](int item) {
-        const int at_slice = item/32/M_TILES/TILES, in_slice = item % (TILES*M_TILES*32);
+        const float4 * from = sums + item; /* [group][slice][...] */
         float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
-        for (int i = 0; i < groups; ++i) {
-            const float4 x = sums[(i*plan.slices + at_slice)*TILES*M_TILES*32 + in_slice];
-            v.x += x.x; v.y += x.y; v.z += x.z; v.w += x.w;
+#pragma unroll
+        for (int i = 0; i < WARPS; ++i) {
+            if (i < groups) {
+                const float4 x = from[i*n_items];
+                v.x += x.x; v.y += x.y; v.z += x.z; v.w += x.w;
+            }
         }
         return v;
     };
@@ -980,21 +1074,20 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     } else {
 #pragma unroll 1
         for (int item = threadIdx.x; item < n_items; item += 32*WARPS) {
-            __stcg(partial + (int64_t) split*n_items + item, group_sum(item));
+            if (used(item)) {
+                __stcg(partial_of(item) + split*SLICE_ITEMS, group_sum(item));
+            }
         }
         if (threadIdx.x < COLUMNS) {
             __stcg(partial_stats + split*COLUMNS + threadIdx.x, make_float2(totals[4*threadIdx.x], total_of_groups(threadIdx.x)));
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            __threadfence(); /* covers what the barrier ordered before it */
-            unsigned long long * const counter = (unsigned long long *) workspace + unit;
-            const unsigned long long before = atomicAdd(counter, GGMLQ_COUNT_STEP);
+            const unsigned long long before = ggmlq_count_arrival(counter, GGMLQ_COUNT_STEP); /* its order covers what the barriers order */
             const bool last = before == GGMLQ_COUNT_START + (unsigned long long) (plan.splits - 1)*GGMLQ_COUNT_STEP;
             if (last) {
                 *(volatile unsigned long long *) counter = GGMLQ_COUNT_START;
             }
-            __threadfence();
             *last_flag = last;
         }
         __syncthreads();
@@ -1004,10 +1097,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         enum { BATCH = 16 }; /* splits whose sums are on their way together */
         float4 x[BATCH];
         auto load_batch = [&](int item, int first) {
+            const float4 * const from = partial_of(item) + first*SLICE_ITEMS;
+            const int count = item < n_items && used(item) ? plan.splits - first : 0;
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {
-                if (item < n_items && first + i < plan.splits) {
-                    x[i] = __ldcg(partial + (int64_t) (first + i)*n_items + item);
+                if (i < count) {
+                    x[i] = __ldcg(from + i*SLICE_ITEMS);
                 }
             }
         };
@@ -1017,6 +1112,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int column = warp; column < COLUMNS; column += WARPS) {
             const float2 mine = lane < plan.splits ? __ldcg(partial_stats + lane*COLUMNS + column) : make_float2(LOWEST, 0.0f);
             float top = mine.x;
+#pragma unroll 1
             for (int i = lane + 32; i < plan.splits; i += 32) {
                 top = fmaxf(top, __ldcg(partial_stats + i*COLUMNS + column).x);
             }
@@ -1027,6 +1123,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const float factor = ggmlq_exp2(mine.x - top);
             float total = factor*mine.y;
             split_factors[lane*COLUMNS + column] = factor;
+#pragma unroll 1
             for (int i = lane + 32; i < plan.splits; i += 32) {
                 const float2 other = __ldcg(partial_stats + i*COLUMNS + column);
                 split_factors[i*COLUMNS + column] = ggmlq_exp2(other.x - top);
@@ -1047,13 +1144,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 1
             for (int first = 0; first < plan.splits; first += BATCH) {
-                if (item != threadIdx.x || first != 0) {
+                if (__builtin_expect(item != threadIdx.x || first != 0, 0)) {
                     load_batch(item, first);
                 }
+                const float * const factors = split_factors + first*COLUMNS + column;
+                const int count = used(item) ? plan.splits - first : 0;
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i) {
-                    if (first + i < plan.splits) {
-                        const float2 f = *(const float2 *) (split_factors + (first + i)*COLUMNS + column);
+                    if (i < count) {
+                        const float2 f = *(const float2 *) (factors + i*COLUMNS);
                         v.x = fmaf(f.x, x[i].x, v.x); v.y = fmaf(f.y, x[i].y, v.y); v.z = fmaf(f.x, x[i].z, v.z); v.w = fmaf(f.y, x[i].w, v.w);
                     }
                 }
@@ -1067,10 +1166,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int planes = plan.slices*SLICE/32;
 #pragma unroll 1
     for (int first = 0; first < COLUMNS*planes; first += 32*WARPS/4) {
-        const int  item = first + threadIdx.x/4, plane = item % planes, column = item/planes;
-        const bool used = column < COLUMNS && first_column + column < plan.columns;
+        int column, plane;
+        ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
+        const bool holds = column < COLUMNS && first_column + column < plan.columns;
         float v[2][4] = {};
-        if (used) {
+        if (holds) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 *(float4 *) v[h] = *(const float4 *) (rows + column*S::row_pitch(plan.slices) + 32*plane + 16*h + 4*t);
@@ -1079,12 +1179,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if constexpr (V::OURS) {
             ggmlq_unrotate_plane<type_v>(v, lane, plane % 4);
         }
-        if (used) {
-            const int token = (first_column + column)/plan.group, head = head_kv*plan.group + (first_column + column) % plan.group;
-            float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + head*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
+        if (holds) {
+            int token, head;
+            ggmlq_decode_place_column(plan, first_column + column, token, head);
+            float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + (head_kv*plan.group + head)*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
+            if (plan.out_aligned) {
+                *(float4 *) out        = *(const float4 *) v[0];
+                *(float4 *) (out + 16) = *(const float4 *) v[1];
+            } else {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                out[16*(i/4) + i%4] = v[i/4][i%4];
+                for (int i = 0; i < 8; ++i) {
+                    out[16*(i/4) + i%4] = v[i/4][i%4];
+                }
             }
         }
     }

@@ -17,16 +17,17 @@ struct ggmlq_decode_plan {
     int     slices;       /* of a head: warps that share it                                        */
     bool    v_in_k;       /* V's rows are K's                                                      */
     bool    one_mask;     /* all columns see the same mask row                                     */
-    bool    mask_aligned; /* to 16 bytes                                                           */
+    bool    mask_aligned, q_aligned, out_aligned; /* to 16 bytes                                    */
     int     queries_at, scales_at, exchange_at, shared_bytes; /* in shared memory                       */
     unsigned k_step, v_step; /* bytes from a warp's tile to its next                              */
+    unsigned k_copy_step, v_copy_step; /* bytes from a row that a lane copies to its next         */
     unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
 };
 
 struct ggmlq_decode_instance {
     int type_k, type_v, slice, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
-    void (* place)(ggmlq_decode_plan * plan); /* fills in what lies where in shared memory */
+    void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
 };
 

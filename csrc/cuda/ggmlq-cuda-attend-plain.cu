@@ -83,18 +83,6 @@ static __device__ __forceinline__ float hyperbolic_tangent(float x) {
     return 1.0f - ggmlq_div(2.0f, exponential(2.0f*x) + 1.0f);
 }
 
-static __device__ __forceinline__ float alibi_slope(const struct ggmlq_attend_params & p, int head) {
-    if (p.max_bias <= 0.0f) {
-        return 1.0f;
-    }
-    int n_pow2 = 1;
-    while (2*n_pow2 <= p.n_heads) {
-        n_pow2 *= 2;
-    }
-    const float exponent = head < n_pow2 ? (float) (head + 1) : 0.5f*(float) (2*(head - n_pow2) + 1);
-    return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
-}
-
 static __device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000) != 0x7f800000; }
 
 /* A slice of `count` rows, from value j on -> tile, padded with zeros. Returns whether a value of this thread isn't finite. */
@@ -185,7 +173,7 @@ attend(const struct work w) {
             const int token = (first + r)/w.group, head = head_kv*w.group + (first + r)%w.group;
             masks[r]  = p.mask == NULL ? NULL : (const uint16_t *) ((const uint8_t *) p.mask + token*p.mask_stride[0] +
                         head % p.mask_heads*p.mask_stride[1] + seq % p.mask_seqs*p.mask_stride[2]);
-            slopes[r] = alibi_slope(p, head);
+            slopes[r] = ggmlq_alibi_slope(p, head);
         }
         for (int i = threadIdx.x; i < ROWS*TILE; i += THREADS) {
             weights[i/TILE][i%TILE] = 0.0f;

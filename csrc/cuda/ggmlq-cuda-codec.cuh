@@ -466,4 +466,19 @@ template <int type> struct ggmlq_encoder {
     }
 };
 
+/* --- attention -------------------------------------------------------------------------------------------------- */
+
+/* What the mask is multiplied by for a head (ALiBi); 1: no such bias. */
+GGMLQ_DEVICE float ggmlq_alibi_slope(const struct ggmlq_attend_params & p, int head) {
+    if (p.max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    int n_pow2 = 1;
+    while (2*n_pow2 <= p.n_heads) {
+        n_pow2 *= 2;
+    }
+    const float exponent = head < n_pow2 ? (float) (head + 1) : 0.5f*(float) (2*(head - n_pow2) + 1);
+    return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
+}
+
 #endif

@@ -24,6 +24,16 @@ struct ggml_compute_params;
  * returns false and has done nothing: ggml's own path, through the type tables, is then correct too. */
 bool ggmlq_ggml_cpu_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
+/* The same where the graph says that a query sees few rows (n_kv_max): those that its mask leaves are gathered, as the bytes that
+ * they are, and only they are looked at. */
+bool ggmlq_ggml_cpu_attend_selected(const struct ggml_compute_params * params, const struct ggml_tensor * dst, const struct ggmlq_attend_params * p);
+
+/* The scores by which DeepSeek's lightning indexer selects rows, if its keys are of one of our types. */
+bool ggmlq_ggml_cpu_lightning_indexer(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+/* Stops the program unless the error is 0; explains a wrong GGMLQ_CPU first. */
+void ggmlq_ggml_cpu_require_ok(int error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -7,7 +7,7 @@
 
 #include "ggml-cuda-ggmlq.cuh"
 #include "ggml-ggmlq-attend.h"
-#include "ggmlq-cuda.h"
+#include "ggmlq-cuda-sparse.h"
 
 static_assert((int) GGML_TYPE_F32 == (int) GGMLQ_CUDA_F32 && (int) GGML_TYPE_F16 == (int) GGMLQ_CUDA_F16 &&
     (int) GGML_TYPE_BF16 == (int) GGMLQ_CUDA_BF16, "ggmlq-cuda.h uses ggml's ids");
@@ -248,11 +248,28 @@ static bool f16_kernels_take(const attention_f16 * f16, float logit_softcap) {
     return head_size != 576 || f16->v_is_k;
 }
 
-enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_F16 };
+enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_SELECTED, ATTENTION_F16 };
 
-/* A fast kernel of ours, else upstream's f16 kernels, else a slow kernel of ours, which takes every shape. */
+/* Gathering pays where few of many rows are seen. More queries than this share a tile of the dense kernels, or go through f16, and
+ * their gathered rows would take megabytes each. */
+static const int64_t MIN_ROWS_TO_SELECT = 4096, MAX_QUERIES_TO_SELECT = 8;
+
+static bool takes_selected(const ggml_tensor * dst, const ggmlq_attend_params * p) {
+    const int64_t most = ggmlq_ggml_attend_most_visible(dst);
+    if (most == 0 || p->n_kv < MIN_ROWS_TO_SELECT || p->n_kv < 2*most || p->n_queries*p->n_seqs > MAX_QUERIES_TO_SELECT) {
+        return false;
+    }
+    const char * kernel = ggmlq_cuda_attend_selected_kernel(p, most);
+    return kernel && strcmp(kernel, "plain") != 0;
+}
+
+/* Over selected rows, if the graph selects; a fast kernel of ours, else upstream's f16 kernels, else a slow kernel of ours, which
+ * takes every shape. */
 static attention_way choose_attention(int device, const ggml_tensor * dst, const ggmlq_attend_params * p,
                                       ggmlq_ggml_cuda_attention_supported_t attention_supported) {
+    if (takes_selected(dst, p)) {
+        return ATTENTION_SELECTED;
+    }
     const bool ours = ggmlq_cuda_attend_check(p) == GGMLQ_OK;
     if (ours && strcmp(ggmlq_cuda_attend_kernel(p), "plain") != 0) {
         return ATTENTION_OURS;
@@ -280,12 +297,33 @@ bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor
             allocate(workspace, bytes, __func__);
             require_ok(ggmlq_cuda_attend(&p, workspace.get(), ctx.stream()), __func__);
         } break;
+        case ATTENTION_SELECTED: {
+            const int64_t most  = ggmlq_ggml_attend_most_visible(dst);
+            const int64_t bytes = ggmlq_cuda_attend_selected_workspace_bytes(&p, most);
+            ggml_cuda_pool_alloc<char> workspace(ctx.pool());
+            allocate(workspace, bytes, __func__);
+            require_ok(ggmlq_cuda_attend_selected(&p, most, workspace.get(), ctx.stream()), __func__);
+        } break;
         case ATTENTION_F16:
             attend_f16(ctx, dst);
             break;
         case ATTENTION_REFUSED:
             GGML_ABORT("%s: K %s and V %s were refused by supports_op", __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type));
     }
+    return true;
+}
+
+/* --- the lightning indexer --------------------------------------------------------------------------------------- */
+
+bool ggmlq_ggml_cuda_lightning_indexer(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (!ggmlq_ggml_is_cache_type(dst->src[1]->type)) {
+        return false;
+    }
+    const ggmlq_cuda_view scores = view_of(dst), q = view_of(dst->src[0]), rows = view_of(dst->src[1]), weights = view_of(dst->src[2]), mask = view_of(dst->src[3]);
+    const int64_t bytes = ggmlq_cuda_indexer_workspace_bytes(rows.type, &q);
+    ggml_cuda_pool_alloc<char> workspace(ctx.pool());
+    allocate(workspace, bytes, __func__);
+    require_ok(ggmlq_cuda_indexer(&scores, &q, &rows, &weights, &mask, workspace.get(), ctx.stream()), __func__);
     return true;
 }
 
@@ -349,6 +387,12 @@ bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_
             }
             return choose_attention(device, op, &p, attention_supported) != ATTENTION_REFUSED;
         }
+#if __has_include("lightning-indexer.cuh") /* older trees don't know the operation */
+        case GGML_OP_LIGHTNING_INDEXER: {
+            const ggmlq_cuda_view scores = view_of(op), q = view_of(op->src[0]), rows = view_of(op->src[1]), weights = view_of(op->src[2]), mask = view_of(op->src[3]);
+            return ggmlq_cuda_indexer_check(&scores, &q, &rows, &weights, &mask) == GGMLQ_OK;
+        }
+#endif
         default:
             return ggmlq_ggml_cuda_is_view(op);
     }

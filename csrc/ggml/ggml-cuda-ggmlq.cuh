@@ -29,3 +29,4 @@ bool ggmlq_ggml_cuda_mul_mat(ggml_backend_cuda_context & ctx, const ggml_tensor 
                              ggmlq_ggml_cuda_mul_mat_t mul_mat);
 bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * dst,
                                     ggmlq_ggml_cuda_attention_supported_t attention_supported);
+bool ggmlq_ggml_cuda_lightning_indexer(ggml_backend_cuda_context & ctx, ggml_tensor * dst);

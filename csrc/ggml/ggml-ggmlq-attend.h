@@ -66,4 +66,14 @@ static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, stru
     return true;
 }
 
+/* How many rows a query sees at most, if the graph says so and the tree can say it; 0: unknown. */
+static inline int64_t ggmlq_ggml_attend_most_visible(const struct ggml_tensor * dst) {
+#ifdef GGMLQ_GGML_N_KV_MAX_AT
+    return ((const int32_t *) dst->op_params)[GGMLQ_GGML_N_KV_MAX_AT];
+#else
+    (void) dst;
+    return 0;
+#endif
+}
+
 #endif

@@ -46,7 +46,7 @@ HYBRID = BY_HEADS | BY_INTERVAL | {"falcon-h1", "nemotron_h", "nemotron_h_moe"}
 RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}
 UNCACHED = {"bert", "modern-bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert",
             "gemma-embedding", "dream", "llada", "llada-moe", "rnd1", "wavtokenizer-dec"}  # fmt: skip
-OTHER = {"bailingmoe3", "deepseek32", "deepseek4", "dflash", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "kimi-k3", "kimi-linear",
+OTHER = {"bailingmoe3", "deepseek32", "dflash", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "kimi-k3", "kimi-linear",
          "minimax-01", "minimax-m3", "qwen4exp", "gemma4-assistant"}  # fmt: skip
 """Architectures with caches of their own kind (indexers, linear attention), which are not computed here."""
 
@@ -80,6 +80,8 @@ class Layer:
     head_v: int
     state_bytes: int = 0
     """Of a recurrent layer: what it keeps whatever the context is."""
+    ratio: int = 1
+    """Tokens that one row stands for: more than 1 in compressed caches, which a layer has beside its window."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Model:
     def cells(self, layer: Layer, n_ctx: int, n_ubatch: int = 512) -> int:
         """Tokens that `layer` has room for at a context of `n_ctx`."""
         n_ctx = _padded(n_ctx)
+        if layer.ratio > 1:
+            return _padded(-(-n_ctx // layer.ratio))
         return min(n_ctx, _padded(self.window + n_ubatch)) if layer.windowed else n_ctx
 
     def cache_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> tuple[int, int, int]:
@@ -112,6 +116,8 @@ class Model:
 
     def refusal(self, case: Case) -> str | None:
         """Why llama.cpp would not make this cache, if it would not."""
+        if self.architecture == "deepseek4" and case.k != case.v:
+            return f"K and V are the same rows in {self.architecture}: they need one cache type"
         for layer in self.layers:
             for side, name, head, values in (("K", case.k, layer.head_k, layer.k_values), ("V", case.v, layer.head_v, layer.v_values)):
                 length, _ = block_size(name)
@@ -154,7 +160,7 @@ def read(path: Path) -> Model:
     found = _Reader(architecture, header)
     if architecture in OTHER | UNCACHED:
         raise LabError(f"{path}: the caches of architecture {architecture} are of a kind that fit does not compute")
-    layers, window, notes = found.layers()
+    layers, window, notes = found.compressed_layers() if architecture == "deepseek4" else found.layers()
     return Model(header.get("general.name") or path.stem, architecture, found.get("context_length", 0), window, tuple(layers),
                  _file_bytes(path, header), tuple(notes))  # fmt: skip
 
@@ -222,6 +228,20 @@ class _Reader:
         elif not any(windowed) and self.get("attention.sliding_window"):
             notes.append(f"llama.cpp keeps the whole context in all layers of {self.architecture}, though the file names a sliding window")
         return result, window if any(windowed) else 0, notes
+
+    def compressed_layers(self) -> tuple[list[Layer], int, list[str]]:
+        """(layers, window, notes) of DeepSeek-V4: a window in every layer, and beside it, where the layer says so, compressed rows of all
+        tokens (CSA: one of 4; HCA: one of 128), keys of the indexer (CSA), and in float32 what isn't compressed yet."""
+        ratios, head, indexer = self.get("attention.compress_ratios", []), self.get("attention.key_length", 0), self.get("attention.indexer.key_length", 0)
+        if len(ratios) < self.n_layers:
+            raise LabError(f"the file does not say how the layers of {self.architecture} compress")
+        result = []
+        for i, ratio in enumerate(ratios[: self.n_layers]):
+            result.append(Layer(i, True, head, 0, head, head))
+            for size in [head, indexer] if ratio == 4 else [head] if ratio else []:
+                values = ratio * size * (4 if ratio == 4 else 1)  # rows of CSA overlap: twice as many tokens, twice as wide
+                result.append(Layer(i, False, size, 0, size, size, 2 * 4 * values, ratio))
+        return result, self.get("attention.sliding_window", 0), []
 
     def windows(self) -> tuple[list[bool], int]:
         """Which layers have a sliding window, and of how many tokens."""

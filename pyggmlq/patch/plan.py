@@ -96,7 +96,7 @@ def make(tree: Path, spec: Spec, read: Reader) -> Plan:
             )
     if not plan.findings:
         plan.changes = [Change(p, read(p), texts[p].apply(e)) for p, e in sorted(edits.items())]
-        plan.changes += [Change(c.target, None, (spec.root / c.source).read_bytes()) for c in spec.copies]
+        plan.changes += [Change(c.target, None, c.content(spec.root)) for c in spec.copies]
         plan.findings += _read_only(tree, plan.changes)
     return plan
 

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .._metal_source import as_c_string, flatten
 from .finding import Finding, PatchError
 
 if sys.version_info >= (3, 11):
@@ -73,11 +74,19 @@ class Hook:
 
 @dataclass(frozen=True)
 class Copy:
-    """A file of ours that is copied byte for byte; both paths are relative, to our sources and to the tree."""
+    """A file of ours that is copied byte for byte; both paths are relative, to our sources and to the tree.
+
+    Or, if ``pasted``, one that becomes a C string, with what it includes in it: _metal_source.py.
+    """
 
     source: str
     target: str
     why: str
+    pasted: bool = False
+
+    def content(self, root: Path) -> bytes:
+        source = root / self.source
+        return as_c_string(flatten(source)).encode() if self.pasted else source.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,7 @@ def load(root: Path) -> Spec:
     for copy in copies:
         source = root / copy.source
         if source.is_file():
-            digest.update(copy.target.encode() + b"\0" + source.read_bytes())
+            digest.update(copy.target.encode() + b"\0" + copy.content(root))
         else:
             errors.append(Finding("source-missing", copy.source, f"copies.toml names it, but {source} isn't there."))
     digest.update((root / "csrc" / "ggmlq-types.def").read_bytes())
@@ -202,7 +211,10 @@ def _copies(table: _Table) -> list[Copy]:
     why = table.text("why", required=True) or ""
     folder = table.path(table.text("to", required=True) or ".x")
     sources = [table.path(str(s)) for s in table.get("files", (list,), [], required=True)]
+    pasted = table.text("paste")
     table.finish()
+    if pasted:
+        return [Copy(source, f"{folder}/{pasted}", why, True) for source in sources]
     return [Copy(source, f"{folder}/{PurePosixPath(source).name}", why) for source in sources]
 
 

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
- * Every function of csrc/cuda/ggmlq-cuda.h against ggmlq-codec.c (bytes and bits) or against float64 (attention, dot products within
+ * Every function of csrc/cuda/ggmlq-cuda.h and -sparse.h against ggmlq-codec.c (bytes and bits) or against float64 (attention, dot products within
  * a derived bound). Without Python, so that it runs under compute-sanitizer too.
  *
  *   check_cuda                   everything; a line per group, exit 1 if one fails
  *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
  *   check_cuda --bench           times; nothing is checked
  *
+ * Attention is held to a bound for float arithmetic, the plain kernel's: build with GGMLQ_CUDA_ATTEND_PLAIN_ONLY, or the group "attention" fails where the
+ * tensor-core kernel with its 8-bit queries is chosen. That one is bench_attend's.
+ *
  * compute-sanitizer: --report-api-errors no, because the group "errors" asks for more memory than there is.
- * Build: nvcc -O3 -arch=native -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
+ * Build: nvcc -O3 -arch=native -DGGMLQ_CUDA_ATTEND_PLAIN_ONLY -Icsrc -Icsrc/cuda tests/cuda/check_cuda.cu csrc/cuda/ggmlq-cuda-*.cu csrc/ggmlq-codec.c
  */
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -23,7 +26,7 @@
 #include <vector>
 
 #include "ggmlq-block.h"
-#include "ggmlq-cuda.h"
+#include "ggmlq-cuda-sparse.h"
 
 static const double U = 1.0/16777216.0; /* unit roundoff of float32 */
 static const int CACHE_TYPES[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 };
@@ -514,7 +517,7 @@ static std::string check_mul_mat() {
         device_bytes dr(r, odd), dx(xs), d_out(std::vector<uint8_t>(out_bytes, 0xcd));
         rows.data = dr.data(); x.data = dx.data(); out.data = d_out.data();
         const int64_t workspace_bytes = ggmlq_cuda_mul_mat_workspace_bytes(type, &x);
-        require(workspace_bytes > 0, "workspace %lld", (long long) workspace_bytes);
+        require(workspace_bytes >= 0, "workspace %lld", (long long) workspace_bytes);
         device_bytes workspace(std::vector<uint8_t>(workspace_bytes, 0xff));
         ok(ggmlq_cuda_mul_mat(&out, &rows, &x, workspace.data(), NULL));
         const std::vector<uint8_t> found = d_out.host<uint8_t>();
@@ -943,7 +946,7 @@ static void bench() {
     /* 32 sources, 64 MiB: more than the L2 holds. */
     enum { SETS = 32, TOKENS = 512 };
     const int64_t n = 1024;
-    device_bytes x(normals(SETS*TOKENS*n)), x16(SETS*TOKENS*n*2);
+    device_bytes x(normals(SETS*TOKENS*n)), x16(SETS*TOKENS*n*2), copied(SETS*TOKENS*n*4);
     cuda(cudaMemset(x16.data(), 0x3a, x16.n));
     for (int type : CACHE_TYPES) {
         const int64_t bytes = row_bytes(type, n), n_rows = SETS*TOKENS;
@@ -966,7 +969,13 @@ static void bench() {
                 }
             };
             const double us = time_calls(SETS, call), rate = (double) tokens*(row_bytes(source, n) + bytes)/us/1000;
-            printf("set_rows %-8s from %s, %3lld tokens of 1024  %9.2f us %9.1f GB/s, %5.1f %% of the copy rate\n", type_name(type), type_name(source), (long long) tokens, us, rate, 100*rate/copy_rate);
+            /* Launched the same way: a copy that reads and writes as many bytes together. */
+            const int64_t half = tokens*(row_bytes(source, n) + bytes)/2;
+            const double copy_us = time_calls(SETS, [&](int set, cudaStream_t stream) {
+                cuda(cudaMemcpyAsync(copied.data() + set*TOKENS*n*4, x.data() + set*TOKENS*n*4, half, cudaMemcpyDeviceToDevice, stream));
+            });
+            printf("set_rows %-8s from %s, %3lld tokens of 1024  %9.2f us %9.1f GB/s, %5.1f %% of the copy rate; a copy of as many bytes %6.2f us, %5.1f %% of its rate\n", type_name(type), type_name(source),
+                   (long long) tokens, us, rate, 100*rate/copy_rate, copy_us, 100*copy_us/us);
         }
         device_bytes values(TOKENS*n*4);
         const double us = time_calls(SETS, [&](int set, cudaStream_t stream) {
@@ -1009,6 +1018,180 @@ static void bench() {
     }
 }
 
+/* --- sparse attention ------------------------------------------------------------------------------------------- */
+
+struct selected_case {
+    int     type_k, type_v;
+    int64_t head_k, head_v;
+    bool    part;                    /* V is the first part of K */
+    int64_t n_kv, most, visible, n_queries, heads, seqs;
+};
+
+/* Against attention over all rows with the same mask, which check_attention has measured. What is hidden holds NaN. */
+static void check_selected_case(const struct selected_case & c) {
+    struct ggmlq_attend_params p = {};
+    p.type_k = c.type_k; p.type_v = c.type_v;
+    p.head_size_k = c.head_k; p.head_size_v = c.head_v;
+    p.n_kv = c.n_kv; p.n_queries = c.n_queries; p.n_heads = c.heads; p.n_heads_kv = 1; p.n_seqs = p.n_seqs_kv = c.seqs;
+    p.scale = 1.0f/sqrtf((float) c.head_k);
+    p.mask_heads = 1; p.mask_seqs = c.seqs;
+    const int64_t mask_row = c.n_kv + 1;
+    p.mask_stride[0] = 2*mask_row; p.mask_stride[1] = p.mask_stride[2] = 2*mask_row*c.n_queries;
+    std::vector<uint16_t> mask(mask_row*c.n_queries*c.seqs, 0xfc00);
+    std::vector<bool> seen(c.n_kv*c.seqs, false);
+    for (int64_t s = 0; s < c.seqs; ++s) for (int64_t iq = 0; iq < c.n_queries; ++iq) {
+        const int64_t wanted = iq == 1 ? c.visible/2 : c.visible; /* the last column is among them */
+        for (int64_t n = 0; n < wanted;) {
+            const int64_t t = n == 0 ? c.n_kv - 1 : random_below(c.n_kv);
+            uint16_t & m = mask[(s*c.n_queries + iq)*mask_row + t];
+            if (m == 0xfc00) {
+                m = ggmlq_half_from_float(n % 3 ? 0.0f : -1.0f);
+                seen[s*c.n_kv + t] = true;
+                ++n;
+            }
+        }
+    }
+    std::vector<uint8_t> bytes[2];
+    int64_t stride[2];
+    for (int i = 0; i < 2; ++i) {
+        const int     type = i ? c.type_v : c.type_k;
+        const int64_t n    = i ? c.head_v : c.head_k, row = row_bytes(type, n);
+        stride[i] = row + 2;
+        bytes[i].assign(stride[i]*c.n_kv*c.seqs, 0xff);
+        std::vector<float> values(n);
+        for (int64_t t = 0; t < c.n_kv*c.seqs; ++t) {
+            if (seen[t]) {
+                make_rows(type, n, &bytes[i][t*stride[i]], values.data());
+            } else {
+                poison_row(type, n, &bytes[i][t*stride[i]]);
+            }
+        }
+    }
+    std::vector<float> q = normals(c.head_k*c.n_queries*c.heads*c.seqs), sinks = normals(c.heads);
+    const int64_t n_out = c.head_v*c.heads*c.n_queries*c.seqs;
+    device_bytes dq(q), dk(bytes[0]), dv(bytes[1]), d_mask(mask), d_sinks(sinks), d_out(4*n_out);
+    p.q = (const float *) dq.data(); p.k = dk.data(); p.v = c.part ? dk.data() : dv.data(); p.out = (float *) d_out.data();
+    p.q_stride[0] = 4*c.head_k; p.q_stride[1] = p.q_stride[0]*c.n_queries; p.q_stride[2] = p.q_stride[1]*c.heads;
+    p.out_stride[1] = 4*c.head_v; p.out_stride[0] = p.out_stride[1]*c.heads; p.out_stride[2] = p.out_stride[0]*c.n_queries;
+    for (int i = 0; i < 3; ++i) {
+        p.k_stride[i] = i ? stride[0]*c.n_kv : stride[0];
+        p.v_stride[i] = c.part ? p.k_stride[i] : i ? stride[1]*c.n_kv : stride[1];
+    }
+    p.mask = (const uint16_t *) d_mask.data(); p.sinks = (const float *) d_sinks.data();
+
+    char text[256];
+    const char * kernel = ggmlq_cuda_attend_selected_kernel(&p, c.most);
+    snprintf(text, sizeof(text), "%s: K %s %lld, V %s %lld, %lld of at most %lld of %lld rows, %lld queries, %lld heads, %lld sequences", kernel ? kernel : "none", type_name(c.type_k), (long long) c.head_k,
+             type_name(c.type_v), (long long) c.head_v, (long long) c.visible, (long long) c.most, (long long) c.n_kv, (long long) c.n_queries, (long long) c.heads, (long long) c.seqs);
+    const int64_t dense_bytes = ggmlq_cuda_attend_workspace_bytes(&p), sparse_bytes = ggmlq_cuda_attend_selected_workspace_bytes(&p, c.most);
+    require(dense_bytes >= 0 && sparse_bytes > 0, "refused: %s", text);
+    if (dense_bytes < 0 || sparse_bytes < 0) {
+        return;
+    }
+    device_bytes dense(std::vector<uint8_t>(dense_bytes, 0xff)), sparse(std::vector<uint8_t>(sparse_bytes, 0xff));
+    ok(ggmlq_cuda_attend(&p, dense.data(), NULL));
+    const std::vector<float> wanted = d_out.host<float>();
+    cuda(cudaMemset(d_out.data(), 0xff, 4*n_out));
+    ok(ggmlq_cuda_attend_selected(&p, c.most, sparse.data(), NULL));
+    const std::vector<float> found = d_out.host<float>();
+    cuda(cudaMemset(sparse.data(), 0x11, sparse_bytes));
+    ok(ggmlq_cuda_attend_selected(&p, c.most, sparse.data(), NULL));
+    require(memcmp(d_out.host<float>().data(), found.data(), 4*n_out) == 0, "not the same twice: %s", text);
+    double square = 0, error = 0;
+    bool finite = true;
+    for (int64_t i = 0; i < n_out; ++i) {
+        finite = finite && std::isfinite(found[i]) && std::isfinite(wanted[i]);
+        square += (double) wanted[i]*wanted[i];
+        error  += ((double) found[i] - wanted[i])*((double) found[i] - wanted[i]);
+    }
+    /* Weights are rounded to halves in both, but the two see different maxima on their way: 2^-11 each. */
+    require(finite && error <= square*1e-6, "%s: the relative difference to attention over all rows is %g", text, sqrt(error/square));
+}
+
+static std::string check_selected() {
+    const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3;
+    const int64_t heads = quick ? 4 : 64, kv = quick ? 4500 : 33000;
+    const struct selected_case cases[] = {
+        { P, P, 512, 512, true,  kv,   640, 640, 1, heads, 1 },
+        { T, T, 512, 512, true,  kv,   640, 640, 1, heads, 1 },
+        { T, T, 576, 512, true,  kv,   100, 100, 1, heads, 1 },
+        { P, T, 512, 512, false, kv,    64,  60, 2, heads, 1 },
+        { T, GGMLQ_TYPE_Q8_0, 128, 128, false, kv, 70, 70, 3, 4, 1 },
+        { GGMLQ_TYPE_F16, P, 128, 128, false, 2049, 33, 33, 1, 4, 2 },
+        { P, P, 512, 512, true,  2048, 65,  65, 1, 8, 3 },
+        { P, P, 512, 512, true,  300, 130, 1, 2, 8, 1 },
+    };
+    for (const struct selected_case & c : cases) {
+        check_selected_case(c);
+    }
+    return "";
+}
+
+/* Against sums in float64 over the same 8-bit queries. */
+static std::string check_indexer() {
+    for (int type : CACHE_TYPES) for (int64_t heads : { 64, 32, 5, 70 }) for (int64_t seqs : { 1, 2 }) {
+        const int64_t n = 128, n_rows = quick ? 300 : 5000, tokens = 3, block = ggmlq_type_info_get(type)->block_length, gap = seqs > 1 ? 2 : 0;
+        const int64_t row = row_bytes(type, n) + gap;
+        std::vector<uint8_t> rows(row*n_rows*seqs, 0xff);
+        std::vector<float>   keys(n*n_rows*seqs), q = normals(n*heads*tokens*seqs), weights = normals(heads*tokens*seqs);
+        for (int64_t r = 0; r < n_rows*seqs; ++r) {
+            const std::vector<float> x = normals(n);
+            ggmlq_encode_row(type, x.data(), &rows[r*row], n);
+            ggmlq_decode_row_rotated(type, &rows[r*row], &keys[r*n], n);
+        }
+        std::vector<uint16_t> mask(n_rows*tokens);
+        for (uint16_t & m : mask) {
+            m = random_below(4) ? 0 : 0xfc00;
+        }
+        device_bytes d_rows(rows), dq(q), d_weights(weights), d_mask(mask), d_out(4*n_rows*tokens*seqs);
+        struct ggmlq_cuda_view vs, vq, vr, vw, vm;
+        spread(&vs, d_out.data(),     GGMLQ_TYPE_F32, n_rows, tokens, 1, seqs, 0);
+        spread(&vq, dq.data(),        GGMLQ_TYPE_F32, n, heads, tokens, seqs, 0);
+        spread(&vw, d_weights.data(), GGMLQ_TYPE_F32, heads, tokens, 1, seqs, 0);
+        spread(&vm, d_mask.data(),    GGMLQ_TYPE_F16, n_rows, tokens, 1, 1, 0);
+        const int64_t ne[4] = { n, 1, n_rows, seqs }, nb[4] = { ggmlq_type_info_get(type)->block_bytes, row, row, row*n_rows };
+        vr = view(d_rows.data(), type, ne, nb);
+        require(ggmlq_cuda_indexer_check(&vs, &vq, &vr, &vw, &vm) == GGMLQ_OK, "%s, %lld heads: refused", type_name(type), (long long) heads);
+        device_bytes workspace(std::vector<uint8_t>(ggmlq_cuda_indexer_workspace_bytes(type, &vq), 0xff));
+        ok(ggmlq_cuda_indexer(&vs, &vq, &vr, &vw, &vm, workspace.data(), NULL));
+        const std::vector<float> found = d_out.host<float>();
+
+        std::vector<uint8_t> query(ggmlq_row_bytes(ggmlq_type_info_get(type)->query_type, n)*heads);
+        for (int64_t s = 0; s < seqs; ++s) for (int64_t t = 0; t < tokens; ++t) {
+            for (int64_t h = 0; h < heads; ++h) {
+                ggmlq_encode_query_row(type, &q[((s*tokens + t)*heads + h)*n], &query[h*(int64_t) query.size()/heads], n);
+            }
+            for (int64_t r = 0; r < n_rows; ++r) {
+                double wanted = mask[t*n_rows + r] ? -INFINITY : 0, size = 0;
+                for (int64_t h = 0; h < heads; ++h) {
+                    double dot = 0;
+                    for (int64_t b = 0; b < n/block; ++b) {
+                        const uint8_t * at = &query[h*(int64_t) query.size()/heads + b*(4 + block)];
+                        float d;
+                        memcpy(&d, at, 4);
+                        for (int64_t j = 0; j < block; ++j) {
+                            dot += (double) d*(int8_t) at[4 + j]*keys[(s*n_rows + r)*n + b*block + j];
+                        }
+                    }
+                    const double part = weights[(s*tokens + t)*heads + h]*std::max(dot, 0.0);
+                    wanted += part;
+                    size   += std::fabs(part) + std::fabs(dot)*1e-1;
+                }
+                const float score = found[(s*tokens + t)*n_rows + r];
+                require(std::isinf(wanted) ? score == -INFINITY : std::fabs(score - wanted) <= 100*U*size, "%s, %lld heads, row %lld: found %g, wanted %g", type_name(type), (long long) heads,
+                        (long long) r, score, wanted);
+            }
+        }
+        struct ggmlq_cuda_view wrong = vr;
+        wrong.ne[0] = 96;
+        require(ggmlq_cuda_indexer_check(&vs, &vq, &wrong, &vw, &vm) == GGMLQ_ERROR_LENGTH, "a row of 96 was taken");
+        wrong = vw;
+        wrong.ne[0] = heads + 1;
+        require(ggmlq_cuda_indexer_check(&vs, &vq, &vr, &wrong, &vm) == GGMLQ_ERROR_SHAPE, "a weight too many was taken");
+    }
+    return "";
+}
+
 int main(int argc, char ** argv) {
     const std::string option = argc > 1 ? argv[1] : "";
     cudaDeviceProp device;
@@ -1033,6 +1216,8 @@ int main(int argc, char ** argv) {
     group("copy",      check_copy);
     group("mul_mat",   check_mul_mat);
     group("attention", check_attention);
+    group("selected",  check_selected);
+    group("indexer",   check_indexer);
     group("errors",    check_errors);
     printf(all_failures ? "%lld checks failed\n" : "ok\n", (long long) all_failures);
     return all_failures ? 1 : 0;

@@ -77,6 +77,7 @@ static inline unsigned long long atomicMin(unsigned long long * address, unsigne
 /* --- arithmetic ------------------------------------------------------------------------------------------------- */
 
 static inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static inline int      __popc(uint32_t u) { return __builtin_popcount(u); }
 static inline float    __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t) ((uint64_t) a*b >> 32); }
 static inline int      __clz(int v) { return v == 0 ? 32 : __builtin_clz((unsigned int) v); }

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ggmlq-cuda.h on Metal: every function makes a plan and has it run. For Python, and for the tests' emulator; llama.cpp encodes its
+ * launches itself.
+ */
+#include "ggmlq-metal-run.h"
+
+const char * ggmlq_cuda_error_text(int error) { return error == GGMLQ_ERROR_DEVICE ? ggmlq_metal_device_error() : ggmlq_error_text(error); }
+
+static int run(int error, const struct ggmlq_metal_launch * launch, const void * const * operands, void * stream) {
+    return error ? error : launch->kernel == NULL ? GGMLQ_OK : ggmlq_metal_run(launch, operands, stream);
+}
+
+int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices, int index_bytes) {
+    struct ggmlq_metal_launch launch;
+    return ggmlq_metal_set_rows(rows, values, indices, index_bytes, &launch);
+}
+
+int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * indices, int index_bytes) {
+    struct ggmlq_metal_launch launch;
+    return ggmlq_metal_get_rows(values, rows, indices, index_bytes, false, &launch);
+}
+
+int ggmlq_cuda_copy_check(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src) {
+    struct ggmlq_metal_launch launch;
+    return ggmlq_metal_convert(dst, src, false, &launch);
+}
+
+int ggmlq_cuda_mul_mat_check(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * x) {
+    struct ggmlq_metal_launch launch;
+    return ggmlq_metal_mul_mat(out, rows, x, &launch);
+}
+
+int ggmlq_cuda_attend_check(const struct ggmlq_attend_params * p) {
+    struct ggmlq_metal_launch launch;
+    return ggmlq_metal_attend(p, NULL, 0, &launch);
+}
+
+int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                        int index_bytes, void * stream) {
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { rows->data, values->data, indices->data };
+    return run(ggmlq_metal_set_rows(rows, values, indices, index_bytes, &launch), &launch, operands, stream);
+}
+
+int ggmlq_cuda_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * indices,
+                        int index_bytes, void * stream) {
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { values->data, rows->data, indices->data };
+    return run(ggmlq_metal_get_rows(values, rows, indices, index_bytes, false, &launch), &launch, operands, stream);
+}
+
+static int convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool rotated, void * stream) {
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { dst->data, src->data, src->data };
+    return run(ggmlq_metal_convert(dst, src, rotated, &launch), &launch, operands, stream);
+}
+
+int ggmlq_cuda_copy(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) { return convert(dst, src, false, stream); }
+int ggmlq_cuda_decode_rotated(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) { return convert(dst, src, true, stream); }
+
+static int rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool back, void * stream) {
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { dst->data, src->data };
+    return run(ggmlq_metal_rotate(type, dst, src, back, &launch), &launch, operands, stream);
+}
+
+int ggmlq_cuda_rotate  (int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) { return rotate(type, dst, src, false, stream); }
+int ggmlq_cuda_unrotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) { return rotate(type, dst, src, true, stream); }
+
+/* No kernel here needs a workspace. */
+int64_t ggmlq_cuda_mul_mat_workspace_bytes(int type, const struct ggmlq_cuda_view * x) {
+    struct ggmlq_cuda_view rows = *x, out = *x;
+    rows.type  = type;
+    out.type   = GGMLQ_CUDA_F32;
+    out.nb[0]  = sizeof(float);
+    out.ne[0]  = rows.ne[1];
+    return ggmlq_cuda_mul_mat_check(&out, &rows, x);
+}
+
+int ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * x, void * workspace, void * stream) {
+    (void) workspace;
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { out->data, rows->data, x->data };
+    return run(ggmlq_metal_mul_mat(out, rows, x, &launch), &launch, operands, stream);
+}
+
+const char * ggmlq_cuda_attend_kernel(const struct ggmlq_attend_params * p) {
+    struct ggmlq_metal_launch launch;
+    return ggmlq_metal_attend(p, NULL, 0, &launch) ? NULL : launch.kernel == NULL ? "none" : "metal";
+}
+
+int64_t ggmlq_cuda_attend_workspace_bytes(const struct ggmlq_attend_params * p) { return ggmlq_cuda_attend_check(p); }
+
+int ggmlq_cuda_attend(const struct ggmlq_attend_params * p, void * workspace, void * stream) {
+    (void) workspace;
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { p->q, p->k, p->v, p->mask, p->sinks, NULL, p->out };
+    return run(ggmlq_metal_attend(p, NULL, 0, &launch), &launch, operands, stream);
+}

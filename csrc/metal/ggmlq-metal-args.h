@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the host hands to the kernels of ggmlq-metal.metal: the same text on both sides, included here and pasted there. Every member
+ * lies at a multiple of its size, so that both see the same bytes.
+ */
+#ifndef GGMLQ_METAL_ARGS_H
+#define GGMLQ_METAL_ARGS_H
+
+/* Numbers of the function constants. Every kernel is compiled once for each set of values that is asked for. */
+enum {
+    GGMLQ_METAL_TYPE       = 0, /* of the encoded rows; of K                            */
+    GGMLQ_METAL_OTHER_TYPE = 1, /* of the values; of V                                  */
+    GGMLQ_METAL_HEAD_K     = 2, /* attention: values of a K row, of a V row, and how    */
+    GGMLQ_METAL_HEAD_V     = 3, /* many columns (a query token of a head) a threadgroup */
+    GGMLQ_METAL_COLUMNS    = 4, /* works on at once                                     */
+    GGMLQ_METAL_CONSTANTS  = 5
+};
+
+enum {
+    GGMLQ_METAL_TEAM           = 8,   /* threads that work on a plane or a block: thread l has the values j with j % 8 = l      */
+    GGMLQ_METAL_THREADS        = 256, /* of every threadgroup                                                                   */
+    GGMLQ_METAL_SIMDGROUPS     = GGMLQ_METAL_THREADS/32,
+    GGMLQ_METAL_PRODUCT_ROWS   = 128, /* mul_mv: rows of a threadgroup                                                          */
+    GGMLQ_METAL_MAX_COLUMNS    = 8,
+    GGMLQ_METAL_MAX_PLANES     = 16,  /* attention: planes of V times columns that a lane adds up, 4 values of each             */
+    GGMLQ_METAL_BF16           = 30   /* ggml's id; the other types are those of ggmlq-types.def                                */
+};
+
+/* Rows of a tensor of up to four axes, in units that a team or a thread works on. */
+struct ggmlq_metal_walk {
+    int64_t  nb1, nb2, nb3; /* bytes */
+    uint32_t units;         /* of a row */
+    uint32_t unit_bytes;    /* 0: the kernel knows */
+    uint32_t ne1, ne2;
+};
+
+struct ggmlq_metal_rows_args {
+    struct ggmlq_metal_walk rows, values; /* encoded, decoded; copy: to, from */
+    int64_t  index_nb[3];
+    uint32_t index_bytes;                 /* 0: row i is row i */
+    uint32_t index_ne1, index_ne2;        /* indices repeat with these periods along axes 2 and 3 */
+    uint32_t n_rows;                      /* an index beyond is skipped */
+    uint32_t n;                           /* units in all */
+    uint32_t back;                        /* rotate: the inverse; decode: leave it out */
+};
+
+struct ggmlq_metal_product_args {
+    int64_t  rows_nb[3], x_nb[3], out_nb[3];
+    uint32_t n, n_rows;
+    uint32_t ne2;                         /* of x */
+    uint32_t ratio2, ratio3;              /* heads and sequences of x to each of rows */
+    uint32_t unused;
+};
+
+struct ggmlq_metal_attend_args {
+    int64_t  q_nb[3], k_nb[3], v_nb[3], out_nb[3]; /* token, head, sequence */
+    int64_t  mask_nb[3];                           /* token, head, sequence */
+    int64_t  index_nb[2];                          /* token, sequence       */
+    uint32_t n_kv, n_rows;                         /* tokens; rows that an index may name */
+    uint32_t group;                                /* query heads to each head of the cache */
+    uint32_t seqs_ratio;
+    uint32_t span, tiles;                          /* columns that share their keys, and threadgroups for them */
+    uint32_t has_mask, has_sinks, has_index;
+    uint32_t mask_heads, mask_seqs;
+    uint32_t alibi_heads;                          /* 0: no ALiBi; the largest power of two of heads */
+    float    alibi_base, alibi_base_odd;
+    float    scale, softcap;
+};
+
+#endif

@@ -1,0 +1,805 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ggmlq on Metal: encoder, decoder, rotations, products and attention; the host side is ggmlq-metal-plan.c, the promises docs/METAL.md.
+ *
+ * A team is eight neighbouring threads of a simdgroup. Thread l of it holds the values j of a plane with j % 8 = l: byte l of the 2-bit plane
+ * is its own, lane l of FORMAT.md's sums too, and a row of any type is read in the same shape, k = j / 8 counting 0 to 3. All 32 threads of a
+ * simdgroup go through every shuffle, those without work with zeros.
+ *
+ * Includes are replaced by their files before Metal sees this text (pyggmlq/_metal_source.py): llama.cpp compiles it from memory.
+ */
+#include <metal_stdlib>
+
+using namespace metal;
+
+/* The encoder's bytes are those of the plain operations written here: nothing reordered, nothing fused. */
+#if __METAL_VERSION__ >= 320
+#pragma METAL fp math_mode(safe)
+#endif
+#pragma METAL fp contract(off)
+
+#define GGMLQ_DEVICE_TOO
+
+static inline float    ggmlq_float_from_bits(uint32_t bits) { return as_type<float>(bits); }
+static inline uint32_t ggmlq_float_bits(float f)            { return as_type<uint32_t>(f); }
+
+#include "ggmlq-tables.h"
+#include "ggmlq-values.h"
+#include "ggmlq-metal-args.h"
+
+enum {
+#define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) \
+    GGMLQ_TYPE_##NAME = id, GGMLQ_LENGTH_##NAME = block_length, GGMLQ_BYTES_##NAME = block_bytes,
+#define GGMLQ_FOREIGN_TYPE(NAME, name, id, block_length, block_bytes, description) \
+    GGMLQ_TYPE_##NAME = id, GGMLQ_LENGTH_##NAME = block_length, GGMLQ_BYTES_##NAME = block_bytes,
+#include "ggmlq-types.def"
+    GGMLQ_PLANE = 32
+};
+
+constant int ggmlq_type       [[function_constant(GGMLQ_METAL_TYPE)]];
+constant int ggmlq_other_type [[function_constant(GGMLQ_METAL_OTHER_TYPE)]];
+constant int ggmlq_head_k     [[function_constant(GGMLQ_METAL_HEAD_K)]];
+constant int ggmlq_head_v     [[function_constant(GGMLQ_METAL_HEAD_V)]];
+constant int ggmlq_columns    [[function_constant(GGMLQ_METAL_COLUMNS)]];
+
+constant constexpr float ggmlq_levels[8]               = GGMLQ_LEVELS_INIT;
+constant constexpr float ggmlq_boundaries[7]           = GGMLQ_BOUNDARIES_INIT;
+constant constexpr float ggmlq_field_levels_tq3_0[8]   = GGMLQ_TQ3_0_FIELD_LEVELS_INIT;
+constant constexpr float ggmlq_field_levels_planar3[8] = GGMLQ_PLANAR3_FIELD_LEVELS_INIT;
+constant constexpr float ggmlq_cos_sin[64][2]          = GGMLQ_PLANAR3_COS_SIN_INIT;
+
+/* --- exchange --------------------------------------------------------------------------------------------------- */
+
+static inline float    ggmlq_swap(float v, int mask)         { return simd_shuffle_xor(v, static_cast<ushort>(mask)); }
+static inline int      ggmlq_swap_int(int v, int mask)       { return simd_shuffle_xor(v, static_cast<ushort>(mask)); }
+static inline uint32_t ggmlq_swap_bits(uint32_t v, int mask) { return simd_shuffle_xor(v, static_cast<ushort>(mask)); }
+
+/* The sum of eight lanes in FORMAT.md's order. Each step adds the same two numbers in both threads, so all get the same bits. */
+static inline float ggmlq_fold(float sum) {
+    sum += ggmlq_swap(sum, 4);
+    sum += ggmlq_swap(sum, 2);
+    sum += ggmlq_swap(sum, 1);
+    return sum;
+}
+
+static inline uint32_t ggmlq_team_max(uint32_t v) {
+    for (int mask = 1; mask < GGMLQ_METAL_TEAM; mask *= 2) {
+        v = max(v, ggmlq_swap_bits(v, mask));
+    }
+    return v;
+}
+
+static inline uint32_t ggmlq_team_or(uint32_t v) {
+    for (int mask = 1; mask < GGMLQ_METAL_TEAM; mask *= 2) {
+        v |= ggmlq_swap_bits(v, mask);
+    }
+    return v;
+}
+
+/* --- memory: rows may lie at any address ------------------------------------------------------------------------ */
+
+static inline uint32_t ggmlq_read_u16(device const uint8_t * p) {
+    return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8;
+}
+
+static inline uint32_t ggmlq_read_u32(device const uint8_t * p) { return ggmlq_read_u16(p) | ggmlq_read_u16(p + 2) << 16; }
+
+static inline float ggmlq_read_half(device const uint8_t * p) { return ggmlq_half_to_float(static_cast<uint16_t>(ggmlq_read_u16(p))); }
+
+static inline void ggmlq_write_u16(device uint8_t * p, uint32_t v) {
+    p[0] = static_cast<uint8_t>(v);
+    p[1] = static_cast<uint8_t>(v >> 8);
+}
+
+/* Value i of a row of f32 or f16. Floats lie where floats may lie. */
+static inline float ggmlq_read_value(int type, device const uint8_t * row, uint32_t i) {
+    return type == GGMLQ_TYPE_F32 ? reinterpret_cast<device const float *>(row)[i] : ggmlq_read_half(row + 2*i);
+}
+
+/* Nearest, ties to even; half: beyond 65504 infinite. */
+static inline void ggmlq_write_value(int type, device uint8_t * row, uint32_t i, float f) {
+    const uint32_t bits = ggmlq_float_bits(f), magnitude = bits & 0x7fffffff;
+    if (type == GGMLQ_TYPE_F32) {
+        reinterpret_cast<device float *>(row)[i] = f;
+    } else if (type == GGMLQ_TYPE_F16) {
+        const bool overflows = magnitude >= 0x477ff000 && magnitude <= 0x7f800000;
+        ggmlq_write_u16(row + 2*i, overflows ? (bits >> 16 & 0x8000) | 0x7c00 : ggmlq_half_from_float(f));
+    } else {
+        ggmlq_write_u16(row + 2*i, magnitude > 0x7f800000 ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+struct ggmlq_place {
+    uint32_t i0, i1, i2, i3;
+};
+
+static inline ggmlq_place ggmlq_place_of(constant ggmlq_metal_walk & walk, uint32_t number) {
+    ggmlq_place place;
+    place.i0 = number % walk.units;
+    number  /= walk.units;
+    place.i1 = number % walk.ne1;
+    number  /= walk.ne1;
+    place.i2 = number % walk.ne2;
+    place.i3 = number / walk.ne2;
+    return place;
+}
+
+static inline int64_t ggmlq_row_at(constant ggmlq_metal_walk & walk, ggmlq_place place, int64_t i1) {
+    return i1*walk.nb1 + place.i2*walk.nb2 + place.i3*walk.nb3;
+}
+
+/* The row that an index names; negative: none. */
+static inline int64_t ggmlq_index_of(constant ggmlq_metal_rows_args & args, device const uint8_t * indices, ggmlq_place place) {
+    device const uint8_t * at = indices + place.i1*args.index_nb[0] + place.i2 % args.index_ne1*args.index_nb[1] + place.i3 % args.index_ne2*args.index_nb[2];
+    const int64_t row = args.index_bytes == 8 ? *reinterpret_cast<device const int64_t *>(at) : *reinterpret_cast<device const int32_t *>(at);
+    return row < args.n_rows ? row : -1;
+}
+
+/* --- planes ----------------------------------------------------------------------------------------------------- */
+
+/* Field of value 8k + l: its two bits of byte l, and its bit of the word s. */
+static inline uint32_t ggmlq_field(uint32_t byte, uint32_t s, uint32_t l, int k) {
+    return (byte >> 2*k & 3) | (s >> ggmlq_sign_bit(static_cast<int>(l), k) & 1) << 2;
+}
+
+/* Values 8k + l of plane `plane` of a row, in the space that the row is stored in. `size` values are in the row; beyond is 0. */
+static inline void ggmlq_load_plane(int type, device const uint8_t * row, uint32_t plane, uint32_t l, uint32_t size, thread float * v) {
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        device const uint8_t * block = row + plane*GGMLQ_BYTES_TQ3_0;
+        const uint32_t byte = block[l], s = ggmlq_read_u32(block + 8);
+        const float scale = ggmlq_read_half(block + 12)*GGMLQ_TQ3_0_UNIT;
+        for (int k = 0; k < 4; ++k) {
+            v[k] = scale*ggmlq_field_levels_tq3_0[ggmlq_field(byte, s, l, k)];
+        }
+    } else if (type == GGMLQ_TYPE_PLANAR3) {
+        device const uint8_t * block = row + plane/4*GGMLQ_BYTES_PLANAR3;
+        const uint32_t byte = block[2 + 8*(plane % 4) + l], s = ggmlq_read_u32(block + 34 + 4*(plane % 4));
+        const float scale = ggmlq_read_half(block)*GGMLQ_PLANAR3_UNIT;
+        for (int k = 0; k < 4; ++k) {
+            v[k] = scale*ggmlq_field_levels_planar3[ggmlq_field(byte, s, l, k)];
+        }
+    } else if (type == GGMLQ_TYPE_Q8_0) {
+        device const uint8_t * block = row + plane*GGMLQ_BYTES_Q8_0;
+        const float scale = ggmlq_read_half(block);
+        for (uint32_t k = 0; k < 4; ++k) {
+            v[k] = scale*static_cast<float>(static_cast<int8_t>(block[2 + 8*k + l]));
+        }
+    } else if (type == GGMLQ_TYPE_Q4_0) {
+        device const uint8_t * block = row + plane*GGMLQ_BYTES_Q4_0;
+        const float scale = ggmlq_read_half(block);
+        for (uint32_t k = 0; k < 4; ++k) {
+            const int nibble = block[2 + 8*(k % 2) + l] >> 4*(k/2) & 15;
+            v[k] = scale*static_cast<float>(nibble - 8);
+        }
+    } else {
+        for (uint32_t k = 0; k < 4; ++k) {
+            const uint32_t j = GGMLQ_PLANE*plane + 8*k + l;
+            v[k] = j < size ? ggmlq_read_value(type, row, j) : 0.0f;
+        }
+    }
+}
+
+/* --- rotations -------------------------------------------------------------------------------------------------- */
+
+static inline bool ggmlq_is_cache_type(int type) { return type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3; }
+
+static inline void ggmlq_butterfly(thread float * a, thread float * b) {
+    const float sum = *a + *b;
+    *b = *a - *b;
+    *a = sum;
+}
+
+/* v[k] is value 8k + l: the first three stages are between threads, the last two in each. */
+static inline void ggmlq_hadamard(thread float * v, uint32_t l) {
+    for (uint32_t half = 1; half < GGMLQ_METAL_TEAM; half *= 2) {
+        for (int k = 0; k < 4; ++k) {
+            const float other = ggmlq_swap(v[k], static_cast<int>(half));
+            v[k] = (l & half) != 0 ? other - v[k] : v[k] + other;
+        }
+    }
+    ggmlq_butterfly(&v[0], &v[1]);
+    ggmlq_butterfly(&v[2], &v[3]);
+    ggmlq_butterfly(&v[0], &v[2]);
+    ggmlq_butterfly(&v[1], &v[3]);
+    for (int k = 0; k < 4; ++k) {
+        v[k] *= 0.17677669529663689f; /* 1/sqrt(32) */
+    }
+}
+
+static inline void ggmlq_flip(thread float * v, uint32_t l) {
+    for (uint32_t k = 0; k < 4; ++k) {
+        v[k] = ggmlq_float_from_bits(ggmlq_float_bits(v[k]) ^ GGMLQ_TQ3_0_SIGNS >> (8*k + l) << 31);
+    }
+}
+
+/* Pairs are neighbouring threads. `plane` of the block; direction -1: back. */
+static inline void ggmlq_turn(thread float * v, uint32_t l, uint32_t plane, float direction) {
+    for (uint32_t k = 0; k < 4; ++k) {
+        const uint32_t pair = (GGMLQ_PLANE*plane + 8*k + l)/2;
+        const float c = ggmlq_cos_sin[pair][0], s = direction*ggmlq_cos_sin[pair][1], other = ggmlq_swap(v[k], 1);
+        v[k] = l % 2 == 0 ? c*v[k] - s*other : s*other + c*v[k];
+    }
+}
+
+static inline void ggmlq_rotate(int type, thread float * v, uint32_t l, uint32_t plane) {
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_flip(v, l);
+        ggmlq_hadamard(v, l);
+    } else if (type == GGMLQ_TYPE_PLANAR3) {
+        ggmlq_turn(v, l, plane % 4, 1.0f);
+    }
+}
+
+static inline void ggmlq_unrotate(int type, thread float * v, uint32_t l, uint32_t plane) {
+    if (type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_hadamard(v, l);
+        ggmlq_flip(v, l);
+    } else if (type == GGMLQ_TYPE_PLANAR3) {
+        ggmlq_turn(v, l, plane % 4, -1.0f);
+    }
+}
+
+/* --- encoder ---------------------------------------------------------------------------------------------------- */
+
+static inline float ggmlq_power_of_two(int e) { return ggmlq_float_from_bits(static_cast<uint32_t>(127 + e) << 23); }
+
+/* f * 2^e, |e| <= 252, in two steps because 2^e itself may be no float. Only one of them can round. */
+static inline float ggmlq_scale(float f, int e) {
+    const int excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
+    return f*ggmlq_power_of_two(e - excess)*ggmlq_power_of_two(excess);
+}
+
+/* The same for a float that may be subnormal, which Apple's processors take for 0: from its integer. */
+static inline float ggmlq_scale_any(float f, int e) {
+    const uint32_t bits = ggmlq_float_bits(f), magnitude = bits & 0x7fffffff;
+    if (magnitude == 0 || magnitude >= 0x00800000) {
+        return ggmlq_scale(f, e);
+    }
+    const float scaled = ggmlq_scale(static_cast<float>(magnitude), max(e - 149, -252));
+    return (bits & 0x80000000) != 0 ? -scaled : scaled;
+}
+
+/* The exponent e with 2^(e-1) <= max < 2^e, from the bits of a positive, finite max. */
+static inline int ggmlq_exponent(uint32_t bits) {
+    return bits < 0x00800000 ? -117 - static_cast<int>(clz(bits)) : static_cast<int>(bits >> 23) - 126;
+}
+
+static inline float ggmlq_root_mean_square(float sum, int length) { return precise::sqrt(sum/static_cast<float>(length)); }
+
+/* Least-squares search of the step: docs/FORMAT.md, "Encoder". n rotated values to each thread; the level index of each and the step. */
+template <int n> static inline float ggmlq_search(thread const float * y, thread uint8_t * best_indices) {
+    float square_sum = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        square_sum += y[i]*y[i];
+    }
+    const float base = ggmlq_root_mean_square(ggmlq_fold(square_sum), n*GGMLQ_METAL_TEAM)/GGMLQ_LEVEL_SIGMA;
+
+    float best_step  = 0.0f;
+    float best_error = INFINITY;
+    for (int start = 0; start < 3; ++start) {
+        float step = (start == 0 ? 0.8f : start == 1 ? 1.0f : 1.2f)*base;
+        float   levels[n];
+        uint8_t indices[n];
+        for (int pass = 0; pass < 3; ++pass) {
+            float y_level = 0.0f, level_level = 0.0f;
+            for (int i = 0; i < n; ++i) {
+                int index = 0;
+                for (int b = 0; b < 7; ++b) {
+                    index += y[i] >= ggmlq_boundaries[b]*step ? 1 : 0;
+                }
+                indices[i]   = static_cast<uint8_t>(index);
+                levels[i]    = ggmlq_levels[index];
+                y_level     += y[i]*levels[i];
+                level_level += levels[i]*levels[i];
+            }
+            step = ggmlq_fold(y_level)/ggmlq_fold(level_level);
+        }
+        float error_sum = 0.0f;
+        for (int i = 0; i < n; ++i) {
+            const float d = y[i] - step*levels[i];
+            error_sum += d*d;
+        }
+        const float error = ggmlq_fold(error_sum);
+        if (error < best_error) {
+            best_error = error;
+            best_step  = step;
+            for (int i = 0; i < n; ++i) {
+                best_indices[i] = indices[i];
+            }
+        }
+    }
+    return best_step;
+}
+
+/* One block by a team. Values 8k + l of plane p are x[4p + k]. Writes if `active`. */
+template <int type> static inline void ggmlq_encode_block(thread float * x, device uint8_t * block, uint32_t l, bool active) {
+    constexpr int planes = type == GGMLQ_TYPE_TQ3_0 ? 1 : 4, n = 4*planes;
+
+    uint32_t magnitude = 0;
+    for (int i = 0; i < n; ++i) {
+        magnitude = max(magnitude, ggmlq_float_bits(x[i]) & 0x7fffffff);
+    }
+    magnitude = ggmlq_team_max(magnitude);
+    const bool finite = magnitude < 0x7f800000, plain = finite && magnitude != 0;
+    const int  e = plain ? ggmlq_exponent(magnitude) : 0;
+
+    /* An exact normalization: nothing below can overflow. */
+    for (int i = 0; i < n; ++i) {
+        x[i] = plain ? ggmlq_scale_any(x[i], -e) : 0.0f;
+    }
+    for (int p = 0; p < planes; ++p) {
+        ggmlq_rotate(type, x + 4*p, l, static_cast<uint32_t>(p));
+    }
+    uint8_t indices[n];
+    for (int i = 0; i < n; ++i) {
+        indices[i] = 0;
+    }
+    const float step   = ggmlq_search<n>(x, indices);
+    const float scaled = ggmlq_scale((type == GGMLQ_TYPE_TQ3_0 ? 1.0f/GGMLQ_TQ3_0_UNIT : 1.0f/GGMLQ_PLANAR3_UNIT)*step, e);
+    const uint32_t scale = plain ? ggmlq_half_from_float(scaled) : finite ? 0 : 0x7e00;
+
+    for (int p = 0; p < planes; ++p) {
+        uint32_t byte = 0, word = 0;
+        for (int k = 0; k < 4; ++k) {
+            const uint32_t index = plain ? indices[4*p + k] : 0;
+            const uint32_t field = type == GGMLQ_TYPE_TQ3_0 ? index >> 1 | (index & 1) << 2 : index;
+            byte |= (field & 3) << 2*k;
+            word |= field >> 2 << ggmlq_sign_bit(static_cast<int>(l), k);
+        }
+        word = ggmlq_team_or(word);
+        if (active) {
+            block[(type == GGMLQ_TYPE_TQ3_0 ? 0 : 2 + 8*p) + static_cast<int>(l)] = static_cast<uint8_t>(byte);
+            if (l < 4) {
+                block[(type == GGMLQ_TYPE_TQ3_0 ? 8 : 34 + 4*p) + static_cast<int>(l)] = static_cast<uint8_t>(word >> 8*l);
+            }
+        }
+    }
+    if (active && l == 0) {
+        ggmlq_write_u16(block + (type == GGMLQ_TYPE_TQ3_0 ? 12 : 0), scale);
+    }
+}
+
+template <int type> static inline void ggmlq_encode(constant ggmlq_metal_rows_args & args, device uint8_t * rows, device const uint8_t * values,
+                                                    device const uint8_t * indices, uint32_t id) {
+    constexpr int n = type == GGMLQ_TYPE_TQ3_0 ? 4 : 16;
+    const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (id/32*32/GGMLQ_METAL_TEAM >= args.n) { /* a simdgroup without work */
+        return;
+    }
+    const ggmlq_place from = ggmlq_place_of(args.values, number < args.n ? number : 0);
+    const ggmlq_place to   = args.index_bytes != 0 ? from : ggmlq_place_of(args.rows, number < args.n ? number : 0);
+    const int64_t     row  = args.index_bytes != 0 ? ggmlq_index_of(args, indices, from) : static_cast<int64_t>(to.i1);
+    const bool      active = number < args.n && row >= 0;
+
+    device const uint8_t * source = values + ggmlq_row_at(args.values, from, from.i1);
+    float x[n];
+    for (uint32_t i = 0; i < n; ++i) {
+        x[i] = active ? ggmlq_read_value(ggmlq_other_type, source, from.i0*(GGMLQ_METAL_TEAM*n) + 8*i + l) : 0.0f;
+    }
+    ggmlq_encode_block<type>(x, rows + (active ? ggmlq_row_at(args.rows, to, row) + to.i0*args.rows.unit_bytes : 0), l, active);
+}
+
+/* rows <- values, a team to each block. The bytes of the row at unit i0 of the walk. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_encode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
+                         device   uint8_t *               rows    [[buffer(1)]],
+                         device   const uint8_t *         values  [[buffer(2)]],
+                         device   const uint8_t *         indices [[buffer(3)]],
+                         uint id [[thread_position_in_grid]]) {
+    if (ggmlq_type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_encode<GGMLQ_TYPE_TQ3_0>(args, rows, values, indices, id);
+    } else {
+        ggmlq_encode<GGMLQ_TYPE_PLANAR3>(args, rows, values, indices, id);
+    }
+}
+
+/* --- decoder ---------------------------------------------------------------------------------------------------- */
+
+/* values <- rows, a team to each plane; with indices this is the gather of sparse attention too. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
+                         device   uint8_t *               values  [[buffer(1)]],
+                         device   const uint8_t *         rows    [[buffer(2)]],
+                         device   const uint8_t *         indices [[buffer(3)]],
+                         uint id [[thread_position_in_grid]]) {
+    const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (id/32*32/GGMLQ_METAL_TEAM >= args.n) { /* a simdgroup without work */
+        return;
+    }
+    const ggmlq_place to   = ggmlq_place_of(args.values, number < args.n ? number : 0);
+    const ggmlq_place from = args.index_bytes != 0 ? to : ggmlq_place_of(args.rows, number < args.n ? number : 0);
+    const int64_t     row  = args.index_bytes != 0 ? ggmlq_index_of(args, indices, to) : static_cast<int64_t>(from.i1);
+    const bool      active = number < args.n && row >= 0;
+
+    float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    if (active) {
+        ggmlq_load_plane(ggmlq_type, rows + ggmlq_row_at(args.rows, from, row), from.i0, l, 0, v);
+    }
+    if (args.back == 0) {
+        ggmlq_unrotate(ggmlq_type, v, l, from.i0);
+    }
+    if (active) {
+        device uint8_t * target = values + ggmlq_row_at(args.values, to, to.i1);
+        for (uint32_t k = 0; k < 4; ++k) {
+            ggmlq_write_value(ggmlq_other_type, target, GGMLQ_PLANE*to.i0 + 8*k + l, v[k]);
+        }
+    }
+}
+
+/* values <- rows rotated as ggmlq_type is, or back; both f32. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer(0)]],
+                         device   uint8_t *               values [[buffer(1)]],
+                         device   const uint8_t *         rows   [[buffer(2)]],
+                         uint id [[thread_position_in_grid]]) {
+    const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (id/32*32/GGMLQ_METAL_TEAM >= args.n) { /* a simdgroup without work */
+        return;
+    }
+    const bool active = number < args.n;
+    const ggmlq_place place = ggmlq_place_of(args.values, active ? number : 0);
+
+    float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    if (active) {
+        ggmlq_load_plane(GGMLQ_TYPE_F32, rows + ggmlq_row_at(args.rows, place, place.i1), place.i0, l, GGMLQ_PLANE*args.rows.units, v);
+    }
+    if (args.back != 0) {
+        ggmlq_unrotate(ggmlq_type, v, l, place.i0);
+    } else {
+        ggmlq_rotate(ggmlq_type, v, l, place.i0);
+    }
+    if (active) {
+        device uint8_t * target = values + ggmlq_row_at(args.values, place, place.i1);
+        for (uint32_t k = 0; k < 4; ++k) {
+            ggmlq_write_value(GGMLQ_TYPE_F32, target, GGMLQ_PLANE*place.i0 + 8*k + l, v[k]);
+        }
+    }
+}
+
+/* Encoded rows as they are, 16-bit words of them, in any order of axes. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_copy(constant ggmlq_metal_rows_args & args [[buffer(0)]],
+                       device   uint8_t *               to   [[buffer(1)]],
+                       device   const uint8_t *         from [[buffer(2)]],
+                       uint id [[thread_position_in_grid]]) {
+    if (id >= args.n) {
+        return;
+    }
+    const ggmlq_place source = ggmlq_place_of(args.values, id), target = ggmlq_place_of(args.rows, id);
+    device const uint8_t * word = from + ggmlq_row_at(args.values, source, source.i1) + 2*source.i0;
+    ggmlq_write_u16(to + ggmlq_row_at(args.rows, target, target.i1) + 2*target.i0, ggmlq_read_u16(word));
+}
+
+/* --- products --------------------------------------------------------------------------------------------------- */
+
+/* out[row, column] = <row, x[column]>: the threadgroup rotates its column and rounds it to 8 bits, as ggmlq_encode_query_row does, then each
+ * team takes rows. shared: the column's bytes, then the scales of its blocks. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]],
+                         device   uint8_t *                  out    [[buffer(1)]],
+                         device   const uint8_t *            rows   [[buffer(2)]],
+                         device   const uint8_t *            x      [[buffer(3)]],
+                         threadgroup int8_t *                shared [[threadgroup(0)]],
+                         uint3 group [[threadgroup_position_in_grid]],
+                         uint  index [[thread_index_in_threadgroup]]) {
+    const uint32_t planes_of_block = ggmlq_type == GGMLQ_TYPE_TQ3_0 ? 1 : 4, n_blocks = args.n/GGMLQ_PLANE/planes_of_block;
+    const uint32_t team = index/GGMLQ_METAL_TEAM, l = index % GGMLQ_METAL_TEAM, teams = GGMLQ_METAL_THREADS/GGMLQ_METAL_TEAM;
+    const uint32_t i2 = group.z % args.ne2, i3 = group.z/args.ne2;
+    device const uint8_t * column = x + group.y*args.x_nb[0] + i2*args.x_nb[1] + i3*args.x_nb[2];
+    threadgroup float * scales = reinterpret_cast<threadgroup float *>(shared + args.n);
+
+    for (uint32_t first = 0; first < n_blocks; first += teams) {
+        const uint32_t block = first + team;
+        float y[16];
+        uint32_t magnitude = 0;
+        for (uint32_t p = 0; p < planes_of_block; ++p) {
+            const uint32_t plane = block*planes_of_block + p;
+            for (int k = 0; k < 4; ++k) {
+                y[4*p + static_cast<uint32_t>(k)] = 0.0f;
+            }
+            if (block < n_blocks) {
+                ggmlq_load_plane(GGMLQ_TYPE_F32, column, plane, l, args.n, y + 4*p);
+            }
+            ggmlq_rotate(ggmlq_type, y + 4*p, l, p);
+            for (uint32_t k = 0; k < 4; ++k) {
+                magnitude = max(magnitude, ggmlq_float_bits(y[4*p + k]) & 0x7fffffff);
+            }
+        }
+        magnitude = ggmlq_team_max(magnitude);
+        const bool finite = magnitude < 0x7f800000;
+        const float d = ggmlq_float_from_bits(magnitude)/127.0f;
+        const bool  plain = finite && d >= 1.175494351e-38f; /* else no query at all, or one whose inverse scale would be infinite */
+        const float inverse = plain ? 1.0f/d : 0.0f;
+        if (block < n_blocks) {
+            for (uint32_t i = 0; i < 4*planes_of_block; ++i) {
+                const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+                const float scaled = plain ? y[i]*inverse : 0.0f;
+                const float bound  = scaled > 127.0f ? 127.0f : scaled < -127.0f ? -127.0f : scaled;
+                shared[block*planes_of_block*GGMLQ_PLANE + 8*i + l] = static_cast<int8_t>(static_cast<int>((bound + magic) - magic));
+            }
+            if (l == 0) {
+                scales[block] = plain ? d : finite ? 0.0f : ggmlq_float_from_bits(0x7fc00000);
+            }
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    const uint32_t first_row = group.x*GGMLQ_METAL_PRODUCT_ROWS;
+    for (uint32_t start = 0; start < GGMLQ_METAL_PRODUCT_ROWS && first_row + start < args.n_rows; start += teams) {
+        const uint32_t row = first_row + start + team;
+        device const uint8_t * at = rows + row*args.rows_nb[0] + i2/args.ratio2*args.rows_nb[1] + i3/args.ratio3*args.rows_nb[2];
+        float sum = 0.0f;
+        for (uint32_t block = 0; block < n_blocks; ++block) {
+            int   dot   = 0;
+            float scale = 0.0f;
+            if (row < args.n_rows) {
+                const bool tq3_0 = ggmlq_type == GGMLQ_TYPE_TQ3_0;
+                device const uint8_t * b = at + block*(tq3_0 ? GGMLQ_BYTES_TQ3_0 : GGMLQ_BYTES_PLANAR3);
+                scale = tq3_0 ? ggmlq_read_half(b + 12)*GGMLQ_TQ3_0_UNIT : ggmlq_read_half(b)*GGMLQ_PLANAR3_UNIT;
+                for (uint32_t p = 0; p < planes_of_block; ++p) {
+                    const uint32_t byte = tq3_0 ? b[l] : b[2 + 8*p + l], s = ggmlq_read_u32(b + (tq3_0 ? 8 : 34 + 4*p));
+                    for (int k = 0; k < 4; ++k) {
+                        const uint32_t field = ggmlq_field(byte, s, l, k), j = (block*planes_of_block + p)*GGMLQ_PLANE + 8*static_cast<uint32_t>(k) + l;
+                        const float level = tq3_0 ? ggmlq_field_levels_tq3_0[field] : ggmlq_field_levels_planar3[field];
+                        dot += static_cast<int>(level)*shared[j];
+                    }
+                }
+            }
+            dot += ggmlq_swap_int(dot, 1);
+            dot += ggmlq_swap_int(dot, 2);
+            dot += ggmlq_swap_int(dot, 4);
+            sum += scale*scales[block]*static_cast<float>(dot);
+        }
+        if (row < args.n_rows && l == 0) {
+            ggmlq_write_value(GGMLQ_TYPE_F32, out + group.y*args.out_nb[0] + i2*args.out_nb[1] + i3*args.out_nb[2], row, sum);
+        }
+    }
+}
+
+/* --- attention -------------------------------------------------------------------------------------------------- */
+
+/* softmax(scale * Q K^T + mask) V for `ggmlq_columns` columns of one head of the cache: a column is one token that asks and one of the query
+ * heads of the group, so that a row is read and decoded once for all of them. Queries are rotated once, the output is rotated back once, rows
+ * stay as they are stored. The simdgroups take chunks of 32 tokens in turn, each with its own running maximum and sum, and are merged at
+ * the end. Scores: a team reads a row, four rows at once. V: 32 lanes read a row, lane 8g + l the values 8k + l of the planes g, g + 4, ..
+ *
+ * shared: queries, values 8k + l of a plane together; weights of 32 tokens for each simdgroup and column; its maxima and sums; the output. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]],
+                         device   const uint8_t *           q       [[buffer(1)]],
+                         device   const uint8_t *           k       [[buffer(2)]],
+                         device   const uint8_t *           v       [[buffer(3)]],
+                         device   const uint8_t *           mask    [[buffer(4)]],
+                         device   const uint8_t *           sinks   [[buffer(5)]],
+                         device   const uint8_t *           indices [[buffer(6)]],
+                         device   uint8_t *                 out     [[buffer(7)]],
+                         threadgroup float *                shared  [[threadgroup(0)]],
+                         uint3 group     [[threadgroup_position_in_grid]],
+                         uint  thread_id [[thread_index_in_threadgroup]],
+                         uint  simdgroup [[simdgroup_index_in_threadgroup]],
+                         uint  lane      [[thread_index_in_simdgroup]]) {
+    const uint32_t columns  = static_cast<uint32_t>(ggmlq_columns), head_k = static_cast<uint32_t>(ggmlq_head_k), head_v = static_cast<uint32_t>(ggmlq_head_v);
+    const uint32_t planes_k = (head_k + GGMLQ_PLANE - 1)/GGMLQ_PLANE, planes_v = (head_v + GGMLQ_PLANE - 1)/GGMLQ_PLANE;
+    const uint32_t own_planes = (planes_v + 3)/4; /* of V, to each lane */
+    const uint32_t team = lane/GGMLQ_METAL_TEAM, l = lane % GGMLQ_METAL_TEAM;
+    const uint32_t all_team = thread_id/GGMLQ_METAL_TEAM, all_teams = GGMLQ_METAL_THREADS/GGMLQ_METAL_TEAM;
+
+    threadgroup float * queries = shared;
+    threadgroup float * weights = queries + columns*planes_k*GGMLQ_PLANE;
+    threadgroup float * maxima  = weights + GGMLQ_METAL_SIMDGROUPS*columns*32;
+    threadgroup float * sums    = maxima + GGMLQ_METAL_SIMDGROUPS*columns;
+    threadgroup float * merged  = sums + GGMLQ_METAL_SIMDGROUPS*columns;
+
+    /* Columns of this threadgroup: from `first` of those that share their keys, unit by unit. */
+    const uint32_t unit = group.x/args.tiles, first = group.x % args.tiles*columns;
+    const uint32_t here = min(columns, args.span - first), flat = unit*args.span + first;
+    const uint32_t kv_head = group.y, seq = group.z;
+
+    /* Every simdgroup runs through the same planes, so all lanes are in every shuffle. */
+    for (uint32_t start = 0; start < columns*planes_k; start += all_teams) {
+        const uint32_t item = start + all_team, column = item/planes_k, plane = item % planes_k;
+        const bool active = item < columns*planes_k && column < here;
+        float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        if (active) {
+            const uint32_t token = (flat + column)/args.group, head = kv_head*args.group + (flat + column) % args.group;
+            ggmlq_load_plane(GGMLQ_TYPE_F32, q + token*args.q_nb[0] + head*args.q_nb[1] + seq*args.q_nb[2], plane, l, head_k, x);
+        }
+        ggmlq_rotate(ggmlq_type, x, l, plane);
+        if (item < columns*planes_k) {
+            for (uint32_t i = 0; i < 4; ++i) {
+                queries[item*GGMLQ_PLANE + 4*l + i] = x[i];
+            }
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    float accumulated[GGMLQ_METAL_MAX_PLANES][4];
+    float maximum[GGMLQ_METAL_MAX_COLUMNS], sum[GGMLQ_METAL_MAX_COLUMNS];
+    for (uint32_t c = 0; c < columns; ++c) {
+        maximum[c] = -INFINITY;
+        sum[c]     = 0.0f;
+    }
+    for (uint32_t i = 0; i < columns*own_planes; ++i) {
+        for (int j = 0; j < 4; ++j) {
+            accumulated[i][j] = 0.0f;
+        }
+    }
+
+    device const uint8_t * k_head = k + kv_head*args.k_nb[1] + seq/args.seqs_ratio*args.k_nb[2];
+    device const uint8_t * v_head = v + kv_head*args.v_nb[1] + seq/args.seqs_ratio*args.v_nb[2];
+    device const int32_t * index  = reinterpret_cast<device const int32_t *>(indices + flat/args.group*args.index_nb[0] + seq*args.index_nb[1]);
+    threadgroup float * mine = weights + simdgroup*columns*32;
+
+    for (uint32_t chunk = 32*simdgroup; chunk < args.n_kv; chunk += 32*GGMLQ_METAL_SIMDGROUPS) {
+        /* What is added to the scores of this lane's token; -infinity: it is hidden. */
+        float bias[GGMLQ_METAL_MAX_COLUMNS];
+        const uint32_t token = chunk + lane;
+        const bool exists = token < args.n_kv && (args.has_index == 0 || static_cast<uint32_t>(index[token]) < args.n_rows);
+        uint32_t seen = 0;
+        for (uint32_t c = 0; c < columns; ++c) {
+            bias[c] = -INFINITY;
+            if (exists && c < here) {
+                bias[c] = 0.0f;
+                const uint32_t asking = (flat + c)/args.group, head = kv_head*args.group + (flat + c) % args.group;
+                if (args.has_mask != 0) {
+                    const float m = ggmlq_read_half(mask + asking*args.mask_nb[0] + head % args.mask_heads*args.mask_nb[1] + seq % args.mask_seqs*args.mask_nb[2] + 2*token);
+                    float slope = 1.0f;
+                    if (args.alibi_heads != 0) {
+                        slope = head < args.alibi_heads ? precise::pow(args.alibi_base, static_cast<float>(head + 1))
+                                                        : precise::pow(args.alibi_base_odd, static_cast<float>(2*(head - args.alibi_heads) + 1));
+                    }
+                    bias[c] = m == -INFINITY ? m : slope*m;
+                }
+                seen |= bias[c] != -INFINITY ? 1 : 0;
+            }
+        }
+        for (int other = 1; other < 32; other *= 2) {
+            seen |= ggmlq_swap_bits(seen, other);
+        }
+        if (seen == 0) {
+            continue;
+        }
+
+        for (uint32_t t = 0; t < 32; t += 4) {
+            float dots[GGMLQ_METAL_MAX_COLUMNS];
+            for (uint32_t c = 0; c < columns; ++c) {
+                dots[c] = 0.0f;
+            }
+            const uint32_t at = chunk + t + team;
+            const uint32_t row = at >= args.n_kv ? args.n_rows : args.has_index != 0 ? static_cast<uint32_t>(index[at]) : at;
+            if (row < args.n_rows) {
+                for (uint32_t plane = 0; plane < planes_k; ++plane) {
+                    float x[4];
+                    ggmlq_load_plane(ggmlq_type, k_head + row*args.k_nb[0], plane, l, head_k, x);
+                    for (uint32_t c = 0; c < columns; ++c) {
+                        threadgroup const float * y = queries + (c*planes_k + plane)*GGMLQ_PLANE + 4*l;
+                        dots[c] += x[0]*y[0] + x[1]*y[1] + x[2]*y[2] + x[3]*y[3];
+                    }
+                }
+            }
+            for (uint32_t c = 0; c < columns; ++c) {
+                const float dot = ggmlq_fold(dots[c]);
+                if (l == 0) {
+                    mine[32*c + t + team] = dot;
+                }
+            }
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+
+        float shrink[GGMLQ_METAL_MAX_COLUMNS];
+        for (uint32_t c = 0; c < columns; ++c) {
+            float score = mine[32*c + lane]*args.scale;
+            score = args.softcap != 0.0f ? args.softcap*precise::tanh(score/args.softcap) : score;
+            score = bias[c] == -INFINITY ? -INFINITY : score + bias[c];
+            float top = score;
+            for (int other = 1; other < 32; other *= 2) {
+                top = max(top, ggmlq_swap(top, other));
+            }
+            top = max(top, maximum[c]);
+            const float weight = score == -INFINITY ? 0.0f : precise::exp(score - top);
+            float total = weight;
+            for (int other = 1; other < 32; other *= 2) {
+                total += ggmlq_swap(total, other);
+            }
+            shrink[c]  = maximum[c] == -INFINITY ? 0.0f : precise::exp(maximum[c] - top);
+            sum[c]     = sum[c]*shrink[c] + total;
+            maximum[c] = top;
+            mine[32*c + lane] = weight;
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+
+        for (uint32_t c = 0; c < columns; ++c) {
+            for (uint32_t i = 0; i < own_planes; ++i) {
+                for (int j = 0; j < 4; ++j) {
+                    accumulated[c*own_planes + i][j] *= shrink[c];
+                }
+            }
+        }
+        for (uint32_t t = 0; t < 32 && chunk + t < args.n_kv; ++t) {
+            const uint32_t row = args.has_index != 0 ? static_cast<uint32_t>(index[chunk + t]) : chunk + t;
+            bool wanted = false;
+            for (uint32_t c = 0; c < columns; ++c) {
+                wanted = wanted || mine[32*c + t] != 0.0f;
+            }
+            if (!wanted) {
+                continue;
+            }
+            for (uint32_t i = 0; i < own_planes; ++i) {
+                const uint32_t plane = 4*i + team;
+                if (plane < planes_v) {
+                    float x[4];
+                    ggmlq_load_plane(ggmlq_other_type, v_head + row*args.v_nb[0], plane, l, head_v, x);
+                    for (uint32_t c = 0; c < columns; ++c) {
+                        const float weight = mine[32*c + t];
+                        if (weight != 0.0f) { /* a hidden row may hold NaN */
+                            for (int j = 0; j < 4; ++j) {
+                                accumulated[c*own_planes + i][j] += weight*x[j];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+
+    for (uint32_t c = 0; c < columns && lane == 0; ++c) {
+        maxima[simdgroup*columns + c] = maximum[c];
+        sums[simdgroup*columns + c]   = sum[c];
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    for (uint32_t c = 0; c < columns; ++c) {
+        const uint32_t head = kv_head*args.group + (flat + c) % args.group;
+        const float sink = args.has_sinks != 0 && c < here ? ggmlq_read_value(GGMLQ_TYPE_F32, sinks, head) : -INFINITY;
+        float top = sink;
+        for (uint32_t s = 0; s < GGMLQ_METAL_SIMDGROUPS; ++s) {
+            top = max(top, maxima[s*columns + c]);
+        }
+        float total = sink == -INFINITY ? 0.0f : precise::exp(sink - top);
+        for (uint32_t s = 0; s < GGMLQ_METAL_SIMDGROUPS; ++s) {
+            const float of_group = maxima[s*columns + c];
+            total += of_group == -INFINITY ? 0.0f : sums[s*columns + c]*precise::exp(of_group - top);
+        }
+        const float share = maximum[c] == -INFINITY || total == 0.0f ? 0.0f : precise::exp(maximum[c] - top)/total;
+        for (uint32_t i = 0; i < own_planes; ++i) {
+            for (int j = 0; j < 4; ++j) {
+                accumulated[c*own_planes + i][j] *= share;
+            }
+        }
+    }
+    for (uint32_t s = 0; s < GGMLQ_METAL_SIMDGROUPS; ++s) {
+        if (simdgroup == s) {
+            for (uint32_t c = 0; c < columns; ++c) {
+                for (uint32_t i = 0; i < own_planes; ++i) {
+                    const uint32_t plane = 4*i + team;
+                    for (uint32_t j = 0; j < 4 && plane < planes_v; ++j) {
+                        threadgroup float * at = merged + (c*planes_v + plane)*GGMLQ_PLANE + 4*l + j;
+                        *at = s == 0 ? accumulated[c*own_planes + i][j] : *at + accumulated[c*own_planes + i][j];
+                    }
+                }
+            }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+
+    for (uint32_t start = 0; start < columns*planes_v; start += all_teams) {
+        const uint32_t item = start + all_team, column = item/planes_v, plane = item % planes_v;
+        const bool active = item < columns*planes_v && column < here;
+        float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        for (uint32_t j = 0; j < 4 && active; ++j) {
+            x[j] = merged[item*GGMLQ_PLANE + 4*l + j];
+        }
+        ggmlq_unrotate(ggmlq_other_type, x, l, plane);
+        if (active) {
+            const uint32_t token = (flat + column)/args.group, head = kv_head*args.group + (flat + column) % args.group;
+            device uint8_t * target = out + token*args.out_nb[0] + head*args.out_nb[1] + seq*args.out_nb[2];
+            for (uint32_t j = 0; j < 4; ++j) {
+                const uint32_t i = GGMLQ_PLANE*plane + 8*j + l;
+                if (i < head_v) {
+                    ggmlq_write_value(GGMLQ_TYPE_F32, target, i, x[j]);
+                }
+            }
+        }
+    }
+}

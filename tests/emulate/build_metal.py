@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Compiles csrc/metal for the emulator.
+
+    python tests/emulate/build_metal.py FOLDER [compiler flags]    # check_emulated: tests/cuda/check_cuda.cu; check_indexed; ggmlq-metal.so
+
+The kernels are those that Metal gets: the same flattened text. Address spaces are macros (metal/metal_stdlib), attributes are checked against
+the list below and left out.
+"""
+from __future__ import annotations
+
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import build
+
+sys.path.insert(0, str(build.ROOT / "pyggmlq"))
+import _metal_source
+
+# Attributes that csrc/metal uses, all from the Metal Shading Language Specification, chapter 5.
+ATTRIBUTES = {
+    r"kernel, max_total_threads_per_threadgroup\(\w+\)": "5.1.3, compute functions",
+    r"buffer\(\d\)": "5.2.1, locating resources", r"threadgroup\(\d\)": "5.2.1",
+    r"thread_position_in_grid": "5.2.3.6, inputs of compute functions", r"threadgroup_position_in_grid": "5.2.3.6",
+    r"thread_index_in_threadgroup": "5.2.3.6", r"simdgroup_index_in_threadgroup": "5.2.3.6", r"thread_index_in_simdgroup": "5.2.3.6",
+    r"function_constant\(\w+\)": "5.8.1, function constants",
+}  # fmt: skip
+# -Weverything but for what is no error here.
+STRICT = [
+    "-Weverything", "-Werror", "-Wno-c++98-compat", "-Wno-c++98-compat-pedantic",
+    "-Wno-unknown-warning-option",  # of older compilers
+    "-Wno-unknown-pragmas",         # METAL fp is Metal's
+    "-Wno-unsafe-buffer-usage",     # Metal has pointers, not containers
+    "-Wno-old-style-cast",          # ggmlq-values.h is C as well
+    "-Wno-float-equal",             # comparisons with 0 and infinity are meant
+]  # fmt: skip
+
+
+def kernels(csrc=build.ROOT / "csrc"):
+    """The flattened .metal text, without attributes; ValueError if one isn't known."""
+
+    def attribute(match):
+        if not any(re.fullmatch(known, match[1]) for known in ATTRIBUTES):
+            raise ValueError(f"the attribute [[{match[1]}]] isn't on the list of tests/emulate/build_metal.py")
+        return ""
+
+    return re.sub(r" *\[\[(.*?)\]\]", attribute, _metal_source.flatten(csrc / "metal" / "ggmlq-metal.metal"))
+
+
+def include(csrc, folder):
+    here = build.HERE
+    return [f"-I{folder}", f"-I{here / 'metal'}", f"-I{here}", f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{csrc / 'metal'}", f"-I{build.ROOT / 'tests' / 'hip'}"]
+
+
+def compile_kernels(folder, csrc=build.ROOT / "csrc", flags=()):
+    """run.o in that folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ggmlq-metal-kernels.inc").write_text(kernels(csrc), encoding="utf-8")
+    usual = [flag for flag in build.FLAGS if not flag.startswith("-I")]
+    build.run(build.compilers()[0], *usual, *include(csrc, folder), *flags, "-c", build.HERE / "metal" / "run.cpp", "-o", folder / "run.o")
+    return folder / "run.o"
+
+
+def build_all(folder, csrc=build.ROOT / "csrc", flags=()):
+    """(check_emulated, check_indexed, ggmlq-metal.so) in that folder."""
+    folder, (cxx, cc) = Path(folder), build.compilers()
+    folder.mkdir(parents=True, exist_ok=True)
+    root = build.ROOT / "csrc"
+    c = [cc, "-std=c11", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", *include(root, folder), *flags, "-DPYGGMLQ_CUDA_LIBRARY"]
+    usual = [*build.FLAGS, *include(root, folder), *flags]
+    check = build.ROOT / "tests" / "cuda" / "check_cuda.cu"
+    jobs = [
+        lambda: compile_kernels(folder, csrc, flags),
+        lambda: build.compile_unit(check, folder / "check.o", root, flags),
+        # Memory and devices are those of the HIP emulator: a Mac's are in ggmlq-metal-device.mm.
+        lambda: build.compile_unit(root / "cuda" / "ggmlq-cuda-memory.cu", folder / "memory.o", root, flags),
+        lambda: build.run(cxx, *usual, "-c", build.HERE / "emulate.cpp", "-o", folder / "emulate.o"),
+        lambda: build.run(cxx, *usual, "-c", build.HERE / "metal" / "check_indexed.cpp", "-o", folder / "indexed.o"),
+        lambda: build.run(*c, "-c", root / "ggmlq-codec.c", "-o", folder / "codec.o"),
+        lambda: build.run(*c, "-c", root / "metal" / "ggmlq-metal-plan.c", "-o", folder / "plan.o"),
+        lambda: build.run(*c, "-c", root / "metal" / "ggmlq-metal-api.c", "-o", folder / "api.o"),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: job(), jobs))
+    return link(folder, folder, flags)
+
+
+def link(folder, others, flags=()):
+    """The programs of `folder`, whose run.o is its own and whose other objects are of `others`."""
+    cxx = build.compilers()[0]
+    common = [folder / "run.o", *(others / f"{name}.o" for name in ("emulate", "plan", "api", "memory", "codec")), *flags, "-lm"]
+    build.run(cxx, others / "check.o", *common, "-o", folder / "check_emulated")
+    build.run(cxx, others / "indexed.o", *common, "-o", folder / "check_indexed")
+    build.run(cxx, "-shared", *common, "-o", folder / "ggmlq-metal.so")
+    return folder / "check_emulated", folder / "check_indexed", folder / "ggmlq-metal.so"
+
+
+if __name__ == "__main__":
+    build_all(sys.argv[1], flags=sys.argv[2:])

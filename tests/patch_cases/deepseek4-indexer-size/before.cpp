@@ -1,0 +1,12 @@
+llama_context * llama_init_from_model(
+        llama_model * model,
+        llama_context_params params) {
+    if (params.n_batch == 0 && params.n_ubatch == 0) {
+        return nullptr;
+    }
+
+    if (params.n_ctx == 0 && model->hparams.n_ctx_train == 0) {
+        return nullptr;
+    }
+    return make(model, params);
+}

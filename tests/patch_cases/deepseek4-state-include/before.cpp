@@ -1,0 +1,3 @@
+#include "llama-impl.h"
+#include "llama-batch.h"
+#include "llama-io.h"

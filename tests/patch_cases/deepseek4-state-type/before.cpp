@@ -1,0 +1,7 @@
+static void dsv4_state_read_tensor_streams(
+        llama_io_read_i & io,
+        ggml_tensor     * tensor) {
+    if (type_i != type_i_ref || ne0 != ne0_ref) {
+        throw std::runtime_error("DSV4 state tensor metadata mismatch");
+    }
+}

@@ -1,0 +1,2 @@
+#include "ggml-metal-context.h"
+#include "ggml-metal-ops.h"

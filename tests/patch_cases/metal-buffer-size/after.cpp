@@ -1,0 +1,9 @@
+static size_t ggml_backend_metal_buffer_type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * tensor) {
+    // pyggmlq:begin metal-buffer-size
+    if (ggmlq_ggml_metal_involved(tensor)) {
+        return ggml_nbytes(tensor);
+    }
+    // pyggmlq:end metal-buffer-size
+    size_t res = ggml_nbytes(tensor);
+    return res;
+}

@@ -1,0 +1,3 @@
+#import "ggml-metal-device.h"
+
+#import "ggml-impl.h"

@@ -1,0 +1,2 @@
+#include "ggml-metal-common.h"
+#include "ggml-metal-device.h"
