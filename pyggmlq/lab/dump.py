@@ -151,7 +151,8 @@ def _join(windows: list[Path], out: Path, facts: dict[str, Any]) -> None:
         size = 4 * int(np.prod(shape))
         tensors[name] = {"dtype": tensor["dtype"], "shape": shape, "data_offsets": [at, at + size]}
         at += size
-    layers = {key[len("layer."):]: _pairs(text) for key, text in metadata.items() if re.fullmatch(r"layer\.\d+", key)}
+    numbers = sorted(int(key[len("layer."):]) for key in metadata if re.fullmatch(r"layer\.\d+", key))
+    layers = {str(number): _pairs(metadata[f"layer.{number}"]) for number in numbers}
     for number, layer in layers.items():
         layer["rope"] = _pairs(metadata[f"layer.{number}.rope"]) if f"layer.{number}.rope" in metadata else None
     words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in {**facts, "layers": layers}.items()}
