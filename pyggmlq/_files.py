@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from typing import BinaryIO, Iterator
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -15,3 +17,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     else:
         temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when everything is written and flushed, and otherwise leaves nothing behind."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "xb") as out:
+        try:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        except BaseException:
+            out.close()
+            partial.unlink()
+            raise
+    try:
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink()
+        raise

@@ -136,11 +136,12 @@ def run_logged(
     return done
 
 
-def programs_hash(folder: Path) -> str:
-    """A hash over the built programs and libraries: results measured with others don't count."""
+def programs_hash(folder: Path, programs: Sequence[str]) -> str:
+    """A hash over the libraries in `folder` and the named programs: results measured with others don't count."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.is_symlink() and re.match(r"(lib|ggml|llama)", path.name):
+        ours = path.name.startswith(("lib", "ggml")) or path.suffix == ".dll" or path.stem in programs
+        if ours and path.is_file() and not path.is_symlink():
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -21,6 +21,7 @@ __all__ = [
     "CMAKE_OPTIONS",
     "Divergence",
     "KvMemory",
+    "Score",
     "Speed",
     "ToolError",
     "Tools",
@@ -103,6 +104,25 @@ class Speed:
     samples: tuple[float, ...]
     cpu_share: float | None = None
     """Processor time that the run got, of all its threads' time. Well below 1 on a CPU: other programs were running."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds an answer after a context."""
+
+    n_tokens: int
+    """Of the answer."""
+    nll: float
+    """Sum of -log p over them, in nats."""
+    n_top: int
+    """How many of them were the most likely token: all, if greedy decoding gives the answer."""
+    n_context: int
+    """Tokens of the context."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether greedy decoding gives the answer."""
+        return self.n_top == self.n_tokens
 
 
 # Parsers -------------------------------------------------------------------------------------------------------------
@@ -343,6 +363,24 @@ class Tools:
         if result is None:
             raise ToolError(f"llama-perplexity printed no divergence ({last_error(log)})", self._log(name))
         return result, log
+
+    def dump_rows(
+        self, name: str, model: Path, text: Path, folder: Path, k: str, v: str, *, n_ctx: int, windows: int, tokens: int
+    ) -> int:
+        """Write rows of Q, K and V of `tokens` tokens of each window of `text` to files in `folder`; the number of windows."""
+        words = ("-m", model, "-c", n_ctx, "-t", self.threads, *_cache(k, v), *self.extra)
+        log = self._run(name, "llama-ggmlq-lab", "dump", folder, text, windows, tokens, *words)
+        found = re.search(r"^windows (\d+) of \d+$", log, re.MULTILINE)
+        if found is None:
+            raise ToolError(f"llama-ggmlq-lab printed no windows ({last_error(log)})", self._log(name))
+        return int(found[1])
+
+    def score(self, name: str, model: Path, cases: Path, k: str, v: str, *, n_ctx: int) -> tuple[list[Score], str]:
+        """What the model makes of the answers in the file `cases` (context 0x1f answer 0x1e, ..); return also the log."""
+        words = ("-lv", "4", "-m", model, "-c", n_ctx, "-t", self.threads, *_cache(k, v), *self.extra)
+        log = self._run(name, "llama-ggmlq-lab", "score", cases, *words)
+        found = re.findall(r"^case \d+ (\d+) (\S+) (\d+) (\d+)$", log, re.MULTILINE)
+        return [Score(int(n), float(nll), int(top), int(before)) for n, nll, top, before in found], log
 
     def _window(self, n_ctx: int) -> tuple[object, ...]:
         return "-c", n_ctx, "-b", n_ctx, "-ub", n_ctx, "-t", self.threads, *self.extra

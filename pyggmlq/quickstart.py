@@ -442,7 +442,7 @@ def run(options: Any, steps: Steps) -> int:
     models = subjects(options, steps)
     text = write_text(tree, options, steps)
     with steps.named("reading the built programs"):
-        programs = programs_hash(folder)
+        programs = programs_hash(folder, TARGETS)
     plan = Plan.of(options.quick)
     rows: list[Row] = []
     for subject in models:

@@ -4,7 +4,6 @@ another cache type. docs/STATES.md has the format and what rotation has to do wi
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import struct
@@ -14,7 +13,9 @@ from typing import Any, BinaryIO, Callable, Iterator
 
 import numpy as np
 
-from . import api
+from . import _gguf_file, api
+from ._files import appearing
+from ._hadamard import hadamard, largest_block
 from ._types import TypeInfo, cache_types, foreign_types
 
 __all__ = ["Conversion", "HeadSizes", "StateError", "convert_state", "model_head_sizes", "row_types"]
@@ -106,7 +107,7 @@ def convert_state(
         size = os.fstat(file.fileno()).st_size
         kind, parts = _scan(file, size, head_sizes.architecture)
         plans = [_plan(part, wanted, head_sizes, rotation) if isinstance(part, _Rows) else part for part in parts]
-        with _appearing(target) as out:
+        with appearing(target) as out:
             for plan in plans:
                 written = _copy(file, out, plan.offset, plan.size) if isinstance(plan, _Bytes) else plan.write(file, out)
                 for done in written:
@@ -128,14 +129,9 @@ def convert_state(
 def model_head_sizes(path: Path) -> HeadSizes:
     """Head sizes and architecture of a GGUF model."""
     try:
-        reader = _gguf().GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as problem:
-        raise problem if isinstance(problem, StateError) else StateError(f"{path}: found no GGUF model: {problem}") from None
-
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        return None if field is None else field.contents()
-
+        value = _gguf_file.metadata(path).get
+    except _gguf_file.GgufError as problem:
+        raise StateError(str(problem)) from None
     name = value("general.architecture")
     if not isinstance(name, str):
         raise StateError(f"{path}: found no general.architecture, wanted a GGUF model")
@@ -294,7 +290,7 @@ class _Plan:
                 raise StateError("found the end of the file before its last row: it changed")
             with np.errstate(all="ignore"):  # what isn't finite, or becomes so as f16, is passed on
                 x = _decode(np.frombuffer(data, np.uint8).reshape(n_rows, row_bytes), self.source)
-                y = _encode(_hadamard(x, self.turn) if self.turn else x, self.target)
+                y = _encode(hadamard(x, self.turn) if self.turn else x, self.target)
             out.write(y.tobytes())
             yield rows.offset + (first + n_rows) * row_bytes
 
@@ -331,17 +327,7 @@ def _rotation(which: str, n: int, head_sizes: HeadSizes) -> int:
         raise StateError(f"found {which} rows of {n} values, wanted a multiple of the head size, {head_size}")
     if head_size % 64:
         return 0
-    return head_size & -head_size if which == "K" else 64
-
-
-def _hadamard(x: np.ndarray, size: int) -> np.ndarray:
-    """The orthonormal Walsh-Hadamard transform of every `size` values, in natural order: its own inverse."""
-    half = 1
-    while half < size:
-        pairs = x.reshape(-1, 2, half)
-        x = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1).reshape(x.shape)
-        half *= 2
-    return x * (np.float32(1) / np.sqrt(np.float32(size)))
+    return largest_block(head_size) if which == "K" else 64
 
 
 def _decode(data: np.ndarray, info: TypeInfo) -> np.ndarray:
@@ -413,23 +399,3 @@ def _copy(file: BinaryIO, out: BinaryIO, offset: int, size: int) -> Iterator[int
         out.write(data)
         offset += len(data)
         yield offset
-
-
-@contextlib.contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when everything is written and flushed, and otherwise leaves nothing behind."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "xb") as out:
-        try:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        except BaseException:
-            out.close()
-            partial.unlink()
-            raise
-    try:
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink()
-        raise

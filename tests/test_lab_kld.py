@@ -10,10 +10,10 @@ import gguf
 import pytest
 from typer.testing import CliRunner
 
-from pyggmlq import _tree, fetch, llama
+from pyggmlq import _gguf_file, _tree, fetch, llama
 from pyggmlq._pairs import Case, bits_per_value
 from pyggmlq.cli import app
-from pyggmlq.lab import LabError, gguf_file, kld, record, require
+from pyggmlq.lab import LabError, kld, record, require
 
 from llama_build import CACHE, build, patched, sync
 from stand_ins import StandIns, needs_scripts
@@ -276,12 +276,12 @@ def test_metadata_equals_what_gguf_reads(tmp_path: Path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    found = gguf_file.metadata(path)
+    found = _gguf_file.metadata(path)
     assert found == {"general.architecture": "demo", "a": 0.5, "b": True, "c": [1, 2, 3], "d": 2, "e": -5}
     for cut in range(4, path.stat().st_size - 1, 7):
         path.with_name("cut.gguf").write_bytes(path.read_bytes()[:cut])
-        with pytest.raises(LabError):
-            gguf_file.metadata(path.with_name("cut.gguf"))
+        with pytest.raises(_gguf_file.GgufError):
+            _gguf_file.metadata(path.with_name("cut.gguf"))
 
 
 # A real grid ---------------------------------------------------------------------------------------------------------

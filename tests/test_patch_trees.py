@@ -115,6 +115,7 @@ def tree(version, llama_tree, tmp_path, monkeypatch) -> Path:
     pristine, copy = llama_tree(version), tmp_path / "tree"
     for name in ("ggml", "src", "common", "tests", "tools/llama-bench", "gguf-py/gguf"):
         shutil.copytree(pristine / name, copy / name)
+    shutil.copy(pristine / "tools/CMakeLists.txt", copy / "tools")
     return copy
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pyggmlq import states
+from pyggmlq import _hadamard, states
 from pyggmlq.cli import app
 from state_files import IDS, cache, damaged, decode, encode, places, state
 from tolerances import QUALITY
@@ -67,7 +67,7 @@ def test_every_type_becomes_every_other(kind, source, target, tmp_path):
 
     def wanted_rows(rows: list, size: int) -> list:
         stored = [decode(encode(x, source), source, len(x)) for x in rows]
-        return stored if (source in FLOATS) == (target in FLOATS) else [states._hadamard(x, size) for x in stored]
+        return stored if (source in FLOATS) == (target in FLOATS) else [_hadamard.hadamard(x, size) for x in stored]
 
     wanted = state(kind, cache(wanted_rows(k, 128), wanted_rows(v, 64), target, target))
     if source == target:
@@ -79,8 +79,8 @@ def test_every_type_becomes_every_other(kind, source, target, tmp_path):
 @given(st.sampled_from([32, 64, 128, 256]), st.integers(1, 40), st.integers(0, 2**32))
 def test_the_transform_is_the_walsh_hadamard_matrix(size, n_rows, seed):
     x = np.random.default_rng(seed).standard_normal((n_rows, 2 * size), np.float32)
-    assert np.allclose(states._hadamard(x, size), turned(x, size), atol=1e-5)
-    assert np.allclose(states._hadamard(states._hadamard(x, size), size), x, atol=1e-5)
+    assert np.allclose(_hadamard.hadamard(x, size), turned(x, size), atol=1e-5)
+    assert np.allclose(_hadamard.hadamard(_hadamard.hadamard(x, size), size), x, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tq3_0", "planar3"])
@@ -103,7 +103,7 @@ def test_rotation_follows_the_head_size(heads, size_k, size_v, tmp_path):
     n = 768
     k, v = values(n=n), values(n=n, seed=8)
     found = convert(state("sequence", cache(k, v, "f32", "f32")), tmp_path, "q8_0", "q8_0", states.HeadSizes(*heads))
-    turn = [[states._hadamard(x, size) if size else x for x in rows] for rows, size in ((k, size_k), (v, size_v))]
+    turn = [[_hadamard.hadamard(x, size) if size else x for x in rows] for rows, size in ((k, size_k), (v, size_v))]
     assert found == state("sequence", cache(*turn, "q8_0", "q8_0"))
 
 

@@ -83,6 +83,11 @@ static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * 
     return true;
 }
 
+/* The same for back ends that don't: they refuse centered keys. */
+static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
+    return dst->src[GGMLQ_GGML_ATTEND_C] == NULL && ggmlq_ggml_attend_params_centered(dst, p);
+}
+
 /* How many rows a query sees at most, if the graph says so and the tree can say it; 0: unknown. */
 static inline int64_t ggmlq_ggml_attend_most_visible(const struct ggml_tensor * dst) {
 #ifdef GGMLQ_GGML_N_KV_MAX_AT
@@ -91,11 +96,6 @@ static inline int64_t ggmlq_ggml_attend_most_visible(const struct ggml_tensor * 
     (void) dst;
     return 0;
 #endif
-}
-
-/* The same for back ends that don't: they refuse centered keys. */
-static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
-    return dst->src[GGMLQ_GGML_ATTEND_C] == NULL && ggmlq_ggml_attend_params_centered(dst, p);
 }
 
 #endif

@@ -13,14 +13,14 @@ form: a row is divided by its norm (kept as fp16), rotated, and each value round
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
-from .. import api
-from .._pairs import block_size
+from .. import _hadamard, api, reference
+from .._pairs import bits_per_value, block_size
 from .._types import cache_types
 from . import require
 
@@ -69,18 +69,7 @@ def dense(width: int) -> np.ndarray:
 
 def hadamard(x: np.ndarray) -> np.ndarray:
     """The orthonormal Walsh-Hadamard transform of each row, in blocks of the largest power of two that divides its width."""
-    n = hadamard_block(x.shape[1])
-    y, h = x.reshape(-1, n), 1
-    while h < n:
-        pair = y.reshape(len(y), n // (2 * h), 2, h)
-        y = np.stack([pair[:, :, 0] + pair[:, :, 1], pair[:, :, 0] - pair[:, :, 1]], axis=2).reshape(len(y), n)
-        h *= 2
-    return (y / f32(math.sqrt(n))).reshape(x.shape)
-
-
-def hadamard_block(width: int) -> int:
-    """Values that `hadamard` mixes."""
-    return width & -width
+    return _hadamard.hadamard(x, _hadamard.largest_block(x.shape[1]))
 
 
 def _signs(width: int) -> np.ndarray:
@@ -154,7 +143,7 @@ ROTATIONS = {
     "turboquant": Rotation(lambda x: x @ dense(x.shape[1]).T, lambda y: y @ dense(y.shape[1]), lambda n: n * n, lambda n: n * n),
     "turboquant-wht": Rotation(
         lambda x: hadamard(x * _signs(x.shape[1])), lambda y: hadamard(y) * _signs(y.shape[1]),
-        lambda n: n, lambda n: n * int(math.log2(hadamard_block(n))),
+        lambda n: n, lambda n: n * int(math.log2(_hadamard.largest_block(n))),
     ),
     "rotorquant": _blocks(rotors, 3, 4, 56),  # two products of a rotor and a multivector, 28 each, as its authors count
     "isoquant": _blocks(quaternion_pairs, 4, 8, 32),
@@ -254,6 +243,39 @@ def encode_iq4_nl(x: np.ndarray) -> np.ndarray:
     return np.hstack([scale.astype("<f2").view(np.uint8).reshape(-1, 2), packed]).reshape(len(x), -1)
 
 
+# Other encoders of tq3_0's format -------------------------------------------------------------------------------------
+
+
+def _tq3_0_encoder(factors: Sequence[float], n_fits: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Steps to begin with, in units of the block's rms, and how often levels and step are fitted to each other; the best remains."""
+
+    def round_trip(x: np.ndarray) -> np.ndarray:
+        codec = reference.TQ3_0
+        y = codec.rotate_blocks(x.reshape(-1, 32))
+        rms = np.sqrt((y * y).mean(axis=1))
+        best, least = np.zeros_like(y), np.full(len(y), np.inf, np.float32)
+        for factor in factors:
+            step = f32(factor) * rms / reference.LEVEL_SIGMA
+            level = reference.LEVELS[reference.assign_levels(y, step)]
+            for _ in range(n_fits):
+                step = (y * level).sum(axis=1) / (level * level).sum(axis=1)
+                level = reference.LEVELS[reference.assign_levels(y, step)]
+            step = (step * 64).astype(np.float16).astype(np.float32) / 64
+            error = ((y - step[:, None] * level) ** 2).sum(axis=1)
+            best = np.where((error < least)[:, None], step[:, None] * level, best)
+            least = np.minimum(error, least)
+        return codec.unrotate_blocks(best).reshape(x.shape)
+
+    return round_trip
+
+
+def _encoders() -> list[Codec]:
+    """`rms`: a step from the block's rms, as quick as can be; `search`: 41 steps to begin with, near the best there is."""
+    ours = _ours("tq3_0")
+    variants = {"rms": _tq3_0_encoder((1.0,), 0), "search": _tq3_0_encoder([float(f) for f in np.linspace(0.5, 1.5, 41)], 3)}
+    return [replace(ours, name=f"tq3_0:{name}", round_trip=round_trip) for name, round_trip in variants.items()]
+
+
 # The list ------------------------------------------------------------------------------------------------------------
 
 
@@ -265,8 +287,7 @@ def _ours(name: str) -> Codec:
 
 
 def _block_bits(name: str) -> Callable[[int], float]:
-    length, size = block_size(name)
-    return lambda width: 8 * size / length
+    return lambda width: bits_per_value(name)
 
 
 def _published(name: str, rotation: Rotation, bits: int) -> Codec:
@@ -281,7 +302,7 @@ def _sketched(name: str, rotation: Rotation, bits: int) -> Codec:
 def _after_hadamard(codec: Codec) -> Codec:
     return Codec(
         f"h+{codec.name}", lambda x: hadamard(codec.round_trip(hadamard(x))), codec.bits, codec.parameters,
-        lambda n: codec.multiply_adds(n) + n * int(math.log2(hadamard_block(n))), codec.multiple_of,
+        lambda n: codec.multiply_adds(n) + n * int(math.log2(_hadamard.largest_block(n))), codec.multiple_of,
     )  # fmt: skip
 
 
@@ -298,4 +319,5 @@ def all_codecs() -> list[Codec]:
             if name.startswith("turboquant"):
                 methods.append(_sketched(f"{name}-qjl-{bits}", rotation, bits))
     mixed = [codec for codec in methods if not codec.name.startswith("turboquant")]
+    blocks += _encoders()
     return blocks + [_after_hadamard(codec) for codec in blocks] + methods + [_after_hadamard(codec) for codec in mixed]

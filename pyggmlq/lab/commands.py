@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import fetch
+from .._gguf_file import GgufError
 from .._quickstart_options import available_threads
 from .._steps import Progress, StepFailed, Steps
 from ..bench.reference import default_work_dir
@@ -33,7 +34,7 @@ def _failing(stop: Callable[[], Any] = lambda: None) -> Iterator[None]:
         return
     except StepFailed as error:
         lines = [f"error: {error.step}: {error}", *([f"  log {error.log}"] if error.log else [])]
-    except (LabError, PatchError, fetch.FetchError, OSError) as error:
+    except (LabError, GgufError, PatchError, fetch.FetchError, OSError) as error:
         lines = [f"error: {error}"]
     except KeyboardInterrupt:
         lines = ["interrupted: the same command goes on where it stopped"]
@@ -67,6 +68,57 @@ def _numbers(text: str, least: int, what: str) -> List[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
+def _pairs(text: str, option: str, most: int = 1000) -> List[Any]:
+    from . import kld
+
+    try:
+        found = kld.parse_pairs(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
+    if len(found) > most:
+        raise typer.BadParameter(f"{option}: found {text!r}, wanted one pair")
+    return found
+
+
+def _check_sources(models: List[str], programs: Optional[Path], tree: Optional[Path], cmake: List[str]) -> None:
+    """Models that exist, and one way to get programs."""
+    if programs and (tree or cmake):
+        raise typer.BadParameter("--programs: found --tree or --cmake beside it, wanted one way to get programs")
+    for name in models:
+        if name not in fetch.MODELS and not Path(name).is_file():
+            raise typer.BadParameter(f"MODEL: found {name!r}, wanted a GGUF file or one of {', '.join(fetch.MODELS)}")
+
+
+def _extra(device: str, llama_args: str) -> tuple:
+    return (*(["--device", device] if device else []), *shlex.split(llama_args))
+
+
+@contextlib.contextmanager
+def _working(work_dir: Optional[Path], what: str) -> Iterator[Any]:
+    """(work folder, steps), locked against a second run of the same command; failures become sentences."""
+    work = (work_dir or default_work_dir() / "lab").resolve()
+    progress = Progress(sys.stderr)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, too, takes running programs along
+    with _failing(progress.clear):
+        steps = Steps(work / "steps", progress)
+        with (work / f"{what}.lock").open("w") as lock:
+            progress.update(f"waiting for another run in {work}")
+            fetch.lock_file(lock)
+            yield work, steps
+    progress.clear()
+
+
+_TREE = typer.Option(
+    None, "--tree", exists=True, file_okay=False, resolve_path=True,
+    help="Your llama.cpp: patched in place and built in the work folder. Default: a pinned version.",
+)  # fmt: skip
+_CMAKE = typer.Option([], "--cmake", metavar="ARG", help="Further CMake argument, e.g. --cmake=-DGGML_CUDA=ON.")
+_PROGRAMS = typer.Option(
+    None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
+)
+
+
 def kld_command(
     model: List[str] = typer.Argument(
         ..., metavar="MODEL..", help=f"GGUF files, or names of pinned models, which are fetched: {', '.join(fetch.MODELS)}."
@@ -80,14 +132,9 @@ def kld_command(
     attn_rot: str = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches."),
     device: str = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie."),
     llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama-perplexity, e.g. '-ngl 99'."),
-    tree: Optional[Path] = typer.Option(
-        None, "--tree", exists=True, file_okay=False, resolve_path=True,
-        help="Your llama.cpp: patched in place and built in the work folder. Default: a pinned version.",
-    ),
-    cmake: List[str] = typer.Option([], "--cmake", metavar="ARG", help="Further CMake argument, e.g. --cmake=-DGGML_CUDA=ON."),
-    programs: Optional[Path] = typer.Option(
-        None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
-    ),
+    tree: Optional[Path] = _TREE,
+    cmake: List[str] = _CMAKE,
+    programs: Optional[Path] = _PROGRAMS,
     threads: int = typer.Option(available_threads(), "--threads", min=1),
     json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run."),
     work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and results."),
@@ -95,33 +142,16 @@ def kld_command(
     """Measure perplexity and KLD of cache types on a model, against its f16 cache."""
     from . import kld, record, tables
 
-    if programs and (tree or cmake):
-        raise typer.BadParameter("--programs: found --tree or --cmake beside it, wanted one way to get programs")
-    for name in model:
-        if name not in fetch.MODELS and not Path(name).is_file():
-            raise typer.BadParameter(f"MODEL: found {name!r}, wanted a GGUF file or one of {', '.join(fetch.MODELS)}")
-    extra = [*(["--device", device] if device else []), *shlex.split(llama_args)]
+    _check_sources(model, programs, tree, cmake)
     contexts = _numbers(context, 256, "--context")  # llama-perplexity gives no statistics on fewer
     rotations = _words(attn_rot, ["on", "off"], "--attn-rot")
-    work = (work_dir or default_work_dir() / "lab").resolve()
-    progress = Progress(sys.stderr)
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, too, takes running programs along
-    with _failing(progress.clear):
-        try:
-            chosen = kld.parse_pairs(pairs) if pairs else kld.default_pairs()
-        except ValueError as error:
-            raise typer.BadParameter(f"--pairs: {error}") from None
+    with _working(work_dir, "kld") as (work, steps):
+        chosen = _pairs(pairs, "--pairs") if pairs else kld.default_pairs()
         options = kld.Options(
-            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows,
-            rotations=tuple(rotations), threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=tuple(extra),
+            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations),
+            threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
         )  # fmt: skip
-        steps = Steps(work / "steps", progress)
-        with (work / "kld.lock").open("w") as lock:
-            progress.update(f"waiting for another run in {work}")
-            fetch.lock_file(lock)
-            data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
-    progress.clear()
+        data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
     console = _console()
     for place in dict.fromkeys((row["model"], row["n_ctx"]) for row in data["rows"]):
         console.print()
@@ -191,8 +221,86 @@ def fit_command(
     _say(console, "note:", [*found.notes, *dict.fromkeys(row["refused"] for row in rows if row["refused"])], "yellow")
 
 
+def dump_command(
+    model: str = typer.Argument(..., metavar="MODEL", help=f"A GGUF file, or the name of a pinned model: {', '.join(fetch.MODELS)}."),
+    text: Path = typer.Option(..., "--text", exists=True, dir_okay=False, help="Text to run the model on."),
+    output: Path = typer.Option(..., "--output", "-o", dir_okay=False, help="The .safetensors file to write."),
+    pair: str = typer.Option("f16", "--pair", metavar="K/V", help="Cache types; one name stands for both sides."),
+    context: int = typer.Option(512, "--context", min=32, help="Windows of that many tokens."),
+    windows: int = typer.Option(2, "--windows", min=1, help="Windows, from the start of the text on."),
+    tokens: Optional[int] = typer.Option(None, "--tokens", min=16, help="Keep so many tokens of each window, spread evenly. Default: all."),
+    attn_rot: str = typer.Option("on", "--attn-rot", metavar="on|off", help="llama.cpp's own rotation of quantized caches."),
+    device: str = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie."),
+    llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'."),
+    tree: Optional[Path] = _TREE,
+    cmake: List[str] = _CMAKE,
+    programs: Optional[Path] = _PROGRAMS,
+    threads: int = typer.Option(available_threads(), "--threads", min=1),
+    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and unfinished windows."),
+) -> None:  # fmt: skip
+    """Write the rows of Q, K and V that a model makes of a text, per layer and head, to a .safetensors file."""
+    from . import dump
+
+    _check_sources([model], programs, tree, cmake)
+    if output.suffix != ".safetensors":
+        raise typer.BadParameter(f"--output: found {output.name!r}, wanted a name that ends in .safetensors")
+    rotation = _words(attn_rot, ["on", "off"], "--attn-rot")
+    if len(rotation) != 1:
+        raise typer.BadParameter(f"--attn-rot: found {attn_rot!r}, wanted on or off")
+    (case,) = _pairs(pair, "--pair", 1)
+    with _working(work_dir, "dump") as (work, steps):
+        metadata = dump.run(dump.Options(
+            model=model, text=text, out=output, case=case, n_ctx=context, windows=windows, tokens=min(tokens or context, context),
+            attn_rot=rotation[0], threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
+        ), steps)  # fmt: skip
+    found = metadata["options"]["windows"]
+    typer.echo(f"wrote {output}: {found} windows of {context} tokens, {output.stat().st_size / 1e6:.0f} MB; `pyggmlq eval {output}` reads it")
+    if found < windows:
+        typer.echo(f"note: the text gave only {found} of {windows} windows")
+
+
+def needle_command(
+    model: List[str] = typer.Argument(..., metavar="MODEL..", help=f"GGUF files, or names of pinned models: {', '.join(fetch.MODELS)}."),
+    text: Optional[Path] = typer.Option(None, "--text", exists=True, dir_okay=False, help="The haystack. Default: prose of the tree's own documents."),
+    pairs: str = typer.Option("f16,q8_0,q4_0,tq3_0,q8_0/tq3_0", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides."),
+    context: str = typer.Option("512", "--context", metavar="N,..", help="Length of the haystack in tokens."),
+    depths: str = typer.Option("0,25,50,75,100", "--depths", metavar="PERCENT,..", help="Where the needle lies; 0 is the beginning."),
+    needles: int = typer.Option(8, "--needles", min=1, help="Needles at each depth."),
+    attn_rot: str = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches."),
+    device: str = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie."),
+    llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'."),
+    tree: Optional[Path] = _TREE,
+    cmake: List[str] = _CMAKE,
+    programs: Optional[Path] = _PROGRAMS,
+    threads: int = typer.Option(available_threads(), "--threads", min=1),
+    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run."),
+    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and results."),
+) -> None:  # fmt: skip
+    """Hide a fact at several depths of a text and measure how well a model finds it again with each cache type."""
+    from . import needle, record, tables
+
+    _check_sources(model, programs, tree, cmake)
+    chosen = _pairs(pairs, "--pairs")
+    contexts, places = _numbers(context, 128, "--context"), _numbers(depths, 0, "--depths")
+    if max(places) > 100:
+        raise typer.BadParameter(f"--depths: found {depths!r}, wanted percent of the haystack, 0 to 100")
+    rotations = _words(attn_rot, ["on", "off"], "--attn-rot")
+    with _working(work_dir, "needle") as (work, steps):
+        options = needle.Options(
+            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), depths=tuple(places), needles=needles,
+            rotations=tuple(rotations), threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
+        )  # fmt: skip
+        data = needle.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
+    console = _console()
+    for place in dict.fromkeys((row["model"], row["n_ctx"]) for row in data["rows"]):
+        console.print()
+        console.print(tables.needle(data["rows"], *place))
+    console.print(Text(tables.NEEDLE_LEGEND, style="dim"), soft_wrap=True)
+    _say(console, "note:", data["notes"], "yellow")
+
+
 def eval_command(
-    data: Optional[List[str]] = typer.Argument(None, metavar="[DATA]..", help="Made data by name, or .npy and .safetensors files. Default: all that can be made."),
+    data: Optional[List[str]] = typer.Argument(None, metavar="[DATA]..", help="Made data by name, .npy and .safetensors files; or one dump of `dump-kv`. Default: all that can be made."),
     only: str = typer.Option("", "--only", metavar="REGEX", help="Codecs whose name matches; --list shows them."),
     n_rows: int = typer.Option(2048, "--rows", min=64, help="Rows of each set; of a larger file that many at random."),
     width: int = typer.Option(512, "--width", min=32, help="Values of a made row."),
@@ -207,7 +315,7 @@ def eval_command(
     import numpy as np
     from rich.progress import Progress as Bar
 
-    from . import codecs, evaluate, plots, record, tables
+    from . import attention, codecs, dump, evaluate, plots, record, tables
     from . import data as sources
 
     with _failing():
@@ -224,6 +332,12 @@ def eval_command(
             return
         if plot_file:
             plots.check(plot_file)
+        dumps = [Path(name) for name in data or () if Path(name).is_file() and dump.is_dump(Path(name))]
+        if dumps and len(data or ()) > 1:
+            raise typer.BadParameter(f"DATA: found the dump {dumps[0]} beside other data, wanted it alone")
+        if dumps:
+            _eval_dump(dumps[0], chosen if only else attention.default_codecs(), n_queries, json_file, csv_file, plot_file)
+            return
         sets = {}
         for name in data or sources.MADE:
             if name in sources.MADE:
@@ -255,8 +369,31 @@ def eval_command(
     _say(console, "note:", notes, "yellow")
 
 
+def _eval_dump(path: Path, chosen: List[Any], n_queries: int, json_file: Optional[Path], csv_file: Optional[Path], plot_file: Optional[Path]) -> None:
+    """`eval` of the rows of a model."""
+    from rich.progress import Progress as Bar
+
+    from . import attention, dump, plots, record, tables
+
+    rows = dump.Dump(path)
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(rows.layers))
+        found = attention.run(rows, chosen, n_queries, lambda text: bar.update(task, description=text, advance=1))
+    result = {**record.start(record.ATTENTION, queries=n_queries, dump=rows.facts, model=rows.facts["model"], text=rows.facts["text"]), **found}
+    if json_file:
+        record.write(json_file, result)
+    if csv_file:
+        record.write_csv(csv_file, found["rows"])
+    if plot_file:
+        plots.save(plots.heat(found["rows"]), plot_file)
+    console = _console()
+    console.print(tables.attention(attention.summary(found["rows"]), path.name))
+    console.print(Text(tables.ATTENTION_LEGEND, style="dim"), soft_wrap=True)
+    _say(console, "note:", found["notes"], "yellow")
+
+
 def report_command(
-    files: List[Path] = typer.Argument(..., exists=True, dir_okay=False, metavar="FILE..", help="JSON of `kld`, `eval` and `bench cpu`; GGUF files for their memory."),
+    files: List[Path] = typer.Argument(..., exists=True, dir_okay=False, metavar="FILE..", help="JSON of `kld`, `eval`, `needle` and `bench cpu`; GGUF files for their memory."),
     output: List[Path] = typer.Option(
         [Path("report.html")], "--output", "-o", dir_okay=False, help="A page (.html), text (.md) or a drawing (.png); may be repeated."
     ),
@@ -273,6 +410,8 @@ def report_command(
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.command("kld")(kld_command)
+    app.command("dump-kv")(dump_command)
+    app.command("needle")(needle_command)
     app.command("fit")(fit_command)
     app.command("eval")(eval_command)
     app.command("report")(report_command)

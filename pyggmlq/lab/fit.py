@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import _gguf_file
 from .._pairs import Case, bits_per_value, block_size
 from .._types import cache_types
-from . import LabError, gguf_file
+from . import LabError
 
 MIB = 1 << 20
 PAD = 256
@@ -154,7 +155,7 @@ def _row_bytes(name: str, n_values: int) -> int:
 
 def read(path: Path) -> Model:
     """What `path`, a GGUF file (the first one, if the model is split), says. `LabError` if it can't be told from it."""
-    header = gguf_file.metadata(path)
+    header = _gguf_file.metadata(path)
     architecture = header.get("general.architecture", "")
     found = _Reader(architecture, header)
     if architecture in OTHER | UNCACHED:

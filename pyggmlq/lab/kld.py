@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import _tree, fetch, llama
+from .. import _gguf_file, _tree, fetch, llama
 from .._pairs import Case, bits_per_value, divergence_alarms, memory_alarms
 from .._files import write_atomically
 from .._steps import Steps, slug
 from .._types import cache_types
-from . import LabError, gguf_file, record
+from . import LabError, record
 
 TARGETS = ("llama-perplexity",)
 
@@ -127,7 +127,7 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
         folder = _tree.build(tree, options, steps, TARGETS)
     text = options.text or _own_text(tree, options, steps)
     with steps.named("reading the built programs"):
-        programs = {"sha256": _tree.programs_hash(folder), **_version(folder)}
+        programs = {"sha256": _tree.programs_hash(folder, TARGETS), **_version(folder)}
     data = record.start(
         record.KLD, llama_cpp=programs, models=[], notes=[], alarms=[],
         text={"file": text.name, "bytes": text.stat().st_size, "sha256": fetch.sha256(text)},
@@ -183,7 +183,7 @@ class _Grid:
     ) -> None:
         self.subject, self.text, self.options, self.steps = subject, text, options, steps
         with steps.named(f"reading {subject.path}"):
-            header = gguf_file.metadata(subject.path)
+            header = _gguf_file.metadata(subject.path)
         self.n_vocab: int = header.get("tokenizer.ggml.tokens", 0)
         if not self.n_vocab:
             raise LabError(f"{subject.path} has no vocabulary, so it is no model that text can be measured with")

@@ -96,6 +96,51 @@ def depth(rows: Sequence[Any]) -> Any | None:
     return figure
 
 
+def heat(rows: Sequence[dict[str, Any]], codecs: Sequence[str] = (), key: str = "k_kld") -> Any:
+    """Where K hurts: divergence of the attention weights by layer (down) and KV head (across), one map for each codec of an
+    attention record, all on one logarithmic scale; a matplotlib figure."""
+    names = [name for name in codecs or dict.fromkeys(row["codec"] for row in rows) if any(row["codec"] == name for row in rows)]
+    layers, heads = (sorted({row[axis] for row in rows}) for axis in ("layer", "head"))
+    values = {(row["codec"], row["layer"], row["head"]): row[key] for row in rows if row[key] is not None}
+    positive = [value for (name, _, _), value in values.items() if name in names and value > 0]
+    if not positive:
+        raise LabError(f"found no {key} above zero, so there is nothing to draw")
+    least = max(min(positive), 1e-4 * max(positive))
+    norm = require("matplotlib.colors").LogNorm(least, max(max(positive), 1.01 * least))
+    figure = _figure(1.6 + max(1.1, 0.28 * len(heads)) * len(names), max(3.5, 0.2 * len(layers) + 1.6))
+    image = None
+    for i, name in enumerate(names):
+        axis = figure.add_subplot(1, len(names), i + 1)
+        grid = [[max(values.get((name, layer, head), float("nan")), least) for head in heads] for layer in layers]
+        image = axis.imshow(grid, norm=norm, cmap="inferno", aspect="auto", interpolation="nearest")
+        step = max(1, len(layers) // 16)
+        axis.set(title=name, xlabel="KV head", ylabel="layer" if i == 0 else "", xticks=range(0, len(heads), max(1, len(heads) // 4)))
+        axis.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]] if i == 0 else [])
+        axis.title.set_fontsize(9)
+    figure.colorbar(image, ax=figure.axes, label="KLD of the attention weights, nats" if key == "k_kld" else key, fraction=0.05)
+    return figure
+
+
+def pairs(layers: Sequence[dict[str, Any]], codecs: Sequence[str]) -> Any | None:
+    """Share of the logit error by layer (down) and RoPE pair (across, the fastest first), one map for each codec; a
+    matplotlib figure, or None if no layer has pairs."""
+    some = [layer for layer in layers if layer["pairs"]]
+    names = [name for name in codecs if some and name in some[0]["pairs"]]
+    if not names:
+        return None
+    figure = _figure(1.6 + 3 * len(names), max(3.5, 0.2 * len(some) + 1.6))
+    width = max(len(layer["pairs"][names[0]]) for layer in some)
+    image = None
+    for i, name in enumerate(names):
+        axis = figure.add_subplot(1, len(names), i + 1)
+        grid = [layer["pairs"][name] + [float("nan")] * (width - len(layer["pairs"][name])) for layer in some]
+        image = axis.imshow(grid, norm=require("matplotlib.colors").LogNorm(1e-4, 1), cmap="inferno", aspect="auto", interpolation="nearest")
+        axis.set(title=name, xlabel="RoPE pair", ylabel="layer" if i == 0 else "")
+        axis.title.set_fontsize(9)
+    figure.colorbar(image, ax=figure.axes, label="share of the logit error", fraction=0.05)
+    return figure
+
+
 def _families(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Codecs that differ in bits only, ascending, without those after a Hadamard transform."""
     found: dict[str, list[dict[str, Any]]] = {}

@@ -8,6 +8,7 @@ import datetime
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from .._files import write_atomically
 from ..bench import record as bench_record
 from . import LabError
 
-KLD, EVAL = "pyggmlq-kld-1", "pyggmlq-eval-1"
-"""`format` of the files of `pyggmlq kld` and `pyggmlq eval`: a list `rows` of flat objects, beside the facts of `start`."""
+KLD, EVAL, ATTENTION, NEEDLE = "pyggmlq-kld-1", "pyggmlq-eval-1", "pyggmlq-attention-1", "pyggmlq-needle-1"
+"""`format` of the files of `pyggmlq kld`, of `eval` on rows and on a dump, and of `needle`: a list `rows` of flat objects,
+beside the facts of `start`."""
 
 BENCH = bench_record.FORMAT
 
@@ -32,7 +34,9 @@ def start(format: str, **facts: Any) -> dict[str, Any]:
 def write(path: Path, data: dict[str, Any]) -> None:
     """Replace `path` by `data`, at once. A number that is none (NaN, infinite) becomes null: JSON has no word for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r"\[\n[-+.,\d\se]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # a list of numbers on one line
+    write_atomically(path, text + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -60,6 +64,6 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LabError(f"{path} can't be read as JSON: {error}") from None
     found = data.get("format") if isinstance(data, dict) else None
-    if found not in (KLD, EVAL, BENCH):
-        raise LabError(f"{path}: found format {found!r}, wanted a file that `pyggmlq kld`, `eval` or `bench cpu` wrote")
+    if found not in (KLD, EVAL, ATTENTION, NEEDLE, BENCH):
+        raise LabError(f"{path}: found format {found!r}, wanted a file that `pyggmlq kld`, `eval`, `needle` or `bench cpu` wrote")
     return data

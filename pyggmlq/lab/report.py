@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One page from what `pyggmlq kld`, `eval` and `bench cpu` found, and from models' memory: HTML that needs nothing beside
+"""One page from what `pyggmlq kld`, `eval`, `needle` and `bench cpu` found, and from models' memory: HTML that needs nothing beside
 itself, or Markdown."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from .._files import write_atomically
 from .._types import cache_types
 from ..bench import record as bench_record
-from . import LabError, fit, plots, record
+from . import LabError, attention, fit, plots, record
 from .tables import number, rotated
 
 KINDS = (".html", ".md", ".png")
@@ -50,11 +50,14 @@ def write(files: Sequence[Path], out: Path) -> None:
     models = [fit.read(path) for path in files if path.suffix.lower() == ".gguf"]
     records = [record.read(path) for path in files if path.suffix.lower() != ".gguf"]
     if out.suffix.lower() == ".png":
-        kld = next((data for data in records if data["format"] == record.KLD and places(data)), None)
-        if kld is None:
-            raise LabError("found no file of `pyggmlq kld` with results, wanted one: the .png shows KLD against memory")
-        plots.save(plots.kld(kld["rows"], places(kld)), out)
-        return
+        for data in records:
+            if data["format"] == record.KLD and places(data):
+                plots.save(plots.kld(data["rows"], places(data)), out)
+                return
+            if data["format"] == record.ATTENTION:
+                plots.save(plots.heat(data["rows"], _telling(data)), out)
+                return
+        raise LabError("found no file of `pyggmlq kld` or of `eval` on a dump with results, wanted one: the .png shows KLD against memory, or where K hurts")
     page = sections(records, models)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, as_html(page) if out.suffix.lower() == ".html" else as_markdown(page))
@@ -62,10 +65,13 @@ def write(files: Sequence[Path], out: Path) -> None:
 
 def sections(records: Sequence[dict[str, Any]], models: Sequence[fit.Model] = ()) -> list[Section]:
     """The page, most important first: advice, quality on models, memory, codecs on data, speed, and what it was measured with."""
-    by_kind = {kind: [data for data in records if data["format"] == kind] for kind in (record.KLD, record.EVAL, record.BENCH)}
+    kinds = (record.KLD, record.EVAL, record.ATTENTION, record.NEEDLE, record.BENCH)
+    by_kind = {kind: [data for data in records if data["format"] == kind] for kind in kinds}
     advice = [sentence for data in by_kind[record.KLD] for sentence in recommendations(data)]
     found = [Section("What to use", advice)] if advice else []
     found += [section for data in by_kind[record.KLD] for section in _kld_sections(data)]
+    found += [section for data in by_kind[record.NEEDLE] for section in _needle_sections(data)]
+    found += [section for data in by_kind[record.ATTENTION] for section in _attention_sections(data)]
     found += [_memory_section(model) for model in models]
     found += [section for data in by_kind[record.EVAL] for section in _eval_sections(data)]
     found += [section for data in by_kind[record.BENCH] for section in _bench_sections(data)]
@@ -173,6 +179,63 @@ def _kld_sections(data: dict[str, Any]) -> Iterator[Section]:
         text = [f"{windows} windows of {n_ctx} tokens; KLD in nats against the f16 cache. “rotated”: sides that llama.cpp's attn_rot turned."]
         text += [f"Refused: {sentence}." for sentence in dict.fromkeys(row["refused"] for row in rows if row["refused"])]
         yield Section(f"Quality: {model}, context {n_ctx}", text, [partial(plots.kld, data["rows"], [(model, n_ctx)])], [table])
+
+
+def _needle_sections(data: dict[str, Any]) -> Iterator[Section]:
+    for model, n_ctx in dict.fromkeys((row["model"], row["n_ctx"]) for row in data["rows"]):
+        rows = [row for row in data["rows"] if (row["model"], row["n_ctx"]) == (model, n_ctx) and not row["refused"]]
+        if not rows:
+            continue
+        reference = {row["depth"]: row["nll"] for row in rows if (row["k"], row["v"]) == ("f16", "f16")}
+        table = Table(("K", "V", "attn_rot", "depth", "needles", "found", "NLL", "above f16", "NLL without"), [
+            (row["k"], row["v"], row["attn_rot"], f"{row['depth']} %", str(row["needles"]), f"{100 * row['found']:.0f} %", number(row["nll"], 2),
+             number(row["nll"] - reference[row["depth"]], 2) if row["depth"] in reference else "–", number(row["nll_without"], 2))
+            for row in rows
+        ], 3)  # fmt: skip
+        text = ["A number hidden at a depth of a passage (0 %: its beginning) and asked for at the end. NLL: -log p of the right number, in nats; "
+                "found: greedy decoding gives it; without: the same question where the number is not in the passage."]  # fmt: skip
+        yield Section(f"Needle in a haystack: {model}, {n_ctx} tokens", text, [], [table])
+
+
+def _telling(data: dict[str, Any]) -> list[str]:
+    """Codecs of an attention record that a heat map is drawn for: ours and q4_0, without and with a rotation before."""
+    names = [*(info.name for info in cache_types()), "q4_0"]
+    found = {row["codec"] for row in data["rows"]}
+    return [name for base in names for name in (base, f"h+{base}") if name in found] or sorted(found)[:6]
+
+
+def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
+    rows, name = data["rows"], data["model"]["name"] or data["model"]["file"]
+    means = attention.summary(rows)
+    telling = _telling(data)
+    sentences = []
+    for row in means:
+        if row["codec"] in telling and row["v_output"]:
+            here = sorted((one for one in rows if one["codec"] == row["codec"]), key=lambda one: -one["k_kld"])
+            few = here[: max(3, len(here) // 10)]
+            share = sum(one["k_kld"] for one in few) / (sum(one["k_kld"] for one in here) or 1)
+            worst = ", ".join(f"{one['layer']}.{one['head']}" for one in few[:5])
+            sentences.append(
+                f"{row['codec']}: K costs {row['k_output'] / row['v_output']:.1f} times what V does (error of the heads' output); "
+                f"{len(few)} of {len(here)} heads have {100 * share:.0f} % of the divergence that K causes, the worst (layer.head): {worst}."
+            )
+    text = ["Each layer by itself, with the model's own queries, from rows that `pyggmlq dump-kv` wrote. “h+”: after a Hadamard transform of a head, "
+            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from.", *sentences]  # fmt: skip
+    head = ("codec", "bits", "logit error", "K: KLD", "K: top-1", "K: output", "V: output", "worst head", "its KLD")
+    table = Table(head, [
+        (row["codec"], number(row["bits"], 3), number(row["logit_error"], 4), number(row["k_kld"], 5), f"{100 * row['k_top1']:.1f} %",
+         number(row["k_output"], 5), "–" if row["v_output"] is None else number(row["v_output"], 5), row["worst"], number(row["worst_kld"], 4))
+        for row in means
+    ])  # fmt: skip
+    by_layer = Table(("layer", *telling), [])
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        cells = []
+        for codec in telling:
+            values = [row["k_kld"] for row in rows if (row["layer"], row["codec"]) == (layer, codec)]
+            cells.append(number(sum(values) / len(values), 4))
+        by_layer.rows.append((str(layer), *cells))
+    drawings = [partial(plots.heat, rows, telling), partial(plots.pairs, data["layers"], telling)]
+    yield Section(f"Where K hurts: {name}", text, drawings, [table, by_layer])
 
 
 def _memory_section(model: fit.Model) -> Section:

@@ -66,6 +66,36 @@ def evaluation(rows: Sequence[dict[str, Any]], data: str) -> Table:
     return table
 
 
+def attention(rows: Sequence[dict[str, Any]], name: str) -> Table:
+    """The rows of `attention.summary`."""
+    right = ("bits", "K rel. MSE", "logit error", "K: KLD", "K: top-1", "K: output", "V rel. MSE", "V: output", "worst head", "its KLD")
+    table = _table(f"{name}, means over layers and KV heads", ("codec",), right)
+    for row in rows:
+        table.add_row(
+            row["codec"], number(row["bits"], 3), number(row["k_mse"], 5), number(row["logit_error"], 4), number(row["k_kld"], 5),
+            f"{100 * row['k_top1']:.1f} %", number(row["k_output"], 5), number(row["v_mse"], 5), number(row["v_output"], 5), row["worst"],
+            number(row["worst_kld"], 4),
+        )  # fmt: skip
+    return table
+
+
+def needle(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
+    """The rows of a `pyggmlq-needle-1` record for one model and context: by cache and depth."""
+    here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx)]
+    depths = sorted({row["depth"] for row in here if row["depth"] is not None})
+    table = _table(f"{model}, haystacks of {n_ctx} tokens: NLL of the answer, found", ("cache K/V", "attn_rot"), (*(f"{depth} %" for depth in depths), "all", "without"))
+    for pair in dict.fromkeys((row["k"], row["v"], row["attn_rot"]) for row in here):
+        mine = [row for row in here if (row["k"], row["v"], row["attn_rot"]) == pair]
+        if mine[0]["refused"]:
+            table.add_row("/".join(pair[:2]), "refused")
+            continue
+        cells = [f"{number(row['nll'], 2)} {100 * row['found']:3.0f} %" for row in sorted(mine, key=lambda row: row["depth"])]
+        n = len(mine)
+        all_nll, all_found, without = (sum(row[key] for row in mine) / n for key in ("nll", "found", "nll_without"))
+        table.add_row("/".join(pair[:2]), pair[2], *cells, f"{number(all_nll, 2)} {100 * all_found:3.0f} %", number(without, 2))
+    return table
+
+
 def rotated(row: dict[str, Any]) -> str:
     """Which sides llama.cpp rotated, in a few characters."""
     sides = [side for side, on in (("K", row["rotated_k"]), ("V", row["rotated_v"])) if on]
@@ -87,3 +117,12 @@ MiB: the cache at that context, as llama.cpp reports it."""
 EVAL_LEGEND = """
 cosine: between a row and what comes back, mean, 1st percentile, minimum. max error: in units of the data's rms. score r, top-1, softmax KLD: of attention
 over 512 keys with normal queries. parameters, madds: of the rotation of a row. h+: after a Hadamard transform of the row, as llama.cpp's attn_rot."""
+
+ATTENTION_LEGEND = """
+Each layer by itself, with the model's own queries. logit error: rms, in nats, without what is the same for all keys. K: KLD of the attention weights, share of
+queries whose heaviest key stays, and squared error of the head's output if only K goes through the codec; V: output if only V does. `cache ..`: what was
+dumped. h+: after a Hadamard transform of a head, as llama.cpp's attn_rot. worst head: LAYER.HEAD."""
+
+NEEDLE_LEGEND = """
+NLL: -log p of the answer in nats, mean over needles; %: of answers that greedy decoding finds. Columns are depths, 0 % being the beginning.
+without: the same answers where the needle is not in the text. What a cache loses is its NLL above f16's."""

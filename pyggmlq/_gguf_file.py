@@ -7,27 +7,32 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import LabError
+__all__ = ["GgufError", "metadata"]
+
+
+class GgufError(ValueError):
+    """The file is no GGUF file, or a damaged one; the message is one sentence."""
+
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Keys and values of the file's header, arrays as lists. `LabError` if it is no complete GGUF file of version 2 or 3.
+    """Keys and values of the file's header, arrays as lists. `GgufError` if it is no complete GGUF file of version 2 or 3.
 
     Of arrays of strings, which are vocabularies, only the length is kept, as an int.
     """
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise LabError(f"{path} is not a GGUF file")
+                raise GgufError(f"{path} is not a GGUF file")
             version, _, n_keys = _numbers(file, "IQQ")
             if version not in (2, 3):
-                raise LabError(f"{path}: found GGUF version {version}, wanted 2 or 3 (little-endian)")
+                raise GgufError(f"{path}: found GGUF version {version}, wanted 2 or 3 (little-endian)")
             return {_string(file): _value(file, *_numbers(file, "I")) for _ in range(n_keys)}
     except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError):
-        raise LabError(f"{path}: the GGUF header is cut off or damaged") from None
+        raise GgufError(f"{path}: the GGUF header is cut off or damaged") from None
 
 
 def _numbers(file: BinaryIO, kinds: str) -> tuple[Any, ...]:

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""A needle in a haystack: how well a model finds a fact again, by depth and cache type.
+
+A number of a city is hidden in a passage, beside that of another city, and the passage ends with the beginning of the same
+sentence. Measured is -log p of the right number, which small models have, too, where they don't answer: what a cache
+loses is what it has above f16. Where the needle is left out, the same value says what guessing costs.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from .. import _gguf_file, _tree, fetch, llama
+from .._files import write_atomically
+from .._pairs import Case
+from .._steps import Steps, slug
+from . import LabError, record
+
+TARGETS = ("llama-ggmlq-lab",)
+CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Dublin", "Athens", "Warsaw", "Nairobi", "Prague", "Havana", "Vienna", "Seoul")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure and how; names as on the command line."""
+
+    models: tuple[str, ...]
+    text: Path | None
+    pairs: tuple[Case, ...]
+    contexts: tuple[int, ...]
+    depths: tuple[int, ...]
+    needles: int
+    rotations: tuple[str, ...]
+    threads: int
+    work_dir: Path
+    tree: Path | None = None
+    programs: Path | None = None
+    cmake: list[str] = field(default_factory=list)
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A passage with a needle (or, `depth` None, without), and the answer to its last sentence."""
+
+    depth: int | None
+    context: str
+    answer: str
+
+
+def questions(text: str, n_characters: int, depths: tuple[int, ...], needles: int) -> list[Question]:
+    """For each needle one question without it, and one for each depth, over the same passage. `LabError` if `text` is short."""
+    if len(text) < n_characters + needles:
+        raise LabError(f"the text is too short: found {len(text)} characters, wanted {n_characters + needles} for haystacks of that length")
+    found = []
+    for number in range(needles):
+        chance = random.Random(number)  # the same needles in every run
+        start = number * (len(text) - n_characters) // max(1, needles - 1) if needles > 1 else 0
+        passage = text[start : start + n_characters]
+        city, other = chance.sample(CITIES, 2)
+        right, wrong = (str(chance.randrange(10000, 100000)) for _ in range(2))
+        with_other = _hidden(passage, chance.randrange(10, 91), f"The secret number of {other} is {wrong}.")
+        question = f"\n\nThe secret number of {city} is"
+        found.append(Question(None, with_other + question, f" {right}"))
+        for depth in depths:
+            found.append(Question(depth, _hidden(with_other, depth, f"The secret number of {city} is {right}.") + question, f" {right}"))
+    return found
+
+
+def _hidden(passage: str, depth: int, sentence: str) -> str:
+    """`sentence` behind the sentence or line of `passage` that ends nearest to `depth` percent."""
+    ends = [0, *(match.end() for match in re.finditer(r"[.!?]\s+|\n+", passage)), len(passage)]
+    at = min(ends, key=lambda end: abs(end - depth / 100 * len(passage)))
+    return f"{passage[:at]}{'' if at == 0 or passage[at - 1].isspace() else ' '}{sentence} {passage[at:]}"
+
+
+def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Measure everything; the record, `finished` being called with it after each pair. StepFailed if a step fails."""
+    tree = None
+    if options.programs:
+        folder = options.programs
+    else:
+        tree = _tree.prepare_tree(options, steps)
+        folder = _tree.build(tree, options, steps, TARGETS)
+    path = options.text
+    if path is None:
+        if tree is None:
+            raise LabError("--programs leaves no tree whose documents could be the haystack: give a text with --text FILE")
+        path = options.work_dir / "text.txt"
+        write_atomically(path, _tree.prose(tree))
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\x1e", " ").replace("\x1f", " ")
+    with steps.named("reading the built programs"):
+        programs = _tree.programs_hash(folder, TARGETS)
+    data = record.start(
+        record.NEEDLE, llama_cpp={"sha256": programs}, models=[], notes=[],
+        text={"file": path.name, "bytes": path.stat().st_size, "sha256": fetch.sha256(path)},
+        options={"contexts": options.contexts, "depths": options.depths, "needles": options.needles, "extra": options.extra},
+    )  # fmt: skip
+    for name in options.models:
+        title, model = Path(name).stem, Path(name)
+        if name in fetch.MODELS:
+            title = fetch.MODELS[name].title
+            with steps.named(f"fetching {title}"):
+                model = fetch.fetch_model(name, options.work_dir / "models", steps.progress.update)
+        with steps.named(f"reading {model}"):
+            if not _gguf_file.metadata(model).get("tokenizer.ggml.tokens", 0):
+                raise LabError(f"{model} has no vocabulary, so it is no model that can be asked")
+        sha256 = fetch.sha256(model)
+        data["models"].append({"title": title, "file": model.name, "sha256": sha256})
+        inputs = {"programs": programs, "model": sha256, "text": data["text"]["sha256"], "depths": options.depths, "needles": options.needles,
+                  "extra": options.extra}  # fmt: skip
+        tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra)
+        for n_ctx in options.contexts:
+            for rotation in options.rotations:
+                for case in options.pairs:
+                    if rotation == "off" and case.is_reference and "on" in options.rotations:
+                        continue  # nothing of f16 is rotated
+                    _measure(data, tools, steps, options, title, model, text, n_ctx, case, rotation, inputs)
+                    finished(data)
+    return data
+
+
+def _measure(
+    data: dict[str, Any], tools: llama.Tools, steps: Steps, options: Options, title: str, model: Path, text: str, n_ctx: int, case: Case,
+    rotation: str, inputs: dict[str, Any],
+) -> None:  # fmt: skip
+    """Append the rows of one pair."""
+    name = f"{title}, needle in {n_ctx}, {case}" + ("" if rotation == "on" else ", attn_rot off")
+    tools = tools if rotation == "on" else replace(tools, environment={"LLAMA_ATTN_ROT_DISABLE": "1"})
+
+    def score(asked: list[Question], k: str, v: str, room: int) -> tuple[list[llama.Score], str]:
+        cases = options.work_dir / f"{slug(name)}.cases"
+        write_atomically(cases, "".join(f"{one.context}\x1f{one.answer}\x1e" for one in asked))
+        try:
+            found, log = tools.score(slug(name), model, cases, k, v, n_ctx=room)
+        finally:
+            cases.unlink(missing_ok=True)
+        if len(found) != len(asked):
+            raise llama.ToolError(f"llama-ggmlq-lab answered {len(found)} of {len(asked)} questions", tools.logs / f"{slug(name)}.log")
+        return found, log
+
+    def measure() -> dict[str, Any]:
+        sample = text[: 4 * n_ctx]
+        tokens = steps.kept(f"{title}: tokens of the text", {**inputs, "n_ctx": n_ctx},
+                            lambda: score([Question(None, sample, " 1")], "f16", "f16", 8 * n_ctx)[0][0].n_context)  # fmt: skip
+        steps.current = name
+        asked = questions(text, int(len(sample) / tokens * (n_ctx - 64)), options.depths, options.needles)
+        try:
+            found, _ = score(asked, case.k, case.v, -(-3 * n_ctx // 512) * 256)  # half as much again: passages differ
+        except llama.ToolError as error:
+            sentence = error.refusal((case.k, case.v))
+            if sentence is None:
+                raise
+            return {"refused": sentence}
+        scores = [{"depth": one.depth, "nll": got.nll, "exact": got.exact, "tokens": got.n_context} for one, got in zip(asked, found)]
+        return {"refused": None, "scores": scores}
+
+    found = steps.kept(name, {**inputs, "n_ctx": n_ctx, "attn_rot": rotation}, measure)
+    if found["refused"]:
+        data["notes"].append(f"{title}, refused by llama.cpp: {found['refused']}")
+    scores = found.get("scores", [])
+    for depth in options.depths:
+        mine = [one for one in scores if one["depth"] == depth]
+        data["rows"].append({
+            "model": title, "n_ctx": n_ctx, "k": case.k, "v": case.v, "attn_rot": rotation, "depth": depth, "needles": len(mine),
+            "nll": mean(one["nll"] for one in mine) if mine else None, "found": mean(one["exact"] for one in mine) if mine else None,
+            "nll_without": mean(one["nll"] for one in scores if one["depth"] is None) if mine else None,
+            "tokens": round(mean(one["tokens"] for one in mine)) if mine else None, "refused": found["refused"],
+        })  # fmt: skip
+
+
+def _watch(steps: Steps) -> Callable[[Path], None]:
+    def watch(log: Path) -> None:
+        done = len(re.findall(r"^case ", log.with_suffix(".out").read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+        steps.progress.update(f"  {steps.current}: {done} questions answered")
+
+    return watch
