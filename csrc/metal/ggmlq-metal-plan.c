@@ -270,25 +270,11 @@ int ggmlq_metal_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_c
 /* --- attention -------------------------------------------------------------------------------------------------- */
 
 static int check_attend(const struct ggmlq_attend_params * p) {
-    const int     types[2] = { p->type_k,      p->type_v      };
-    const int64_t sizes[2] = { p->head_size_k, p->head_size_v };
-    for (int i = 0; i < 2; ++i) {
-        switch (types[i]) {
-#define GGMLQ_TYPE(NAME, name, id, length, bytes, description)         case id: break;
-#define GGMLQ_FOREIGN_TYPE(NAME, name, id, length, bytes, description) case id: break;
-#include "ggmlq-types.def"
-            default: return GGMLQ_ERROR_TYPE;
-        }
-        if (ggmlq_row_bytes(types[i], sizes[i]) <= 0) {
-            return GGMLQ_ERROR_LENGTH;
-        }
-        if (sizes[i] > GGMLQ_ATTEND_MAX_HEAD_SIZE) {
-            return GGMLQ_ERROR_SHAPE;
-        }
+    const int error = ggmlq_attend_check_shapes(p);
+    if (error) {
+        return error;
     }
-    if (p->n_kv < 0 || p->n_queries < 0 || p->n_heads_kv < 1 || p->n_seqs_kv < 1 || p->n_heads < 0 || p->n_seqs < 0 ||
-        p->n_heads % p->n_heads_kv != 0 || p->n_seqs % p->n_seqs_kv != 0 ||
-        (p->mask && (p->mask_heads < 1 || p->mask_heads > INT32_MAX || p->mask_seqs < 1 || p->mask_seqs > INT32_MAX))) {
+    if (p->c || (p->mask && (p->mask_heads > INT32_MAX || p->mask_seqs > INT32_MAX))) { /* the kernel doesn't know c */
         return GGMLQ_ERROR_SHAPE;
     }
     /* Query rows of all heads and sequences are numbered in 31 bits. */
