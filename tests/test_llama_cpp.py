@@ -79,8 +79,12 @@ def test_quantize_fns(programs):
 
 @pytest.mark.parametrize("operation", ["SET_ROWS", "CPY", "GET_ROWS", "MUL_MAT", "CONT", "FLASH_ATTN_EXT"])
 def test_backend_ops(programs, operation):
-    """Every case of ours passes. For attention, the CPU's generic path (decode each row, no grouping) is the reference."""
-    output = ANSI.sub("", run([programs / "test-backend-ops", "test", "-b", "CPU", "-o", operation, "-p", "|".join(OURS)]).stdout)
+    """Every case of ours passes. For attention, the CPU's generic path (decode each row, no grouping) is the reference; batches of 75
+    query tokens are left out, which take half of its time, and selected rows, which test_llama_ds4.py has."""
+    cases = "|".join(OURS)
+    if operation == "FLASH_ATTN_EXT":
+        cases = rf"nb=(1|3|32|35),.*({cases}).*n_kv_max=0"
+    output = ANSI.sub("", run([programs / "test-backend-ops", "test", "-b", "CPU", "-o", operation, "-p", cases]).stdout)
     results = re.findall(r"^ *" + operation + r"\((.*)\): (.*)$", output, re.MULTILINE)
     for name in OURS:
         ran = [case for case, result in results if name in case and result == "OK"]
