@@ -32,7 +32,7 @@ static int fail(NSString * what, NSError * error) {
 struct metal_state {
     id<MTLDevice>       device;
     id<MTLCommandQueue> queue;
-    id<MTLLibrary>      library;
+    id<MTLLibrary>      kernels;
     std::string         reason; /* why there is no library */
     std::mutex          mutex;  /* of what follows */
     std::map<std::string, id<MTLComputePipelineState>> pipelines;
@@ -57,8 +57,8 @@ static metal_state & state() {
             MTLCompileOptions * options = [MTLCompileOptions new];
             [options setFastMathEnabled:NO]; /* the encoder's bytes depend on plain arithmetic */
             NSError * error = nil;
-            s.library = [s.device newLibraryWithSource:[NSString stringWithUTF8String:kernels_source] options:options error:&error];
-            if (s.library == nil) {
+            s.kernels = [s.device newLibraryWithSource:[NSString stringWithUTF8String:kernels_source] options:options error:&error];
+            if (s.kernels == nil) {
                 s.reason = std::string("the kernels don't compile: ") + [[error localizedDescription] UTF8String];
             }
         }
@@ -67,7 +67,7 @@ static metal_state & state() {
 }
 
 static int require_library() {
-    if (state().library == nil) {
+    if (state().kernels == nil) {
         last_error = state().reason;
         return GGMLQ_ERROR_DEVICE;
     }
@@ -84,7 +84,7 @@ static id<MTLComputePipelineState> pipeline_of(const struct ggmlq_metal_launch *
     }
     __strong id<MTLComputePipelineState> & pipeline = state().pipelines[name];
     if (pipeline == nil) {
-        id<MTLFunction> function = [state().library newFunctionWithName:[NSString stringWithUTF8String:launch->kernel] constantValues:constants error:error];
+        id<MTLFunction> function = [state().kernels newFunctionWithName:[NSString stringWithUTF8String:launch->kernel] constantValues:constants error:error];
         pipeline = function == nil ? nil : [state().device newComputePipelineStateWithFunction:function error:error];
     }
     return pipeline;

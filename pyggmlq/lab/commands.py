@@ -117,6 +117,11 @@ _CMAKE = typer.Option([], "--cmake", metavar="ARG", help="Further CMake argument
 _PROGRAMS = typer.Option(
     None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
 )
+_ATTN_ROT = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches.")
+_DEVICE = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie.")
+_JSON = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run.")
+_WORK_DIR = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and results.")
+_THREADS = typer.Option(available_threads(), "--threads", min=1)
 
 
 def kld_command(
@@ -129,15 +134,15 @@ def kld_command(
     pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides. Default: 13 pairs."),
     context: str = typer.Option("512", "--context", metavar="N,..", help="Windows of that many tokens."),
     windows: int = typer.Option(16, "--windows", min=1, help="Windows per run; the second half of each is scored."),
-    attn_rot: str = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches."),
-    device: str = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie."),
+    attn_rot: str = _ATTN_ROT,
+    device: str = _DEVICE,
     llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama-perplexity, e.g. '-ngl 99'."),
     tree: Optional[Path] = _TREE,
     cmake: List[str] = _CMAKE,
     programs: Optional[Path] = _PROGRAMS,
-    threads: int = typer.Option(available_threads(), "--threads", min=1),
-    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run."),
-    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and results."),
+    threads: int = _THREADS,
+    json_file: Optional[Path] = _JSON,
+    work_dir: Optional[Path] = _WORK_DIR,
 ) -> None:  # fmt: skip
     """Measure perplexity and KLD of cache types on a model, against its f16 cache."""
     from . import kld, record, tables
@@ -230,12 +235,12 @@ def dump_command(
     windows: int = typer.Option(2, "--windows", min=1, help="Windows, from the start of the text on."),
     tokens: Optional[int] = typer.Option(None, "--tokens", min=16, help="Keep so many tokens of each window, spread evenly. Default: all."),
     attn_rot: str = typer.Option("on", "--attn-rot", metavar="on|off", help="llama.cpp's own rotation of quantized caches."),
-    device: str = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie."),
+    device: str = _DEVICE,
     llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'."),
     tree: Optional[Path] = _TREE,
     cmake: List[str] = _CMAKE,
     programs: Optional[Path] = _PROGRAMS,
-    threads: int = typer.Option(available_threads(), "--threads", min=1),
+    threads: int = _THREADS,
     work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and unfinished windows."),
 ) -> None:  # fmt: skip
     """Write the rows of Q, K and V that a model makes of a text, per layer and head, to a .safetensors file."""
@@ -266,15 +271,15 @@ def needle_command(
     context: str = typer.Option("512", "--context", metavar="N,..", help="Length of the haystack in tokens."),
     depths: str = typer.Option("0,25,50,75,100", "--depths", metavar="PERCENT,..", help="Where the needle lies; 0 is the beginning."),
     needles: int = typer.Option(8, "--needles", min=1, help="Needles at each depth."),
-    attn_rot: str = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches."),
-    device: str = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie."),
+    attn_rot: str = _ATTN_ROT,
+    device: str = _DEVICE,
     llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'."),
     tree: Optional[Path] = _TREE,
     cmake: List[str] = _CMAKE,
     programs: Optional[Path] = _PROGRAMS,
-    threads: int = typer.Option(available_threads(), "--threads", min=1),
-    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run."),
-    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and results."),
+    threads: int = _THREADS,
+    json_file: Optional[Path] = _JSON,
+    work_dir: Optional[Path] = _WORK_DIR,
 ) -> None:  # fmt: skip
     """Hide a fact at several depths of a text and measure how well a model finds it again with each cache type."""
     from . import needle, record, tables
