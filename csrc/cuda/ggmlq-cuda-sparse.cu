@@ -2,14 +2,16 @@
  *
  * Attention over selected rows. See ggmlq-cuda-sparse.h.
  *
- * A mask row is cut into chunks, one for each thread block, so that one query token fills the device too. The first kernel counts the
- * visible columns of every chunk, the second finds the places of its own ones from the counts before it and copies their rows:
- * ascending, so the result doesn't depend on which block comes first.
+ * One kernel gathers: each of its blocks makes SLOTS rows of the output. A block looks through the mask by itself, up to the columns that
+ * it wants, since counting in one kernel and copying in another costs a second launch, which takes longer than reading the mask from
+ * the L2 cache again. So the copies are spread evenly, wherever the visible columns lie; and as they are in ascending order, the result
+ * doesn't depend on which block comes first.
  */
 #include "ggmlq-cuda-deps.cuh"
 #include "ggmlq-cuda-sparse.h"
 
-enum { THREADS = 256, EACH = 8, CHUNK = THREADS*EACH, MINUS_INFINITY = 0xfc00 };
+/* A round is the columns that a block looks at at once: of each warp 32*EACH in a row. */
+enum { THREADS = 1024, WARPS = THREADS/32, EACH = 64, ROUND = THREADS*EACH, SLOTS = 16, MINUS_INFINITY = 0xfc00 };
 
 /* What is gathered is a multiple of this many rows; the rest is hidden. */
 enum { PAD = 64 };
@@ -17,12 +19,12 @@ enum { PAD = 64 };
 struct selection {
     const uint8_t * mask;
     int64_t   mask_token, mask_seq;         /* strides */
-    uint32_t  queries, mask_seqs, n_kv, chunks, most, padded;
+    uint32_t  queries, mask_seqs, n_kv, most, padded;
     uint32_t  seq_repeats;                  /* sequences of queries for each of K */
+    bool      mask_by_eight;                /* its rows are whole groups of 16 bytes */
     const uint8_t * rows[2];                /* K; V, NULL where it is part of K */
     int64_t   row_stride[2], seq_stride[2];
     uint32_t  row_bytes[2];
-    uint32_t * counts;                      /* [token][chunk] */
     uint8_t  * gathered[2];                 /* [token][padded] */
     uint16_t * gathered_mask;
 };
@@ -35,120 +37,125 @@ GGMLQ_DEVICE uint32_t count_bits(uint32_t bits) {
 #endif
 }
 
-/* Sum over the block; every thread gets it. */
-GGMLQ_DEVICE uint32_t block_sum(uint32_t x, uint32_t * shared) {
-    for (int i = 1; i < 32; i *= 2) {
-        x += ggmlq_shuffle_xor(x, i);
-    }
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) {
-        shared[threadIdx.x/32] = x;
-    }
-    __syncthreads();
-    x = 0;
-    for (int i = 0; i < THREADS/32; ++i) {
-        x += shared[i];
-    }
-    return x;
+/* Two columns of the mask: bit 15 is set if the first is visible, bit 31 if the second is. */
+GGMLQ_DEVICE uint32_t two_visible(uint32_t columns) {
+    const uint32_t x = columns ^ (uint32_t) MINUS_INFINITY*0x10001u;
+    return ((x & 0x7fff7fffu) + 0x7fff7fffu | x) & 0x80008000u;
 }
 
-GGMLQ_DEVICE const uint16_t * mask_row(const struct selection & s, uint32_t token) {
-    const uint32_t query = token%s.queries, seq = token/s.queries;
-    return (const uint16_t *) (s.mask + query*s.mask_token + seq%s.mask_seqs*s.mask_seq);
-}
-
-/* Bit i: column first + i is visible. */
-GGMLQ_DEVICE uint32_t visible(const uint16_t * mask, uint32_t first, uint32_t n) {
-    uint32_t bits = 0;
-    for (uint32_t i = 0; i < EACH; ++i) {
-        if (first + i < n && mask[first + i] != MINUS_INFINITY) {
-            bits |= 1u << i;
-        }
-    }
-    return bits;
-}
-
-/* blockIdx.x: chunk; y: query token, of all sequences. */
-static __global__ void __launch_bounds__(THREADS)
-count_visible(const struct selection s) {
-    __shared__ uint32_t sums[THREADS/32];
-    const uint32_t token = blockIdx.y;
-    const uint32_t bits  = visible(mask_row(s, token), blockIdx.x*CHUNK + threadIdx.x*EACH, s.n_kv);
-    const uint32_t count = block_sum(count_bits(bits), sums);
-    if (threadIdx.x == 0) {
-        s.counts[token*s.chunks + blockIdx.x] = count;
-    }
+/* Bit i: column i of eight is visible. */
+GGMLQ_DEVICE uint32_t eight_visible(uint4 columns) {
+    const uint32_t spread = two_visible(columns.x) >> 6 | two_visible(columns.y) >> 4 | two_visible(columns.z) >> 2 | two_visible(columns.w);
+    return (spread >> 9 | spread >> 24) & 255;
 }
 
 /* By a group of 32 threads. from NULL: zeros. */
-GGMLQ_DEVICE void copy_row(uint8_t * to, const uint8_t * from, uint32_t bytes, uint32_t lane) {
-    const uintptr_t odd = (uintptr_t) to | (uintptr_t) from | bytes;
-    if ((odd & 3) == 0) {
-        for (uint32_t i = lane; i < bytes/4; i += 32) {
-            ((uint32_t *) to)[i] = from ? ((const uint32_t *) from)[i] : 0;
+template <typename T> GGMLQ_DEVICE void copy_row_by(uint8_t * to, const uint8_t * from, uint32_t bytes, uint32_t lane) {
+    for (uint32_t i = lane; i < bytes/(uint32_t) sizeof(T); i += 32) {
+        T x = {};
+        if (from) {
+            x = ((const T *) from)[i];
         }
-    } else if ((odd & 1) == 0) {
-        for (uint32_t i = lane; i < bytes/2; i += 32) {
-            ((uint16_t *) to)[i] = from ? ((const uint16_t *) from)[i] : (uint16_t) 0;
-        }
-    } else {
-        for (uint32_t i = lane; i < bytes; i += 32) {
-            to[i] = from ? from[i] : (uint8_t) 0;
-        }
+        ((T *) to)[i] = x;
     }
 }
 
+GGMLQ_DEVICE void copy_row(uint8_t * to, const uint8_t * from, uint32_t bytes, uint32_t lane) {
+    const uintptr_t odd = (uintptr_t) to | (uintptr_t) from | bytes;
+    if ((odd & 7) == 0) {
+        copy_row_by<uint2>(to, from, bytes, lane);
+    } else if ((odd & 3) == 0) {
+        copy_row_by<uint32_t>(to, from, bytes, lane);
+    } else if ((odd & 1) == 0) {
+        copy_row_by<uint16_t>(to, from, bytes, lane);
+    } else {
+        copy_row_by<uint8_t>(to, from, bytes, lane);
+    }
+}
+
+/* blockIdx.x: slots of the output; y: query token, of all sequences. */
 static __global__ void __launch_bounds__(THREADS)
 gather_visible(const struct selection s) {
-    __shared__ uint32_t sums[THREADS/32];
-    __shared__ uint32_t places[THREADS];
-    __shared__ uint16_t columns[CHUNK];
-    const uint32_t chunk = blockIdx.x, token = blockIdx.y, thread = threadIdx.x, lane = thread % 32, group = thread/32;
-    const uint16_t * mask = mask_row(s, token);
+    __shared__ uint2    seen[WARPS][32];    /* bit i of lane l: column 64*l + i of the warp's */
+    __shared__ uint32_t totals[WARPS];
+    __shared__ uint32_t columns[SLOTS];
+    const uint32_t token = blockIdx.y, thread = threadIdx.x, lane = thread % 32, warp = thread/32;
+    const uint32_t first_slot = blockIdx.x*SLOTS, end_slot = first_slot + SLOTS < s.most ? first_slot + SLOTS : s.most;
+    const uint32_t query = token%s.queries, seq = token/s.queries, seq_kv = seq/s.seq_repeats;
+    const uint16_t * const mask = (const uint16_t *) (s.mask + query*s.mask_token + seq%s.mask_seqs*s.mask_seq);
 
-    uint32_t before = 0;
-    for (uint32_t i = thread; i < chunk; i += THREADS) {
-        before += s.counts[token*s.chunks + i];
-    }
-    before = block_sum(before, sums);
+    uint4 hidden;
+    hidden.x = hidden.y = hidden.z = hidden.w = (uint32_t) MINUS_INFINITY*0x10001u;
 
-    const uint32_t bits = visible(mask, chunk*CHUNK + thread*EACH, s.n_kv);
-    places[thread] = count_bits(bits);
-    __syncthreads();
-    for (uint32_t step = 1; step < THREADS; step *= 2) { /* sums of all threads up to this one */
-        const uint32_t earlier = thread >= step ? places[thread - step] : 0;
-        __syncthreads();
-        places[thread] += earlier;
-        __syncthreads();
-    }
-    uint32_t place = places[thread] - count_bits(bits);
-    for (uint32_t i = 0; i < EACH; ++i) {
-        if (bits >> i & 1) {
-            columns[place++] = (uint16_t) (thread*EACH + i);
+    uint32_t before = 0; /* visible columns of earlier rounds */
+    for (uint32_t first = 0; first < s.n_kv && before < end_slot; first += ROUND) {
+        const uint32_t warp_first = first + warp*32*EACH;
+        uint8_t * const bytes = (uint8_t *) seen[warp];
+        if (s.mask_by_eight) {
+            uint4 loaded[EACH/8]; /* all on their way together */
+#pragma unroll
+            for (uint32_t i = 0; i < EACH/8; ++i) {
+                const uint32_t column = warp_first + 256*i + 8*lane;
+                loaded[i] = column < s.n_kv ? *(const uint4 *) (mask + column) : hidden;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < EACH/8; ++i) {
+                bytes[32*i + lane] = (uint8_t) eight_visible(loaded[i]);
+            }
+        } else {
+#pragma unroll 1
+            for (uint32_t i = 0; i < EACH/8; ++i) {
+                uint32_t byte = 0;
+                for (uint32_t j = 0; j < 8; ++j) {
+                    const uint32_t column = warp_first + 256*i + 8*lane + j;
+                    byte |= column < s.n_kv && mask[column] != MINUS_INFINITY ? 1u << j : 0;
+                }
+                bytes[32*i + lane] = (uint8_t) byte;
+            }
         }
-    }
-    __syncthreads();
-
-    const uint32_t count = places[THREADS - 1], seq_kv = token/s.queries/s.seq_repeats;
-    for (uint32_t i = group; i < count && before + i < s.most; i += THREADS/32) {
-        const uint32_t column = chunk*CHUNK + columns[i];
-        const int64_t  to     = (int64_t) token*s.padded + before + i;
-        for (int which = 0; which < 2 && s.rows[which]; ++which) {
-            copy_row(s.gathered[which] + to*s.row_bytes[which], s.rows[which] + column*s.row_stride[which] + seq_kv*s.seq_stride[which], s.row_bytes[which], lane);
+        __syncthreads();
+        uint2 bits = seen[warp][lane];
+        uint32_t total = count_bits(bits.x) + count_bits(bits.y), place = 0; /* of the lanes before this one */
+        for (uint32_t i = 1; i < 32; i *= 2) {
+            const uint32_t other = ggmlq_shuffle_xor(total, (int) i);
+            place += lane & i ? other : 0;
+            total += other;
         }
         if (lane == 0) {
-            s.gathered_mask[to] = mask[column];
+            totals[warp] = total;
         }
+        __syncthreads();
+        uint32_t earlier = lane < warp ? totals[lane] : 0, all = lane < WARPS ? totals[lane] : 0;
+        for (int i = 1; i < 32; i *= 2) {
+            earlier += ggmlq_shuffle_xor(earlier, i);
+            all     += ggmlq_shuffle_xor(all, i);
+        }
+        place += before + earlier;
+        before += all;
+        for (int half = 0; half < 2; ++half) {
+            uint32_t left = half ? bits.y : bits.x;
+            const uint32_t end = place + count_bits(left);
+            if (end > first_slot && place < end_slot) {
+                for (; left; left &= left - 1, ++place) {
+                    if (place >= first_slot && place < end_slot) {
+                        columns[place - first_slot] = warp_first + 64*lane + 32*half + count_bits((left & 0 - left) - 1);
+                    }
+                }
+            }
+            place = end;
+        }
+        __syncthreads(); /* columns are there; and nobody is at `seen` and `totals` any more */
     }
-    if (chunk == s.chunks - 1) { /* nobody reads what a workspace held before */
-        for (uint32_t i = (before + count < s.most ? before + count : s.most) + group; i < s.padded; i += THREADS/32) {
-            const int64_t to = (int64_t) token*s.padded + i;
-            for (int which = 0; which < 2 && s.rows[which]; ++which) {
-                copy_row(s.gathered[which] + to*s.row_bytes[which], NULL, s.row_bytes[which], lane);
-            }
-            if (lane == 0) {
-                s.gathered_mask[to] = MINUS_INFINITY;
-            }
+
+    for (uint32_t slot = first_slot + warp; slot < first_slot + SLOTS && slot < s.padded; slot += WARPS) {
+        const bool     found  = slot < before && slot < s.most; /* the others: nobody reads what a workspace held before */
+        const uint32_t column = found ? columns[slot - first_slot] : 0;
+        const int64_t  to     = (int64_t) token*s.padded + slot;
+        for (int which = 0; which < 2 && s.rows[which]; ++which) {
+            copy_row(s.gathered[which] + to*s.row_bytes[which], found ? s.rows[which] + column*s.row_stride[which] + seq_kv*s.seq_stride[which] : NULL, s.row_bytes[which], lane);
+        }
+        if (lane == 0) {
+            s.gathered_mask[to] = found ? mask[column] : (uint16_t) MINUS_INFINITY;
         }
     }
 }
@@ -163,7 +170,7 @@ static bool v_is_part_of_k(const struct ggmlq_attend_params * p) {
 
 /* Offsets in the workspace; `dense` is what is attended to: every query token is a sequence with rows of its own. */
 struct layout {
-    int64_t tokens, padded, chunks, row_bytes[2], counts, rows[2], mask, attention;
+    int64_t tokens, padded, row_bytes[2], rows[2], mask, attention;
     struct ggmlq_attend_params dense;
 };
 
@@ -172,14 +179,12 @@ static struct layout lay_out(const struct ggmlq_attend_params * p, int64_t most,
     const bool part = v_is_part_of_k(p);
     l.tokens       = p->n_queries*p->n_seqs;
     l.padded       = (most + PAD - 1)/PAD*PAD;
-    l.chunks       = p->n_kv > 0 ? (p->n_kv + CHUNK - 1)/CHUNK : 1;
     l.row_bytes[0] = ggmlq_row_bytes(p->type_k, p->head_size_k);
     l.row_bytes[1] = ggmlq_row_bytes(p->type_v, p->head_size_v);
     l.rows[0]      = 0;
     l.rows[1]      = part ? 0 : aligned(l.tokens*l.padded*l.row_bytes[0]);
     l.mask         = l.rows[1] + aligned(l.tokens*l.padded*l.row_bytes[part ? 0 : 1]);
-    l.counts       = l.mask + aligned(l.tokens*l.padded*2);
-    l.attention    = l.counts + aligned(l.tokens*l.chunks*4);
+    l.attention    = l.mask + aligned(l.tokens*l.padded*2);
 
     l.dense = *p;
     l.dense.n_kv      = l.padded;
@@ -234,8 +239,37 @@ int64_t ggmlq_cuda_attend_selected_workspace_bytes(const struct ggmlq_attend_par
     return attention < 0 ? attention : l.attention + attention;
 }
 
+static struct selection select(const struct ggmlq_attend_params * p, int64_t most, const struct layout * l, uint8_t * workspace) {
+    struct selection s;
+    s.mask          = (const uint8_t *) p->mask;
+    s.mask_token    = p->mask_stride[0];
+    s.mask_seq      = p->mask_stride[2];
+    s.queries       = (uint32_t) p->n_queries;
+    s.mask_seqs     = (uint32_t) p->mask_seqs;
+    s.n_kv          = (uint32_t) p->n_kv;
+    s.most          = (uint32_t) most;
+    s.padded        = (uint32_t) l->padded;
+    s.seq_repeats   = (uint32_t) (p->n_seqs/p->n_seqs_kv);
+    s.mask_by_eight = p->n_kv%8 == 0 && ((uintptr_t) p->mask | (uintptr_t) p->mask_stride[0] | (uintptr_t) p->mask_stride[2])%16 == 0;
+    s.rows[0]       = (const uint8_t *) p->k;
+    s.rows[1]       = l->rows[1] ? (const uint8_t *) p->v : NULL;
+    s.gathered_mask = (uint16_t *) (workspace + l->mask);
+    for (int which = 0; which < 2; ++which) {
+        s.row_stride[which] = which ? p->v_stride[0] : p->k_stride[0];
+        s.seq_stride[which] = which ? p->v_stride[2] : p->k_stride[2];
+        s.row_bytes[which]  = (uint32_t) l->row_bytes[which];
+        s.gathered[which]   = workspace + l->rows[which];
+    }
+    return s;
+}
+
+static int gather(const struct selection & s, int64_t tokens, void * stream) {
+    gather_visible<<<dim3((s.padded + SLOTS - 1)/SLOTS, (unsigned int) tokens, 1), THREADS, 0, (cudaStream_t) stream>>>(s);
+    return ggmlq_cuda_launched();
+}
+
 int ggmlq_cuda_attend_selected(const struct ggmlq_attend_params * p, int64_t most, void * workspace, void * stream) {
-    const int error = ggmlq_cuda_attend_selected_check(p, most);
+    int error = ggmlq_cuda_attend_selected_check(p, most);
     if (error) {
         return error;
     }
@@ -244,30 +278,6 @@ int ggmlq_cuda_attend_selected(const struct ggmlq_attend_params * p, int64_t mos
     if (l.tokens == 0 || p->n_heads == 0) {
         return GGMLQ_OK;
     }
-    struct selection s;
-    s.mask          = (const uint8_t *) p->mask;
-    s.mask_token    = p->mask_stride[0];
-    s.mask_seq      = p->mask_stride[2];
-    s.queries       = (uint32_t) p->n_queries;
-    s.mask_seqs     = (uint32_t) p->mask_seqs;
-    s.n_kv          = (uint32_t) p->n_kv;
-    s.chunks        = (uint32_t) l.chunks;
-    s.most          = (uint32_t) most;
-    s.padded        = (uint32_t) l.padded;
-    s.seq_repeats   = (uint32_t) (p->n_seqs/p->n_seqs_kv);
-    s.rows[0]       = (const uint8_t *) p->k;
-    s.rows[1]       = l.rows[1] ? (const uint8_t *) p->v : NULL;
-    s.counts        = (uint32_t *) (base + l.counts);
-    s.gathered_mask = (uint16_t *) (base + l.mask);
-    for (int which = 0; which < 2; ++which) {
-        s.row_stride[which] = which ? p->v_stride[0] : p->k_stride[0];
-        s.seq_stride[which] = which ? p->v_stride[2] : p->k_stride[2];
-        s.row_bytes[which]  = (uint32_t) l.row_bytes[which];
-        s.gathered[which]   = base + l.rows[which];
-    }
-    const dim3 grid(s.chunks, (unsigned int) l.tokens, 1);
-    count_visible<<<grid, THREADS, 0, (cudaStream_t) stream>>>(s);
-    gather_visible<<<grid, THREADS, 0, (cudaStream_t) stream>>>(s);
-    const int launched = ggmlq_cuda_launched();
-    return launched ? launched : ggmlq_cuda_attend(&l.dense, base + l.attention, stream);
+    error = gather(select(p, most, &l, base), l.tokens, stream);
+    return error ? error : ggmlq_cuda_attend(&l.dense, base + l.attention, stream);
 }

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention over selected rows at DeepSeek-V4's shape (64 heads of 512, V = K, 640 rows seen): the call, its two kernels by themselves, and attention
+ * over all rows, which it has to beat. Medians of replayed graphs, everything in the L2 cache as it is after the CONCAT before it.
+ *
+ *   bench_selected            checks the call against attention over all rows, then times
+ *   bench_selected search     also the attention over 640 rows alone, with every instance and many numbers of splits
+ *
+ * Build: see docs/DEEPSEEK.md.
+ */
+#include "ggmlq-cuda-attend-decode.cu"
+#include "ggmlq-cuda-attend.cu"
+#include "ggmlq-cuda-sparse.cu"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <vector>
+
+#ifndef BENCH_VARIANTS
+static const ggmlq_decode_instance * bench_variant(int) { return NULL; }
+#else
+const ggmlq_decode_instance * bench_variant(int i);
+#endif
+
+static void check_cuda(cudaError_t error, const char * what, int line) {
+    if (error != cudaSuccess) {
+        printf("line %d: %s: %s\n", line, what, cudaGetErrorString(error));
+        exit(2);
+    }
+}
+#define CUDA(call) check_cuda(call, #call, __LINE__)
+
+static void ok(int error) {
+    if (error) {
+        printf("error %d\n", error);
+        exit(2);
+    }
+}
+
+int ggmlq_cuda_launched(void) { return cudaGetLastError() == cudaSuccess ? 0 : (int) GGMLQ_ERROR_DEVICE; }
+
+static cudaStream_t stream;
+
+static float median_us(const std::function<void()> & call) {
+    enum { CALLS = 24 };
+    cudaGraph_t graph; cudaGraphExec_t exec; cudaEvent_t e0, e1;
+    CUDA(cudaEventCreate(&e0)); CUDA(cudaEventCreate(&e1));
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    for (int i = 0; i < CALLS; ++i) {
+        call();
+    }
+    CUDA(cudaStreamEndCapture(stream, &graph)); CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    std::vector<float> times;
+    for (int i = 0; i < 13; ++i) {
+        CUDA(cudaEventRecord(e0, stream)); CUDA(cudaGraphLaunch(exec, stream)); CUDA(cudaEventRecord(e1, stream)); CUDA(cudaEventSynchronize(e1));
+        float ms; CUDA(cudaEventElapsedTime(&ms, e0, e1));
+        if (i > 1) times.push_back(1000*ms/CALLS);
+    }
+    std::sort(times.begin(), times.end());
+    CUDA(cudaGraphExecDestroy(exec)); CUDA(cudaGraphDestroy(graph)); CUDA(cudaEventDestroy(e0)); CUDA(cudaEventDestroy(e1));
+    return times[times.size()/2];
+}
+
+/* Every byte random, but for scales that give values of about 1. */
+static std::vector<uint8_t> make_rows(int type, int64_t n, std::mt19937 & random) {
+    const int64_t row = ggmlq_row_bytes(type, 512), block = type == GGMLQ_TYPE_TQ3_0 ? 14 : 50, scale = type == GGMLQ_TYPE_TQ3_0 ? 12 : 0;
+    std::vector<uint8_t> rows(n*row);
+    for (uint8_t & byte : rows) byte = (uint8_t) (random() >> 9);
+    for (int64_t i = 0; i < n*row; i += block) { rows[i + scale] = (uint8_t) random(); rows[i + scale + 1] = type == GGMLQ_TYPE_TQ3_0 ? 0x38 : 0x48; }
+    return rows;
+}
+
+int main(int argc, char ** argv) {
+    const bool search = argc > 1 && std::string(argv[1]) == "search";
+    enum { HEAD = 512, HEADS = 64, MOST = 640 };
+    CUDA(cudaStreamCreate(&stream));
+    cudaDeviceProp prop; CUDA(cudaGetDeviceProperties(&prop, 0));
+    printf("%s, us\n%-8s %6s %7s %8s %8s %10s %10s   largest difference\n", prop.name, "type", "tokens", "rows", "call", "gather", "attention", "over all");
+    bool good = true;
+    for (int type : { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 }) for (int64_t n_queries : { 1, 4, 8 }) for (int64_t n_kv : { 2048, 4096, 8192, 16384, 33024, 66048, 131328, 262400 }) {
+        std::mt19937 random(1);
+        const std::vector<uint8_t> rows = make_rows(type, n_kv, random);
+        std::vector<uint16_t> mask(n_kv*n_queries, 0xfc00);
+        std::vector<uint32_t> order(n_kv);
+        for (int64_t i = 0; i < n_kv; ++i) order[i] = (uint32_t) i;
+        for (int64_t q = 0; q < n_queries; ++q) {
+            std::shuffle(order.begin() + 128, order.end(), random); /* the window, and what the indexer chose */
+            for (int64_t i = 0; i < MOST - q; ++i) mask[q*n_kv + order[i]] = i % 3 ? 0x0000 : 0xb800;
+        }
+        std::normal_distribution<float> normal;
+        std::vector<float> q(HEAD*HEADS*n_queries), out[2];
+        for (float & x : q) x = normal(random);
+        uint8_t * d_rows, * workspace; uint16_t * d_mask; float * d_q, * d_out;
+        CUDA(cudaMalloc(&d_rows, rows.size())); CUDA(cudaMemcpy(d_rows, rows.data(), rows.size(), cudaMemcpyHostToDevice));
+        CUDA(cudaMalloc(&d_mask, 2*mask.size())); CUDA(cudaMemcpy(d_mask, mask.data(), 2*mask.size(), cudaMemcpyHostToDevice));
+        CUDA(cudaMalloc(&d_q, 4*q.size())); CUDA(cudaMemcpy(d_q, q.data(), 4*q.size(), cudaMemcpyHostToDevice));
+        CUDA(cudaMalloc(&d_out, 4*q.size())); CUDA(cudaMalloc(&workspace, 64 << 20));
+
+        ggmlq_attend_params p = {};
+        p.type_k = p.type_v = type; p.head_size_k = p.head_size_v = HEAD;
+        p.n_kv = n_kv; p.n_queries = n_queries; p.n_heads = HEADS; p.n_heads_kv = p.n_seqs = p.n_seqs_kv = p.mask_heads = p.mask_seqs = 1;
+        p.q = d_q; p.k = p.v = d_rows; p.mask = d_mask; p.out = d_out;
+        p.q_stride[0] = p.out_stride[0] = 4*HEAD*HEADS; p.q_stride[1] = p.out_stride[1] = 4*HEAD; p.q_stride[2] = p.out_stride[2] = p.q_stride[0]*n_queries;
+        p.k_stride[0] = p.v_stride[0] = ggmlq_row_bytes(type, HEAD); p.k_stride[1] = p.k_stride[2] = p.v_stride[1] = p.v_stride[2] = p.k_stride[0]*n_kv;
+        p.mask_stride[0] = 2*n_kv; p.mask_stride[1] = p.mask_stride[2] = 2*n_kv*n_queries;
+        p.scale = 1.0f/std::sqrt((float) HEAD);
+
+        if (ggmlq_cuda_attend_workspace_bytes(&p) > 64 << 20 || ggmlq_cuda_attend_selected_workspace_bytes(&p, MOST) > 64 << 20) exit(3);
+        for (int i = 0; i < 2; ++i) {
+            CUDA(cudaMemset(d_out, 0xff, 4*q.size()));
+            ok(i ? ggmlq_cuda_attend_selected(&p, MOST, workspace, stream) : ggmlq_cuda_attend(&p, workspace, stream));
+            CUDA(cudaStreamSynchronize(stream));
+            out[i].resize(q.size()); CUDA(cudaMemcpy(out[i].data(), d_out, 4*q.size(), cudaMemcpyDeviceToHost));
+        }
+        float difference = 0, largest = 0;
+        for (size_t i = 0; i < q.size(); ++i) {
+            difference = out[0][i] - out[1][i] == out[0][i] - out[1][i] ? std::max(difference, std::fabs(out[0][i] - out[1][i])) : INFINITY;
+            largest = std::max(largest, std::fabs(out[0][i]));
+        }
+        good = good && difference < 4e-3f*largest;
+        const layout l = lay_out(&p, MOST, workspace);
+        const selection s = select(&p, MOST, &l, workspace);
+        const float call      = median_us([&] { ok(ggmlq_cuda_attend_selected(&p, MOST, workspace, stream)); });
+        const float gathering = median_us([&] { ok(gather(s, l.tokens, stream)); });
+        const float attention = median_us([&] { ok(ggmlq_cuda_attend(&l.dense, workspace + l.attention, stream)); });
+        const float over_all  = median_us([&] { ok(ggmlq_cuda_attend(&p, workspace, stream)); });
+        printf("%-8s %6lld %7lld %8.1f %8.1f %10.1f %10.1f   %.1e of %.1f%s\n", type == GGMLQ_TYPE_TQ3_0 ? "tq3_0" : "planar3", (long long) n_queries, (long long) n_kv, call, gathering, attention, over_all,
+               difference, largest, difference < 4e-3f*largest ? "" : "  WRONG");
+        if (search && n_kv == 33024) {
+            ok(gather(s, l.tokens, stream));
+            CUDA(cudaStreamSynchronize(stream));
+            ggmlq_decode_plan chosen;
+            const ggmlq_decode_instance * own = make_plan(&l.dense, &chosen);
+            for (int v = -1; v < 0 || bench_variant(v); ++v) {
+                const ggmlq_decode_instance * instance = v < 0 ? own : bench_variant(v);
+                ggmlq_decode_plan base;
+                if (instance->type_k != type || instance->type_v != type || HEAD % instance->slice != 0 || !plan_instance(&l.dense, instance, &base) || instance->warps % base.slices) continue;
+                printf("    %s slice %d tiles %d warps %d rows %d units %d, splits:us", v < 0 ? "chosen" : "variant", instance->slice, instance->tiles, instance->warps, instance->rows, base.units);
+                int last = 0;
+                for (int splits : { base.splits, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40 }) {
+                    if (splits > instance->sum_bytes/4/(8*instance->tiles) || splits*instance->rows > l.padded || splits < 1) continue;
+                    ggmlq_decode_plan pl = base;
+                    const int64_t parts = (int64_t) pl.units*splits;
+                    pl.splits = splits;
+                    pl.stats_at = (8*pl.units + 15)/16*16;
+                    pl.partials_at = pl.stats_at + parts*8*instance->tiles*8;
+                    if (l.attention + pl.partials_at + parts*pl.slices*instance->tiles*instance->m_tiles*512 > 64 << 20) continue;
+                    printf(" %d:%.1f", splits, median_us([&] { ggmlq_decode_plan each = pl; ok(launch(&l.dense, instance, &each, workspace + l.attention, stream)); }));
+                    last = splits;
+                }
+                printf("%s\n", last ? "" : " none");
+            }
+        }
+        CUDA(cudaFree(d_rows)); CUDA(cudaFree(d_mask)); CUDA(cudaFree(d_q)); CUDA(cudaFree(d_out)); CUDA(cudaFree(workspace));
+    }
+    return good ? 0 : 1;
+}
