@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
 // What tests/test_llama_states.py asks libllama: state_probe MODEL TYPE_K TYPE_V FLASH_ATTENTION(on|off) TEXT_FILE N_CTX
-// [streams: each sequence has cells of its own]
+// [streams: each sequence has cells of its own] [window: a cache with a sliding window keeps no more than that]
 //
 // Commands, one a line on stdin, each answered by one line on stdout. The text is tokenized once; sequences are 0 and 1.
 //   clear
 //   prefix N SEQ                       decodes its first N tokens
 //   logits FROM N SEQ PATH             decodes the next N tokens of SEQ, writes the logits of each (float32)
+//   greedy FROM N SEQ                  decodes the text's token FROM, then N times the likeliest next one; answers these tokens
 //   save session|sequence PATH N SEQ   N: tokens to put into the file
 //   load session|sequence PATH SEQ     "restored N", or "refused", with "same" or "changed": the whole state, before and after
 //   reload memory SEQ                  the sequence through llama_state_seq_get_data and _set_data
@@ -15,6 +16,7 @@
 //   keep | back                        remember the whole state in memory | restore it
 #include "llama.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -56,8 +58,8 @@ static std::vector<uint8_t> whole_state(llama_context * ctx) {
 }
 
 int main(int argc, char ** argv) {
-    if (argc != 7 && argc != 8) {
-        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX [streams]\n", argv[0]);
+    if (argc < 7 || argc > 9) {
+        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX [streams] [window]\n", argv[0]);
         return 2;
     }
     llama_backend_init();
@@ -69,7 +71,11 @@ int main(int argc, char ** argv) {
     params.n_ctx           = std::atoi(argv[6]);
     params.n_batch         = params.n_ctx;
     params.n_seq_max       = 2;
-    params.kv_unified      = argc == 7;
+    params.kv_unified      = true;
+    for (int i = 7; i < argc; ++i) {
+        params.kv_unified = params.kv_unified && std::string(argv[i]) != "streams";
+        params.swa_full   = params.swa_full && std::string(argv[i]) != "window";
+    }
     params.n_threads       = params.n_threads_batch = 1;
     llama_context * ctx = model ? llama_init_from_model(model, params) : nullptr;
     if (!ctx) {
@@ -106,6 +112,16 @@ int main(int argc, char ** argv) {
                     out.write((const char *) llama_get_logits_ith(ctx, i), sizeof(float)*llama_vocab_n_tokens(vocab));
                 }
                 answer = "ok";
+            }
+        } else if (command == "greedy") {
+            words >> from >> n >> seq;
+            std::vector<llama_token> written = tokens;
+            answer.clear();
+            for (int i = 0; i < n && decode(ctx, written, from + i, 1, seq, true); ++i) {
+                const float * logits = llama_get_logits_ith(ctx, 0);
+                written.resize(from + i + 2);
+                written.back() = (llama_token) (std::max_element(logits, logits + llama_vocab_n_tokens(vocab)) - logits);
+                answer += (i ? " " : "") + std::to_string(written.back());
             }
         } else if (command == "save") {
             words >> kind >> path >> n >> seq;

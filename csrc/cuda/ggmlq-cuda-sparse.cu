@@ -11,7 +11,7 @@
 #include "ggmlq-cuda-sparse.h"
 
 /* A round is the columns that a block looks at at once: of each warp 32*EACH in a row. */
-enum { THREADS = 1024, WARPS = THREADS/32, EACH = 64, ROUND = THREADS*EACH, SLOTS = 16, MINUS_INFINITY = 0xfc00 };
+enum { THREADS = 512, WARPS = THREADS/32, EACH = 64, ROUND = THREADS*EACH, SLOTS = 16, MINUS_INFINITY = 0xfc00 };
 
 /* What is gathered is a multiple of this many rows; the rest is hidden. */
 enum { PAD = 64 };
@@ -84,6 +84,9 @@ gather_visible(const struct selection s) {
     const uint32_t query = token%s.queries, seq = token/s.queries, seq_kv = seq/s.seq_repeats;
     const uint16_t * const mask = (const uint16_t *) (s.mask + query*s.mask_token + seq%s.mask_seqs*s.mask_seq);
 
+#if __CUDA_ARCH__ >= 900 && !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA)
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); /* attention may start, and waits for the end of this where it needs the rows */
+#endif
     uint4 hidden;
     hidden.x = hidden.y = hidden.z = hidden.w = (uint32_t) MINUS_INFINITY*0x10001u;
 

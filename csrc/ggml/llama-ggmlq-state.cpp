@@ -170,6 +170,18 @@ bool ggmlq_llama_cell_is_sane(int32_t pos, uint32_t n_seq_id, uint32_t n_seq_max
     return false;
 }
 
+uint32_t ggmlq_llama_head_behind_newest(uint32_t n, const std::function<int32_t(uint32_t)> & position) {
+    uint32_t head = 0;
+    int32_t  newest = -1;
+    for (uint32_t i = 0; i < n; ++i) {
+        if (position(i) >= newest) {
+            newest = position(i);
+            head   = i + 1;
+        }
+    }
+    return head;
+}
+
 // The orthonormal Walsh-Hadamard transform in natural order, its own inverse: what llama_mul_mat_hadamard computes.
 static void ggmlq_llama_hadamard(float * x, int64_t n) {
     for (int64_t half = 1; half < n; half *= 2) {
@@ -196,7 +208,7 @@ static bool ggmlq_llama_can_convert(int32_t type) {
     return type == GGML_TYPE_F32 || (traits->to_float && traits->from_float_ref);
 }
 
-static void ggmlq_llama_convert(ggml_type from, const uint8_t * src, ggml_type to, uint8_t * dst, float * values, int64_t n, int64_t rotation) {
+static void ggmlq_llama_convert_row(ggml_type from, const uint8_t * src, ggml_type to, uint8_t * dst, float * values, int64_t n, int64_t rotation) {
     if (from == GGML_TYPE_F32) {
         memcpy(values, src, n*sizeof(float));
     } else {
@@ -247,7 +259,7 @@ static void ggmlq_llama_store_rows(const ggmlq_llama_next & next, ggml_type from
         ggmlq_llama_in_parallel(n_rows, [&](size_t first, size_t end) {
             std::vector<float> values(n);
             for (size_t i = first; i < end; ++i) {
-                ggmlq_llama_convert(from, &src[i*row_from], tensor->type, &dst[i*row_to], values.data(), n, rotation);
+                ggmlq_llama_convert_row(from, &src[i*row_from], tensor->type, &dst[i*row_to], values.data(), n, rotation);
             }
         });
         for (size_t i = 0, run; i < n_rows; i += run) {
@@ -267,7 +279,7 @@ static void ggmlq_llama_store_transposed(const ggmlq_llama_next & next, ggml_typ
 
     for (int64_t row = 0; row < n; ++row) {
         next(src.data(), src.size());
-        ggmlq_llama_convert(from, src.data(), tensor->type, dst.data(), values.data(), cells.size(), 0);
+        ggmlq_llama_convert_row(from, src.data(), tensor->type, dst.data(), values.data(), cells.size(), 0);
         for (size_t i = 0, run; i < cells.size(); i += run) {
             for (run = 1; i + run < cells.size() && cells[i + run] == cells[i] + run; ++run) {}
             ggml_backend_tensor_set(tensor, &dst[i*size_to], ((size_t) row*n_cells + cells[i])*size_to, run*size_to);
@@ -301,7 +313,8 @@ static int64_t ggmlq_llama_rotation_between(ggml_type from, ggml_type to, const 
     return size;
 }
 
-bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t type_saved, ggml_tensor * tensor, uint32_t n,
+// row_size_read: the size of a row, if it isn't still to be read.
+static bool ggmlq_llama_convert(llama_io_read_i & io, const char * which, int32_t type_saved, const uint64_t * row_size_read, ggml_tensor * tensor, uint32_t n,
         const std::vector<uint32_t> & cells, uint32_t n_cells_transposed, const ggmlq_llama_rotation & rotation, bool announce) {
     const ggml_type to = tensor->type;
     if (!ggmlq_llama_can_convert(type_saved) || !ggmlq_llama_can_convert(to)) {
@@ -311,7 +324,7 @@ bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t 
     }
     const ggml_type from = (ggml_type) type_saved;
     const auto refuse = [&](const std::string & reason) {
-        LLAMA_LOG_ERROR("ggmlq_llama_convert_rows: the saved %s cache is %s, this context's is %s: %s\n",
+        LLAMA_LOG_ERROR("ggmlq_llama_convert: the saved %s cache is %s, this context's is %s: %s\n",
             which, ggml_type_name(from), ggml_type_name(to), reason.c_str());
         return false;
     };
@@ -333,7 +346,11 @@ bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t 
         store = [=](const ggmlq_llama_next & next) { ggmlq_llama_store_transposed(next, from, tensor, n, n_cells_transposed, cells); };
     } else {
         uint64_t row_size;
-        io.read(&row_size, sizeof(row_size));
+        if (row_size_read) {
+            row_size = *row_size_read;
+        } else {
+            io.read(&row_size, sizeof(row_size));
+        }
         if (n % ggml_blck_size(from) != 0 || row_size != ggml_row_size(from, n)) {
             return refuse(format("found rows of %zu bytes, wanted %u values", (size_t) row_size, n));
         }
@@ -354,6 +371,26 @@ bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t 
         store([&io](void * dst, size_t n_bytes) { io.read(dst, n_bytes); });
     }
     return true;
+}
+
+bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t type_saved, ggml_tensor * tensor, uint32_t n,
+        const std::vector<uint32_t> & cells, uint32_t n_cells_transposed, const ggmlq_llama_rotation & rotation, bool announce) {
+    return ggmlq_llama_convert(io, which, type_saved, nullptr, tensor, n, cells, n_cells_transposed, rotation, announce);
+}
+
+bool ggmlq_llama_convert_compressed_rows(llama_io_read_i & io, int32_t type_saved, uint64_t row_size, ggml_tensor * tensor, uint32_t n_cells,
+        uint32_t n_rows, uint32_t first_stream, uint32_t n_streams, ggmlq_llama_rotation rotation, bool announce) {
+    if (rotation.indexer) {
+        rotation.head_size_all = 0; // it does belong to the indexer here, and is rotated whatever its type
+    }
+    std::vector<uint32_t> cells;
+    cells.reserve((size_t) n_rows*n_streams);
+    for (uint32_t s = first_stream; s < first_stream + n_streams; ++s) {
+        for (uint32_t i = 0; i < n_rows; ++i) {
+            cells.push_back(s*n_cells + i);
+        }
+    }
+    return ggmlq_llama_convert(io, "compressed K", type_saved, &row_size, tensor, (uint32_t) tensor->ne[0], cells, 0, rotation, announce);
 }
 
 void ggmlq_llama_explain_transposition(bool saved_is_transposed) {

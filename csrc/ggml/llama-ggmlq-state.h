@@ -34,6 +34,9 @@ void ggmlq_llama_require_cells(uint32_t n_saved, uint32_t n_context);
 // False, after an error message, for a cell that no writer makes: the cache takes position -1 for an empty cell.
 bool ggmlq_llama_cell_is_sane(int32_t pos, uint32_t n_seq_id, uint32_t n_seq_max);
 
+// Where the search for a free cell goes on after a whole cache of n cells was restored: behind the newest, as without the interruption.
+uint32_t ggmlq_llama_head_behind_newest(uint32_t n, const std::function<int32_t(uint32_t)> & position);
+
 // What decides how llama.cpp rotates a cache (attn_rot). A saved state doesn't say: it is taken to be of the same model,
 // under the same LLAMA_ATTN_ROT_DISABLE.
 struct ggmlq_llama_rotation {
@@ -49,6 +52,11 @@ struct ggmlq_llama_rotation {
 // many cells instead. False, after an error message, if that can't be done. `announce`: say what is converted.
 bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t type_saved, ggml_tensor * tensor, uint32_t n,
     const std::vector<uint32_t> & cells, uint32_t n_cells_transposed, const ggmlq_llama_rotation & rotation, bool announce);
+
+// The same for rows of DeepSeek-V4's compressed caches, whose size in the file, `row_size`, has been read too. `tensor` holds streams of
+// n_cells rows each; the file holds the first n_rows of n_streams of them, from first_stream on.
+bool ggmlq_llama_convert_compressed_rows(llama_io_read_i & io, int32_t type_saved, uint64_t row_size, ggml_tensor * tensor, uint32_t n_cells,
+    uint32_t n_rows, uint32_t first_stream, uint32_t n_streams, ggmlq_llama_rotation rotation, bool announce);
 
 // V is transposed on one side only.
 void ggmlq_llama_explain_transposition(bool saved_is_transposed);

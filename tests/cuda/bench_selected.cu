@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Attention over selected rows at DeepSeek-V4's shape (64 heads of 512, V = K, 640 rows seen): the call, its two kernels by themselves, and attention
- * over all rows, which it has to beat. Medians of replayed graphs, everything in the L2 cache as it is after the CONCAT before it.
- *
- *   bench_selected            checks the call against attention over all rows, then times
- *   bench_selected search     also the attention over 640 rows alone, with every instance and many numbers of splits
+ * over all rows, which it has to beat; both with the kernel that takes 8 columns at a time too. Checked against each other. Medians of replayed graphs, everything in the L2 cache as it is after the CONCAT before it.
  *
  * Build: see docs/DEEPSEEK.md.
  */
@@ -19,12 +16,6 @@
 #include <functional>
 #include <random>
 #include <vector>
-
-#ifndef BENCH_VARIANTS
-static const ggmlq_decode_instance * bench_variant(int) { return NULL; }
-#else
-const ggmlq_decode_instance * bench_variant(int i);
-#endif
 
 static void check_cuda(cudaError_t error, const char * what, int line) {
     if (error != cudaSuccess) {
@@ -65,6 +56,15 @@ static float median_us(const std::function<void()> & call) {
     return times[times.size()/2];
 }
 
+static float median_by_8(const ggmlq_attend_params & p, uint8_t * workspace) {
+    const ggmlq_decode_instance * instance = find_instance(&p, 1);
+    ggmlq_decode_plan plan;
+    if (!instance || !plan_instance(&p, instance, &plan)) {
+        return 0.0f;
+    }
+    return median_us([&] { ggmlq_decode_plan each = plan; ok(launch(&p, instance, &each, workspace, stream)); });
+}
+
 /* Every byte random, but for scales that give values of about 1. */
 static std::vector<uint8_t> make_rows(int type, int64_t n, std::mt19937 & random) {
     const int64_t row = ggmlq_row_bytes(type, 512), block = type == GGMLQ_TYPE_TQ3_0 ? 14 : 50, scale = type == GGMLQ_TYPE_TQ3_0 ? 12 : 0;
@@ -74,12 +74,11 @@ static std::vector<uint8_t> make_rows(int type, int64_t n, std::mt19937 & random
     return rows;
 }
 
-int main(int argc, char ** argv) {
-    const bool search = argc > 1 && std::string(argv[1]) == "search";
+int main(void) {
     enum { HEAD = 512, HEADS = 64, MOST = 640 };
     CUDA(cudaStreamCreate(&stream));
     cudaDeviceProp prop; CUDA(cudaGetDeviceProperties(&prop, 0));
-    printf("%s, us\n%-8s %6s %7s %8s %8s %10s %10s   largest difference\n", prop.name, "type", "tokens", "rows", "call", "gather", "attention", "over all");
+    printf("%s, us\n%-8s %6s %7s %8s %8s %10s %8s %10s %8s   largest difference\n", prop.name, "type", "tokens", "rows", "call", "gather", "attention", "by 8", "over all", "by 8");
     bool good = true;
     for (int type : { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 }) for (int64_t n_queries : { 1, 4, 8 }) for (int64_t n_kv : { 2048, 4096, 8192, 16384, 33024, 66048, 131328, 262400 }) {
         std::mt19937 random(1);
@@ -128,33 +127,9 @@ int main(int argc, char ** argv) {
         const float gathering = median_us([&] { ok(gather(s, l.tokens, stream)); });
         const float attention = median_us([&] { ok(ggmlq_cuda_attend(&l.dense, workspace + l.attention, stream)); });
         const float over_all  = median_us([&] { ok(ggmlq_cuda_attend(&p, workspace, stream)); });
-        printf("%-8s %6lld %7lld %8.1f %8.1f %10.1f %10.1f   %.1e of %.1f%s\n", type == GGMLQ_TYPE_TQ3_0 ? "tq3_0" : "planar3", (long long) n_queries, (long long) n_kv, call, gathering, attention, over_all,
+        const float attention8 = median_by_8(l.dense, workspace + l.attention), over_all8 = median_by_8(p, workspace);
+        printf("%-8s %6lld %7lld %8.1f %8.1f %10.1f %8.1f %10.1f %8.1f   %.1e of %.1f%s\n", type == GGMLQ_TYPE_TQ3_0 ? "tq3_0" : "planar3", (long long) n_queries, (long long) n_kv, call, gathering, attention, attention8, over_all, over_all8,
                difference, largest, difference < 4e-3f*largest ? "" : "  WRONG");
-        if (search && n_kv == 33024) {
-            ok(gather(s, l.tokens, stream));
-            CUDA(cudaStreamSynchronize(stream));
-            ggmlq_decode_plan chosen;
-            const ggmlq_decode_instance * own = make_plan(&l.dense, &chosen);
-            for (int v = -1; v < 0 || bench_variant(v); ++v) {
-                const ggmlq_decode_instance * instance = v < 0 ? own : bench_variant(v);
-                ggmlq_decode_plan base;
-                if (instance->type_k != type || instance->type_v != type || HEAD % instance->slice != 0 || !plan_instance(&l.dense, instance, &base) || instance->warps % base.slices) continue;
-                printf("    %s slice %d tiles %d warps %d rows %d units %d, splits:us", v < 0 ? "chosen" : "variant", instance->slice, instance->tiles, instance->warps, instance->rows, base.units);
-                int last = 0;
-                for (int splits : { base.splits, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40 }) {
-                    if (splits > instance->sum_bytes/4/(8*instance->tiles) || splits*instance->rows > l.padded || splits < 1) continue;
-                    ggmlq_decode_plan pl = base;
-                    const int64_t parts = (int64_t) pl.units*splits;
-                    pl.splits = splits;
-                    pl.stats_at = (8*pl.units + 15)/16*16;
-                    pl.partials_at = pl.stats_at + parts*8*instance->tiles*8;
-                    if (l.attention + pl.partials_at + parts*pl.slices*instance->tiles*instance->m_tiles*512 > 64 << 20) continue;
-                    printf(" %d:%.1f", splits, median_us([&] { ggmlq_decode_plan each = pl; ok(launch(&l.dense, instance, &each, workspace + l.attention, stream)); }));
-                    last = splits;
-                }
-                printf("%s\n", last ? "" : " none");
-            }
-        }
         CUDA(cudaFree(d_rows)); CUDA(cudaFree(d_mask)); CUDA(cudaFree(d_q)); CUDA(cudaFree(d_out)); CUDA(cudaFree(workspace));
     }
     return good ? 0 : 1;
