@@ -12,6 +12,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pyggmlq._tree import prose
@@ -24,7 +25,23 @@ from test_llama_cpp import (  # noqa: F401
     test_rpc_over_loopback_equals_local,
     test_server_slot_is_saved_and_restored,
 )
-from test_llama_ds4 import OPERATIONS, backend_ops
+from test_llama_ds4 import (  # noqa: F401
+    LONG,
+    MORE,
+    OPERATIONS,
+    PREFIX,
+    backend_ops,
+    difference,
+    ds4,
+    ds4_models,
+    ds4_text,
+    following,
+    row_error,
+    surprise,
+    test_ds4_logits_differ_from_f16_by_what_the_rows_lose,
+    test_ds4_restored_goes_on_as_without_the_interruption,
+    test_ds4_state_of_another_type_is_converted,
+)
 from test_llama_states import probe, start, test_a_converted_state_goes_on_as_one_of_that_type, test_server_restores_slots_of_other_types  # noqa: F401
 
 pytestmark = [pytest.mark.cuda, pytest.mark.llama]
@@ -131,3 +148,35 @@ def test_server_with_four_slots(programs, smollm2, tmp_path, unified):  # noqa: 
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(ask, range(8)))
     assert all(len(answer.split()) > 5 for answer in answers)
+
+
+# --- DeepSeek-V4, whole models of random weights -------------------------------------------------------------------------------------
+
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize("kind", ["f16", *OURS])
+def test_ds4_gpu_and_cpu_agree(ds4, ds4_text, kind):  # noqa: F811
+    """The same program with and without a device. Where an activation is rounded differently a cached value may get another code, whose step is
+    as large as what the type loses; so the difference is a part of that. With f16 what remains is the rounding of products."""
+    found = []
+    for env in ({}, ON_CPU):
+        p = ds4("selecting", kind, env)
+        p.do("prefix", PREFIX, 0)
+        found.append(following(p))
+        assert ("CUDA0 KV buffer size" in p.log()) == (env == {}), "the cache is not where it should be"
+    assert difference(*found) < (0.5 * row_error(kind) if kind in OURS else 0.05)
+    more = surprise(found[0], ds4_text) - surprise(found[1], ds4_text)
+    assert abs(more.mean()) < 4 * more.std() / np.sqrt(MORE) + 0.02
+
+
+def test_ds4_gpu_gathers_the_rows_that_a_token_sees(ds4):  # noqa: F811
+    """Token by token, behind so many that the rows of CSA layers are gathered: docs/DEEPSEEK.md."""
+    found, kind = [], "planar3"
+    for env in ({}, ON_CPU):
+        p = ds4("selecting", kind, env, n_ctx=LONG + MORE)
+        p.do("prefix", LONG, 0)
+        for i in range(8):
+            p.do("logits", LONG + i, 1, 0, p.folder / f"one-{i}")
+        found.append(np.stack([np.fromfile(p.folder / f"one-{i}", np.float32) for i in range(8)]).astype(np.float64))
+    assert difference(*found) < 0.5 * row_error(kind)

@@ -2,13 +2,16 @@
 """DeepSeek-V4 in the patched llama.cpp 0.3.36: models of random weights (tools/make_random_deepseek4.py) whose contexts are longer
 than the window, so that raw, CSA, HCA and indexer caches are all in use. docs/DEEPSEEK.md says what is promised.
 
-Marked `llama`; test_llama_cuda.py runs the operations on a GPU."""
+Marked `llama`; test_llama_cuda.py runs some of this on a GPU."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
+import random
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -29,45 +32,49 @@ pytestmark = pytest.mark.llama
 
 ROOT = Path(__file__).parents[1]
 PREFIX, MORE = 512, 64  # tokens that are cached, four windows of them; tokens that follow
+LONG = 2560  # tokens that are cached where a GPU gathers the rows that a token sees
 SHAPES = {
     # Floats and all experts: what an error in the cache does isn't mixed with flips of 8-bit activations and of the routing.
     "selecting": ("--top-k", "64", "--type", "f16", "--experts", "2"),
     "wide": ("--ratios", "4", "--indexer-head-size", "64"),
     "odd": ("--ratios", "0,4", "--head-size", "192"),
+    "mla": ("--architecture", "deepseek2"),
+    "dsa": ("--architecture", "deepseek32", "--top-k", "64"),
 }
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    """models("selecting"): the file of that shape."""
+def ds4_models(tmp_path_factory):
+    """ds4_models("selecting"): the file of that shape."""
     folder = tmp_path_factory.mktemp("ds4")
 
     def get(name: str) -> Path:
         path = folder / f"{name}.gguf"
         if not path.exists():
-            run([sys.executable, ROOT / "tools" / "make_random_deepseek4.py", path, *SHAPES[name]])
+            tool = "make_random_mla.py" if "--architecture" in SHAPES[name] else "make_random_deepseek4.py"
+            run([sys.executable, ROOT / "tools" / tool, path, *SHAPES[name]])
         return path
 
     return get
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory) -> Path:
+def ds4_text(tmp_path_factory) -> Path:
     """A token for each byte, and none for blanks, which the tokenizer would double."""
     path = tmp_path_factory.mktemp("text") / "text"
-    path.write_bytes(re.sub(rb"[^!-~]", b"", (ROOT / "docs" / "FORMAT.md").read_bytes())[: PREFIX + 2 * MORE])
+    path.write_bytes(re.sub(rb"[^!-~]", b"", (ROOT / "docs" / "FORMAT.md").read_bytes())[: LONG + 2 * MORE])
     return path
 
 
 @pytest.fixture
-def start(probe, models, text, tmp_path):  # noqa: F811
-    """start("selecting", "tq3_0"): a context of that model with that type, ended with the test."""
+def ds4(probe, ds4_models, ds4_text, tmp_path):  # noqa: F811
+    """ds4("selecting", "tq3_0"): a context of that model with that type, ended with the test."""
     running = []
 
     def started(model: str, kind: str, env: dict | None = None, n_ctx: int = 1024) -> Probe:
         log = tmp_path / f"log-{len(running)}"
         with log.open("wb") as err:
-            process = subprocess.Popen([str(word) for word in (probe, models(model), kind, kind, "on", text, n_ctx)], stdin=subprocess.PIPE,
+            process = subprocess.Popen([str(word) for word in (probe, ds4_models(model), kind, kind, "on", ds4_text, n_ctx)], stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, stderr=err, text=True, env={**os.environ, **(env or {})})  # fmt: skip
         running.append(process)
         return Probe(process, log, tmp_path)
@@ -80,10 +87,10 @@ def start(probe, models, text, tmp_path):  # noqa: F811
         process.stdout.close()
 
 
-def following(p: Probe) -> np.ndarray:
+def following(p: Probe, prefix: int = PREFIX) -> np.ndarray:
     """Log probabilities after each of the tokens that follow the prefix."""
     path = p.folder / "logits"
-    p.do("logits", PREFIX, MORE, 0, path)
+    p.do("logits", prefix, MORE, 0, path)
     x = np.fromfile(path, np.float32).reshape(MORE, -1).astype(np.float64)
     x -= x.max(axis=1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
@@ -106,28 +113,32 @@ def row_error(kind: str) -> float:
     return float(np.sqrt(((x - y) ** 2).mean() / (x**2).mean()))
 
 
-def test_logits_differ_from_f16_by_what_the_rows_lose(start, text):
+def surprise(x: np.ndarray, text: Path, prefix: int = PREFIX) -> np.ndarray:
+    """Negative log likelihood of each of the tokens that follow."""
+    token = np.array([byte + 3 for byte in text.read_bytes()])[prefix : prefix + MORE]  # <unk> <s> </s>, then bytes; <s> comes first
+    return -x[np.arange(MORE), token]
+
+
+def test_ds4_logits_differ_from_f16_by_what_the_rows_lose(ds4, ds4_text):
     """Measured: 0.8 to 1.3 times that. Logits that have nothing to do with each other differ by 1.4."""
     found = {}
-    for kind in ("f16", "q4_0", *OURS):
-        p = start("selecting", kind)
+    for kind in ("f16", "q8_0", "q4_0", *OURS):
+        p = ds4("selecting", kind)
         p.do("prefix", PREFIX, 0)
         found[kind] = following(p)
-    for kind in found:
-        if kind != "f16":
-            assert 0.5 * row_error(kind) < difference(found[kind], found["f16"]) < 2 * row_error(kind), kind
-    token = np.array([byte + 3 for byte in text.read_bytes()])[PREFIX : PREFIX + MORE]  # <unk> <s> </s>, then bytes; <s> comes first
-    surprise = {kind: -x[np.arange(MORE), token].mean() for kind, x in found.items()}
+    for kind in ("q4_0", *OURS):
+        assert 0.5 * row_error(kind) < difference(found[kind], found["f16"]) < 2 * row_error(kind), kind
+    assert difference(found["q8_0"], found["f16"]) < 0.05, "the rounding of other operations, next to which a row of q8_0 loses nothing"
     for kind in OURS:
-        spread = np.std((found[kind] - found["f16"])[np.arange(MORE), token]) / np.sqrt(MORE)
-        assert abs(surprise[kind] - surprise["f16"]) < 4 * spread + 0.02, surprise
+        more = surprise(found[kind], ds4_text) - surprise(found["f16"], ds4_text)
+        assert abs(more.mean()) < 4 * more.std() / np.sqrt(MORE) + 0.02, (kind, more.mean())
 
 
-def test_without_attn_rot(start):
+def test_without_attn_rot(ds4):
     """Every quantized type loses more than twice as much, upstream's too: they are compared with each other."""
     found = {}
     for kind in ("f16", "q4_0", *OURS):
-        p = start("selecting", kind, {"LLAMA_ATTN_ROT_DISABLE": "1"})
+        p = ds4("selecting", kind, {"LLAMA_ATTN_ROT_DISABLE": "1"})
         p.do("prefix", PREFIX, 0)
         found[kind] = following(p)
         assert "attn_rot_k = 1" in p.log(), "the indexer's keys are always rotated"
@@ -135,56 +146,96 @@ def test_without_attn_rot(start):
     assert all(0.5 < amplified[kind] / amplified["q4_0"] < 2 and difference(found[kind], found["f16"]) < 0.6 for kind in OURS), amplified
 
 
-@pytest.mark.parametrize("kind, how", [("f16", "sequence"), ("planar3", "session"), ("planar3", "sequence"), ("tq3_0", "session")])
-def test_a_restored_session_goes_on(start, kind, how, tmp_path):
-    """Restored rows of the window lie in other cells, so sums are rounded differently: half a percent for our types and for q8_0,
-    a fortieth of what the type itself loses. Upstream's own order of sums happens not to change with one sequence of f16."""
-    p = start("selecting", kind)
+@pytest.mark.parametrize("kind, how", [("f16", "session"), ("planar3", "session"), ("planar3", "sequence"), ("tq3_0", "session")])
+def test_ds4_restored_goes_on_as_without_the_interruption(ds4, kind, how, tmp_path):
+    """The same likeliest tokens, one after the other, and on a CPU the same bits of the logits of a batch. Unmodified llama.cpp puts the tokens that
+    follow a session into other cells, and is off by 0.3 % with f16."""
+    p = ds4("selecting", kind)
     p.do("prefix", PREFIX, 0)
     p.do("save", how, tmp_path / "state", PREFIX, 0)
+    p.do("keep")
     wanted = following(p)
-    p = start("selecting", kind)
+    p.do("back")
+    tokens = p.ask("greedy", PREFIX, 40, 0)
+    assert len(set(tokens.split())) > 8, "a loop is no evidence"
+    p = ds4("selecting", kind)
     assert p.ask("load", how, tmp_path / "state", 0) == f"restored {PREFIX}"
+    p.do("keep")
+    assert p.ask("greedy", PREFIX, 40, 0) == tokens
+    p.do("back")
     found = following(p)
-    assert difference(found, wanted) < 0.02 and (found.argmax(axis=1) == wanted.argmax(axis=1)).mean() > 0.85
-    p = start("selecting", kind)
+    assert np.array_equal(found, wanted) or ("CUDA0" in p.log() and difference(found, wanted) < 0.02)
+
+
+@pytest.mark.parametrize("source, target, how", [
+    ("f16", "planar3", "session"), ("f16", "tq3_0", "sequence"), ("planar3", "f16", "sequence"),
+])  # fmt: skip
+def test_ds4_state_of_another_type_is_converted(ds4, source, target, how, tmp_path):
+    """Rows of all four caches. It loses no more than sessions that have one of the types from the start; a missing rotation would cost all."""
+    found = {}
+    for kind in {"f16", source, target}:
+        p = ds4("selecting", kind)
+        p.do("prefix", PREFIX, 0)
+        if kind == source:
+            p.do("save", how, tmp_path / "state", PREFIX, 0)
+        found[kind] = following(p)
+    lost = np.hypot(difference(found[source], found["f16"]), difference(found[target], found["f16"]))
+    p = ds4("selecting", target)
     assert p.ask("load", how, tmp_path / "state", 0) == f"restored {PREFIX}"
-    assert np.array_equal(following(p), found)
+    assert difference(following(p), found["f16"]) < 1.1 * lost
+    for which, count in (("K", 1), ("compressed K", 3)):
+        assert p.log().count(f"the saved {which} cache is {source}, this context's is {target}: converting") == count
 
 
-@pytest.mark.parametrize("how", ["session", "sequence"])
-def test_a_state_of_another_type_is_refused(start, how, tmp_path):
-    p = start("selecting", "f16")
-    p.do("prefix", PREFIX, 0)
-    p.do("save", how, tmp_path / "state", PREFIX, 0)
-    p = start("selecting", "planar3")
-    p.do("prefix", 100, 0)
-    assert p.ask("load", how, tmp_path / "state", 0) == "refused same"
-    assert "the saved state has a compressed cache of type f16, this context one of type planar3" in p.log()
+def test_ds4_damaged_states_are_refused(ds4, tmp_path):
+    """Cut off, or a byte changed in what isn't rows (they have no checksum): restored whole or refused with nothing changed, never a crash."""
+    p = ds4("selecting", "f16", n_ctx=256)
+    p.do("prefix", 140, 0)
+    p.do("save", "sequence", tmp_path / "state", 140, 0)
+    data, outcomes, rng = (tmp_path / "state").read_bytes(), collections.Counter(), random.Random(6)
+    headers = [match.start() + at for match in re.finditer(re.escape(struct.pack("<iQQ", 1, 512, 35)), data) for at in range(-12, 28)]
+    assert len(headers) >= 40, "found no header of CSA's rows"
+    p = ds4("selecting", "planar3", n_ctx=256)
+    p.do("prefix", 20, 0)
+    p.do("keep")
+    for i in range(120):
+        damaged = bytearray(data)
+        if i % 3 == 0:
+            del damaged[rng.randrange(len(data)) :]
+        else:
+            damaged[rng.choice(headers)] ^= 1 << rng.randrange(8)
+        (tmp_path / "damaged").write_bytes(damaged)
+        answer = p.ask("load", "sequence", tmp_path / "damaged", 0)
+        assert answer == "refused same" or answer.startswith("restored "), f"file {i}: {answer}"
+        outcomes[answer.split()[0]] += 1
+        p.do("back")
+    assert outcomes["refused"] > 100, outcomes
 
 
 @pytest.mark.parametrize("model, k, v, wanted", [
     ("selecting", "planar3", "tq3_0", "does not support different K (planar3) and V (tq3_0) cache types"),
     ("odd", "planar3", "planar3", "K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 192: use tq3_0"),
+    ("mla", "planar3", "planar3", "K cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 576: use tq3_0"),
+    ("mla", "tq3_0", "f16", "does not support different K (tq3_0) and V (f16) cache types"),
     ("wide", "planar3", "planar3", "indexer cache type planar3 needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused_in_a_sentence(probe, models, text, model, k, v, wanted):  # noqa: F811
-    done = subprocess.run([probe, models(model), k, v, "on", text, "512"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+def test_what_does_not_fit_is_refused_in_a_sentence(probe, ds4_models, ds4_text, model, k, v, wanted):  # noqa: F811
+    done = subprocess.run([probe, ds4_models(model), k, v, "on", ds4_text, "512"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 1 and wanted in done.stderr
 
 
-def test_what_fits_the_smaller_block_runs(start):
+def test_what_fits_the_smaller_block_runs(ds4):
     for model in ("odd", "wide"):
-        start(model, "tq3_0").do("prefix", PREFIX, 0)
+        ds4(model, "tq3_0").do("prefix", PREFIX, 0)
 
 
-def test_sizes_are_those_that_are_allocated(start, models):
+def test_sizes_are_those_that_are_allocated(ds4, ds4_models):
     """As llama.cpp logs them, here for two sequences: 200 and 224 bytes a row of 512, 50 and 56 a key of the indexer."""
-    path, n_ctx = models("selecting"), 32768
+    path, n_ctx = ds4_models("selecting"), 32768
     model = fit.read(path)
     compressed = dataclasses.replace(model, layers=tuple(layer for layer in model.layers if layer.ratio > 1))
     for kind, row, key in (("f16", 1024, 256), ("q8_0", 544, 136), ("tq3_0", 224, 56), ("planar3", 200, 50)):
-        p = start("selecting", kind, n_ctx=n_ctx)
+        p = ds4("selecting", kind, n_ctx=n_ctx)
         p.do("clear")
         log = p.log().rsplit("creating DSV4 raw", 1)[-1]
         *_, raw, csa, hca, indexer = [float(size) for size in re.findall(rf"K \({kind}\): +([\d.]+) MiB", log)]
@@ -196,6 +247,38 @@ def test_sizes_are_those_that_are_allocated(start, models):
         assert indexer == pytest.approx(2 * n_ctx // 4 * key * mib, abs=0.01)
         bytes_k, bytes_v, bytes_state = compressed.cache_bytes(Case(kind, kind), n_ctx)
         assert csa + hca + indexer == pytest.approx(bytes_k * mib, abs=0.02) and bytes_v == 0 and sum(states) == pytest.approx(bytes_state * mib, abs=0.02)
+
+
+# --- other models whose rows are K and V at once -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["mla", "dsa"])
+def test_rows_of_576_are_as_far_off_as_those_of_other_types(ds4, model):
+    """DeepSeek-V2, V3 (MLA) and V3.2 (an indexer that selects). llama.cpp's graphs don't rotate these rows, so every type loses 2.4 times its row error
+    here, and more where the indexer chooses other rows."""
+    found = {}
+    for kind in ("f16", "q4_0", "tq3_0"):
+        p = ds4(model, kind)
+        p.do("prefix", PREFIX, 0)
+        found[kind] = following(p)
+    amplified = {kind: difference(found[kind], found["f16"]) / row_error(kind) for kind in ("q4_0", "tq3_0")}
+    assert 0.5 < amplified["tq3_0"] / amplified["q4_0"] < 1.5, amplified
+
+
+@pytest.mark.parametrize("source, target", [("f16", "tq3_0"), ("tq3_0", "f16")])
+def test_state_with_rows_of_576_is_converted(ds4, source, target, tmp_path):
+    """They aren't rotated, although llama.cpp's log says `attn_rot_k = 1`."""
+    found = {}
+    for kind in (source, target):
+        p = ds4("mla", kind)
+        p.do("prefix", PREFIX, 0)
+        if kind == source:
+            p.do("save", "session", tmp_path / "state", PREFIX, 0)
+        found[kind] = following(p)
+    p = ds4("mla", target)
+    assert p.ask("load", "session", tmp_path / "state", 0) == f"restored {PREFIX}"
+    assert difference(following(p), found["f16"]) < 1.1 * difference(found["tq3_0"], found["f16"])
+    assert f"the saved K cache is {source}, this context's is {target}: converting" in p.log()
 
 
 # --- operations, against upstream's own code on the decoded rows --------------------------------------------------------------------

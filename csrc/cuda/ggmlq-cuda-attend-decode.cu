@@ -130,6 +130,10 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     return true;
 }
 
+/* Heads of four slices: until there is so much to do (columns times tokens), 8 columns at once, in 16 warps, are faster than 16 in 8, which read and decode
+ * a row half as often (bench_selected, H100). */
+static const int64_t MOST_BY_8 = 6 << 20;
+
 /* The instance that takes most columns at once, but no more than there are, and fits this device; NULL: none. */
 static const ggmlq_decode_instance * make_plan(const ggmlq_attend_params * p, ggmlq_decode_plan * plan) {
     if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || p->head_size_k != p->head_size_v ||
@@ -137,6 +141,12 @@ static const ggmlq_decode_instance * make_plan(const ggmlq_attend_params * p, gg
         return NULL;
     }
     const int64_t columns = p->n_queries*(p->n_heads/p->n_heads_kv);
+    if (p->head_size_k > 256 && columns*p->n_kv*p->n_heads_kv*p->n_seqs <= MOST_BY_8) {
+        const ggmlq_decode_instance * instance = find_instance(p, 1);
+        if (instance && plan_instance(p, instance, plan)) {
+            return instance;
+        }
+    }
     for (int tiles = columns > 16 ? 4 : columns > 8 ? 2 : 1; tiles > 0; tiles /= 2) {
         const ggmlq_decode_instance * instance = find_instance(p, tiles);
         if (instance && plan_instance(p, instance, plan)) {

@@ -250,10 +250,10 @@ static bool f16_kernels_take(const attention_f16 * f16, float logit_softcap) {
 
 enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_SELECTED, ATTENTION_F16 };
 
-/* Gathering pays where few of many rows are seen: on an H100 about from 16384 rows for one query token, by a line through what the dense
- * kernel takes (docs/DEEPSEEK.md); each further token costs the dense kernel that much again. More queries than this share a tile of the
- * dense kernels, or go through f16, and their gathered rows would take megabytes each. */
-static const int64_t MIN_PAIRS_TO_SELECT = 16384, MAX_QUERIES_TO_SELECT = 8;
+/* Gathering pays where few of many rows are seen: on an H100 from 2048 rows for one query token (docs/DEEPSEEK.md); each further token costs
+ * the dense kernel that much again. More queries than this share a tile of the dense kernels, or go through f16, and their gathered rows
+ * would take megabytes each. */
+static const int64_t MIN_PAIRS_TO_SELECT = 2048, MAX_QUERIES_TO_SELECT = 8;
 
 static bool takes_selected(const ggml_tensor * dst, const ggmlq_attend_params * p) {
     const int64_t most = ggmlq_ggml_attend_most_visible(dst), tokens = p->n_queries*p->n_seqs;

@@ -8,7 +8,7 @@ static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
 static std::vector<std::unique_ptr<test_case>> make_test_cases_perf() {
     // pyggmlq:begin deepseek4-tests-speed
     for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_TQ3_0, GGML_TYPE_PLANAR3 }) {
-        for (int64_t kv : { 8192, 33024, 131328 }) {
+        for (int64_t kv : { 4096, 8192, 16384, 33024, 66048, 131328 }) {
             for (int64_t nb : { 1, 4 }) {
                 test_cases.emplace_back(new test_flash_attn_ext(512, 512, 1, { 64, 1 }, kv, nb, true, true, 0.0f, 0.0f, GGML_PREC_F32, type, type, { 0, 2, 1, 3 }, false, true, 640));
             }

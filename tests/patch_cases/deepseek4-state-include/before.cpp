@@ -1,3 +1,0 @@
-#include "llama-impl.h"
-#include "llama-batch.h"
-#include "llama-io.h"
