@@ -265,17 +265,17 @@ def test_rows_of_576_are_as_far_off_as_those_of_other_types(ds4, model):
     assert 0.5 < amplified["tq3_0"] / amplified["q4_0"] < 1.5, amplified
 
 
-@pytest.mark.parametrize("source, target", [("f16", "tq3_0"), ("tq3_0", "f16")])
-def test_state_with_rows_of_576_is_converted(ds4, source, target, tmp_path):
-    """They aren't rotated, although llama.cpp's log says `attn_rot_k = 1`."""
+@pytest.mark.parametrize("model, source, target", [("mla", "f16", "tq3_0"), ("mla", "tq3_0", "f16"), ("dsa", "f16", "tq3_0")])
+def test_state_with_rows_of_576_is_converted(ds4, model, source, target, tmp_path):
+    """They aren't rotated, although llama.cpp's log says `attn_rot_k = 1`; keys of an indexer are, whatever their type."""
     found = {}
     for kind in (source, target):
-        p = ds4("mla", kind)
+        p = ds4(model, kind)
         p.do("prefix", PREFIX, 0)
         if kind == source:
             p.do("save", "session", tmp_path / "state", PREFIX, 0)
         found[kind] = following(p)
-    p = ds4("mla", target)
+    p = ds4(model, target)
     assert p.ask("load", "session", tmp_path / "state", 0) == f"restored {PREFIX}"
     assert difference(following(p), found["f16"]) < 1.1 * difference(found["tq3_0"], found["f16"])
     assert f"the saved K cache is {source}, this context's is {target}: converting" in p.log()

@@ -74,7 +74,7 @@ GGMLQ_DEVICE void copy_row(uint8_t * to, const uint8_t * from, uint32_t bytes, u
 }
 
 /* blockIdx.x: slots of the output; y: query token, of all sequences. */
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 1)
 gather_visible(const struct selection s) {
     __shared__ uint2    seen[WARPS][32];    /* bit i of lane l: column 64*l + i of the warp's */
     __shared__ uint32_t totals[WARPS];

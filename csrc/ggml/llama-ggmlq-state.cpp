@@ -379,10 +379,7 @@ bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t 
 }
 
 bool ggmlq_llama_convert_compressed_rows(llama_io_read_i & io, int32_t type_saved, uint64_t row_size, ggml_tensor * tensor, uint32_t n_cells,
-        uint32_t n_rows, uint32_t first_stream, uint32_t n_streams, ggmlq_llama_rotation rotation, bool announce) {
-    if (rotation.indexer) {
-        rotation.head_size_all = 0; // it does belong to the indexer here, and is rotated whatever its type
-    }
+        uint32_t n_rows, uint32_t first_stream, uint32_t n_streams, const ggmlq_llama_rotation & rotation, bool announce) {
     std::vector<uint32_t> cells;
     cells.reserve((size_t) n_rows*n_streams);
     for (uint32_t s = first_stream; s < first_stream + n_streams; ++s) {

@@ -56,7 +56,7 @@ bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t 
 // The same for rows of DeepSeek-V4's compressed caches, whose size in the file, `row_size`, has been read too. `tensor` holds streams of
 // n_cells rows each; the file holds the first n_rows of n_streams of them, from first_stream on.
 bool ggmlq_llama_convert_compressed_rows(llama_io_read_i & io, int32_t type_saved, uint64_t row_size, ggml_tensor * tensor, uint32_t n_cells,
-    uint32_t n_rows, uint32_t first_stream, uint32_t n_streams, ggmlq_llama_rotation rotation, bool announce);
+    uint32_t n_rows, uint32_t first_stream, uint32_t n_streams, const ggmlq_llama_rotation & rotation, bool announce);
 
 // V is transposed on one side only.
 void ggmlq_llama_explain_transposition(bool saved_is_transposed);
