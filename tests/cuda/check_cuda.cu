@@ -1106,8 +1106,10 @@ static void check_selected_case(const struct selected_case & c) {
         square += (double) wanted[i]*wanted[i];
         error  += ((double) found[i] - wanted[i])*((double) found[i] - wanted[i]);
     }
-    /* Weights are rounded to halves in both, but the two see different maxima on their way: 2^-11 each. */
-    require(finite && error <= square*1e-6, "%s: the relative difference to attention over all rows is %g", text, sqrt(error/square));
+    /* Weights are rounded to halves in both, but the two see different maxima on their way: 2^-11 each. Where rows lie such that only the gathered ones
+     * fit the fast kernel, that one alone also rounds queries to 8 bits. */
+    const bool same_kernel = strcmp(kernel, ggmlq_cuda_attend_kernel(&p)) == 0;
+    require(finite && error <= square*(same_kernel ? 1e-6 : 1e-4), "%s: the relative difference to attention over all rows (%s) is %g", text, ggmlq_cuda_attend_kernel(&p), sqrt(error/square));
 }
 
 static std::string check_selected() {
