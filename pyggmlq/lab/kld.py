@@ -334,7 +334,7 @@ def notes(rows: Sequence[Row], windows: int) -> list[str]:
         fewer = [row.windows for row in here if row.windows < windows]
         if fewer:
             found.append(f"{model}, context {n_ctx}: the text gave only {fewer[0]} of {windows} windows")
-        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and not row.case.is_reference]
+        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and row.case.wants_attn_rot]
         if plain:
             found.append(f"{model}, context {n_ctx}: llama.cpp does not rotate {', '.join(plain)} on this model")
     return found
