@@ -71,6 +71,7 @@ def test_every_pair_is_measured_once_and_recorded(machine: Machine):
     assert (row["bits_k"], row["mib_k"], row["mib_v"]) == (3.5, 35.0, 160.0)
     assert row["kld"] == pytest.approx(0.125) and row["kld_median"] == 0.1 and row["kld_999"] == 0.6
     assert row["ppl_ratio"] == pytest.approx(1.0125), "of the perplexities, not of what the file of distributions was rounded to"
+    assert (row["device"], row["splits"]) == ("CPU", 2)
     assert data["llama_cpp"]["commit"] == "0123abc" and data["models"][0]["name"] == "Demo"
     assert data["text"]["bytes"] == 5 and data["alarms"] == []
     assert str(machine.work.parent) not in machine.json.read_text(), "a record says nothing of where its files lay"
@@ -140,6 +141,42 @@ def test_attn_rot_off_is_measured_beside_on(machine: Machine):
 
 
 @needs_scripts
+def test_what_is_never_rotated_is_measured_once(machine: Machine):
+    machine.rules(plain=["tq3_0"])
+    done = machine.run("--attn-rot", "on,off")
+    assert done.exit_code == 0 and "note: demo, context 512: llama.cpp rotates neither side of tq3_0/f16" in done.output
+    calls = machine.calls()
+    assert calls.count("llama-perplexity tq3_0 f16") == 1 and calls.count("llama-perplexity q8_0 q8_0") == 2
+
+
+@needs_scripts
+def test_the_device_is_named_and_what_it_leaves_to_the_cpu(machine: Machine):
+    machine.rules(gpu="Demo GPU (TM) 80GB", on_cpu=["planar3"])
+    done = machine.run("--llama-args", "-ngl 99")
+    assert done.exit_code == 0
+    assert {row["device"] for row in machine.record()["rows"]} == {"Demo GPU (TM) 80GB"}
+    assert machine.record()["notes"] == ["demo, context 512: the device has no attention for planar3/planar3, which the CPU computed (26 pieces of the graph "
+                                         "instead of f16's 2)"]  # fmt: skip
+
+
+@needs_scripts
+def test_parts_of_a_grid_become_one_record(machine: Machine):
+    """Measured in several work folders, on several GPUs perhaps: `--kept` needs their `steps` in one."""
+    assert "found no kept result" in machine.run("--kept").output
+    machine.run(pairs="q8_0")
+    first = machine.work.rename(machine.work.with_name("first"))
+    machine.run(pairs="tq3_0/f16")
+    for path in (first / "steps").iterdir():
+        (machine.work / "steps" / path.name).write_bytes(path.read_bytes())
+    machine.calls()
+    logits = machine.work / "demo-0.logits"
+    logits.write_text("of another run, which needs them")
+    assert machine.run("--kept").exit_code == 0
+    assert [(row["k"], row["v"]) for row in machine.record()["rows"]] == [("f16", "f16"), ("q8_0", "q8_0"), ("tq3_0", "f16")]
+    assert machine.calls() == [] and logits.exists()
+
+
+@needs_scripts
 @pytest.mark.parametrize(
     ("rules", "arguments", "wanted"),
     [
@@ -177,7 +214,7 @@ def test_without_programs_a_tree_is_prepared_built_and_read(machine: Machine, tm
 @needs_scripts
 def test_programs_need_a_text(machine: Machine):
     done = CliRunner().invoke(app, ["kld", str(machine.model), "--programs", str(machine.bin), "--work-dir", str(machine.work)])
-    assert done.exit_code == 1 and "give a text with --text FILE" in done.output
+    assert done.exit_code == 1 and "give one with --text FILE" in done.output
 
 
 @needs_scripts
@@ -253,9 +290,10 @@ def test_rows_that_agree_in_every_digit_are_an_alarm():
 
 def test_default_pairs_are_those_of_an_honest_table():
     pairs = [str(case) for case in kld.default_pairs()]
-    assert pairs[0] == "f16/f16" and len(set(pairs)) == len(pairs) == 13
+    assert pairs[0] == "f16/f16" and len(set(pairs)) == len(pairs) == 15
     for name in ("tq3_0", "planar3"):
         assert {f"{name}/{name}", f"{name}/f16", f"f16/{name}", f"q8_0/{name}"} < set(pairs)
+    assert {"q4_0/f16", "f16/q4_0"} < set(pairs)
     assert {"q8_0/q8_0", "q5_0/q5_0", "q4_0/q4_0", "iq4_nl/iq4_nl"} < set(pairs)
 
 
