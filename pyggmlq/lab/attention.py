@@ -23,8 +23,8 @@ FIRST_QUERY = 16
 
 
 def default_codecs() -> list[Codec]:
-    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`)."""
-    names = ("tq3_0", "planar3", "q8_0", "q5_0", "q4_0", "iq4_nl")
+    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`); other encoders of tq3_0."""
+    names = ("tq3_0", "tq3_0:rms", "tq3_0:search", "planar3", "q8_0", "q5_0", "q4_0", "iq4_nl")
     return [codec for codec in known.all_codecs() if codec.name.removeprefix("h+") in names]
 
 
