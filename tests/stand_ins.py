@@ -14,7 +14,7 @@ needs_scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-in program
 
 # Obeys `rules` beside it: {"refuse": types, "fail": [program, K type], "unquantized": types, "tokens": of a text that is
 # too short, "windows": of a text that is rather short, "old": no attn_rot, "always_rotates": whatever is asked for, "plain": types that are never rotated, "gpu": its name, "on_cpu":
-# types that it has no attention for}.
+# types that it has no attention for, "unloadable": why the model can't be loaded}.
 STAND_IN = """#!{python} -IS
 import json, os, sys
 from pathlib import Path
@@ -27,6 +27,8 @@ k, v = get("-ctk"), get("-ctv")
 with open(me.parent / "calls.txt", "a") as calls:
     calls.write(" ".join([me.name, k, v, "base" if "-f" in a and me.name == "llama-perplexity" else ""]).strip() + "\\n")
 bits = {{"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "iq4_nl": 4.5, "tq3_0": 3.5, "planar3": 3.125}}
+if "unloadable" in rules:
+    sys.exit(f"0.0.0.1 E llama_model_load: error loading model: {{rules['unloadable']}}\\n0.0.0.1 E main: error: unable to load model")
 for side, name in (("K", k), ("V", v)):
     if name in rules.get("refuse", []):
         sys.exit(f"0.0.1.2 E init: {{side}} cache type {{name}} needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,16 +21,19 @@ from stand_ins import StandIns, needs_scripts
 
 
 
-def write_model(path: Path, n_vocab: int = 300, **more: int) -> None:
-    """A GGUF file that is all header."""
+def write_model(path: Path, n_vocab: int = 300, n_tensors: int = 1, **more: int) -> None:
+    """A GGUF file that is nearly all header."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Demo")
-    for key, value in more.items():
-        writer.add_uint32(key, value)
+    for key, value in {"block_count": 1, "context_length": 1024, **more}.items():
+        writer.add_uint32(f"llama.{key}", value)
+    for i in range(n_tensors):
+        writer.add_tensor(f"{i}", np.zeros(1, np.float32))
     if n_vocab:
         writer.add_token_list([f"<{i}>" for i in range(n_vocab)])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
 
 
@@ -271,9 +275,17 @@ def test_a_broken_model_is_refused_before_anything_runs(machine: Machine, conten
     assert machine.calls() == [] and not machine.json.exists()
 
 
-def test_a_model_without_a_vocabulary_is_refused(machine: Machine):
+@needs_scripts
+def test_what_is_no_whole_model_is_refused(machine: Machine):
     write_model(machine.model, n_vocab=0)
     assert "has no vocabulary" in machine.run().output
+    write_model(machine.model, n_tensors=0)  # llama.cpp's files for tests of tokenizers
+    assert "demo.gguf is no whole model: found no tensor in it" in machine.run().output
+    assert machine.calls() == []
+    write_model(machine.model)
+    machine.rules(unloadable="missing tensor 'blk.0.attn_q.weight'")
+    assert "demo.gguf can't be loaded by llama.cpp: missing tensor 'blk.0.attn_q.weight'" in " ".join(machine.run().output.split())
+    assert not machine.json.exists()
 
 
 def test_rows_that_agree_in_every_digit_are_an_alarm():

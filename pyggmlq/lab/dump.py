@@ -77,7 +77,7 @@ def run(options: Options, steps: Steps) -> dict[str, Any]:
                 raise LabError(f"{options.text} is too short: found {short} tokens, wanted at least {options.n_ctx} (--context)") from None
             if sentence or missing:
                 raise LabError(f"{path.name} can't be dumped: {sentence or missing[1]}") from None
-            raise
+            raise runs.unloadable(error, path) or error from None
     windows = sorted(parts.glob("window-*.safetensors"))[:found]
     if len(windows) != found:
         raise LabError(f"found {len(windows)} of {found} windows in {parts}: the program ended early; the same command goes on there")

@@ -233,7 +233,7 @@ class _Grid:
         except llama.ToolError as error:
             short = runs.too_short(error)
             if short is None:
-                raise
+                raise runs.unloadable(error, self.subject.path) or error from None
             raise LabError(
                 f"{self.text} is too short: found {short} tokens of {self.subject.title}, wanted at least {2 * n_ctx} "
                 f"for windows of {n_ctx}"

@@ -110,6 +110,8 @@ def _measure(
         write_atomically(cases, "".join(f"{one.context}\x1f{one.answer}\x1e" for one in asked))
         try:
             found, log = tools.score(slug(name), subject.path, cases, k, v, n_ctx=room)
+        except llama.ToolError as error:
+            raise runs.unloadable(error, subject.path) or error from None
         finally:
             cases.unlink(missing_ok=True)
         if len(found) != len(asked):
@@ -121,7 +123,7 @@ def _measure(
         tokens = steps.kept(f"{title}: tokens of the text", {**inputs, "n_ctx": n_ctx},
                             lambda: score([Question(None, sample, " 1")], "f16", "f16", 8 * n_ctx)[0][0].n_context)  # fmt: skip
         steps.current = name
-        asked = questions(text, int(len(sample) / tokens * (n_ctx - 64)), options.depths, options.needles)
+        asked = questions(text, int(len(sample) / max(1, tokens) * (n_ctx - 64)), options.depths, options.needles)
         try:
             found, log = score(asked, case.k, case.v, -(-3 * n_ctx // 512) * 256)  # half as much again: passages differ
         except llama.ToolError as error:

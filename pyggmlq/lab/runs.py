@@ -87,6 +87,10 @@ def subject(name: str, options: Programs, steps: Steps) -> Subject:
         state = path.stat()
     if not header.get("tokenizer.ggml.tokens", 0):
         raise LabError(f"{path} has no vocabulary, so it is no model that text can be given to")
+    architecture = header.get("general.architecture")
+    missing = [key for key in (f"{architecture}.block_count", f"{architecture}.context_length") if key not in header]
+    if missing or not _gguf_file.tensor_count(path):
+        raise LabError(f"{path} is no whole model: found no {missing[0] if missing else 'tensor'} in it")
     where = {"path": str(path.resolve()), "size": state.st_size, "modified_ns": state.st_mtime_ns}
     return Subject(title, path, header, steps.kept(f"{title}: hash of the file", where, lambda: fetch.sha256(path)))
 
@@ -111,6 +115,13 @@ def text_facts(path: Path) -> dict[str, Any]:
 def environment(attn_rot: str) -> dict[str, str]:
     """Variables that switch llama.cpp's own rotation "on" or "off"."""
     return {} if attn_rot == "on" else {"LLAMA_ATTN_ROT_DISABLE": "1"}
+
+
+def unloadable(error: llama.ToolError, path: Path) -> LabError | None:
+    """What a user is told if a program failed because it couldn't load the model."""
+    said = error.log.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"error loading model: (?:error loading model \w+: )?(.+)", said)
+    return LabError(f"{path} can't be loaded by llama.cpp: {found[1].strip()}") if found else None
 
 
 def too_short(error: llama.ToolError) -> int | None:
