@@ -231,7 +231,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
                 f"{len(few)} of {len(here)} heads have {100 * share:.0f} % of the divergence that K causes, the worst (layer.head): {worst}."
             )
     text = ["Each layer by itself, with the model's own queries, from rows that `pyggmlq dump-kv` wrote. “h+”: after a Hadamard transform of a head, "
-            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from.", *sentences]  # fmt: skip
+            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from."]  # fmt: skip
     head = ("codec", "bits", "logit error", "K: KLD", "K: top-1", "K: output", "V: output", "worst head", "its KLD")
     table = Table(head, [
         (row["codec"], number(row["bits"], 3), number(row["logit_error"], 4), number(row["k_kld"], 5), f"{100 * row['k_top1']:.1f} %",
@@ -246,7 +246,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
             cells.append(number(sum(values) / len(values), 4))
         by_layer.rows.append((str(layer), *cells))
     drawings = [partial(plots.heat, rows, telling), partial(plots.pairs, data["layers"], telling)]
-    yield Section(f"Where K hurts: {name}", text, drawings, [table, by_layer])
+    yield Section(f"Where K hurts: {name}", text, drawings, [table, by_layer], {"K against V, and the worst heads": sentences} if sentences else {})
 
 
 def _memory_section(model: fit.Model) -> Section:
@@ -323,7 +323,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin: 1.2rem 0 0; }
 ul { margin: 0.4rem 0; padding-left: 1.2rem; } li { margin: 0.2rem 0; }
 .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; color: var(--ink); } svg text { fill: currentColor; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 0.8rem 0; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } .word { text-align: left; }
 """
