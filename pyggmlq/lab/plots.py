@@ -48,7 +48,7 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
         here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx) and not row["refused"]]
         whole = next(row["mib_k"] + row["mib_v"] for row in here)  # f16 comes first
         named: list[tuple[float, float]] = []
-        for row in here:
+        for row in sorted(here, key=lambda row: -(row["kld"] or 0)):  # of a crowd the lower ones get their names below
             if (row["k"], row["v"]) == ("f16", "f16") or not row["kld"]:
                 continue
             share = 100 * (row["mib_k"] + row["mib_v"]) / whole
