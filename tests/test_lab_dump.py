@@ -313,10 +313,10 @@ def test_rows_of_a_real_model_are_those_that_its_cache_holds(llama_tree, tmp_pat
     np.testing.assert_array_equal(first.k.astype(np.float16).astype(np.float32), first.k_cache)
     before = dump.without_rope(first, plain.positions)[4:]  # one token at 60 positions: one key, but for RoPE
     assert np.abs(before - before[0]).max() < 2e-3 * np.abs(before).max() < 0.1 * np.abs(first.k[4:] - first.k[4]).max()
-    unrotated = rows("--pair", "tq3_0", "--attn-rot", "off").layer("0")
-    assert unrotated.facts["rotation_k"] == 0
+    unrotated = rows("--pair", "tq3_0").layer("0")
+    assert unrotated.facts["rotation_k"] == unrotated.facts["rotation_v"] == 0, "llama.cpp's rotation isn't for this type"
     np.testing.assert_array_equal(api.dequantize(api.quantize(unrotated.k, type="tq3_0"), type="tq3_0"), unrotated.k_cache)
-    rotated = rows("--pair", "tq3_0", "--tokens", "16")
+    rotated = rows("--pair", "q4_0", "--tokens", "16")
     assert list(rotated.positions) == list(range(0, 64, 4))
     layer = rotated.layer("0")
     assert layer.facts["rotation_k"] == 64 and layer.facts["rotation_v"] == 64

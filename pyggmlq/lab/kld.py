@@ -298,7 +298,7 @@ def notes(rows: Sequence[Row], windows: int) -> list[str]:
                 f"{model}, context {n_ctx}: the device has no attention for {', '.join(cut)}, which the CPU computed "
                 f"({splits[cut[0]]} pieces of the graph instead of f16's {splits['f16/f16']})"
             )
-        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and not row.case.is_reference]
+        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and row.case.wants_attn_rot]
         if plain:
             found.append(f"{model}, context {n_ctx}: llama.cpp rotates neither side of {', '.join(plain)}")
     return found
