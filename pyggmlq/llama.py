@@ -264,7 +264,7 @@ class Tools:
     threads: int
     watch: Callable[[Path], None] | None = None
     extra: tuple[str, ...] = ()
-    """Further arguments of llama-perplexity, such as ``-ngl 99``."""
+    """Further arguments of the programs that run a model on a text, such as ``-ngl 99``."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that are set for the programs beside those of this process."""
 

@@ -16,7 +16,7 @@ from .._pairs import bits_per_value
 from . import codecs as known
 from .codecs import Codec
 from .dump import Dump, Layer, rope_pairs, without_rope
-from .evaluate import _log_softmax
+from .evaluate import log_softmax
 
 FIRST_QUERY = 16
 """Queries with fewer keys before them are left out: a softmax over so few says little."""
@@ -143,7 +143,7 @@ class _Place:
         self.scale, self.cap = np.float32(layer.facts["scale"]), layer.facts["softcap"]
         self.values = (layer.k if layer.v is None else layer.v)[keys, head]
         self.score = self._scores(layer.k[keys, head])
-        self.log_p = _log_softmax(self.score)
+        self.log_p = log_softmax(self.score)
         self.p = np.exp(self.log_p)
         self.top = self.log_p.argmax(axis=1)
         self.out = self.p @ self.values
@@ -158,7 +158,7 @@ class _Place:
 
     def errors(self, k: np.ndarray, v: np.ndarray | None) -> dict[str, float]:
         score = self._scores(k)
-        log_s = _log_softmax(score)
+        log_s = log_softmax(score)
         out = np.exp(log_s) @ self.values
         return {
             "error": _spread((score - self.score) * self.mask, self.mask), "kld": float((self.p * (self.log_p - log_s)).sum(dtype=np.float64)),

@@ -123,6 +123,8 @@ def _join(windows: list[Path], out: Path, facts: dict[str, Any]) -> None:
     """One file of the windows' rows, one window after the other; it appears whole."""
     headers = [_header(path) for path in windows]
     first, metadata, _ = headers[0]
+    if metadata.get("format") != WINDOW_FORMAT:
+        raise LabError(f"{windows[0]}: found format {metadata.get('format')!r}, wanted {WINDOW_FORMAT}: build llama-ggmlq-lab again")
     tensors: dict[str, Any] = {}
     at = 0
     for name, tensor in first.items():

@@ -42,7 +42,7 @@ class Section:
 
 
 def write(files: Sequence[Path], out: Path) -> None:
-    """Read `files`, of any of the three kinds or GGUF files, and replace `out` (.html, .md, .png) by the page.
+    """Read `files`, records of the lab and of `bench cpu` or GGUF files, and replace `out` (.html, .md, .png) by the page.
 
     A .png holds the first drawing only. `LabError` for a file that is none of these, and if there is nothing to draw.
     """
