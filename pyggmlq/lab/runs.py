@@ -89,7 +89,7 @@ def subject(name: str, options: Programs, steps: Steps) -> Subject:
         raise LabError(f"{path} has no vocabulary, so it is no model that text can be given to")
     architecture = header.get("general.architecture")
     missing = [key for key in (f"{architecture}.block_count", f"{architecture}.context_length") if key not in header]
-    if missing or not _gguf_file.tensor_count(path):
+    if missing or not (_gguf_file.tensor_count(path) or header.get("split.count", 1) > 1):
         raise LabError(f"{path} is no whole model: found no {missing[0] if missing else 'tensor'} in it")
     where = {"path": str(path.resolve()), "size": state.st_size, "modified_ns": state.st_mtime_ns}
     return Subject(title, path, header, steps.kept(f"{title}: hash of the file", where, lambda: fetch.sha256(path)))
