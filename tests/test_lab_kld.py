@@ -137,6 +137,23 @@ def test_a_changed_input_is_measured_again(machine: Machine, change: str):
 
 
 @needs_scripts
+def test_programs_behind_links_are_known_by_what_they_are(tmp_path: Path):
+    built, linked = tmp_path / "built", tmp_path / "linked"
+    for folder in (built, linked):
+        folder.mkdir()
+    for name in ("libdemo.so.1", "llama-perplexity", "README"):
+        (built / name).write_text(name)
+        (linked / name).symlink_to(built / name)
+    (linked / "libdemo.so").symlink_to("libdemo.so.1")
+    assert _tree.programs_hash(linked, kld.TARGETS) == _tree.programs_hash(built, kld.TARGETS)
+    before = _tree.programs_hash(linked, kld.TARGETS)
+    (built / "README").write_text("other")
+    assert _tree.programs_hash(linked, kld.TARGETS) == before
+    (built / "libdemo.so.1").write_text("other")
+    assert _tree.programs_hash(linked, kld.TARGETS) != before
+
+
+@needs_scripts
 def test_attn_rot_off_is_measured_beside_on(machine: Machine):
     assert machine.run("--attn-rot", "on,off").exit_code == 0
     rows = [row for row in machine.record()["rows"] if row["k"] == "q8_0"]

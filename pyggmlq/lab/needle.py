@@ -84,7 +84,7 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
         subject = runs.subject(name, options, steps)
         data["models"].append(subject.facts)
         inputs = {"programs": programs, "model": subject.sha256, "text": data["text"]["sha256"], "depths": options.depths,
-                  "needles": options.needles, "extra": options.extra, "placed": True}  # fmt: skip
+                  "needles": options.needles, "extra": options.extra, "results": ["nll", "exact", "tokens", "device"]}  # fmt: skip
         tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra)
         for n_ctx in options.contexts:
             for rotation in options.rotations:
