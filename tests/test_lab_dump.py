@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from pyggmlq import api, fetch
+from pyggmlq import api, fetch, reference
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, attention, codecs, dump, record
 
@@ -288,6 +288,28 @@ def test_encoders_of_one_format_differ_in_error_only():
     by_name = {codec.name: codec for codec in codecs.all_codecs()}
     rms, ours, search = (((by_name[name].round_trip(x) - x) ** 2).sum() for name in ("tq3_0:rms", "tq3_0", "tq3_0:search"))
     assert search <= ours < 0.98 * rms and ours < 1.02 * search
+
+
+def test_keys_can_be_rounded_for_the_queries_that_they_meet():
+    """The same format, eight levels and a step for each block; for queries from all directions nothing is gained."""
+    random = np.random.default_rng(4)
+    x = random.standard_normal((256, 64), dtype=np.float32)
+    q = random.standard_normal((500, 4), dtype=np.float32) @ random.standard_normal((4, 64), dtype=np.float32)
+    plain = {codec.name: codec for codec in codecs.all_codecs()}["tq3_0"].round_trip(x)
+    y = codecs.tq3_0_for_queries(x, q[:250].T @ q[:250] / 250)
+    assert ((q[250:] @ (y - x).T) ** 2).sum() < 0.4 * ((q[250:] @ (plain - x).T) ** 2).sum()
+    for block in reference.TQ3_0.rotate_blocks(y[:8].reshape(-1, 32)):
+        assert len(np.unique((block / np.abs(block).max()).round(4))) <= 8
+    for_any = codecs.tq3_0_for_queries(x, np.eye(64, dtype=np.float32))
+    assert ((for_any - x) ** 2).sum() == pytest.approx(((plain - x) ** 2).sum(), rel=0.03)
+
+
+def test_queries_of_one_window_say_nothing_of_its_own_keys(tmp_path: Path):
+    """Else an encoder would be judged by the queries that it was made for."""
+    rows = dump.Dump(joined(tmp_path))
+    rows.windows = np.zeros_like(rows.windows)
+    found = attention.run(rows, [codec for codec in codecs.all_codecs() if codec.name == "tq3_0:queries"], 8, lambda text: None)
+    assert {row["codec"] for row in found["rows"]} == {"cache q8_0"} and "needs a dump of two windows" in found["notes"][0]
 
 
 # A real model --------------------------------------------------------------------------------------------------------
