@@ -610,6 +610,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     }
     for (auto * center : calibration.centers) {
         center->active = true;
+        LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", __func__, center->rotates);
     }
     return format("%d layers, calibrated on %d tokens in %.0f ms, the first %d positions uncentered%s", n_centered, (int) tokens.size(),
         (ggml_time_us() - t_start_us)/1000.0, n_first, left.c_str());

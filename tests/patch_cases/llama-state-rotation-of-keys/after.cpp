@@ -1,7 +1,7 @@
 // attn_rot_k
 // pyggmlq:begin llama-state-rotation-of-keys
 ggmlq_llama_rotation llama_kv_cache::ggmlq_rotation_k() const {
-    ggmlq_llama_rotation rotation = { attn_rot_k, n_embd_head_k_all, hparams.n_embd_head_k(), true, hparams.n_embd_head_k_full == hparams.indexer_head_size };
+    ggmlq_llama_rotation rotation = { attn_rot_k, n_embd_head_k_all, hparams.n_embd_head_k(), true, hparams.is_mla(), hparams.n_embd_head_k_full == hparams.indexer_head_size };
     if (rotation.indexer) {
         if (model.arch_name() == "deepseek32" || model.arch_name() == "deepseek4") { // rotated whatever its type
             rotation.head_size_all = 0;
