@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <stdexcept>
 #include <unordered_map>
 
@@ -20,13 +21,20 @@
 static constexpr int64_t GGMLQ_LLAMA_CENTER_FIRST = 4;
 
 // Tokens of the calibration; below the minimum nothing is centered.
-static constexpr int64_t GGMLQ_LLAMA_CENTER_MOST  = 192;
+static constexpr int64_t GGMLQ_LLAMA_CENTER_MOST  = 512;
 static constexpr int64_t GGMLQ_LLAMA_CENTER_LEAST = 16;
 
 // Written for this purpose: prose, code, numbers, other languages.
 static const char * const GGMLQ_LLAMA_CENTER_TEXT =
     "The ferry to the northern islands leaves twice a day, except in winter, when the sea is often too rough. Most travellers "
     "take the morning boat, read the newspaper and watch the gulls; \"why hurry?\" asks the captain, who has done this for 27 years.\n\n"
+    "## Before you install\n\nMake sure that the disk has enough free space and that no other program uses the device. The installer first asks for a "
+    "language and a keyboard, then for the network; if there is none, this step can be repeated later from the menu. Partitions that already "
+    "exist are listed with their size, and nothing is written to them until you have confirmed the summary. A mistake made here is hard to "
+    "undo, which is why most administrators keep a copy of important files on another machine.\n\n"
+    "When the first settlers came to the valley, they found good soil but little wood. They built their houses of stone, and since winters were "
+    "long, every family had a room where wool was spun and stories were told. Some of these houses are still standing; the oldest was "
+    "given to the town by its last owner, a teacher, who wished that it be used as a library.\n\n"
     "```python\ndef median(values):\n    ordered = sorted(values)\n    n = len(ordered)\n    if n % 2 == 1:\n        return ordered[n // 2]\n"
     "    return (ordered[n // 2 - 1] + ordered[n // 2]) / 2\n```\n\n"
     "| year | rain (mm) | share |\n| 2019 | 812.5 | 14.2% |\n| 2020 | 1,046 | 18.3% |\n\n"
@@ -46,6 +54,22 @@ ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
         return GGMLQ_LLAMA_CENTER_AUTO;
     }
     throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto or all");
+}
+
+// The built-in text, or the beginning of a file.
+static std::string ggmlq_llama_center_text() {
+    const char * path = getenv("GGMLQ_KV_CENTER_TEXT");
+    if (!path || !*path) {
+        return GGMLQ_LLAMA_CENTER_TEXT;
+    }
+    std::ifstream file(path, std::ios::binary);
+    std::string text(16*GGMLQ_LLAMA_CENTER_MOST, 0);
+    file.read(&text[0], (std::streamsize) text.size());
+    if (file.gcount() <= 0) {
+        throw std::runtime_error(std::string("GGMLQ_KV_CENTER_TEXT is '") + path + "', which can't be read or is empty");
+    }
+    text.resize((size_t) file.gcount());
+    return text;
 }
 
 // --- mean and scale
@@ -536,7 +560,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
         throw std::runtime_error("the model has an encoder");
     }
 
-    const std::string text = GGMLQ_LLAMA_CENTER_TEXT;
+    const std::string text = ggmlq_llama_center_text();
     std::vector<llama_token> tokens(text.size() + 8);
     tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
     const int64_t most = std::min<int64_t>({ GGMLQ_LLAMA_CENTER_MOST, cparams.n_ubatch, cparams.n_batch, cparams.n_ctx_seq });
