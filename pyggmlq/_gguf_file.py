@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["GgufError", "metadata"]
+__all__ = ["GgufError", "metadata", "tensor_count"]
 
 
 class GgufError(ValueError):
@@ -33,6 +33,12 @@ def metadata(path: Path) -> dict[str, Any]:
             return {_string(file): _value(file, *_numbers(file, "I")) for _ in range(n_keys)}
     except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError):
         raise GgufError(f"{path}: the GGUF header is cut off or damaged") from None
+
+
+def tensor_count(path: Path) -> int:
+    """How many tensors the header of the file, which `metadata` could read, announces."""
+    with path.open("rb") as file:
+        return _numbers(file, "4sIQ")[2]
 
 
 def _numbers(file: BinaryIO, kinds: str) -> tuple[Any, ...]:

@@ -89,7 +89,7 @@ class Steps:
 
     def kept_with_time(self, title: str, inputs: dict[str, Any], measure: Callable[[], Any]) -> dict[str, Any]:
         """As `kept`, but the whole of what is kept: ``result``, and in ``seconds`` how long it took."""
-        path = self.folder / f"{slug(title)}-{self.key(title, inputs)}.json"
+        path = self._path(title, inputs)
         with self.named(title):
             if path.is_file():
                 return json.loads(path.read_text(encoding="utf-8"))
@@ -101,6 +101,13 @@ class Steps:
             write_atomically(path, json.dumps(kept, indent=1, default=str))
             self.progress.line(f"  {title}: {seconds} s")
             return json.loads(path.read_text(encoding="utf-8"))
+
+    def has(self, title: str, inputs: dict[str, Any]) -> bool:
+        """Whether a result for these `inputs` is kept."""
+        return self._path(title, inputs).is_file()
+
+    def _path(self, title: str, inputs: dict[str, Any]) -> Path:
+        return self.folder / f"{slug(title)}-{self.key(title, inputs)}.json"
 
     @staticmethod
     def key(title: str, inputs: dict[str, Any]) -> str:

@@ -139,10 +139,9 @@ def run_logged(
 def programs_hash(folder: Path, programs: Sequence[str]) -> str:
     """A hash over the libraries in `folder` and the named programs: results measured with others don't count."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        ours = path.name.startswith(("lib", "ggml")) or path.suffix == ".dll" or path.stem in programs
-        if ours and path.is_file() and not path.is_symlink():
-            digest.update(path.name.encode() + path.read_bytes())
+    named = (path for path in folder.iterdir() if path.name.startswith(("lib", "ggml")) or path.suffix == ".dll" or path.stem in programs)
+    for path in sorted({path.resolve() for path in named if path.is_file()}):  # a library has several names
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

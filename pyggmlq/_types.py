@@ -14,6 +14,7 @@ _ENTRY = re.compile(
     r"\s*(?P<block_length>\d+)\s*,\s*(?P<block_bytes>\d+)\s*,\s*\"(?P<description>[^\"]*)\"\s*\)",
     re.MULTILINE,
 )
+_UNTURNED = re.compile(r"^GGMLQ_UNTURNED_TYPE\s*\(\s*\w+\s*,\s*(\w+)\s*\)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class TypeInfo:
         return 8 * self.block_bytes / self.block_length
 
 
+def _text() -> str:
+    return (_sources.root() / "csrc" / "ggmlq-types.def").read_text(encoding="utf-8")
+
+
 @lru_cache(maxsize=None)
 def _groups() -> dict[str, tuple[TypeInfo, ...]]:
-    text = (_sources.root() / "csrc" / "ggmlq-types.def").read_text(encoding="utf-8")
     groups: dict[str, list[TypeInfo]] = {"TYPE": [], "QUERY_TYPE": [], "FOREIGN_TYPE": []}
-    for entry in _ENTRY.finditer(text):
+    for entry in _ENTRY.finditer(_text()):
         groups[entry["group"]].append(
             TypeInfo(
                 entry["name"],
@@ -62,6 +66,13 @@ def query_types() -> tuple[TypeInfo, ...]:
 def foreign_types() -> tuple[TypeInfo, ...]:
     """ggml's own types that attention also reads."""
     return _groups()["FOREIGN_TYPE"]
+
+
+@lru_cache(maxsize=None)
+def unturned_types() -> tuple[TypeInfo, ...]:
+    """The KV-cache types that llama.cpp's own rotation (attn_rot) is left out for."""
+    names = _UNTURNED.findall(_text())
+    return tuple(info for info in cache_types() if info.name in names)
 
 
 def type_info(name: str) -> TypeInfo:

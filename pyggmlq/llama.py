@@ -21,6 +21,7 @@ __all__ = [
     "CMAKE_OPTIONS",
     "Divergence",
     "KvMemory",
+    "Placement",
     "Score",
     "Speed",
     "ToolError",
@@ -31,6 +32,7 @@ __all__ = [
     "parse_kv_memory",
     "parse_model_info",
     "parse_perplexity",
+    "parse_placement",
     "parse_rotation",
     "parse_windows",
     "refusal",
@@ -72,6 +74,16 @@ class KvMemory:
     mib_v: float
     caches: int = 1
     """Caches summed; each was printed rounded to 0.01 MiB."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where llama.cpp computed."""
+
+    device: str
+    """Of the KV cache: `CPU`, or what the driver calls the GPUs."""
+    splits: int | None
+    """Pieces that the graph of a batch was cut into: a new one begins where an operation must go to another device."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,17 @@ def parse_kv_memory(log: str) -> KvMemory | None:
         round(sum(float(line[3]) for line in found), 2),
         len(found),
     )
+
+
+def parse_placement(log: str) -> Placement | None:
+    """Where the KV cache of the last context lies, and how the graph was cut (at verbosity 4); None if `log` doesn't tell."""
+    last = log.rsplit("constructing llama_context", 1)[-1]
+    names = dict.fromkeys(re.findall(r"(\S+) KV buffer size", last))
+    if not names:
+        return None
+    described = dict(re.findall(r"using device (\S+) \((.*?)\)(?: \(| - )", log))
+    splits = [int(n) for n in re.findall(r"\bsplits = (\d+)", last)]
+    return Placement(", ".join(dict.fromkeys(described.get(name, name) for name in names)), max(splits, default=None))
 
 
 def parse_model_info(log: str) -> dict[str, str]:
@@ -241,7 +264,7 @@ class Tools:
     threads: int
     watch: Callable[[Path], None] | None = None
     extra: tuple[str, ...] = ()
-    """Further arguments of llama-perplexity, such as ``-ngl 99``."""
+    """Further arguments of the programs that run a model on a text, such as ``-ngl 99``."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that are set for the programs beside those of this process."""
 
@@ -383,7 +406,8 @@ class Tools:
         return [Score(int(n), float(nll), int(top), int(before)) for n, nll, top, before in found], log
 
     def _window(self, n_ctx: int) -> tuple[object, ...]:
-        return "-c", n_ctx, "-b", n_ctx, "-ub", n_ctx, "-t", self.threads, *self.extra
+        """A window in one call, cut into batches of llama.cpp's default size, on which the cache of sliding windows depends."""
+        return "-c", n_ctx, "-b", n_ctx, "-ub", min(n_ctx, 512), "-t", self.threads, *self.extra
 
     def _log(self, name: str) -> Path:
         return self.logs / f"{name}.log"

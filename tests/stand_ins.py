@@ -13,7 +13,8 @@ import pytest
 needs_scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-in programs are scripts with a #! line")
 
 # Obeys `rules` beside it: {"refuse": types, "fail": [program, K type], "unquantized": types, "tokens": of a text that is
-# too short, "windows": of a text that is rather short, "old": no attn_rot, "always_rotates": whatever is asked for}.
+# too short, "windows": of a text that is rather short, "old": no attn_rot, "always_rotates": whatever is asked for, "plain": types that are never rotated, "gpu": its name, "on_cpu":
+# types that it has no attention for, "unloadable": why the model can't be loaded}.
 STAND_IN = """#!{python} -IS
 import json, os, sys
 from pathlib import Path
@@ -26,6 +27,8 @@ k, v = get("-ctk"), get("-ctv")
 with open(me.parent / "calls.txt", "a") as calls:
     calls.write(" ".join([me.name, k, v, "base" if "-f" in a and me.name == "llama-perplexity" else ""]).strip() + "\\n")
 bits = {{"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "iq4_nl": 4.5, "tq3_0": 3.5, "planar3": 3.125}}
+if "unloadable" in rules:
+    sys.exit(f"0.0.0.1 E llama_model_load: error loading model: {{rules['unloadable']}}\\n0.0.0.1 E main: error: unable to load model")
 for side, name in (("K", k), ("V", v)):
     if name in rules.get("refuse", []):
         sys.exit(f"0.0.1.2 E init: {{side}} cache type {{name}} needs a head size that is a multiple of 128, but that of layer 0 is 64: use tq3_0")
@@ -37,10 +40,14 @@ if me.name == "llama-bench":
 size = lambda name: 160 * bits[name] / 16
 print(f"0.0.0.1 I print_info: n_vocab = 1000", file=sys.stderr)
 print(f"0.0.0.1 I kv: size = {{size(k) + size(v):.2f}} MiB (64 cells, 2 layers, 1/1 seqs), K ({{k}}): {{size(k):.2f}} MiB, V ({{v}}): {{size(v):.2f}} MiB", file=sys.stderr)
+if "gpu" in rules:
+    print(f"0.0.0.1 I llama_prepare_model_devices: using device CUDA0 ({{rules['gpu']}}) (0000:01:00.0) - 80000 MiB free", file=sys.stderr)
+print(f"0.0.0.1 I kv:      {{'CUDA0' if 'gpu' in rules else 'CPU'}} KV buffer size =   99.00 MiB", file=sys.stderr)
+print(f"0.0.0.1 I sched_reserve: graph: nodes = 99, splits = {{26 if k in rules.get('on_cpu', []) else 2}} (with bs=512), 2 (with bs=1)", file=sys.stderr)
 off = os.environ.get("LLAMA_ATTN_ROT_DISABLE") == "1" and not rules.get("always_rotates")
 for side, name in (("k", k), ("v", v)):
     if not rules.get("old"):
-        print(f"0.0.0.1 I kv: attn_rot_{{side}} = {{int(name != 'f16' and not off)}}, n_embd_head_k_all = 64", file=sys.stderr)
+        print(f"0.0.0.1 I kv: attn_rot_{{side}} = {{int(name not in ['f16', *rules.get('plain', [])] and not off)}}, n_embd_head_k_all = 64", file=sys.stderr)
 if me.name == "llama-completion":
     print("Three sacks of\\nflour.")
 elif "--kl-divergence" not in a:

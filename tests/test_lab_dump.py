@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from pyggmlq import api, fetch
+from pyggmlq import api, fetch, reference
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, attention, codecs, dump, record
 
@@ -290,6 +290,28 @@ def test_encoders_of_one_format_differ_in_error_only():
     assert search <= ours < 0.98 * rms and ours < 1.02 * search
 
 
+def test_keys_can_be_rounded_for_the_queries_that_they_meet():
+    """The same format, eight levels and a step for each block; for queries from all directions nothing is gained."""
+    random = np.random.default_rng(4)
+    x = random.standard_normal((256, 64), dtype=np.float32)
+    q = random.standard_normal((500, 4), dtype=np.float32) @ random.standard_normal((4, 64), dtype=np.float32)
+    plain = {codec.name: codec for codec in codecs.all_codecs()}["tq3_0"].round_trip(x)
+    y = codecs.tq3_0_for_queries(x, q[:250].T @ q[:250] / 250)
+    assert ((q[250:] @ (y - x).T) ** 2).sum() < 0.4 * ((q[250:] @ (plain - x).T) ** 2).sum()
+    for block in reference.TQ3_0.rotate_blocks(y[:8].reshape(-1, 32)):
+        assert len(np.unique((block / np.abs(block).max()).round(4))) <= 8
+    for_any = codecs.tq3_0_for_queries(x, np.eye(64, dtype=np.float32))
+    assert ((for_any - x) ** 2).sum() == pytest.approx(((plain - x) ** 2).sum(), rel=0.03)
+
+
+def test_queries_of_one_window_say_nothing_of_its_own_keys(tmp_path: Path):
+    """Else an encoder would be judged by the queries that it was made for."""
+    rows = dump.Dump(joined(tmp_path))
+    rows.windows = np.zeros_like(rows.windows)
+    found = attention.run(rows, [codec for codec in codecs.all_codecs() if codec.name == "tq3_0:queries"], 8, lambda text: None)
+    assert {row["codec"] for row in found["rows"]} == {"cache q8_0"} and "needs a dump of two windows" in found["notes"][0]
+
+
 # A real model --------------------------------------------------------------------------------------------------------
 
 
@@ -313,10 +335,10 @@ def test_rows_of_a_real_model_are_those_that_its_cache_holds(llama_tree, tmp_pat
     np.testing.assert_array_equal(first.k.astype(np.float16).astype(np.float32), first.k_cache)
     before = dump.without_rope(first, plain.positions)[4:]  # one token at 60 positions: one key, but for RoPE
     assert np.abs(before - before[0]).max() < 2e-3 * np.abs(before).max() < 0.1 * np.abs(first.k[4:] - first.k[4]).max()
-    unrotated = rows("--pair", "tq3_0", "--attn-rot", "off").layer("0")
-    assert unrotated.facts["rotation_k"] == 0
+    unrotated = rows("--pair", "tq3_0").layer("0")
+    assert unrotated.facts["rotation_k"] == unrotated.facts["rotation_v"] == 0, "llama.cpp's rotation isn't for this type"
     np.testing.assert_array_equal(api.dequantize(api.quantize(unrotated.k, type="tq3_0"), type="tq3_0"), unrotated.k_cache)
-    rotated = rows("--pair", "tq3_0", "--tokens", "16")
+    rotated = rows("--pair", "q4_0", "--tokens", "16")
     assert list(rotated.positions) == list(range(0, 64, 4))
     layer = rotated.layer("0")
     assert layer.facts["rotation_k"] == 64 and layer.facts["rotation_v"] == 64

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,16 +21,19 @@ from stand_ins import StandIns, needs_scripts
 
 
 
-def write_model(path: Path, n_vocab: int = 300, **more: int) -> None:
-    """A GGUF file that is all header."""
+def write_model(path: Path, n_vocab: int = 300, n_tensors: int = 1, **more: int) -> None:
+    """A GGUF file that is nearly all header."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Demo")
-    for key, value in more.items():
-        writer.add_uint32(key, value)
+    for key, value in {"block_count": 1, "context_length": 1024, **more}.items():
+        writer.add_uint32(f"llama.{key}", value)
+    for i in range(n_tensors):
+        writer.add_tensor(f"{i}", np.zeros(1, np.float32))
     if n_vocab:
         writer.add_token_list([f"<{i}>" for i in range(n_vocab)])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
 
 
@@ -71,6 +75,7 @@ def test_every_pair_is_measured_once_and_recorded(machine: Machine):
     assert (row["bits_k"], row["mib_k"], row["mib_v"]) == (3.5, 35.0, 160.0)
     assert row["kld"] == pytest.approx(0.125) and row["kld_median"] == 0.1 and row["kld_999"] == 0.6
     assert row["ppl_ratio"] == pytest.approx(1.0125), "of the perplexities, not of what the file of distributions was rounded to"
+    assert (row["device"], row["splits"]) == ("CPU", 2)
     assert data["llama_cpp"]["commit"] == "0123abc" and data["models"][0]["name"] == "Demo"
     assert data["text"]["bytes"] == 5 and data["alarms"] == []
     assert str(machine.work.parent) not in machine.json.read_text(), "a record says nothing of where its files lay"
@@ -132,11 +137,65 @@ def test_a_changed_input_is_measured_again(machine: Machine, change: str):
 
 
 @needs_scripts
+def test_programs_behind_links_are_known_by_what_they_are(tmp_path: Path):
+    built, linked = tmp_path / "built", tmp_path / "linked"
+    for folder in (built, linked):
+        folder.mkdir()
+    for name in ("libdemo.so.1", "llama-perplexity", "README"):
+        (built / name).write_text(name)
+        (linked / name).symlink_to(built / name)
+    (linked / "libdemo.so").symlink_to("libdemo.so.1")
+    assert _tree.programs_hash(linked, kld.TARGETS) == _tree.programs_hash(built, kld.TARGETS)
+    before = _tree.programs_hash(linked, kld.TARGETS)
+    (built / "README").write_text("other")
+    assert _tree.programs_hash(linked, kld.TARGETS) == before
+    (built / "libdemo.so.1").write_text("other")
+    assert _tree.programs_hash(linked, kld.TARGETS) != before
+
+
+@needs_scripts
 def test_attn_rot_off_is_measured_beside_on(machine: Machine):
     assert machine.run("--attn-rot", "on,off").exit_code == 0
     rows = [row for row in machine.record()["rows"] if row["k"] == "q8_0"]
     assert [(row["attn_rot"], row["rotated_k"]) for row in rows] == [("on", True), ("off", False)]
     assert machine.calls().count("llama-perplexity f16 f16") == 1, "nothing of f16 is rotated"
+
+
+@needs_scripts
+def test_what_is_never_rotated_is_measured_once(machine: Machine):
+    """Only where the patch doesn't want it so is that worth a note."""
+    machine.rules(plain=["tq3_0", "q8_0"])
+    done = machine.run("--attn-rot", "on,off")
+    assert done.exit_code == 0 and machine.record()["notes"] == ["demo, context 512: llama.cpp rotates neither side of q8_0/q8_0"]
+    calls = machine.calls()
+    assert [calls.count(f"llama-perplexity {pair}") for pair in ("tq3_0 f16", "q8_0 q8_0", "planar3 planar3")] == [1, 1, 2]
+
+
+@needs_scripts
+def test_the_device_is_named_and_what_it_leaves_to_the_cpu(machine: Machine):
+    machine.rules(gpu="Demo GPU (TM) 80GB", on_cpu=["planar3"])
+    done = machine.run("--llama-args", "-ngl 99")
+    assert done.exit_code == 0
+    assert {row["device"] for row in machine.record()["rows"]} == {"Demo GPU (TM) 80GB"}
+    assert machine.record()["notes"] == ["demo, context 512: the device has no attention for planar3/planar3, which the CPU computed (26 pieces of the graph "
+                                         "instead of f16's 2)"]  # fmt: skip
+
+
+@needs_scripts
+def test_parts_of_a_grid_become_one_record(machine: Machine):
+    """Measured in several work folders, on several GPUs perhaps: `--kept` needs their `steps` in one."""
+    assert "found no kept result" in machine.run("--kept").output
+    machine.run(pairs="q8_0")
+    first = machine.work.rename(machine.work.with_name("first"))
+    machine.run(pairs="tq3_0/f16")
+    for path in (first / "steps").iterdir():
+        (machine.work / "steps" / path.name).write_bytes(path.read_bytes())
+    machine.calls()
+    logits = machine.work / "demo-0.logits"
+    logits.write_text("of another run, which needs them")
+    assert machine.run("--kept").exit_code == 0
+    assert [(row["k"], row["v"]) for row in machine.record()["rows"]] == [("f16", "f16"), ("q8_0", "q8_0"), ("tq3_0", "f16")]
+    assert machine.calls() == [] and logits.exists()
 
 
 @needs_scripts
@@ -177,7 +236,7 @@ def test_without_programs_a_tree_is_prepared_built_and_read(machine: Machine, tm
 @needs_scripts
 def test_programs_need_a_text(machine: Machine):
     done = CliRunner().invoke(app, ["kld", str(machine.model), "--programs", str(machine.bin), "--work-dir", str(machine.work)])
-    assert done.exit_code == 1 and "give a text with --text FILE" in done.output
+    assert done.exit_code == 1 and "give one with --text FILE" in done.output
 
 
 @needs_scripts
@@ -234,9 +293,17 @@ def test_a_broken_model_is_refused_before_anything_runs(machine: Machine, conten
     assert machine.calls() == [] and not machine.json.exists()
 
 
-def test_a_model_without_a_vocabulary_is_refused(machine: Machine):
+@needs_scripts
+def test_what_is_no_whole_model_is_refused(machine: Machine):
     write_model(machine.model, n_vocab=0)
     assert "has no vocabulary" in machine.run().output
+    write_model(machine.model, n_tensors=0)  # llama.cpp's files for tests of tokenizers
+    assert "demo.gguf is no whole model: found no tensor in it" in machine.run().output
+    assert machine.calls() == []
+    write_model(machine.model)
+    machine.rules(unloadable="missing tensor 'blk.0.attn_q.weight'")
+    assert "demo.gguf can't be loaded by llama.cpp: missing tensor 'blk.0.attn_q.weight'" in " ".join(machine.run().output.split())
+    assert not machine.json.exists()
 
 
 def test_rows_that_agree_in_every_digit_are_an_alarm():
@@ -253,9 +320,10 @@ def test_rows_that_agree_in_every_digit_are_an_alarm():
 
 def test_default_pairs_are_those_of_an_honest_table():
     pairs = [str(case) for case in kld.default_pairs()]
-    assert pairs[0] == "f16/f16" and len(set(pairs)) == len(pairs) == 13
+    assert pairs[0] == "f16/f16" and len(set(pairs)) == len(pairs) == 15
     for name in ("tq3_0", "planar3"):
         assert {f"{name}/{name}", f"{name}/f16", f"f16/{name}", f"q8_0/{name}"} < set(pairs)
+    assert {"q4_0/f16", "f16/q4_0"} < set(pairs)
     assert {"q8_0/q8_0", "q5_0/q5_0", "q4_0/q4_0", "iq4_nl/iq4_nl"} < set(pairs)
 
 

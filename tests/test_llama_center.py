@@ -64,6 +64,16 @@ def test_three_bits_lose_less(start, model, k, attention):  # noqa: F811
     assert centered < plain / 2, (centered, plain)
 
 
+def test_keys_of_tq3_0_are_rotated_where_they_are_centered(start):  # noqa: F811
+    """By llama.cpp's attn_rot, which is left out for this type otherwise: its switch changes nothing then."""
+    off = {"LLAMA_ATTN_ROT_DISABLE": "1"}
+    for env, same in (PLAIN, True), ({"GGMLQ_KV_CENTER": "auto"}, False):
+        rotated, log = logits(start, "smollm2", "tq3_0", "f16", env)
+        unrotated, log_off = logits(start, "smollm2", "tq3_0", "f16", {**env, **off})
+        assert np.array_equal(rotated, unrotated) == same
+        assert ("attn_rot_k = 1" in log, "attn_rot_k = 1" in log_off) == (not same, False)
+
+
 def test_off_is_the_default_and_changes_nothing(start):  # noqa: F811
     unset, log = logits(start, "smollm2", "tq3_0", "tq3_0", {})
     assert "centered" not in log

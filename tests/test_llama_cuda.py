@@ -17,7 +17,7 @@ import pytest
 from pyggmlq._tree import prose
 
 from llama_build import build, patched, run
-from test_llama_cpp import ANSI, OURS, PROMPT, complete, gemma, llama_server, patched_tree, smollm2  # noqa: F401 (fixtures)
+from test_llama_cpp import OURS, PROMPT, complete, gemma, llama_server, patched_tree, smollm2  # noqa: F401 (fixtures)
 from test_llama_cpp import (  # noqa: F401
     test_completion_across_a_context_shift,
     test_prompt_cache_is_restored_also_with_another_type,
@@ -53,24 +53,20 @@ def each_programs(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("each_programs, operation, least", [
-    *[("programs", *case) for case in (("SET_ROWS", 20), ("GET_ROWS", 8), ("CPY", 12), ("CONT", 6), ("CONCAT", 16), ("MUL_MAT", 30), ("FLASH_ATTN_EXT", 500))],
-    *[("older_programs", *case) for case in (("SET_ROWS", 8), ("GET_ROWS", 4), ("CPY", 12), ("MUL_MAT", 30), ("FLASH_ATTN_EXT", 500))],
+# Attention in parts, which several machines or GPUs can share by -k.
+ATTENTION = [*[f"type_K={name}" for name in OURS], f"type_K=(?!{'|'.join(OURS)}).*type_V=({'|'.join(OURS)})"]
+ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "GET_ROWS": 8, "CPY": 12, "CONT": 6, "CONCAT": 16, "MUL_MAT": 30},
+                     "older_programs": {"SET_ROWS": 8, "GET_ROWS": 4, "CPY": 12, "MUL_MAT": 30}}  # fmt: skip
+
+
+@pytest.mark.parametrize("each_programs, operation, cases, least", [
+    *[(tree, operation, name, least) for tree, operations in ROWS_AND_PRODUCTS.items() for operation, least in operations.items() for name in OURS],
+    *[(tree, "FLASH_ATTN_EXT", part, 250) for tree in ROWS_AND_PRODUCTS for part in ATTENTION],
+    *[("programs", *case) for case in OPERATIONS],
 ], indirect=["each_programs"])  # fmt: skip
-def test_backend_ops(each_programs, operation, least):
+def test_backend_ops(each_programs, operation, cases, least):
     """Every case of ours runs on the GPU and gives what the CPU gives."""
-    command = [each_programs / "test-backend-ops", "test", "-b", "CUDA0", "-o", operation, "-p", "|".join(OURS)]
-    output = ANSI.sub("", run(command).stdout)
-    results = re.findall(r"^ *" + operation + r"\((.*)\): (.*)$", output, re.MULTILINE)
-    for name in OURS:
-        ran = [case for case, result in results if name in case and result == "OK"]
-        assert len(ran) >= least, f"only {len(ran)} cases of {operation} ran with {name}:\n{output[-3000:]}"
-    assert not [line for line in results if "FAIL" in line[1]]
-
-
-@pytest.mark.parametrize("operation, cases, least", OPERATIONS)
-def test_selected_rows_and_indexer(programs, operation, cases, least):
-    backend_ops(programs, "CUDA0", operation, cases, least)
+    backend_ops(each_programs, "CUDA0", operation, cases, least)
 
 
 @pytest.mark.parametrize("k, v", PAIRS)

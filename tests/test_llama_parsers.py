@@ -122,6 +122,19 @@ def test_rotation_is_that_of_the_last_context():
     assert llama.parse_rotation("llama_kv_cache_unified: size = 45.00 MiB\n") is None
 
 
+def test_placement_names_the_devices_of_the_cache():
+    log = (
+        STAMP + "llama_prepare_model_devices: using device CUDA0 (Demo (TM) 80GB) (0000:01:00.0) - 80000 MiB free\n"
+        + STAMP + "llama_context: constructing llama_context\n" + STAMP + "llama_kv_cache:        CPU KV buffer size =    16.88 MiB\n"
+        + STAMP + "llama_context: constructing llama_context\n" + 2 * (STAMP + "llama_kv_cache:      CUDA0 KV buffer size =    16.88 MiB\n")
+        + STAMP + "sched_reserve: graph: nodes = 1296, splits = 38 (with bs=512), 3 (with bs=1), input objects = 4, input tensors = 8\n"
+    )  # fmt: skip
+    assert llama.parse_placement(log) == llama.Placement("Demo (TM) 80GB", 38)
+    older = "llama_kv_cache_unified:        CPU KV buffer size =    16.88 MiB\nllama_context: graph splits = 1\n"
+    assert llama.parse_placement(older) == llama.Placement("CPU", 1)
+    assert llama.parse_placement("llama_context: graph splits = 1\n") is None
+
+
 def test_windows_are_counted_by_their_lines():
     line = "{:4d}      22.7921 ±    4.6132       0.00072 ±    0.00387       0.00313 ±    0.00011     1.413 ±  0.086 %    97.255 ±  1.025 %\n"
     table = "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence\n" + line.format(1) + line.format(16)

@@ -37,6 +37,7 @@ NOT_BEFORE_2026_10 = {
     "center-cache-member",
     "center-cache-context-member",
     "center-cache-create",
+    "center-cache-rotation",
     "center-cache-copy-stream",
     "center-cache-shift",
     "center-graph-include",
@@ -72,6 +73,7 @@ NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
 }
 NOT_APPLICABLE = {
     "0.3.16": {
+        "llama-cache-rotation",
         "llama-cache-unrotated",
         "llama-shift-null-rotation",
         "llama-shift-partial-rotary",

@@ -20,7 +20,7 @@ from pyggmlq.cli import app
 from state_files import IDS, cache, damaged, decode, encode, places, state
 from tolerances import QUALITY
 
-FLOATS = ("f32", "f16")
+UNTURNED = ("f32", "f16", "tq3_0")  # what llama.cpp doesn't rotate
 TYPES = tuple(IDS)
 HEADS = states.HeadSizes(128, 64)
 
@@ -67,7 +67,7 @@ def test_every_type_becomes_every_other(kind, source, target, tmp_path):
 
     def wanted_rows(rows: list, size: int) -> list:
         stored = [decode(encode(x, source), source, len(x)) for x in rows]
-        return stored if (source in FLOATS) == (target in FLOATS) else [_hadamard.hadamard(x, size) for x in stored]
+        return stored if (source in UNTURNED) == (target in UNTURNED) else [_hadamard.hadamard(x, size) for x in stored]
 
     wanted = state(kind, cache(wanted_rows(k, 128), wanted_rows(v, 64), target, target))
     if source == target:
@@ -109,11 +109,11 @@ def test_rotation_follows_the_head_size(heads, size_k, size_v, tmp_path):
 
 def test_without_rotation_no_head_size_is_needed(tmp_path):
     k, v = values(), values(seed=4)
-    found = convert(state("sequence", cache(k, v, "f32", "f32")), tmp_path, "tq3_0", None, rotation=False)
-    assert found == state("sequence", cache(k, v, "tq3_0", "f32"))
+    found = convert(state("sequence", cache(k, v, "f32", "f32")), tmp_path, "planar3", None, rotation=False)
+    assert found == state("sequence", cache(k, v, "planar3", "f32"))
 
 
-@pytest.mark.parametrize("source, target", [("q8_0", "tq3_0"), ("f32", "f16")])
+@pytest.mark.parametrize("source, target", [("q8_0", "planar3"), ("f32", "f16"), ("tq3_0", "f16")])
 def test_between_rotated_or_between_unrotated_types_none_is_needed_either(source, target, tmp_path):
     convert(state("sequence", cache(values(), values(), source, source)), tmp_path, target, target)
 
@@ -173,12 +173,12 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
 
 
 def test_a_missing_head_size(tmp_path):
-    text = refusal(state("session", cache(values(), values(), "f16", "f16")), tmp_path, "tq3_0", None)
+    text = refusal(state("session", cache(values(), values(), "f16", "f16")), tmp_path, "planar3", None)
     assert text == "found no head size of K, wanted one: llama.cpp rotates quantized caches by heads, and the file doesn't have it"
 
 
 def test_a_head_size_that_does_not_fit(tmp_path):
-    text = refusal(state("session", cache(values(), values(), "f16", "f16")), tmp_path, None, "tq3_0", states.HeadSizes(80, 80))
+    text = refusal(state("session", cache(values(), values(), "f16", "f16")), tmp_path, None, "q8_0", states.HeadSizes(80, 80))
     assert text == "found V rows of 256 values, wanted a multiple of the head size, 80"
 
 
@@ -298,16 +298,16 @@ def test_command(tmp_path):
         "session, 5 cached tokens, rotated or rotated back as llama.cpp's caches are", "K f16 -> tq3_0", "V f16 -> planar3",
         f"{(tmp_path / 'in').stat().st_size} -> {(tmp_path / 'out').stat().st_size} bytes",
     ]  # fmt: skip
-    done = command(tmp_path / "out", tmp_path / "back", "--type-k", "q8_0", "--json")
-    assert json.loads(done.output)["to_k"] == ["q8_0"] and json.loads(done.output)["rotated"] is False
+    done = command(tmp_path / "out", tmp_path / "back", "--type-k", "f32", "--json")
+    assert json.loads(done.output)["to_k"] == ["f32"] and json.loads(done.output)["rotated"] is False
 
 
 def test_command_refuses_in_one_sentence(tmp_path):
     (tmp_path / "in").write_bytes(state("session", cache(values(), values(), "f16", "f16")))
-    done = command(tmp_path / "in", tmp_path / "out", "--type-k", "tq3_0")
+    done = command(tmp_path / "in", tmp_path / "out", "--type-k", "planar3")
     assert done.exit_code == 1
     assert "error: found no head size of K" in done.output and "Nothing was written." in done.output
-    done = command(tmp_path / "in", tmp_path / "out", "--type-k", "tq3_0", "--json")
+    done = command(tmp_path / "in", tmp_path / "out", "--type-k", "planar3", "--json")
     assert done.exit_code == 1 and json.loads(done.output)["ok"] is False
     assert not (tmp_path / "out").exists()
 

@@ -614,6 +614,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     }
     for (auto * center : calibration.centers) {
         center->active = true;
+        LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", __func__, center->rotates);
     }
     return format("%d layers, calibrated on %d tokens in %.0f ms%s", n_centered, (int) tokens.size(),
         (ggml_time_us() - t_start_us)/1000.0, left.c_str());

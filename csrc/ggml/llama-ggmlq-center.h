@@ -73,6 +73,7 @@ struct ggmlq_llama_center_layer {
 class ggmlq_llama_center {
 public:
     bool active  = false; // until a calibration has succeeded nothing is centered, and graphs are as upstream makes them
+    bool rotates = false; // once active, llama.cpp rotates the centered keys (attn_rot), whatever it does to keys of this type otherwise
     ggml_type type_v = GGML_TYPE_F16;
 
     std::vector<ggmlq_llama_center_layer> layers;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "llama-ggmlq-state.h"
 
+#include "llama-ggmlq.h"
 #include "llama-impl.h"
 
 #include "ggml-backend.h"
@@ -278,14 +279,12 @@ static void ggmlq_llama_store_transposed(const ggmlq_llama_next & next, ggml_typ
 // Size of the Walsh-Hadamard blocks to turn a row by on its way from a cache of type `from` to the context's of type `to`; 0: none;
 // -1: unknown. Known is llama.cpp's rule for either type, and what it gave for the context's.
 static int64_t ggmlq_llama_rotation_between(ggml_type from, ggml_type to, const ggmlq_llama_rotation & r) {
-    const bool quantized_from = ggml_is_quantized(from);
-    const bool quantized_to   = ggml_is_quantized(to);
-    if (quantized_from == quantized_to) {
+    const bool wanted_to = ggmlq_llama_wants_attn_rot(to, r.k_is_v);
+    if (wanted_to == ggmlq_llama_wants_attn_rot(from, r.k_is_v)) {
         return 0;
     }
-    const char * disable = getenv("LLAMA_ATTN_ROT_DISABLE");
-    const bool rotates = !(disable && atoi(disable)) && r.head_size_all > 0 && r.head_size % 64 == 0;
-    if (quantized_to ? r.active != rotates : r.active) {
+    const bool rotates = ggmlq_llama_can_attn_rot(r.head_size_all, r.head_size);
+    if (r.active != (wanted_to && rotates)) {
         return r.indexer && r.active ? 0 : -1; // rotated whatever its type, as the saved one; or by a rule that isn't known here
     }
     if (r.indexer && r.active) {

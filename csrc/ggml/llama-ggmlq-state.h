@@ -41,6 +41,7 @@ struct ggmlq_llama_rotation {
     int32_t  head_size_all; // head size of all layers; not positive if they differ
     uint32_t head_size;
     bool     largest;       // by the largest power of two that divides the head size (K), otherwise by 64 (V)
+    bool     k_is_v;        // a row is K and V at once
     bool     indexer;       // may belong to a lightning indexer, whose cache some architectures always rotate
 };
 

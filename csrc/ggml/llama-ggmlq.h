@@ -10,6 +10,7 @@
 #include "ggml-cpp.h"
 #include "ggml.h"
 
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -58,6 +59,28 @@ static inline void ggmlq_llama_require_device(ggml_backend_dev_t dev, ggml_type 
         throw std::runtime_error(std::string(ggml_backend_dev_name(dev)) + " cannot store a cache of type " + ggml_type_name(type) +
             ": keep the cache on the CPU (-nkvo) or use another type");
     }
+}
+
+// Whether llama.cpp's own rotation (attn_rot) is for rows of `type`: of those that it rotates, the quantized ones, not the types
+// that it would harm (docs/LAB.md). Where a row is K and V at once (MLA, DeepSeek) it is for all: without it they lose twice as
+// much (docs/DEEPSEEK.md).
+static inline bool ggmlq_llama_wants_attn_rot(ggml_type type, bool k_is_v) {
+    if (!k_is_v) {
+        switch ((int) type) {
+#define GGMLQ_UNTURNED_TYPE(NAME, name) case GGML_TYPE_##NAME:
+#include "ggmlq-types.def"
+                return false;
+            default:
+                break;
+        }
+    }
+    return ggml_is_quantized(type);
+}
+
+// llama.cpp's condition for rotating a cache that wants it. `head_size_all`: of all layers; not positive if they differ.
+static inline bool ggmlq_llama_can_attn_rot(int32_t head_size_all, uint32_t head_size) {
+    const char * disable = getenv("LLAMA_ATTN_ROT_DISABLE");
+    return !(disable && atoi(disable)) && head_size_all > 0 && head_size % 64 == 0;
 }
 
 // planar3 turns pairs of values only, so an outlier stays one unless llama.cpp's own rotation (attn_rot) spreads it first.

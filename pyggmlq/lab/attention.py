@@ -16,15 +16,15 @@ from .._pairs import bits_per_value
 from . import codecs as known
 from .codecs import Codec
 from .dump import Dump, Layer, rope_pairs, without_rope
-from .evaluate import _log_softmax
+from .evaluate import log_softmax
 
 FIRST_QUERY = 16
 """Queries with fewer keys before them are left out: a softmax over so few says little."""
 
 
 def default_codecs() -> list[Codec]:
-    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`)."""
-    names = ("tq3_0", "planar3", "q8_0", "q5_0", "q4_0", "iq4_nl")
+    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`); other encoders of tq3_0."""
+    names = ("tq3_0", "tq3_0:rms", "tq3_0:search", "tq3_0:queries", "planar3", "q8_0", "q5_0", "q4_0", "iq4_nl")
     return [codec for codec in known.all_codecs() if codec.name.removeprefix("h+") in names]
 
 
@@ -57,7 +57,10 @@ def run(dump: Dump, codecs: Sequence[Codec], n_queries: int, step: Callable[[str
             if any(width % codec.multiple_of for width in (layer.k.shape[2], width_v)):
                 notes.append(f"{codec.name} needs head sizes that are a multiple of {codec.multiple_of}, but K has {layer.k.shape[2]} and V {width_v}")
                 continue
-            stored_k, stored_v = _stored(layer, codec)
+            if codec.for_queries and len(np.unique(dump.windows)) < 2:
+                notes.append(f"{codec.name} needs a dump of two windows or more: queries of one say how to round keys of another")
+                continue
+            stored_k, stored_v = _stored(layer, codec, dump.windows)
             found = here.compare(stored_k, stored_v)
             rows += [{"layer": layer.index, "head": head, "codec": codec.name, "bits": codec.bits(layer.k.shape[2]), **errors} for head, errors in enumerate(found)]
             if here.pairs is not None:
@@ -74,15 +77,25 @@ def _cache(layer: Layer) -> Codec:
     return Codec(f"cache {name}", lambda x: x, lambda width: bits)
 
 
-def _stored(layer: Layer, codec: Codec) -> tuple[np.ndarray, np.ndarray | None]:
-    """K and V as they come back."""
+def _stored(layer: Layer, codec: Codec, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """K and V as they come back. An encoder that wants to know queries gets those of the other windows."""
     if codec.name.startswith("cache "):
         return layer.k_cache, layer.v_cache
 
     def through(x: np.ndarray) -> np.ndarray:
         return codec.round_trip(np.ascontiguousarray(x.reshape(-1, x.shape[2]))).reshape(x.shape)
 
-    return through(layer.k), None if layer.v is None else through(layer.v)
+    return _keys_for_queries(layer, codec, windows) if codec.for_queries else through(layer.k), None if layer.v is None else through(layer.v)
+
+
+def _keys_for_queries(layer: Layer, codec: Codec, windows: np.ndarray) -> np.ndarray:
+    out, group = np.empty_like(layer.k), layer.q.shape[1] // layer.k.shape[1]
+    for window in np.unique(windows):
+        here = windows == window
+        for head in range(layer.k.shape[1]):
+            q = layer.q[~here, head * group : (head + 1) * group].reshape(-1, layer.q.shape[2]).astype(np.float64)
+            out[here, head] = codec.for_queries(np.ascontiguousarray(layer.k[here, head]), q.T @ q / len(q))
+    return out
 
 
 class _Exact:
@@ -143,7 +156,7 @@ class _Place:
         self.scale, self.cap = np.float32(layer.facts["scale"]), layer.facts["softcap"]
         self.values = (layer.k if layer.v is None else layer.v)[keys, head]
         self.score = self._scores(layer.k[keys, head])
-        self.log_p = _log_softmax(self.score)
+        self.log_p = log_softmax(self.score)
         self.p = np.exp(self.log_p)
         self.top = self.log_p.argmax(axis=1)
         self.out = self.p @ self.values
@@ -158,7 +171,7 @@ class _Place:
 
     def errors(self, k: np.ndarray, v: np.ndarray | None) -> dict[str, float]:
         score = self._scores(k)
-        log_s = _log_softmax(score)
+        log_s = log_softmax(score)
         out = np.exp(log_s) @ self.values
         return {
             "error": _spread((score - self.score) * self.mask, self.mask), "kld": float((self.p * (self.log_p - log_s)).sum(dtype=np.float64)),

@@ -45,6 +45,8 @@ class Codec:
     multiply_adds: Callable[[int], int] = lambda width: 0
     multiple_of: int = 1
     """Widths that it can take."""
+    for_queries: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """As `round_trip`, for keys that queries of a known second moment, (width, width), meet; None if it makes no difference."""
 
 
 # Rotations: one orthonormal map per width ----------------------------------------------------------------------------
@@ -246,34 +248,66 @@ def encode_iq4_nl(x: np.ndarray) -> np.ndarray:
 # Other encoders of tq3_0's format -------------------------------------------------------------------------------------
 
 
-def _tq3_0_encoder(factors: Sequence[float], n_fits: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Steps to begin with, in units of the block's rms, and how often levels and step are fitted to each other; the best remains."""
+def _fitted(y: np.ndarray, factors: Sequence[float], n_fits: int) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, levels) of rotated blocks, the best of several beginnings: `factors` are steps to begin with, in units of the
+    block's rms; levels and step are then fitted to each other `n_fits` times."""
+    rms = np.sqrt((y * y).mean(axis=1))
+    steps, levels, least = np.zeros(len(y), np.float32), np.zeros_like(y), np.full(len(y), np.inf, np.float32)
+    for factor in factors:
+        step = f32(factor) * rms / reference.LEVEL_SIGMA
+        level = reference.LEVELS[reference.assign_levels(y, step)]
+        for _ in range(n_fits):
+            step = (y * level).sum(axis=1) / (level * level).sum(axis=1)
+            level = reference.LEVELS[reference.assign_levels(y, step)]
+        step = (step * 64).astype(np.float16).astype(np.float32) / 64
+        error = ((y - step[:, None] * level) ** 2).sum(axis=1)
+        steps, levels = np.where(error < least, step, steps), np.where((error < least)[:, None], level, levels)
+        least = np.minimum(error, least)
+    return steps, levels
 
+
+def _tq3_0_encoder(factors: Sequence[float], n_fits: int) -> Callable[[np.ndarray], np.ndarray]:
     def round_trip(x: np.ndarray) -> np.ndarray:
         codec = reference.TQ3_0
-        y = codec.rotate_blocks(x.reshape(-1, 32))
-        rms = np.sqrt((y * y).mean(axis=1))
-        best, least = np.zeros_like(y), np.full(len(y), np.inf, np.float32)
-        for factor in factors:
-            step = f32(factor) * rms / reference.LEVEL_SIGMA
-            level = reference.LEVELS[reference.assign_levels(y, step)]
-            for _ in range(n_fits):
-                step = (y * level).sum(axis=1) / (level * level).sum(axis=1)
-                level = reference.LEVELS[reference.assign_levels(y, step)]
-            step = (step * 64).astype(np.float16).astype(np.float32) / 64
-            error = ((y - step[:, None] * level) ** 2).sum(axis=1)
-            best = np.where((error < least)[:, None], step[:, None] * level, best)
-            least = np.minimum(error, least)
-        return codec.unrotate_blocks(best).reshape(x.shape)
+        steps, levels = _fitted(codec.rotate_blocks(x.reshape(-1, 32)), factors, n_fits)
+        return codec.unrotate_blocks(steps[:, None] * levels).reshape(x.shape)
 
     return round_trip
 
 
+def tq3_0_for_queries(x: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Rows float32 (n_rows, width) as they come back from tq3_0 if they were rounded so that their products with queries of the
+    second moment `moment`, (width, width), change little, rather than the values themselves.
+
+    The values of a block are rounded one after the other, and what rounding one does to the products is taken up by those
+    that follow, as GPTQ (arXiv 2210.17323) does it for weights. The format and its decoder stay what they are.
+    """
+    codec, out = reference.TQ3_0, np.empty_like(x)
+    turn = codec.rotate_blocks(np.eye(32, dtype=np.float32)).T.astype(np.float64)
+    for at in range(0, x.shape[1], 32):
+        here = turn @ moment[at : at + 32, at : at + 32] @ turn.T
+        here += (0.1 * np.trace(here) / 32 + 1e-30) * np.eye(32)  # queries of another text look elsewhere, too
+        order = np.argsort(-np.diag(here))
+        take_up = np.linalg.cholesky(np.linalg.inv(here[np.ix_(order, order)])).T
+        y = codec.rotate_blocks(np.ascontiguousarray(x[:, at : at + 32]))
+        steps, _ = _fitted(y, (0.8, 1.0, 1.2), 3)
+        left, rounded = y[:, order].astype(np.float64), np.empty_like(y)
+        for i in range(32):
+            rounded[:, order[i]] = steps * reference.LEVELS[reference.assign_levels(left[:, i : i + 1].astype(np.float32), steps)][:, 0]
+            error = (left[:, i] - rounded[:, order[i]]) / take_up[i, i]
+            left[:, i + 1 :] -= error[:, None] * take_up[i, i + 1 :]
+        out[:, at : at + 32] = codec.unrotate_blocks(rounded)
+    return out
+
+
 def _encoders() -> list[Codec]:
-    """`rms`: a step from the block's rms, as quick as can be; `search`: 41 steps to begin with, near the best there is."""
+    """`rms`: a step from the block's rms, as quick as can be; `search`: 41 steps to begin with, near the best there is for squared
+    error; `queries`: rounded for the queries of the model, which `eval` knows from a dump (elsewhere: for any query)."""
     ours = _ours("tq3_0")
     variants = {"rms": _tq3_0_encoder((1.0,), 0), "search": _tq3_0_encoder([float(f) for f in np.linspace(0.5, 1.5, 41)], 3)}
-    return [replace(ours, name=f"tq3_0:{name}", round_trip=round_trip) for name, round_trip in variants.items()]
+    found = [replace(ours, name=f"tq3_0:{name}", round_trip=round_trip) for name, round_trip in variants.items()]
+    for_any = replace(ours, name="tq3_0:queries", round_trip=lambda x: tq3_0_for_queries(x, np.eye(x.shape[1])), for_queries=tq3_0_for_queries)
+    return [*found, for_any]
 
 
 # The list ------------------------------------------------------------------------------------------------------------
@@ -300,9 +334,14 @@ def _sketched(name: str, rotation: Rotation, bits: int) -> Codec:
 
 
 def _after_hadamard(codec: Codec) -> Codec:
+    def for_queries(x: np.ndarray, moment: np.ndarray) -> np.ndarray:
+        turned = hadamard(hadamard(moment.astype(np.float32)).T)
+        return hadamard(codec.for_queries(hadamard(x), turned))
+
     return Codec(
         f"h+{codec.name}", lambda x: hadamard(codec.round_trip(hadamard(x))), codec.bits, codec.parameters,
         lambda n: codec.multiply_adds(n) + n * int(math.log2(_hadamard.largest_block(n))), codec.multiple_of,
+        for_queries if codec.for_queries else None,
     )  # fmt: skip
 
 

@@ -119,6 +119,7 @@ _PROGRAMS = typer.Option(
 )
 _ATTN_ROT = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches.")
 _DEVICE = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie.")
+_LLAMA_ARGS = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'.")
 _JSON = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run.")
 _WORK_DIR = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build, models and results.")
 _THREADS = typer.Option(available_threads(), "--threads", min=1)
@@ -131,12 +132,13 @@ def kld_command(
     text: Optional[Path] = typer.Option(
         None, "--text", exists=True, dir_okay=False, help="Text to measure on. Default: prose of the tree's own documents."
     ),
-    pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides. Default: 13 pairs."),
+    pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides. Default: 15 pairs."),
     context: str = typer.Option("512", "--context", metavar="N,..", help="Windows of that many tokens."),
     windows: int = typer.Option(16, "--windows", min=1, help="Windows per run; the second half of each is scored."),
     attn_rot: str = _ATTN_ROT,
     device: str = _DEVICE,
-    llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama-perplexity, e.g. '-ngl 99'."),
+    llama_args: str = _LLAMA_ARGS,
+    kept: bool = typer.Option(False, "--kept", help="Run nothing: show and write what earlier runs of the same grid, or of its parts, measured."),
     tree: Optional[Path] = _TREE,
     cmake: List[str] = _CMAKE,
     programs: Optional[Path] = _PROGRAMS,
@@ -153,10 +155,12 @@ def kld_command(
     with _working(work_dir, "kld") as (work, steps):
         chosen = _pairs(pairs, "--pairs") if pairs else kld.default_pairs()
         options = kld.Options(
-            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations),
+            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations), kept=kept,
             threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
         )  # fmt: skip
         data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
+        if kept and not data["rows"]:
+            raise LabError(f"found no kept result of these models, programs, text and options in {work}")
     console = _console()
     for place in dict.fromkeys((row["model"], row["n_ctx"]) for row in data["rows"]):
         console.print()
@@ -236,7 +240,7 @@ def dump_command(
     tokens: Optional[int] = typer.Option(None, "--tokens", min=16, help="Keep so many tokens of each window, spread evenly. Default: all."),
     attn_rot: str = typer.Option("on", "--attn-rot", metavar="on|off", help="llama.cpp's own rotation of quantized caches."),
     device: str = _DEVICE,
-    llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'."),
+    llama_args: str = _LLAMA_ARGS,
     tree: Optional[Path] = _TREE,
     cmake: List[str] = _CMAKE,
     programs: Optional[Path] = _PROGRAMS,
@@ -273,7 +277,7 @@ def needle_command(
     needles: int = typer.Option(8, "--needles", min=1, help="Needles at each depth."),
     attn_rot: str = _ATTN_ROT,
     device: str = _DEVICE,
-    llama_args: str = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'."),
+    llama_args: str = _LLAMA_ARGS,
     tree: Optional[Path] = _TREE,
     cmake: List[str] = _CMAKE,
     programs: Optional[Path] = _PROGRAMS,

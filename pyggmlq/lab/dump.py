@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import _gguf_file, _tree, fetch, llama
+from .. import _tree, llama
 from .._files import appearing
 from .._hadamard import hadamard
 from .._pairs import Case
 from .._steps import Steps, slug
 from ..bench import record as bench_record
-from . import LabError, require
+from . import LabError, require, runs
 
 TARGETS = ("llama-ggmlq-lab",)
 FORMAT, WINDOW_FORMAT = "pyggmlq-kv-1", "pyggmlq-kv-window-1"
@@ -33,7 +33,7 @@ _CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(runs.Programs):
     """What to dump; names as on the command line."""
 
     model: str
@@ -46,41 +46,24 @@ class Options:
     tokens: int
     """Kept of each window, spread evenly, its first among them."""
     attn_rot: str
-    threads: int
-    work_dir: Path
-    tree: Path | None = None
-    programs: Path | None = None
-    cmake: tuple[str, ...] | list[str] = ()
-    extra: tuple[str, ...] = ()
 
 
 def run(options: Options, steps: Steps) -> dict[str, Any]:
     """Write `options.out`; its metadata. `LabError` and StepFailed say what was in the way; then there is no new file."""
-    path, title = Path(options.model), slug(Path(options.model).stem)
-    if options.model in fetch.MODELS:
-        with steps.named(f"fetching {fetch.MODELS[options.model].title}"):
-            path = fetch.fetch_model(options.model, options.work_dir / "models", steps.progress.update)
-    with steps.named(f"reading {path}"):
-        header = _gguf_file.metadata(path)
-    if not header.get("tokenizer.ggml.tokens", 0):
-        raise LabError(f"{path} has no vocabulary, so it is no model that text can be given to")
-    if options.programs:
-        folder = options.programs
-    else:
-        folder = _tree.build(_tree.prepare_tree(options, steps), options, steps, TARGETS)
+    subject = runs.subject(options.model, options, steps)
+    path, title = subject.path, slug(subject.title)
+    folder, _ = runs.folder_and_tree(options, steps, TARGETS)
     with steps.named("reading the built programs"):
         programs = _tree.programs_hash(folder, TARGETS)
     facts = {
-        "model": {"file": path.name, "bytes": path.stat().st_size, "sha256": fetch.sha256(path), "name": header.get("general.name"),
-                  "architecture": header.get("general.architecture")},
-        "text": {"file": options.text.name, "bytes": options.text.stat().st_size, "sha256": fetch.sha256(options.text)},
+        "model": subject.facts, "text": runs.text_facts(options.text),
         "options": {"context": options.n_ctx, "windows": options.windows, "tokens": options.tokens, "k": options.case.k, "v": options.case.v,
                     "attn_rot": options.attn_rot, "extra": list(options.extra)},
     }  # fmt: skip
     parts = options.work_dir / "dump" / f"{title}-{Steps.key('dump', {**facts, 'programs': programs})}"
     parts.mkdir(parents=True, exist_ok=True)
-    environment = {} if options.attn_rot == "on" else {"LLAMA_ATTN_ROT_DISABLE": "1"}
-    tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps, options.windows), options.extra, environment)
+    watch, environment = _watch(steps, options.windows), runs.environment(options.attn_rot)
+    tools = llama.Tools(folder, options.work_dir / "logs", options.threads, watch, options.extra, environment)
     with steps.named(f"dumping {path.name}"):
         try:
             found = tools.dump_rows(f"{title}-dump", path, options.text, parts, options.case.k, options.case.v,
@@ -88,13 +71,13 @@ def run(options: Options, steps: Steps) -> dict[str, Any]:
         except llama.ToolError as error:
             said = error.log.read_text(encoding="utf-8", errors="replace")
             sentence = error.refusal((options.case.k, options.case.v))
-            short = re.search(r"^error: the text has (\d+) tokens", said, re.MULTILINE)
+            short = runs.too_short(error)
             missing = re.search(r"^error: ((?:this model|layer \d+) .*)$", said, re.MULTILINE)
-            if short:
-                raise LabError(f"{options.text} is too short: found {short[1]} tokens, wanted at least {options.n_ctx} (--context)") from None
+            if short is not None:
+                raise LabError(f"{options.text} is too short: found {short} tokens, wanted at least {options.n_ctx} (--context)") from None
             if sentence or missing:
                 raise LabError(f"{path.name} can't be dumped: {sentence or missing[1]}") from None
-            raise
+            raise runs.unloadable(error, path) or error from None
     windows = sorted(parts.glob("window-*.safetensors"))[:found]
     if len(windows) != found:
         raise LabError(f"found {len(windows)} of {found} windows in {parts}: the program ended early; the same command goes on there")
@@ -140,6 +123,8 @@ def _join(windows: list[Path], out: Path, facts: dict[str, Any]) -> None:
     """One file of the windows' rows, one window after the other; it appears whole."""
     headers = [_header(path) for path in windows]
     first, metadata, _ = headers[0]
+    if metadata.get("format") != WINDOW_FORMAT:
+        raise LabError(f"{windows[0]}: found format {metadata.get('format')!r}, wanted {WINDOW_FORMAT}: build llama-ggmlq-lab again")
     tensors: dict[str, Any] = {}
     at = 0
     for name, tensor in first.items():

@@ -57,12 +57,13 @@ def attention_errors(q: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, f
         spread = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
         pearson.append(np.divide((a * b).sum(axis=1), spread, out=np.zeros_like(spread), where=spread > 0))
         top.append(exact.argmax(axis=1) == found.argmax(axis=1))
-        log_p, log_q = _log_softmax(exact), _log_softmax(found)
+        log_p, log_q = log_softmax(exact), log_softmax(found)
         kld.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
     return {"score_pearson": float(np.mean(pearson)), "top1": float(np.mean(top)), "softmax_kld": float(np.mean(kld))}
 
 
-def _log_softmax(score: np.ndarray) -> np.ndarray:
+def log_softmax(score: np.ndarray) -> np.ndarray:
+    """Along the last axis of (n_queries, n_keys)."""
     shifted = score - score.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 

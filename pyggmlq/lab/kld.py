@@ -11,16 +11,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import _gguf_file, _tree, fetch, llama
+from .. import _tree, llama
 from .._pairs import Case, bits_per_value, divergence_alarms, memory_alarms
-from .._files import write_atomically
 from .._steps import Steps, slug
 from .._types import cache_types
-from . import LabError, record
+from . import LabError, record, runs
 
 TARGETS = ("llama-perplexity",)
 
@@ -29,33 +28,12 @@ NOISE = 1e-3
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to measure."""
-
-    title: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class Options:
+class Options(runs.Grid):
     """What to measure and how; names as on the command line."""
 
-    models: tuple[str, ...]
-    """Paths of GGUF files, or names of `fetch.MODELS`."""
-    text: Path | None
-    pairs: tuple[Case, ...]
-    contexts: tuple[int, ...]
     windows: int
-    rotations: tuple[str, ...]
-    """Of `attn_rot`: "on", "off"."""
-    threads: int
-    work_dir: Path
-    tree: Path | None = None
-    programs: Path | None = None
-    """A folder with the programs of a patched llama.cpp: nothing is fetched, patched or built then."""
-    cmake: list[str] = field(default_factory=list)
-    extra: tuple[str, ...] = ()
-    """Further arguments of llama-perplexity."""
+    kept: bool
+    """Run nothing: only rows that earlier runs measured."""
 
 
 @dataclass
@@ -72,6 +50,7 @@ class Row:
     """Whether llama.cpp rotated K and V; None where it can't."""
     memory: llama.KvMemory | None = None
     divergence: llama.Divergence | None = None
+    placement: llama.Placement | None = None
     seconds: float = 0.0
     refused: str | None = None
 
@@ -87,17 +66,18 @@ class Row:
             "bits_k": bits_per_value(self.case.k), "bits_v": bits_per_value(self.case.v),
             "attn_rot": self.attn_rot, "rotated_k": rotated[0], "rotated_v": rotated[1],
             "mib_k": sizes.get("mib_k"), "mib_v": sizes.get("mib_v"),
+            "device": self.placement.device if self.placement else None, "splits": self.placement.splits if self.placement else None,
             **(asdict(self.divergence) if self.divergence else {}), "seconds": self.seconds, "refused": self.refused,
         }  # fmt: skip
 
 
 def default_pairs() -> list[Case]:
-    """llama.cpp's types and ours on both sides; ours on one side; ours for V beside a q8_0 K. The f16 reference first."""
+    """llama.cpp's types and ours on both sides; ours and q4_0 on one side; ours for V beside a q8_0 K. The f16 reference first."""
     ours = [info.name for info in cache_types()]
     pairs = [Case(name, name) for name in ("f16", "q8_0", "q5_0", "q4_0", "iq4_nl", *ours)]
-    for name in ours:
-        pairs += [Case(name, "f16"), Case("f16", name), Case("q8_0", name)]
-    return pairs
+    for name in ("q4_0", *ours):
+        pairs += [Case(name, "f16"), Case("f16", name)]
+    return pairs + [Case("q8_0", name) for name in ours]
 
 
 def parse_pairs(text: str) -> list[Case]:
@@ -115,30 +95,21 @@ def parse_pairs(text: str) -> list[Case]:
 
 def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Measure everything; the record, `finished` being called with it after each row. StepFailed if a step fails."""
-    subjects = [_subject(name, options, steps) for name in options.models]
+    subjects = [runs.subject(name, options, steps) for name in options.models]
     titles = [subject.title for subject in subjects]
     if len(set(titles)) < len(titles):
         raise LabError(f"models: found two that are called {max(titles, key=titles.count)}, wanted different file names")
-    tree = None
-    if options.programs:
-        folder = options.programs
-    else:
-        tree = _tree.prepare_tree(options, steps)
-        folder = _tree.build(tree, options, steps, TARGETS)
-    text = options.text or _own_text(tree, options, steps)
+    folder, tree = runs.folder_and_tree(options, steps, TARGETS)
+    text = runs.text_file(options.text, tree, options, steps)
     with steps.named("reading the built programs"):
         programs = {"sha256": _tree.programs_hash(folder, TARGETS), **_version(folder)}
     data = record.start(
-        record.KLD, llama_cpp=programs, models=[], notes=[], alarms=[],
-        text={"file": text.name, "bytes": text.stat().st_size, "sha256": fetch.sha256(text)},
+        record.KLD, llama_cpp=programs, models=[subject.facts for subject in subjects], notes=[], alarms=[], text=runs.text_facts(text),
         options={"contexts": options.contexts, "windows": options.windows, "threads": options.threads, "extra": options.extra},
     )  # fmt: skip
     rows: list[Row] = []
-    grids = []
-    for subject in subjects:  # everything that can be wrong with a model comes before hours of work
-        grids.append(_Grid(subject, text, options, steps, folder, programs["sha256"]))
-        data["models"].append(grids[-1].facts)
-    for grid in grids:
+    for subject in subjects:
+        grid = _Grid(subject, text, data["text"]["sha256"], options, steps, folder, programs["sha256"])
         for n_ctx in options.contexts:
             for row in grid.rows(n_ctx):
                 rows.append(row)
@@ -147,23 +118,6 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
                 data["notes"] = notes(rows, options.windows)
                 finished(data)
     return data
-
-
-def _subject(name: str, options: Options, steps: Steps) -> Subject:
-    if name not in fetch.MODELS:
-        return Subject(Path(name).stem, Path(name))
-    title = fetch.MODELS[name].title
-    with steps.named(f"fetching {title}"):
-        return Subject(title, fetch.fetch_model(name, options.work_dir / "models", steps.progress.update))
-
-
-def _own_text(tree: Path | None, options: Options, steps: Steps) -> Path:
-    if tree is None:
-        raise LabError("--programs leaves no tree whose documents could be measured on: give a text with --text FILE")
-    path = options.work_dir / "text.txt"
-    with steps.named("collecting text"):
-        write_atomically(path, _tree.prose(tree))
-    return path
 
 
 def _version(folder: Path) -> dict[str, Any]:
@@ -179,24 +133,12 @@ class _Grid:
     """All pairs on one model."""
 
     def __init__(
-        self, subject: Subject, text: Path, options: Options, steps: Steps, folder: Path, programs: str
-    ) -> None:
+        self, subject: runs.Subject, text: Path, text_sha256: str, options: Options, steps: Steps, folder: Path, programs: str
+    ) -> None:  # fmt: skip
         self.subject, self.text, self.options, self.steps = subject, text, options, steps
-        with steps.named(f"reading {subject.path}"):
-            header = _gguf_file.metadata(subject.path)
-        self.n_vocab: int = header.get("tokenizer.ggml.tokens", 0)
-        if not self.n_vocab:
-            raise LabError(f"{subject.path} has no vocabulary, so it is no model that text can be measured with")
-        state = subject.path.stat()
-        where = {"path": str(subject.path), "size": state.st_size, "modified_ns": state.st_mtime_ns}
-        sha256 = steps.kept(f"{subject.title}: hash of the file", where, lambda: fetch.sha256(subject.path))
-        self.facts = {
-            "title": subject.title, "file": subject.path.name, "bytes": state.st_size, "sha256": sha256,
-            "name": header.get("general.name"), "architecture": header.get("general.architecture"), "n_vocab": self.n_vocab,
-        }  # fmt: skip
         # Threads are left out: they change no figure by more than the rounding of sums.
-        self.inputs = {"programs": programs, "model": sha256, "text": fetch.sha256(text), "windows": options.windows,
-                       "extra": options.extra, "statistics": list(llama.Divergence.__dataclass_fields__)}  # fmt: skip
+        self.inputs = {"programs": programs, "model": subject.sha256, "text": text_sha256, "windows": options.windows, "extra": options.extra,
+                       "statistics": [*llama.Divergence.__dataclass_fields__, *llama.Placement.__dataclass_fields__]}  # fmt: skip
         self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra)
 
     def rows(self, n_ctx: int) -> Iterator[Row]:
@@ -207,19 +149,33 @@ class _Grid:
         wanted += [(case, rotation) for rotation in self.options.rotations for case in others]
         logits = self._logits_path(n_ctx)
         f16 = None
+        plain = set()  # what llama.cpp doesn't rotate anyway is measured once
         for case, rotation in wanted:
+            if rotation == "off" and case in plain:
+                continue
             row = self._row(case, n_ctx, rotation, logits)
+            if row is None:
+                if case is reference:
+                    return
+                continue
             f16 = f16 or row.divergence
             if row.divergence and f16:
                 # The program's own ratio is to what it reads from the file, where no probability is below e^-16 of the highest.
                 row.divergence = replace(row.divergence, ppl_ratio=row.divergence.ppl / f16.ppl)
+            if row.rotated == (False, False):
+                plain.add(case)
             yield row
-        logits.unlink(missing_ok=True)
+        if not self.options.kept:
+            logits.unlink(missing_ok=True)
 
-    def _row(self, case: Case, n_ctx: int, rotation: str, logits: Path) -> Row:
+    def _row(self, case: Case, n_ctx: int, rotation: str, logits: Path) -> Row | None:
+        """None where nothing must be run and no result is kept."""
         row = Row(self.subject.title, n_ctx, case, rotation)
         name = slug(str(row))
-        tools = self.tools if rotation == "on" else replace(self.tools, environment={"LLAMA_ATTN_ROT_DISABLE": "1"})
+        inputs = {**self.inputs, "n_ctx": n_ctx, "attn_rot": rotation}
+        if self.options.kept and not self.steps.has(str(row), inputs):
+            return None
+        tools = replace(self.tools, environment=runs.environment(rotation))
 
         def measure() -> dict[str, Any]:
             self._ensure_logits(n_ctx, logits)
@@ -230,18 +186,20 @@ class _Grid:
                 if sentence is None:
                     raise
                 return {"refused": sentence}
-            memory, windows = llama.parse_kv_memory(log), llama.parse_windows(log)
-            if memory is None or windows is None:
-                what = "the KV cache's size" if memory is None else "its windows"
+            memory, placement, windows = llama.parse_kv_memory(log), llama.parse_placement(log), llama.parse_windows(log)
+            if memory is None or placement is None or windows is None:
+                what = "the KV cache's size" if memory is None else "where the KV cache lies" if placement is None else "its windows"
                 raise llama.ToolError(f"llama-perplexity printed no line on {what}", tools.logs / f"{name}.log")
-            return {"divergence": asdict(found), "memory": asdict(memory), "rotated": llama.parse_rotation(log), "windows": windows}
+            return {"divergence": asdict(found), "memory": asdict(memory), "placement": asdict(placement), "rotated": llama.parse_rotation(log),
+                    "windows": windows}  # fmt: skip
 
-        kept = self.steps.kept_with_time(str(row), {**self.inputs, "n_ctx": n_ctx, "attn_rot": rotation}, measure)
+        kept = self.steps.kept_with_time(str(row), inputs, measure)
         found, row.seconds = kept["result"], kept["seconds"]
         if "refused" in found:
             row.refused = found["refused"]
             return row
         row.divergence, row.memory = llama.Divergence(**found["divergence"]), llama.KvMemory(**found["memory"])
+        row.placement = llama.Placement(**found["placement"])
         row.rotated = tuple(found["rotated"]) if found["rotated"] else None
         row.windows = found["windows"]
         if rotation == "off" and row.rotated is None:
@@ -256,7 +214,7 @@ class _Grid:
         if logits.exists():
             return
         # Log-probabilities of 16 bits for the second half of each window, as perplexity.cpp writes them.
-        size = self.options.windows * (n_ctx - 1 - n_ctx // 2) * 2 * (self.n_vocab + 5)
+        size = self.options.windows * (n_ctx - 1 - n_ctx // 2) * 2 * (self.subject.n_vocab + 5)
         free = shutil.disk_usage(logits.parent).free
         if free < size:
             raise LabError(
@@ -273,12 +231,11 @@ class _Grid:
             )
             unfinished.replace(logits)
         except llama.ToolError as error:
-            text = error.log.read_text(encoding="utf-8", errors="replace")
-            short = re.search(r"tokenizes to only (\d+) tokens", text)
+            short = runs.too_short(error)
             if short is None:
-                raise
+                raise runs.unloadable(error, self.subject.path) or error from None
             raise LabError(
-                f"{self.text} is too short: found {short[1]} tokens of {self.subject.title}, wanted at least {2 * n_ctx} "
+                f"{self.text} is too short: found {short} tokens of {self.subject.title}, wanted at least {2 * n_ctx} "
                 f"for windows of {n_ctx}"
             ) from None
         finally:
@@ -334,7 +291,14 @@ def notes(rows: Sequence[Row], windows: int) -> list[str]:
         fewer = [row.windows for row in here if row.windows < windows]
         if fewer:
             found.append(f"{model}, context {n_ctx}: the text gave only {fewer[0]} of {windows} windows")
-        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and not row.case.is_reference]
+        splits = {str(row.case): row.placement.splits for row in here if row.placement and row.placement.splits}
+        cut = [name for name, n in splits.items() if n > splits.get("f16/f16", n)]
+        if cut:
+            found.append(
+                f"{model}, context {n_ctx}: the device has no attention for {', '.join(cut)}, which the CPU computed "
+                f"({splits[cut[0]]} pieces of the graph instead of f16's {splits['f16/f16']})"
+            )
+        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and row.case.wants_attn_rot]
         if plain:
-            found.append(f"{model}, context {n_ctx}: llama.cpp does not rotate {', '.join(plain)} on this model")
+            found.append(f"{model}, context {n_ctx}: llama.cpp rotates neither side of {', '.join(plain)}")
     return found

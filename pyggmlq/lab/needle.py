@@ -11,38 +11,27 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from .. import _gguf_file, _tree, fetch, llama
+from .. import _tree, llama
 from .._files import write_atomically
 from .._pairs import Case
 from .._steps import Steps, slug
-from . import LabError, record
+from . import LabError, record, runs
 
 TARGETS = ("llama-ggmlq-lab",)
 CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Dublin", "Athens", "Warsaw", "Nairobi", "Prague", "Havana", "Vienna", "Seoul")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(runs.Grid):
     """What to measure and how; names as on the command line."""
 
-    models: tuple[str, ...]
-    text: Path | None
-    pairs: tuple[Case, ...]
-    contexts: tuple[int, ...]
     depths: tuple[int, ...]
     needles: int
-    rotations: tuple[str, ...]
-    threads: int
-    work_dir: Path
-    tree: Path | None = None
-    programs: Path | None = None
-    cmake: list[str] = field(default_factory=list)
-    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,63 +71,47 @@ def _hidden(passage: str, depth: int, sentence: str) -> str:
 
 def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Measure everything; the record, `finished` being called with it after each pair. StepFailed if a step fails."""
-    tree = None
-    if options.programs:
-        folder = options.programs
-    else:
-        tree = _tree.prepare_tree(options, steps)
-        folder = _tree.build(tree, options, steps, TARGETS)
-    path = options.text
-    if path is None:
-        if tree is None:
-            raise LabError("--programs leaves no tree whose documents could be the haystack: give a text with --text FILE")
-        path = options.work_dir / "text.txt"
-        write_atomically(path, _tree.prose(tree))
+    folder, tree = runs.folder_and_tree(options, steps, TARGETS)
+    path = runs.text_file(options.text, tree, options, steps)
     text = path.read_text(encoding="utf-8", errors="replace").replace("\x1e", " ").replace("\x1f", " ")
     with steps.named("reading the built programs"):
         programs = _tree.programs_hash(folder, TARGETS)
     data = record.start(
-        record.NEEDLE, llama_cpp={"sha256": programs}, models=[], notes=[],
-        text={"file": path.name, "bytes": path.stat().st_size, "sha256": fetch.sha256(path)},
+        record.NEEDLE, llama_cpp={"sha256": programs}, models=[], notes=[], text=runs.text_facts(path),
         options={"contexts": options.contexts, "depths": options.depths, "needles": options.needles, "extra": options.extra},
     )  # fmt: skip
     for name in options.models:
-        title, model = Path(name).stem, Path(name)
-        if name in fetch.MODELS:
-            title = fetch.MODELS[name].title
-            with steps.named(f"fetching {title}"):
-                model = fetch.fetch_model(name, options.work_dir / "models", steps.progress.update)
-        with steps.named(f"reading {model}"):
-            if not _gguf_file.metadata(model).get("tokenizer.ggml.tokens", 0):
-                raise LabError(f"{model} has no vocabulary, so it is no model that can be asked")
-        sha256 = fetch.sha256(model)
-        data["models"].append({"title": title, "file": model.name, "sha256": sha256})
-        inputs = {"programs": programs, "model": sha256, "text": data["text"]["sha256"], "depths": options.depths, "needles": options.needles,
-                  "extra": options.extra}  # fmt: skip
+        subject = runs.subject(name, options, steps)
+        data["models"].append(subject.facts)
+        inputs = {"programs": programs, "model": subject.sha256, "text": data["text"]["sha256"], "depths": options.depths,
+                  "needles": options.needles, "extra": options.extra, "results": ["nll", "exact", "tokens", "device"]}  # fmt: skip
         tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra)
         for n_ctx in options.contexts:
             for rotation in options.rotations:
                 for case in options.pairs:
                     if rotation == "off" and case.is_reference and "on" in options.rotations:
                         continue  # nothing of f16 is rotated
-                    _measure(data, tools, steps, options, title, model, text, n_ctx, case, rotation, inputs)
+                    _measure(data, tools, steps, options, subject, text, n_ctx, case, rotation, inputs)
                     finished(data)
     return data
 
 
 def _measure(
-    data: dict[str, Any], tools: llama.Tools, steps: Steps, options: Options, title: str, model: Path, text: str, n_ctx: int, case: Case,
+    data: dict[str, Any], tools: llama.Tools, steps: Steps, options: Options, subject: runs.Subject, text: str, n_ctx: int, case: Case,
     rotation: str, inputs: dict[str, Any],
 ) -> None:  # fmt: skip
     """Append the rows of one pair."""
+    title = subject.title
     name = f"{title}, needle in {n_ctx}, {case}" + ("" if rotation == "on" else ", attn_rot off")
-    tools = tools if rotation == "on" else replace(tools, environment={"LLAMA_ATTN_ROT_DISABLE": "1"})
+    tools = replace(tools, environment=runs.environment(rotation))
 
     def score(asked: list[Question], k: str, v: str, room: int) -> tuple[list[llama.Score], str]:
         cases = options.work_dir / f"{slug(name)}.cases"
         write_atomically(cases, "".join(f"{one.context}\x1f{one.answer}\x1e" for one in asked))
         try:
-            found, log = tools.score(slug(name), model, cases, k, v, n_ctx=room)
+            found, log = tools.score(slug(name), subject.path, cases, k, v, n_ctx=room)
+        except llama.ToolError as error:
+            raise runs.unloadable(error, subject.path) or error from None
         finally:
             cases.unlink(missing_ok=True)
         if len(found) != len(asked):
@@ -150,16 +123,17 @@ def _measure(
         tokens = steps.kept(f"{title}: tokens of the text", {**inputs, "n_ctx": n_ctx},
                             lambda: score([Question(None, sample, " 1")], "f16", "f16", 8 * n_ctx)[0][0].n_context)  # fmt: skip
         steps.current = name
-        asked = questions(text, int(len(sample) / tokens * (n_ctx - 64)), options.depths, options.needles)
+        asked = questions(text, int(len(sample) / max(1, tokens) * (n_ctx - 64)), options.depths, options.needles)
         try:
-            found, _ = score(asked, case.k, case.v, -(-3 * n_ctx // 512) * 256)  # half as much again: passages differ
+            found, log = score(asked, case.k, case.v, -(-3 * n_ctx // 512) * 256)  # half as much again: passages differ
         except llama.ToolError as error:
             sentence = error.refusal((case.k, case.v))
             if sentence is None:
                 raise
             return {"refused": sentence}
+        placement = llama.parse_placement(log)
         scores = [{"depth": one.depth, "nll": got.nll, "exact": got.exact, "tokens": got.n_context} for one, got in zip(asked, found)]
-        return {"refused": None, "scores": scores}
+        return {"refused": None, "scores": scores, "device": placement.device if placement else None}
 
     found = steps.kept(name, {**inputs, "n_ctx": n_ctx, "attn_rot": rotation}, measure)
     if found["refused"]:
@@ -171,7 +145,7 @@ def _measure(
             "model": title, "n_ctx": n_ctx, "k": case.k, "v": case.v, "attn_rot": rotation, "depth": depth, "needles": len(mine),
             "nll": mean(one["nll"] for one in mine) if mine else None, "found": mean(one["exact"] for one in mine) if mine else None,
             "nll_without": mean(one["nll"] for one in scores if one["depth"] is None) if mine else None,
-            "tokens": round(mean(one["tokens"] for one in mine)) if mine else None, "refused": found["refused"],
+            "tokens": round(mean(one["tokens"] for one in mine)) if mine else None, "device": found.get("device"), "refused": found["refused"],
         })  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
         axis = figure.add_subplot(1, len(places), i + 1)
         here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx) and not row["refused"]]
         whole = next(row["mib_k"] + row["mib_v"] for row in here)  # f16 comes first
-        for row in here:
+        named: list[tuple[float, float]] = []
+        for row in sorted(here, key=lambda row: -(row["kld"] or 0)):  # of a crowd the lower ones get their names below
             if (row["k"], row["v"]) == ("f16", "f16") or not row["kld"]:
                 continue
             share = 100 * (row["mib_k"] + row["mib_v"]) / whole
@@ -55,7 +56,9 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
             axis.errorbar(share, row["kld"], yerr=row["kld_error"], fmt="*" if ours else "o", markersize=11 if ours else 6,
                           color="C1" if ours else "C0", markerfacecolor="none" if off else None)  # fmt: skip
             pair = row["k"] if row["k"] == row["v"] else f"{row['k']}/{row['v']}"
-            axis.annotate(pair + (" unrotated" if off else ""), (share, row["kld"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+            crowded = any(abs(share - x) < 8 and 0.8 < row["kld"] / y < 1.25 for x, y in named)
+            named.append((share, row["kld"]))
+            axis.annotate(pair + (" unrotated" if off else ""), (share, row["kld"]), xytext=(6, -10 if crowded else 4), textcoords="offset points", fontsize=8)
         axis.set(title=f"{model}, context {n_ctx}", xlabel="cache, % of f16", yscale="log", ylabel="mean KLD" if i == 0 else "")
         axis.margins(x=0.18)
         _grid(axis)

@@ -31,17 +31,18 @@ class Table:
 
 @dataclass
 class Section:
-    """A heading, sentences, drawings and tables, in this order."""
+    """A heading, sentences, lists of sentences by heading, drawings and tables, in this order."""
 
     title: str
     text: list[str] = field(default_factory=list)
     drawings: list[Callable[[], Any]] = field(default_factory=list)
     """Each gives a matplotlib figure, or None if there is nothing to draw. Text needs none of them."""
     tables: list[Table] = field(default_factory=list)
+    lists: dict[str, list[str]] = field(default_factory=dict)
 
 
 def write(files: Sequence[Path], out: Path) -> None:
-    """Read `files`, of any of the three kinds or GGUF files, and replace `out` (.html, .md, .png) by the page.
+    """Read `files`, records of the lab and of `bench cpu` or GGUF files, and replace `out` (.html, .md, .png) by the page.
 
     A .png holds the first drawing only. `LabError` for a file that is none of these, and if there is nothing to draw.
     """
@@ -67,8 +68,12 @@ def sections(records: Sequence[dict[str, Any]], models: Sequence[fit.Model] = ()
     """The page, most important first: advice, quality on models, memory, codecs on data, speed, and what it was measured with."""
     kinds = (record.KLD, record.EVAL, record.ATTENTION, record.NEEDLE, record.BENCH)
     by_kind = {kind: [data for data in records if data["format"] == kind] for kind in kinds}
-    advice = [sentence for data in by_kind[record.KLD] for sentence in recommendations(data)]
-    found = [Section("What to use", advice)] if advice else []
+    advice, wrong = {}, []
+    for data in by_kind[record.KLD]:
+        if data.get("alarms"):
+            wrong.append("ALARM: some results can't be right, so trust none of what follows: " + "; ".join(data["alarms"]))
+        advice.update(recommendations(data))
+    found = [Section("What to use", wrong, lists=advice)] if advice or wrong else []
     found += [section for data in by_kind[record.KLD] for section in _kld_sections(data)]
     found += [section for data in by_kind[record.NEEDLE] for section in _needle_sections(data)]
     found += [section for data in by_kind[record.ATTENTION] for section in _attention_sections(data)]
@@ -98,9 +103,10 @@ def _loss(row: dict[str, Any]) -> float:
     return row["kld"]
 
 
-def recommendations(data: dict[str, Any]) -> list[str]:
-    """Sentences that follow from the rows of a kld record: what is best at a size, what is smallest, and where the loss is."""
-    found = []
+def recommendations(data: dict[str, Any]) -> dict[str, list[str]]:
+    """Sentences that follow from the rows of a kld record, by model and context: what is best at a size, what is smallest, and
+    where the loss is."""
+    found = {}
     for model, n_ctx in places(data):
         here = [row for row in data["rows"] if (row["model"], row["n_ctx"], row["attn_rot"]) == (model, n_ctx, "on") and not row["refused"]]
         reference = next((row for row in here if (row["k"], row["v"]) == ("f16", "f16")), None)
@@ -108,9 +114,7 @@ def recommendations(data: dict[str, Any]) -> list[str]:
         if reference is None or not rows:
             continue
         unrotated = [row for row in data["rows"] if (row["model"], row["n_ctx"], row["attn_rot"]) == (model, n_ctx, "off") and row.get("kld") is not None]
-        found += [f"{model}, context {n_ctx}. {sentence}" for sentence in [*_advice(rows, reference), *_rotation_advice(rows, unrotated)]]
-    if data.get("alarms"):
-        found.insert(0, "ALARM: some results can't be right, so trust none of what follows: " + "; ".join(data["alarms"]))
+        found[f"{model}, context {n_ctx}"] = [*_advice(rows, reference), *_rotation_advice(rows, unrotated)]
     return found
 
 
@@ -176,9 +180,16 @@ def _kld_sections(data: dict[str, Any]) -> Iterator[Section]:
                     number(row["kld_median"], 4), number(row["kld_999"], 3), number(row["kld_max"], 2), f"{row['same_top']:.1f} %",
                 ))  # fmt: skip
         windows = max(row["windows"] or 0 for row in rows)
-        text = [f"{windows} windows of {n_ctx} tokens; KLD in nats against the f16 cache. “rotated”: sides that llama.cpp's attn_rot turned."]
+        where = ", ".join(devices(data, rows))
+        text = [f"{windows} window{'s' * (windows > 1)} of {n_ctx} tokens on {where}; KLD in nats against the f16 cache. “rotated”: sides that llama.cpp's attn_rot turned."]
         text += [f"Refused: {sentence}." for sentence in dict.fromkeys(row["refused"] for row in rows if row["refused"])]
         yield Section(f"Quality: {model}, context {n_ctx}", text, [partial(plots.kld, data["rows"], [(model, n_ctx)])], [table])
+
+
+def devices(data: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of what `rows` of a record were computed on."""
+    cpu = data["machine"]["cpu"]
+    return list(dict.fromkeys(cpu if row.get("device") in (None, "CPU") else row["device"] for row in rows if not row.get("refused"))) or [cpu]
 
 
 def _needle_sections(data: dict[str, Any]) -> Iterator[Section]:
@@ -220,7 +231,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
                 f"{len(few)} of {len(here)} heads have {100 * share:.0f} % of the divergence that K causes, the worst (layer.head): {worst}."
             )
     text = ["Each layer by itself, with the model's own queries, from rows that `pyggmlq dump-kv` wrote. “h+”: after a Hadamard transform of a head, "
-            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from.", *sentences]  # fmt: skip
+            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from."]  # fmt: skip
     head = ("codec", "bits", "logit error", "K: KLD", "K: top-1", "K: output", "V: output", "worst head", "its KLD")
     table = Table(head, [
         (row["codec"], number(row["bits"], 3), number(row["logit_error"], 4), number(row["k_kld"], 5), f"{100 * row['k_top1']:.1f} %",
@@ -235,7 +246,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
             cells.append(number(sum(values) / len(values), 4))
         by_layer.rows.append((str(layer), *cells))
     drawings = [partial(plots.heat, rows, telling), partial(plots.pairs, data["layers"], telling)]
-    yield Section(f"Where K hurts: {name}", text, drawings, [table, by_layer])
+    yield Section(f"Where K hurts: {name}", text, drawings, [table, by_layer], {"K against V, and the worst heads": sentences} if sentences else {})
 
 
 def _memory_section(model: fit.Model) -> Section:
@@ -283,7 +294,8 @@ def _origin(records: Sequence[dict[str, Any]]) -> Section:
         text = data.get("text")
         on = f"{text['file']}, {text['bytes']} bytes, sha256 {text['sha256'][:12]}" if text else ""
         upstream = (data.get("llama_cpp") or {}).get("commit") or ""
-        table.rows.append((data["format"], data["date"], f"{version['version']} {commit}".strip(), upstream[:9], data["machine"]["cpu"], on))
+        where = ", ".join(devices(data, data.get("rows", [])))
+        table.rows.append((data["format"], data["date"], f"{version['version']} {commit}".strip(), upstream[:9], where, on))
     return Section("Where the figures come from", [], [], [table])
 
 
@@ -296,6 +308,8 @@ def as_markdown(page: Sequence[Section]) -> str:
     for section in page:
         lines += ["", f"## {section.title}"]
         lines += [f"\n{sentence}" for sentence in section.text]
+        for heading, sentences in section.lists.items():
+            lines += [f"\n{heading}:\n", *(f"- {sentence}" for sentence in sentences)]
         for table in section.tables:
             rule = ["---" if i < table.n_left else "---:" for i in range(len(table.head))]
             lines += ["", *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.head, rule, *table.rows))]
@@ -306,9 +320,10 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #666; --line: #ddd; --page: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a0a0a0; --line: #3a3a3a; --page: #161616; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 70rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin: 1.2rem 0 0; }
+ul { margin: 0.4rem 0; padding-left: 1.2rem; } li { margin: 0.2rem 0; }
 .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; color: var(--ink); } svg text { fill: currentColor; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 0.8rem 0; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } .word { text-align: left; }
 """
@@ -320,6 +335,9 @@ def as_html(page: Sequence[Section]) -> str:
     for section in page:
         parts.append(f"<section><h2>{html.escape(section.title)}</h2>")
         parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.text]
+        for heading, sentences in section.lists.items():
+            items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+            parts.append(f"<h3>{html.escape(heading)}</h3><ul>{items}</ul>")
         figures = [figure for figure in (draw() for draw in section.drawings) if figure is not None]
         parts += [f'<div class="wide">{plots.as_svg(figure)}</div>' for figure in figures]
         parts += [_html_table(table) for table in section.tables]

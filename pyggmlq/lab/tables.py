@@ -23,7 +23,7 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
     here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx)]
     windows = max(row["windows"] or 0 for row in here)
     right = ("bits K/V", "MiB K + V", "PPL / f16's", "mean KLD", "median", "99.9 %", "maximum", "same top")
-    table = _table(f"{model}, {windows} windows of {n_ctx} tokens", ("cache K/V", "attn_rot"), right)
+    table = _table(f"{model}, {windows} window{'s' * (windows > 1)} of {n_ctx} tokens", ("cache K/V", "attn_rot"), right)
     for row in here:
         pair = f"{row['k']}/{row['v']}"
         if row["refused"]:

@@ -386,6 +386,9 @@ void decode(llama_context * context, const llama_token * tokens, int n, int firs
 int dump(const std::vector<std::string> & words, common_params & params) {
     const std::string folder = words[0];
     const int n_windows = std::atoi(words[2].c_str()), n_keep = std::atoi(words[3].c_str());
+    if (n_windows < 1 || n_keep < 1 || params.n_ctx < 1) {
+        fail("found WINDOWS " + words[2] + ", TOKENS " + words[3] + " and -c " + std::to_string(params.n_ctx) + ", wanted numbers from 1 up");
+    }
     dump_state state;
     session s;
     open(s, params, on_node, &state);
@@ -439,6 +442,9 @@ int dump(const std::vector<std::string> & words, common_params & params) {
 // A case is context 0x1f answer 0x1e. For each: its number, the answer's tokens, the sum of their -log p, how many were the most
 // likely ones (all: greedy decoding gives the answer), and the tokens of the context.
 int score(const std::vector<std::string> & words, common_params & params) {
+    if (params.n_ctx < 1) {
+        fail("found no -c, wanted room for the longest case");
+    }
     session s;
     open(s, params, nullptr, nullptr);
     const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(s.model));
@@ -454,7 +460,11 @@ int score(const std::vector<std::string> & words, common_params & params) {
         const int n_context = tokens.size(), n_answer = answer.size();
         tokens.insert(tokens.end(), answer.begin(), answer.end());
         const int n = tokens.size() - 1;  // the last token is only predicted
-        if (n > params.n_ctx || n_answer < 1 || n_answer > MAX_UBATCH/2) {
+        if (n_answer < 1 || n_answer > n || n_answer > MAX_UBATCH) {
+            fail("the answer of case " + std::to_string(number) + " has " + std::to_string(n_answer) + " tokens, wanted 1 to " +
+                std::to_string(std::min(n, MAX_UBATCH)));
+        }
+        if (n > params.n_ctx) {
             fail("case " + std::to_string(number) + " has " + std::to_string(n) + " tokens, wanted at most " + std::to_string(params.n_ctx));
         }
         llama_memory_clear(llama_get_memory(s.context), true);

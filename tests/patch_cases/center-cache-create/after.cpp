@@ -1,11 +1,13 @@
-    }
+    attn_rot_k = other ? other->attn_rot_k : quantized;
 
     // pyggmlq:begin center-cache-create
     ggmlq_center = other ? other->ggmlq_center : std::make_shared<ggmlq_llama_center>();
     if (!other) {
-        ggmlq_center->type_v = type_v;
+        ggmlq_center->type_v  = type_v;
+        ggmlq_center->rotates = ggml_is_quantized(type_k) && ggmlq_llama_can_attn_rot(n_embd_head_k_all, hparams.n_embd_head_k());
     }
-
+    if (attn_rot_k || attn_rot_v || ggmlq_center->rotates) {
     // pyggmlq:end center-cache-create
-    const char * LLAMA_KV_CACHE_DEBUG = getenv("LLAMA_KV_CACHE_DEBUG");
+        make_matrices();
+    }
 }

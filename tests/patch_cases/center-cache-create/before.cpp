@@ -1,4 +1,6 @@
-    }
+    attn_rot_k = other ? other->attn_rot_k : quantized;
 
-    const char * LLAMA_KV_CACHE_DEBUG = getenv("LLAMA_KV_CACHE_DEBUG");
+    if (attn_rot_k || attn_rot_v) {
+        make_matrices();
+    }
 }
