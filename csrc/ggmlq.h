@@ -134,10 +134,12 @@ struct ggmlq_attend_params {
     float        max_bias;                   /* ALiBi; 0: off                                                      */
     float        logit_softcap;              /* s <- cap * tanh(s / cap); 0: off                                   */
     /* One more term of every dot product, <w of the query head, c of the token>, before scale; c NULL: none. The rows of c
-     * are shared by all heads: what centered keys lack (docs/CENTERING.md). */
+     * are shared by all heads: what centered keys lack (docs/CENTERING.md). A back end may round each 32 values of w to 14 bits
+     * with a scale, each 128 of a row of c to 13. */
     const float    * w;   int64_t w_stride[3];   /* strides: token, head, sequence                                 */
     const uint16_t * c;   int64_t c_stride[2];   /* fp16; strides: cached token, sequence                          */
     int64_t      c_size;                     /* values of a row of w and of c, at most head_size_k                 */
+    const uint16_t * part; int64_t part_stride;  /* fp16, n_kv factors of the terms, such as 0 where a key isn't centered; stride: sequence; NULL: 1 */
 };
 
 /* 0, or which types and shapes no attention here takes, on whatever device. Numbers only: no pointer is followed. */

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # As in csrc/ggml/llama-ggmlq-center.cpp.
-FIRST = 4  # tokens that may be left uncentered
+FIRST = 4  # tokens of a text that have no part in its mean
 FLOOR = 1e-3  # of the mean, under the moments of a pair
 SCALES = (0.1, 10.0)
 
@@ -85,23 +85,19 @@ def fit(keys, queries, n_rot, neox):
     return Calibration(mean, scale, n_rot, neox)
 
 
-def uncentered_first(calibrations, keys):
-    """How many first positions to leave uncentered, 0 to FIRST, for a model: those in a row whose keys, as stored, centering would make larger,
-    as it does with the one that all others attend to in many models. `keys`: for each calibration the keys before RoPE of the text's
-    first FIRST tokens, (kv_heads, FIRST, head_size). Compared is the geometric mean over heads and layers."""
-    logs = np.zeros(FIRST)
-    for calibration, k in zip(calibrations, keys):
-        k = np.asarray(k, np.float64)
-        scale, mean = calibration.scale[:, None], calibration.mean[:, None]
-        centered, plain = ((scale * (k - mean)) ** 2).sum(2), ((scale * k) ** 2).sum(2)
-        known = (centered > 0) & (plain > 0)
-        logs += np.log(np.where(known, centered, 1) / np.where(known, plain, 1)).sum(0)
-    return int(np.argmin([*(logs > 0), False]))
+def shorter(calibration, keys):
+    """bool (tokens,): whose keys before RoPE, (kv_heads, tokens, head_size), are shorter as stored, over all heads, without the mean. The others,
+    in many models a few that all later tokens attend to, are stored with it. ValueError for a shape that isn't the calibration's."""
+    keys = np.asarray(keys, np.float64)
+    if keys.ndim != 3 or (keys.shape[0], keys.shape[2]) != calibration.mean.shape:
+        raise ValueError(f"keys are {keys.shape}, wanted (kv_heads, tokens, head_size) with {calibration.mean.shape} heads and values")
+    along = calibration.scale * calibration.mean
+    return np.einsum("htd,hd->t", calibration.scale[:, None] * keys, along) > (along**2).sum() / 2
 
 
 def center(calibration, keys, cos, sin, centered=None):
-    """Keys after RoPE, (kv_heads, tokens, head_size), -> what is stored, S (k - R mean). `centered`, bool (tokens,): False keeps a token's key
-    as it is, but for S; None: all are centered. The cache takes the shorter way, S R (key before RoPE - mean), which is the same."""
+    """Keys after RoPE, (kv_heads, tokens, head_size), -> what is stored, S (k - R mean). `centered`, bool (tokens,), as `shorter` gives it: False
+    keeps a token's key as it is, but for S; None: all are centered. The cache takes the shorter way, S R (key before RoPE - mean), which is the same."""
     keys = np.asarray(keys, np.float64)
     mean = np.broadcast_to(calibration.mean[:, None], keys.shape)
     mean = mean * _mask(centered, keys.shape[1])[:, None]
@@ -109,8 +105,8 @@ def center(calibration, keys, cos, sin, centered=None):
 
 
 def row(cos, sin, neox, centered=None):
-    """c, (tokens, n_rot): the RoPE of the pairs (1, 0), that is cos and sin of a token's position, where x has the values of a pair; zeros for
-    a token that isn't centered. One row per token for all layers and heads of the same RoPE."""
+    """c, (tokens, n_rot): the RoPE of the pairs (1, 0), that is cos and sin of a token's position, where x has the values of a pair. One row per
+    token for all layers and heads of the same RoPE. Zeros for a token that isn't centered: the cache keeps that apart, a number per layer."""
     cos, sin = _angles(cos, sin)
     first, _ = pairs(2 * cos.shape[1], neox)
     one = np.zeros((cos.shape[0], 2 * cos.shape[1]))

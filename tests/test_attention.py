@@ -42,6 +42,20 @@ def rounded_query(q, name):
     return codec.unrotate_blocks(d[:, None] * levels).reshape(q.shape)
 
 
+def rounded_term(w, c):
+    """The same of a term: signed 14-bit integers for each 32 values of w, 13-bit ones for each 128 of a row of c, as ggmlq.h says."""
+
+    def rounded(x, length, most):
+        x = np.asarray(x, np.float32)
+        padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % length)]).reshape(*x.shape[:-1], -1, length)
+        largest = np.abs(padded).max(-1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            levels = np.where(largest > 0, np.rint(padded * (np.float32(most) / largest)), 0)
+        return (levels * (largest / np.float32(most))).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]].astype(np.float32)
+
+    return rounded(w, 32, 8191), rounded(c, 128, 4095)
+
+
 def case(seed, type_k="f16", type_v="f16", n_heads=4, n_heads_kv=2, n_queries=3, n_kv=70, head=128, head_v=None, seqs=None):
     """(q, k, v): k and v encoded, seqs = (n_seqs, n_seqs_kv) or None for no such axis."""
     rng = np.random.default_rng(seed)
@@ -56,18 +70,21 @@ def agree(q, k, v, type_k, type_v, **options):
     """The cpu result, after comparing it with the reference within the bound of tolerances.attention."""
     found = pyggmlq.flash_attn(q, k, v, type_k=type_k, type_v=type_v, **options)
     options.pop("n_threads", None)
+    scale = options.pop("scale", None) or q.shape[-1] ** -0.5
+    q_met, k_met, type_met = rounded_query(q, type_k), k, type_k
+    if term := options.pop("term", None):  # a query and a key with more values
+        w, c = rounded_term(*term)
+        decoded = reference._decode(k[None] if k.ndim == 3 else k, type_k).reshape(k.shape[:-1] + q.shape[-1:])
+        c = np.broadcast_to(c[..., None, :, :], k.shape[:-1] + c.shape[-1:])
+        q = q_met = np.concatenate([q_met, w], -1)
+        k, k_met, type_met = *[np.concatenate([decoded, c], -1).astype(np.float32)] * 2, "f32"
     wanted = pyggmlq.flash_attn(
-        rounded_query(q, type_k), k, v, type_k=type_k, type_v=type_v, backend="reference", **options
+        q_met, k_met, v, type_k=type_met, type_v=type_v, backend="reference", scale=scale, **options
     )  # fmt: skip
     assert found.dtype == np.float32 and found.shape == wanted.shape == q.shape[:-1] + wanted.shape[-1:]
-    k, v = (reference._decode(x[None] if x.ndim == 3 else x, t) for x, t in ((k, type_k), (v, type_v)))
+    k, v = (reference._decode(x[None] if x.ndim == 3 else x, t) for x, t in ((k, type_met), (v, type_v)))
     mask = options.get("mask")
     bias = 0 if mask is None else np.abs(mask[np.isfinite(mask)]).max(initial=0)
-    scale = options.get("scale") or q.shape[-1] ** -0.5
-    if term := options.get("term"):  # to the bound, a query and a key with more values
-        q = np.concatenate([q, term[0]], -1)
-        c = term[1].reshape(k.shape[0], 1, k.shape[2], -1)
-        k = np.concatenate([k, np.broadcast_to(c, k.shape[:3] + c.shape[3:])], -1)
     bound = tolerances.attention(
         q.reshape(-1, q.shape[-1]), k.reshape(-1, k.shape[-1]), v.reshape(-1, v.shape[-1]), scale, bias, k.shape[2]
     )  # fmt: skip
@@ -214,6 +231,26 @@ def test_the_term_that_all_heads_share(name, size):
     term = term_of(18, q, k, size)
     found = agree(q, k, v, name, name, term=term)
     assert np.abs(found - pyggmlq.flash_attn(q, k, v, type_k=name, type_v=name)).max() > 0.05
+
+
+@pytest.mark.parametrize("size", [2, 64, 128, 256])
+def test_the_rounding_of_the_term(size):
+    """With keys of zeros and one value per token, the weights that come out are those of the terms alone: their ratios tell the error of each,
+    also where one value of w is a thousand times the others, as with a large mean. Half a step of either factor times the other."""
+    rng = np.random.default_rng(23)
+    w = rng.standard_normal((1, 1, size)).astype(np.float32)
+    w[..., 0] *= 1000
+    c = np.cos(rng.uniform(0, 7, (9, size))).astype(np.float16)
+    found = pyggmlq.flash_attn(
+        np.zeros((1, 1, 256), np.float32), np.zeros((1, 9, 256), np.float32), np.eye(9, dtype=np.float32)[None], type_k="f32", type_v="f32",
+        term=(w, c), scale=2e-3)  # fmt: skip
+    logits = np.log(found[0, 0].astype(np.float64)) / 2e-3
+    w, c = w[0, 0].astype(np.float64), c.astype(np.float64)
+    half_steps = np.repeat([np.abs(w[i : i + 32]).max() / 8191 / 2 for i in range(0, size, 32)], 32)[:size]
+    bound = np.abs(c) @ half_steps + np.abs(c).max(1) / 4095 / 2 * np.abs(w).sum()
+    error = (logits - logits[0]) - (c @ w - (c @ w)[0])
+    assert (np.abs(error) <= bound + bound[0] + 0.005).all()  # and the exponential of float32
+    assert np.abs(error).max() > 0 and bound.max() < 0.005 * np.abs(w[0])
 
 
 def test_the_term_of_sequences_and_threads():

@@ -121,14 +121,15 @@ def test_fit_where_a_pair_never_varies():
     assert np.isfinite(scale).all() and scale.min() >= center.SCALES[0] and scale.max() <= center.SCALES[1]
 
 
-@pytest.mark.parametrize("far, wanted", [([], 0), ([0], 1), ([1, 2], 0), ([0, 1, 3], 2), ([0, 1, 2, 3], 4)])
-def test_uncentered_first(far, wanted):
-    calibration = center.Calibration(np.full((1, 8), 2.0), np.ones((1, 8)), 8, False)
-    keys = np.full((1, 4, 8), 2.1)
-    keys[:, far] = -2.1  # centering makes these larger
-    assert center.uncentered_first([calibration], [keys]) == wanted
-    near = np.full((1, 4, 8), 2.001)
-    assert center.uncentered_first([calibration] * 2, [keys, near]) == 0
+def test_shorter_is_what_it_says():
+    """A key is centered if the row that would be stored is shorter so, over all heads."""
+    rng = np.random.default_rng(3)
+    calibration = center.Calibration(rng.normal(0, 2, (2, 8)), np.exp(rng.normal(0, 1, (2, 8))), 8, False)
+    keys = calibration.mean[:, None] * rng.uniform(-1, 2, (1, 200, 1)) + rng.normal(0, 1, (2, 200, 8))
+    one, none = np.ones((200, 4)), np.zeros((200, 4))  # no rotation
+    length = [(center.center(calibration, keys, one, none, np.full(200, c)) ** 2).sum((0, 2)) for c in (True, False)]
+    found = center.shorter(calibration, keys)
+    assert np.array_equal(found, length[0] < length[1]) and 20 < found.sum() < 180
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def test_uncentered_first(far, wanted):
         (lambda: center.row(np.zeros((2, 4)), np.zeros((2, 4)), True, np.ones(3, bool)), "wanted bool"),
         (lambda: center.fit(np.zeros((2, 9, 8)), np.zeros((3, 9, 8)), 8, True), "multiple of kv_heads"),
         (lambda: center.fit(np.zeros((2, 5, 8)), np.zeros((2, 5, 8)), 8, True), "found 5 tokens"),
+        (lambda: center.shorter(center.Calibration(np.zeros((2, 8)), np.ones((2, 8)), 8, True), np.zeros((3, 1, 8))), "with .2, 8. heads"),
         (lambda: center.query(center.Calibration(np.zeros((2, 8)), np.ones((2, 8)), 8, True), np.zeros((3, 1, 8))), "multiple of 2"),
     ],
 )

@@ -95,6 +95,18 @@ def test_states_are_refused_while_keys_are_centered(start, tmp_path):  # noqa: F
         assert "states can't be saved while keys are centered" in p.log()
 
 
+def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811
+    """Of a file, where one is named: fewer tokens, other means; one that can't be read leaves keys as they are."""
+    (tmp_path / "prose").write_text("The harbour was empty that morning, and the fishermen mended their nets in the sun. " * 2, encoding="utf-8")
+    builtin, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto"})
+    assert "keys are centered: 30 layers, calibrated on 435 tokens" in log
+    other, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto", "GGMLQ_KV_CENTER_TEXT": str(tmp_path / "prose")})
+    assert "keys are centered: 30 layers, calibrated on 3" in log and not np.array_equal(builtin, other)
+    plain, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto", "GGMLQ_KV_CENTER_TEXT": str(tmp_path / "none")})
+    assert "keys are not centered: GGMLQ_KV_CENTER_TEXT is" in log and "can't be read or is empty" in log
+    assert np.array_equal(plain, logits(start, "smollm2", "tq3_0", "f16", PLAIN)[0])
+
+
 def test_what_can_not_be_centered_is_said(start, smollm2):  # noqa: F811
     with pytest.raises(AssertionError, match="GGMLQ_KV_CENTER is 'on', wanted off, auto or all"), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"}):
         pass

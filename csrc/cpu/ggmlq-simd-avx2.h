@@ -64,10 +64,35 @@ static inline void v8_store_i8(int8_t * p, v8 a) {
     const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
     _mm_storel_epi64((__m128i *) p, _mm_packs_epi16(w, w));
 }
+static inline void v8_store_i16(int16_t * p, v8 a) {
+    const __m256i d = _mm256_cvtps_epi32(a);
+    _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1)));
+}
 static inline void v8_store_cells(uint8_t * p, v8i a, const uint8_t map[8]) {
     a = _mm256_and_si256(a, _mm256_set1_epi32(7));
     const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *) p, _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *) map), _mm_packus_epi16(w, w)));
+}
+
+static inline void transpose_dwords(const void * from, size_t from_stride, void * to, size_t to_stride) {
+    __m256 a[8], b[8];
+    for (size_t i = 0; i < 8; ++i) {
+        a[i] = _mm256_loadu_ps((const float *) (const void *) ((const uint8_t *) from + i*from_stride));
+    }
+    for (int i = 0; i < 8; i += 2) { /* 2 x 2, 4 x 4 in each half, halves */
+        b[i]     = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        a[i]     = _mm256_shuffle_ps(b[i],     b[i + 2], 0x44);
+        a[i + 1] = _mm256_shuffle_ps(b[i],     b[i + 2], 0xee);
+        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (size_t i = 0; i < 4; ++i) {
+        _mm256_storeu_ps((float *) (void *) ((uint8_t *) to + i*to_stride),       _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps((float *) (void *) ((uint8_t *) to + (i + 4)*to_stride), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
 }
 
 /* 32 levels in natural order: 2-bit fields from one broadcast, the 1-bit field of every value shifted to where the blend
@@ -124,6 +149,9 @@ static inline vi_table vi_table_make(const int8_t field_levels[8]) {
 static inline vi vi_levels(vi q, vi s, vi_table table) {
     const vi field = _mm256_or_si256(_mm256_and_si256(q, _mm256_set1_epi8(3)), _mm256_and_si256(s, _mm256_set1_epi8(4)));
     return _mm256_shuffle_epi8(table, field);
+}
+static inline vi vi_dot2(vi sum, vi two, uint32_t w) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(two, _mm256_set1_epi32((int32_t) w)));
 }
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) {
     return _mm256_add_epi32(sum, dot_lanes(levels, _mm256_set1_epi32((int32_t) q)));

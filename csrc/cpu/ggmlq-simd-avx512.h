@@ -27,6 +27,7 @@ static inline vf   vf_where_equal(vf a, vf b, vf x, vf y) { return _mm512_mask_b
 static inline vf   vf_from_int(vi a)                 { return _mm512_cvtepi32_ps(a); }
 static inline vf   vf_load_i8(const int8_t * p)      { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p))); }
 static inline vf   vf_load_half(const uint16_t * p)  { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
+static inline void vf_store_i16(int16_t * p, vf a)    { _mm256_storeu_si256((__m256i *) p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a))); }
 static inline vf   vf_pow2(vf n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
@@ -57,6 +58,7 @@ static inline vi vi_levels(vi q, vi s, vi_table table) {
     return _mm512_shuffle_epi8(table, _mm512_and_si512(field, _mm512_set1_epi8(7)));
 #endif
 }
+static inline vi vi_dot2(vi sum, vi two, uint32_t w)    { return _mm512_dpwssd_epi32(sum, two, _mm512_set1_epi32((int32_t) w)); }
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) { return _mm512_dpbusd_epi32(sum, levels, _mm512_set1_epi32((int32_t) q)); }
 
 #endif

@@ -91,9 +91,28 @@ static inline v8   v8_lookup(const float table[8], v8i index) { return v8_make(l
 static inline void v8_store_i8(int8_t * p, v8 a) {
     vst1_s8(p, vmovn_s16(vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a.lo)), vmovn_s32(vcvtnq_s32_f32(a.hi)))));
 }
+static inline void v8_store_i16(int16_t * p, v8 a)   { vst1q_s16(p, vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a.lo)), vmovn_s32(vcvtnq_s32_f32(a.hi)))); }
 static inline void v8_store_cells(uint8_t * p, v8i a, const uint8_t map[8]) {
     const uint8x8_t cells = vand_u8(vreinterpret_u8_s8(vmovn_s16(vcombine_s16(vmovn_s32(a.lo), vmovn_s32(a.hi)))), vdup_n_u8(7));
     vst1_u8(p, vtbl1_u8(vld1_u8(map), cells));
+}
+
+/* 4 x 4 dwords. */
+static inline void transpose4(const uint8_t * from, size_t from_stride, uint8_t * to, size_t to_stride) {
+    const uint32x4_t a = vreinterpretq_u32_u8(vld1q_u8(from)),                 b = vreinterpretq_u32_u8(vld1q_u8(from + from_stride));
+    const uint32x4_t c = vreinterpretq_u32_u8(vld1q_u8(from + 2*from_stride)), d = vreinterpretq_u32_u8(vld1q_u8(from + 3*from_stride));
+    const uint64x2_t ab0 = vreinterpretq_u64_u32(vtrn1q_u32(a, b)), ab1 = vreinterpretq_u64_u32(vtrn2q_u32(a, b));
+    const uint64x2_t cd0 = vreinterpretq_u64_u32(vtrn1q_u32(c, d)), cd1 = vreinterpretq_u64_u32(vtrn2q_u32(c, d));
+    vst1q_u8(to,               vreinterpretq_u8_u64(vtrn1q_u64(ab0, cd0)));
+    vst1q_u8(to + to_stride,   vreinterpretq_u8_u64(vtrn1q_u64(ab1, cd1)));
+    vst1q_u8(to + 2*to_stride, vreinterpretq_u8_u64(vtrn2q_u64(ab0, cd0)));
+    vst1q_u8(to + 3*to_stride, vreinterpretq_u8_u64(vtrn2q_u64(ab1, cd1)));
+}
+static inline void transpose_dwords(const void * from, size_t from_stride, void * to, size_t to_stride) {
+    for (size_t i = 0; i < 4; ++i) {
+        const size_t row = i/2*4, column = i%2*4;
+        transpose4((const uint8_t *) from + row*from_stride + 4*column, from_stride, (uint8_t *) to + column*to_stride + 4*row, to_stride);
+    }
 }
 
 /* 16 levels of plane bytes q (twice), whose 2-bit fields are shifted right by `shift_q` and sign bits to bit 2 by `shift_s`. */
@@ -162,6 +181,13 @@ static inline int32x4_t lane_levels(int32x4_t q, int32x4_t s, vi_table table) {
     return vreinterpretq_s32_s8(vqtbl1q_s8(table, field));
 }
 static inline vi vi_levels(vi q, vi s, vi_table table) { return vi_make(lane_levels(q.lo, s.lo, table), lane_levels(q.hi, s.hi, table)); }
+static inline int32x4_t dot2(int32x4_t sum, int16x8_t two, int16x8_t w) {
+    return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(two), vget_low_s16(w)), vmull_high_s16(two, w)));
+}
+static inline vi vi_dot2(vi sum, vi two, uint32_t w) {
+    const int16x8_t pair = vreinterpretq_s16_u32(vdupq_n_u32(w));
+    return vi_make(dot2(sum.lo, vreinterpretq_s16_s32(two.lo), pair), dot2(sum.hi, vreinterpretq_s16_s32(two.hi), pair));
+}
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) {
     const int8x16_t four = vreinterpretq_s8_u32(vdupq_n_u32(q));
     return vi_make(dot4(sum.lo, vreinterpretq_s8_s32(levels.lo), four), dot4(sum.hi, vreinterpretq_s8_s32(levels.hi), four));

@@ -83,8 +83,17 @@ static inline v8i  v8_cells(v8i magnitude, v8i sign4, const v8i bounds[3]) {
 }
 static inline v8   v8_lookup(const float table[8], v8i index) { v8 r; EACH(r.v[l] = table[index.v[l] & 7]); return r; }
 static inline void v8_store_i8(int8_t * p, v8 a)     { EACH(p[l] = (int8_t) a.v[l]); }
+/* Rounded to the nearest integer, ties to even. */
+static inline void v8_store_i16(int16_t * p, v8 a)   { a = v8_round(a); EACH(p[l] = (int16_t) a.v[l]); }
 /* The byte of `map` for each cell. */
 static inline void v8_store_cells(uint8_t * p, v8i a, const uint8_t map[8]) { EACH(p[l] = map[a.v[l] & 7]); }
+
+/* 8 dwords of each of 8 rows -> 8 rows of the first, second, ... dwords. Strides in bytes. */
+static inline void transpose_dwords(const void * from, size_t from_stride, void * to, size_t to_stride) {
+    for (size_t i = 0; i < 64; ++i) {
+        memcpy((uint8_t *) to + i%8*to_stride + 4*(i/8), (const uint8_t *) from + i/8*from_stride + 4*(i%8), 4);
+    }
+}
 
 /* A pair of planes -> 32 levels in natural order. */
 static inline void unpack_levels(const uint8_t q[8], const uint8_t s[4], const int8_t field_levels[8], int8_t levels[32]) {
@@ -129,6 +138,15 @@ static inline vi vi_levels(vi q, vi s, vi_table table) {
                  (uint32_t) (uint8_t) table.v[f >> 16 & 7] << 16 | (uint32_t) (uint8_t) table.v[f >> 24] << 24);
     }
     return q;
+}
+/* sum + the products of the two 16-bit values in each lane with the two in `w`. */
+static inline vi vi_dot2(vi sum, vi two, uint32_t w) {
+    for (int l = 0; l < 8; ++l) {
+        for (int i = 0; i < 32; i += 16) {
+            sum.v[l] += (int16_t) ((uint32_t) two.v[l] >> i & 0xffff)*(int16_t) (w >> i & 0xffff);
+        }
+    }
+    return sum;
 }
 /* sum + the products of the four levels in each lane with the four query values in `q`. */
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) {

@@ -23,6 +23,7 @@ typedef v8i vi;
 #define vf_from_int    v8_from_int
 #define vf_load_i8     v8_load_i8
 #define vf_load_half   v8_load_half
+#define vf_store_i16   v8_store_i16
 #define vf_pow2        v8_pow2
 #define vf_hsum        v8_hsum
 #define vf_hmax        v8_hmax

@@ -18,6 +18,7 @@ static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * 
     const struct ggml_tensor * sinks = dst->src[4];
     const struct ggml_tensor * w     = dst->src[GGMLQ_GGML_ATTEND_W]; /* of centered keys; upstream uses neither slot */
     const struct ggml_tensor * c     = dst->src[GGMLQ_GGML_ATTEND_C];
+    const struct ggml_tensor * part  = dst->src[GGMLQ_GGML_ATTEND_PART];
 
     if (!ggmlq_ggml_is_cache_type(k->type) && !ggmlq_ggml_is_cache_type(v->type) && !c) {
         return false;
@@ -28,7 +29,8 @@ static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * 
         return false;
     }
     if (c && (w->type != GGML_TYPE_F32 || w->nb[0] != sizeof(float) || c->type != GGML_TYPE_F16 || c->nb[0] != 2 || w->ne[0] != c->ne[0] ||
-              w->ne[1] != q->ne[1] || w->ne[2] != q->ne[2] || w->ne[3] != q->ne[3] || c->ne[1] != k->ne[1] || c->ne[2] != 1 || c->ne[3] != k->ne[3])) {
+              w->ne[1] != q->ne[1] || w->ne[2] != q->ne[2] || w->ne[3] != q->ne[3] || c->ne[1] != k->ne[1] || c->ne[2] != 1 || c->ne[3] != k->ne[3] ||
+              part->type != GGML_TYPE_F16 || part->nb[0] != 2 || part->ne[0] != k->ne[1] || part->ne[1] != 1 || part->ne[2] != 1 || part->ne[3] != k->ne[3])) {
         return false;
     }
 
@@ -72,6 +74,8 @@ static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * 
         p->c_stride[0] = (int64_t) c->nb[1];
         p->c_stride[1] = (int64_t) c->nb[3];
         p->c_size      = c->ne[0];
+        p->part        = (const uint16_t *) part->data;
+        p->part_stride = (int64_t) part->nb[3];
     }
     p->sinks = sinks ? (const float *) sinks->data : NULL;
 

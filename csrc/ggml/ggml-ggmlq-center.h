@@ -6,7 +6,8 @@
 #define GGML_GGMLQ_CENTER_H
 
 /* Sources of FLASH_ATTN_EXT that upstream doesn't use: w, F32 [c_size, queries, heads, sequences], and c, F16 [c_size, cached
- * tokens, 1, sequences]. If c is there, <w, c> belongs to every dot product, and whoever can't add it must refuse the node. */
-enum { GGMLQ_GGML_ATTEND_W = 5, GGMLQ_GGML_ATTEND_C = 6 };
+ * tokens, 1, sequences], and part, F16 [cached tokens, 1, 1, sequences]. If c is there, part * <w, c> belongs to every dot product, and whoever
+ * can't add it must refuse the node. */
+enum { GGMLQ_GGML_ATTEND_W = 5, GGMLQ_GGML_ATTEND_C = 6, GGMLQ_GGML_ATTEND_PART = 7 };
 
 #endif

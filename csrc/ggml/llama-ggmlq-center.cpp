@@ -13,20 +13,28 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <stdexcept>
 #include <unordered_map>
 
-// The tokens that may be left uncentered: the first of a text, whose keys are unlike all others in many models.
+// The first tokens of a text, whose keys are unlike all others in many models, have no part in the mean.
 static constexpr int64_t GGMLQ_LLAMA_CENTER_FIRST = 4;
 
 // Tokens of the calibration; below the minimum nothing is centered.
-static constexpr int64_t GGMLQ_LLAMA_CENTER_MOST  = 192;
+static constexpr int64_t GGMLQ_LLAMA_CENTER_MOST  = 512;
 static constexpr int64_t GGMLQ_LLAMA_CENTER_LEAST = 16;
 
 // Written for this purpose: prose, code, numbers, other languages.
 static const char * const GGMLQ_LLAMA_CENTER_TEXT =
     "The ferry to the northern islands leaves twice a day, except in winter, when the sea is often too rough. Most travellers "
     "take the morning boat, read the newspaper and watch the gulls; \"why hurry?\" asks the captain, who has done this for 27 years.\n\n"
+    "## Before you install\n\nMake sure that the disk has enough free space and that no other program uses the device. The installer first asks for a "
+    "language and a keyboard, then for the network; if there is none, this step can be repeated later from the menu. Partitions that already "
+    "exist are listed with their size, and nothing is written to them until you have confirmed the summary. A mistake made here is hard to "
+    "undo, which is why most administrators keep a copy of important files on another machine.\n\n"
+    "When the first settlers came to the valley, they found good soil but little wood. They built their houses of stone, and since winters were "
+    "long, every family had a room where wool was spun and stories were told. Some of these houses are still standing; the oldest was "
+    "given to the town by its last owner, a teacher, who wished that it be used as a library.\n\n"
     "```python\ndef median(values):\n    ordered = sorted(values)\n    n = len(ordered)\n    if n % 2 == 1:\n        return ordered[n // 2]\n"
     "    return (ordered[n // 2 - 1] + ordered[n // 2]) / 2\n```\n\n"
     "| year | rain (mm) | share |\n| 2019 | 812.5 | 14.2% |\n| 2020 | 1,046 | 18.3% |\n\n"
@@ -46,6 +54,22 @@ ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
         return GGMLQ_LLAMA_CENTER_AUTO;
     }
     throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto or all");
+}
+
+// The built-in text, or the beginning of a file.
+static std::string ggmlq_llama_center_text() {
+    const char * path = getenv("GGMLQ_KV_CENTER_TEXT");
+    if (!path || !*path) {
+        return GGMLQ_LLAMA_CENTER_TEXT;
+    }
+    std::ifstream file(path, std::ios::binary);
+    std::string text(16*GGMLQ_LLAMA_CENTER_MOST, 0);
+    file.read(&text[0], (std::streamsize) text.size());
+    if (file.gcount() <= 0) {
+        throw std::runtime_error(std::string("GGMLQ_KV_CENTER_TEXT is '") + path + "', which can't be read or is empty");
+    }
+    text.resize((size_t) file.gcount());
+    return text;
 }
 
 // --- mean and scale
@@ -99,24 +123,6 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
     }
 }
 
-// Adds, for each of the first positions, log(energy of its keys as stored, centered / not) of every head.
-static void ggmlq_llama_center_compare_first(const ggmlq_llama_center_layer & layer, std::array<double, GGMLQ_LLAMA_CENTER_FIRST> & log_ratio) {
-    const int64_t n_values = layer.head_size*layer.n_head_kv;
-    for (int64_t t = 0; t < GGMLQ_LLAMA_CENTER_FIRST; ++t) {
-        for (int64_t h = 0; h < n_values; h += layer.head_size) {
-            double centered = 0, plain = 0;
-            for (int64_t i = h; i < h + layer.head_size; ++i) {
-                const double s = layer.scale[i], k = layer.first[t*n_values + i];
-                plain    += s*s*k*k;
-                centered += s*s*(k - layer.mean[i])*(k - layer.mean[i]);
-            }
-            if (centered > 0 && plain > 0) {
-                log_ratio[t] += std::log(centered/plain);
-            }
-        }
-    }
-}
-
 ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
     for (auto & layer : layers) {
         if (layer.k == k) {
@@ -138,7 +144,7 @@ void ggmlq_llama_center::upload() {
     for (const auto buft : bufts) {
         size_t n_tensors = 0;
         for (const auto & layer : layers) {
-            n_tensors += layer.rope >= 0 ? 5 + 2 + layer.k->ne[2] : 0;
+            n_tensors += layer.rope >= 0 ? 6 + 1 + 2 + 2*layer.k->ne[2] : 0;
         }
         ggml_init_params params = { n_tensors*ggml_tensor_overhead(), nullptr, true };
         ggml_context_ptr ctx { ggml_init(params) };
@@ -146,14 +152,20 @@ void ggmlq_llama_center::upload() {
             if (layer.rope < 0 || ropes[layer.rope].buft != buft) {
                 continue;
             }
-            layer.mu      = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size*layer.n_head_kv, 2);
+            layer.part    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, 1, layer.k->ne[1], layer.k->ne[2]);
+            ggml_format_name(layer.part, "cache_part_l%d", layer.il);
+            for (int64_t stream = 0; stream < layer.part->ne[2]; ++stream) {
+                layer.part_stream.push_back(ggml_view_2d(ctx.get(), layer.part, 1, layer.part->ne[1], layer.part->nb[1], stream*layer.part->nb[2]));
+            }
+            layer.s_mu    = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head_kv);
+            layer.s_mu_2  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1);
             layer.s       = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head_kv);
             layer.s_inv   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_same = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_turn = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             auto & rope = ropes[layer.rope];
             if (!rope.c) {
-                rope.one = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, rope.n_rot, 2);
+                rope.one = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, rope.n_rot);
                 rope.c   = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, rope.n_rot, layer.k->ne[1], layer.k->ne[2]);
                 ggml_format_name(rope.c, "cache_c_l%d", rope.il);
                 for (int64_t stream = 0; stream < rope.c->ne[2]; ++stream) {
@@ -194,7 +206,14 @@ void ggmlq_llama_center::upload() {
                 turn.push_back(i < rope.n_rot ? layer.mean[h + std::max(i, j)] : 0.0f);
             }
         }
-        set(layer.mu, layer.mean);
+        std::vector<float> s_mu;
+        double square = 0;
+        for (size_t i = 0; i < layer.mean.size(); ++i) {
+            s_mu.push_back(layer.scale[i]*layer.mean[i]);
+            square += (double) s_mu[i]*s_mu[i];
+        }
+        set(layer.s_mu, s_mu);
+        set(layer.s_mu_2, { (float) (square/2) });
         set(layer.s, layer.scale);
         set(layer.s_inv, s_inv);
         set(layer.mu_same, same);
@@ -333,9 +352,6 @@ void ggmlq_llama_center_calibration::take(const ggml_tensor * node, const watche
             const float * x = values.data() + (t*node->nb[2] + head*node->nb[1])/sizeof(float);
             const int64_t h = head/group*layer.head_size;
             if (t < GGMLQ_LLAMA_CENTER_FIRST) {
-                if (!w.is_query) {
-                    layer.first.insert(layer.first.end(), x, x + layer.head_size);
-                }
                 continue;
             }
             for (int64_t i = 0; i < layer.head_size; ++i) {
@@ -359,28 +375,19 @@ void ggmlq_llama_center_calibration::take(const ggml_tensor * node, const watche
 
 class llm_graph_input_ggmlq_center : public llm_graph_input_i {
 public:
-    llm_graph_input_ggmlq_center(ggml_tensor * index, ggml_tensor * ones, int n_first) : index(index), ones(ones), n_first(n_first) {}
+    llm_graph_input_ggmlq_center(ggml_tensor * ones) : ones(ones) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        std::vector<int32_t> values(ubatch->n_tokens);
-        if (index->buffer) {
-            for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
-                values[i] = ubatch->pos[i] < n_first ? 1 : 0;
-            }
-            ggml_backend_tensor_set(index, values.data(), 0, ggml_nbytes(index));
-        }
         if (ones->buffer) {
-            std::fill(values.begin(), values.end(), 1);
+            const std::vector<int32_t> values(ubatch->n_tokens, 1);
             ggml_backend_tensor_set(ones, values.data(), 0, ggml_nbytes(ones));
         }
     }
 
-    bool can_reuse(const llm_graph_params & params) override { return index->ne[0] == params.ubatch.n_tokens; }
+    bool can_reuse(const llm_graph_params & params) override { return ones->ne[0] == params.ubatch.n_tokens; }
 
 private:
-    ggml_tensor * index; // I32 [n_tokens]: 0 centered, 1 not
-    ggml_tensor * ones;  // I32 [n_tokens]: for the quarter turn
-    const int n_first;
+    ggml_tensor * ones; // I32 [n_tokens]: for the quarter turn
 };
 
 // The RoPE node `rope`, of other values.
@@ -401,7 +408,7 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     }
     if (auto * calibration = ggmlq_llama_center_calibration::current) {
         calibration->watch(center, k_cache, q, k, il);
-        terms.push_back({ k_cache, nullptr, -1, nullptr });
+        terms.push_back({ k_cache, nullptr, nullptr, nullptr });
         return;
     }
     const auto * layer = center->active ? center->find(k_cache) : nullptr;
@@ -411,42 +418,42 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     const auto & rope = center->ropes[layer->rope];
     const int64_t n_tokens = q->ne[2];
 
-    auto in = std::find_if(centers.begin(), centers.end(), [&](const inputs & i) { return i.center == center; });
-    if (in == centers.end()) {
-        ggml_tensor * index = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
-        ggml_tensor * ones  = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
-        ggml_set_input(index);
+    if (!ones) {
+        ones = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
         ggml_set_input(ones);
-        ggml_set_name(index, "center_inp_index");
-        ggml_set_name(ones,  "center_inp_ones");
-        add_input(std::make_unique<llm_graph_input_ggmlq_center>(index, ones, center->n_first));
-        centers.push_back({ center, index, ones, std::vector<bool>(center->ropes.size()) });
-        in = std::prev(centers.end());
+        ggml_set_name(ones, "center_inp_ones");
+        add_input(std::make_unique<llm_graph_input_ggmlq_center>(ones));
     }
 
     if (k) {
-        if (!in->written[layer->rope]) {
-            in->written[layer->rope] = true;
-            ggml_tensor * one = ggml_reshape_3d(ctx, ggml_get_rows(ctx, rope.one, in->index), rope.n_rot, 1, n_tokens);
+        const auto flat = [&](ggml_tensor * rows) { return ggml_reshape_2d(ctx, rows, rows->ne[0], rows->ne[1]*rows->ne[2]); };
+        if (std::find(written.begin(), written.end(), rope.c) == written.end()) {
+            written.push_back(rope.c);
+            ggml_tensor * one = ggml_repeat_4d(ctx, rope.one, rope.n_rot, 1, n_tokens, 1);
             ggml_tensor * row = ggml_reshape_2d(ctx, ggmlq_llama_rope_like(ctx, k, one), rope.n_rot, n_tokens);
-            ggml_tensor * all = ggml_reshape_2d(ctx, rope.c, rope.n_rot, rope.c->ne[1]*rope.c->ne[2]);
-            ggml_build_forward_expand(gf, ggml_set_rows(ctx, all, row, k_idxs));
+            ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(rope.c), row, k_idxs));
         }
-        // R (kappa - mu) is R kappa - R mu, and S commutes with R
-        ggml_tensor * mean = ggml_reshape_3d(ctx, ggml_get_rows(ctx, layer->mu, in->index), layer->head_size, layer->n_head_kv, n_tokens);
-        k = ggmlq_llama_rope_like(ctx, k, ggml_mul(ctx, ggml_sub(ctx, k->src[0], mean), layer->s));
+        // S kappa is shorter without S mu if <S kappa, S mu> > |S mu|^2/2. R and S commute, so the mean comes off before RoPE.
+        const int64_t n_values = layer->head_size*layer->n_head_kv;
+        ggml_tensor * scaled = ggml_mul(ctx, k->src[0], layer->s);
+        ggml_tensor * along  = ggml_mul_mat(ctx, ggml_reshape_2d(ctx, layer->s_mu, n_values, 1), ggml_reshape_2d(ctx, scaled, n_values, n_tokens));
+        ggml_tensor * part   = ggml_step(ctx, ggml_sub(ctx, along, layer->s_mu_2));
+        ggml_tensor * mean   = ggml_repeat_4d(ctx, layer->s_mu, layer->head_size, layer->n_head_kv, n_tokens, 1);
+        ggml_prec_set_acc(along, GGML_PREC_F32);
+        ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(layer->part), part, k_idxs));
+        k = ggmlq_llama_rope_like(ctx, k, ggml_sub(ctx, scaled, ggml_mul(ctx, mean, ggml_reshape_3d(ctx, part, 1, 1, n_tokens))));
     }
 
     // w of a pair is (q0 m0 + q1 m1, q1 m0 - q0 m1), and (q1, -q0) is q a quarter turn back, which a RoPE of one frequency gives
     const float quarter = -1.57079632679f;
-    ggml_tensor * turned = ggml_rope_ext(ctx, q, in->ones, nullptr, rope.n_rot, rope.neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL,
+    ggml_tensor * turned = ggml_rope_ext(ctx, q, ones, nullptr, rope.n_rot, rope.neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL,
         0, 1.0f, quarter, 0.0f, 1.0f, 0.0f, 0.0f);
     ggml_tensor * w = ggml_add(ctx, ggml_mul(ctx, q, layer->mu_same), ggml_mul(ctx, turned, layer->mu_turn));
     w = ggml_view_3d(ctx, w, rope.n_rot, w->ne[1], w->ne[2], w->nb[1], w->nb[2], 0);
     ggml_build_forward_expand(gf, w);
     q = ggml_mul(ctx, q, layer->s_inv);
 
-    terms.push_back({ k_cache, center, layer->rope, w });
+    terms.push_back({ k_cache, rope.c, layer->part, w });
 }
 
 ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx, const ggml_tensor * k) {
@@ -456,16 +463,18 @@ ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx
         if (auto * calibration = ggmlq_llama_center_calibration::current) {
             calibration->watch_reader(k_cache);
         }
-        return { nullptr, nullptr };
+        return { nullptr, nullptr, nullptr };
     }
     const pending p = *it;
     terms.erase(it);
     if (!p.w) {
-        return { nullptr, nullptr };
+        return { nullptr, nullptr, nullptr };
     }
     // the same cells and streams as the view of K
-    ggml_tensor * c = p.center->ropes[p.rope].c;
-    return { p.w, ggml_view_4d(ctx, c, c->ne[0], k->ne[2], 1, k->ne[3], c->nb[1], c->nb[2], c->nb[2], k->view_offs/k_cache->nb[2]*c->nb[2]) };
+    const size_t first_stream = k->view_offs/k_cache->nb[2], c_bytes = p.c->nb[2], part_bytes = p.part->nb[2];
+    return { p.w,
+        ggml_view_4d(ctx, p.c, p.c->ne[0], k->ne[2], 1, k->ne[3], p.c->nb[1], c_bytes, c_bytes, first_stream*c_bytes),
+        ggml_view_4d(ctx, p.part, k->ne[2], 1, 1, k->ne[3], part_bytes, part_bytes, part_bytes, first_stream*part_bytes) };
 }
 
 // w as build_attn_mha makes q: [c_size, queries, heads, streams].
@@ -479,6 +488,7 @@ void ggmlq_llama_center_graph::add_to_flash(ggml_context * ctx, ggml_tensor * at
     if (t.c) {
         attention->src[GGMLQ_GGML_ATTEND_W] = ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]);
         attention->src[GGMLQ_GGML_ATTEND_C] = t.c;
+        attention->src[GGMLQ_GGML_ATTEND_PART] = t.part;
     }
 }
 
@@ -488,7 +498,7 @@ ggml_tensor * ggmlq_llama_center_graph::add_to_scores(ggml_context * ctx, ggml_t
     }
     ggml_tensor * rest = ggml_mul_mat(ctx, t.c, ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]));
     ggml_prec_set_acc(rest, GGML_PREC_F32);
-    return ggml_add(ctx, scores, rest);
+    return ggml_add(ctx, scores, ggml_mul(ctx, rest, ggml_cast(ctx, t.part, GGML_TYPE_F32)));
 }
 
 // --- when a context is made
@@ -531,6 +541,7 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
         ggml_new_tensor_3d(ctx.get(), type_v, head_size_v, n, layer.n_head_kv), nullptr, 1.0f, 0.0f, 0.0f);
     attention->src[GGMLQ_GGML_ATTEND_W] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head);
     attention->src[GGMLQ_GGML_ATTEND_C] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, layer.head_size, n, 1);
+    attention->src[GGMLQ_GGML_ATTEND_PART] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F16, n);
     if (!ggml_backend_dev_supports_op(dev, attention)) {
         return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type) + " with values of type " + ggml_type_name(type_v);
     }
@@ -549,7 +560,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
         throw std::runtime_error("the model has an encoder");
     }
 
-    const std::string text = GGMLQ_LLAMA_CENTER_TEXT;
+    const std::string text = ggmlq_llama_center_text();
     std::vector<llama_token> tokens(text.size() + 8);
     tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
     const int64_t most = std::min<int64_t>({ GGMLQ_LLAMA_CENTER_MOST, cparams.n_ubatch, cparams.n_batch, cparams.n_ctx_seq });
@@ -577,7 +588,6 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
 
     int n_centered = 0, n_left = 0;
     std::string left;
-    std::array<double, GGMLQ_LLAMA_CENTER_FIRST> log_ratio = {};
     for (auto * center : calibration.centers) {
         for (auto & layer : center->layers) {
             if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
@@ -590,7 +600,6 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
                     throw std::runtime_error(reason);
                 }
                 ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
-                ggmlq_llama_center_compare_first(layer, log_ratio);
                 ++n_centered;
             } else {
                 left += (n_left++ == 0 ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
@@ -600,20 +609,15 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     if (n_centered == 0) {
         throw std::runtime_error("found no layer that can be" + left);
     }
-    int n_first = 0; // positions in a row whose keys centering makes larger: the one or few that all others attend to
-    while (n_first < GGMLQ_LLAMA_CENTER_FIRST && log_ratio[n_first] > 0) {
-        ++n_first;
-    }
     for (auto * center : calibration.centers) {
-        center->n_first = n_first;
         center->upload();
     }
     for (auto * center : calibration.centers) {
         center->active = true;
         LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", __func__, center->rotates);
     }
-    return format("%d layers, calibrated on %d tokens in %.0f ms, the first %d positions uncentered%s", n_centered, (int) tokens.size(),
-        (ggml_time_us() - t_start_us)/1000.0, n_first, left.c_str());
+    return format("%d layers, calibrated on %d tokens in %.0f ms%s", n_centered, (int) tokens.size(),
+        (ggml_time_us() - t_start_us)/1000.0, left.c_str());
 }
 
 void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {

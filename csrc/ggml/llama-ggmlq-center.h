@@ -40,8 +40,8 @@ struct ggmlq_llama_center_rope {
     bool    neox; // a pair is half of n_rot apart, not side by side
     int32_t il;   // a layer of this RoPE
 
-    ggml_tensor * c   = nullptr; // F16 [n_rot, cells, streams]: cos and sin of each cell's position; 0 for an uncentered token
-    ggml_tensor * one = nullptr; // F32 [n_rot, 2]: pairs (1, 0), then zeros
+    ggml_tensor * c   = nullptr; // F16 [n_rot, cells, streams]: cos and sin of each cell's position
+    ggml_tensor * one = nullptr; // F32 [n_rot]: pairs (1, 0)
     std::vector<ggml_tensor *> c_stream;
 };
 
@@ -52,15 +52,18 @@ struct ggmlq_llama_center_layer {
     std::string   reason;
     int64_t       head_size = 0, n_head_kv = 0, n_head = 0;
 
-    // Of the calibration: sums over the tokens from GGMLQ_LLAMA_CENTER_FIRST on, and the keys of those before.
+    // Of the calibration: sums over the tokens from GGMLQ_LLAMA_CENTER_FIRST on.
     int64_t n_k = 0, n_q = 0;
     std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
-    std::vector<float>  first;                 // [token][KV head][value]
 
     std::vector<float> mean, scale;            // [KV head][value]
 
-    ggml_tensor * mu      = nullptr; // F32 [head size * KV heads, 2]: the mean; zeros
+    ggml_tensor * part    = nullptr; // F16 [1, cells, streams]: 1 for a centered key, 0 for one that is smaller as it is
+    std::vector<ggml_tensor *> part_stream;
+
     ggml_tensor * s       = nullptr; // F32 [head size, KV heads]: the scale
+    ggml_tensor * s_mu    = nullptr; // F32 [head size, KV heads]: scale times mean
+    ggml_tensor * s_mu_2  = nullptr; // F32 [1]: half its square
     ggml_tensor * s_inv   = nullptr; // F32 [head size, heads]: 1/scale
     ggml_tensor * mu_same = nullptr; // F32 [head size, heads]: for both values of a pair, the first of its mean
     ggml_tensor * mu_turn = nullptr; // F32 [head size, heads]: ... the second
@@ -72,7 +75,6 @@ public:
     bool active  = false; // until a calibration has succeeded nothing is centered, and graphs are as upstream makes them
     bool rotates = false; // once active, llama.cpp rotates the centered keys (attn_rot), whatever it does to keys of this type otherwise
     ggml_type type_v = GGML_TYPE_F16;
-    int  n_first = 0;     // tokens below this position are stored uncentered
 
     std::vector<ggmlq_llama_center_layer> layers;
     std::vector<ggmlq_llama_center_rope>  ropes;
@@ -95,8 +97,9 @@ public:
     void apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
         ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor * k_idxs, int32_t il);
 
-    // For attention with the view `k` of a cache, as get_k made it: w [c_size, heads, tokens] and c [c_size, cells, 1, streams], or nulls.
-    struct term { ggml_tensor * w; ggml_tensor * c; };
+    // For attention with the view `k` of a cache, as get_k made it: w [c_size, heads, tokens], c [c_size, cells, 1, streams], part
+    // [cells, 1, 1, streams], or nulls.
+    struct term { ggml_tensor * w; ggml_tensor * c; ggml_tensor * part; };
     term take(ggml_context * ctx, const ggml_tensor * k);
 
     // Give the term to a FLASH_ATTN_EXT node, or add it to scores [cells, queries, heads, streams].
@@ -104,11 +107,11 @@ public:
     static ggml_tensor * add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t);
 
 private:
-    struct pending { const ggml_tensor * k_cache; ggmlq_llama_center * center; int rope; ggml_tensor * w; };
-    struct inputs  { ggmlq_llama_center * center; ggml_tensor * index; ggml_tensor * ones; std::vector<bool> written; };
+    struct pending { const ggml_tensor * k_cache; ggml_tensor * c; ggml_tensor * part; ggml_tensor * w; };
 
-    std::vector<pending> terms;
-    std::vector<inputs>  centers;
+    std::vector<pending>             terms;
+    std::vector<const ggml_tensor *> written; // rows c
+    ggml_tensor * ones = nullptr;
 };
 
 // Runs the built-in text through the context and centers the keys of all its caches, or says in one sentence why not.

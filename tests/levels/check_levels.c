@@ -186,6 +186,12 @@ static void check_attention(const char * level, const struct shape * c) {
     for (int64_t i = 0; i < c->n_kv*c->c_size; ++i) {
         term_rows[i] = ggmlq_half_from_float(terms[i]);
     }
+    /* Every third token takes no part: here by its factor, in what is wanted by its row of zeros. */
+    uint16_t * part = calloc((size_t) c->n_kv, 2), * taken = calloc((size_t) (c->n_kv*(c->c_size + 1)), 2);
+    for (int64_t t = 0; t < c->n_kv; ++t) {
+        part[t] = t % 3 == 1 ? 0 : ggmlq_half_from_float(1.0f);
+        memcpy(taken + t*c->c_size, term_rows + t*c->c_size, (size_t) (t % 3 == 1 ? 0 : 2*c->c_size));
+    }
     const int64_t out_bytes = 4*q_rows*c->head_v;
     float * wanted = malloc((size_t) out_bytes);
     struct ggmlq_attend_params p = {
@@ -197,12 +203,14 @@ static void check_attention(const char * level, const struct shape * c) {
         .out = wanted, .out_stride = { 4*c->head_v, 4*c->head_v*c->n_queries, out_bytes },
         .mask = c->causal ? mask : NULL, .mask_stride = { 2*c->n_kv, 0, 0 }, .mask_heads = 1, .mask_seqs = 1,
         .w = w, .w_stride = { 4*c->c_size, 4*c->c_size*c->n_queries, 4*c->c_size*q_rows },
-        .c = c->c_size ? term_rows : NULL, .c_stride = { 2*c->c_size, 2*c->c_size*c->n_kv }, .c_size = c->c_size,
+        .c = c->c_size ? taken : NULL, .c_stride = { 2*c->c_size, 2*c->c_size*c->n_kv }, .c_size = c->c_size,
         .scale = 0.08f, .logit_softcap = c->softcap,
     };
     use_level("portable");
     require(ggmlq_attend(&p, 0, 1) == GGMLQ_OK, "attend");
     use_level(level);
+    p.c    = c->c_size ? term_rows : NULL;
+    p.part = part;
     for (int nth = 1; nth <= 5; nth += 2) {
         uint8_t * out = guarded(out_bytes + 3) + 3;
         p.out = (float *) (void *) out;
@@ -223,7 +231,7 @@ static void check_attention(const char * level, const struct shape * c) {
         }
         release(workspace - 3); release(out - 3);
     }
-    free(wanted); free(mask); free(term_rows); free(terms); free(w); release(v); release(k); free(x); free(q);
+    free(wanted); free(mask); free(part); free(taken); free(term_rows); free(terms); free(w); release(v); release(k); free(x); free(q);
 }
 
 static void check_level(const char * level) {

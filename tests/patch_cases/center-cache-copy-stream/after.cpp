@@ -9,6 +9,11 @@ bool llama_kv_cache::update(llama_context * lctx) {
                     ggml_backend_tensor_copy(rope.c_stream[ssrc], rope.c_stream[sdst]);
                 }
             }
+            for (const auto & layer : ggmlq_center->layers) {
+                if (layer.part) {
+                    ggml_backend_tensor_copy(layer.part_stream[ssrc], layer.part_stream[sdst]);
+                }
+            }
             // pyggmlq:end center-cache-copy-stream
             for (uint32_t il = 0; il < layers.size(); ++il) {
             }
