@@ -104,6 +104,15 @@ PLANTED = {
     "missing barrier": (
         "metal/ggmlq-metal.metal", "    threadgroup_barrier(mem_flags::mem_threadgroup);\n\n    const uint32_t first_row", "    const uint32_t first_row", "mul_mat",
     ),
+    "lane index of a merged part": (
+        "metal/ggmlq-metal.metal", "x[k] += share*part[split*step + GGMLQ_PLANE*plane + 8*k + l];", "x[k] += share*part[split*step + GGMLQ_PLANE*plane + 8*k + (l ^ 1)];", "attention",
+    ),
+    "missing barrier of the selection": (
+        "metal/ggmlq-metal.metal", "            threadgroup_barrier(mem_flags::mem_threadgroup);\n            at = 0;", "            at = 0;", "selected",
+    ),
+    "missing barrier of the indexer": (
+        "metal/ggmlq-metal.metal", "        threadgroup_barrier(mem_flags::mem_threadgroup);\n\n        for (uint32_t i = 0; i < rounds", "        for (uint32_t i = 0; i < rounds", "indexer",
+    ),
     "missing barrier of a simdgroup": (
         "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        float shrink", "        float shrink", "attention",
     ),
@@ -169,7 +178,7 @@ def test_the_kernels_use_documented_metal_only():
     local = set(re.findall(  # what the text declares: members, parameters, variables, all with a type before them
         r"\b(?:bool|int|uint|ushort|uint3|float|u?int(?:8|16|32|64)_t|ggmlq_\w+)\b(?:\s*[*&]+\s*|\s+(?:const\s+)?)(\w+)", text))
     local |= set(re.findall(r"[,;({]\s*(\w+)\s*(?:=|\[\w+\])", text)) | set(re.findall(r",\s*(\w+)(?=[,;)])", text))
-    assert not local & (known - {"x", "y", "z", "thread"}) - {"metal"}, "a name of ours hides one of Metal's"
+    assert not local & known - {"x", "y", "z", "thread", "metal", "true", "false"}, "a name of ours hides one of Metal's"
     args = set(re.findall(r"\b(\w+)(?:\[\d\])?[,;]", (CSRC / "metal" / "ggmlq-metal-args.h").read_text(encoding="utf-8")))
     ours = {name for name in names_in(text) if re.match(r"(kernel_)?ggmlq_|GGMLQ_", name)}
     macros = {"NAME", "name", "id", "block_length", "block_bytes", "description", "define", "defined", "endif", "type", "n"}
@@ -279,7 +288,7 @@ def names_that_are_asked_for(folder, tmp_path):
     names = subprocess.run([tmp_path / "names"], capture_output=True, text=True, check=True).stdout.split()
     plan = (folder / "ggmlq-metal-plan.c").read_text(encoding="utf-8")
     macros = dict(re.findall(r'^#define (\w+) +"(kernel_\w+)"', plan, re.MULTILINE))
-    started = set(re.findall(r"start\(launch, (\w+)", plan)) | set(re.findall(r"encoding \? (\w+) : (\w+), 3", plan)[0]) - {"encoding"}
+    started = set(re.findall(r"start\([^,]+, (\w+)", plan)) | set(re.findall(r"encoding \? (\w+) : (\w+), 3", plan)[0]) - {"encoding"}
     assert {macros[name] for name in started if name in macros} == set(macros.values()) == set(names)
     return set(names)
 
@@ -290,10 +299,18 @@ def test_every_kernel_that_is_asked_for_exists(tmp_path):
     assert names_that_are_asked_for(CSRC / "metal", tmp_path) == defined
 
 
+WRONG_LAUNCHES = {
+    "a barrier between parts and their merging": ("result.add(a.combine, { parts, sinks, out }, true)", "result.add(a.combine, { parts, sinks, out })"),
+    "a barrier before upstream's attention": ("list[n++].after = true", "list[n++].after = false"),
+    "the place of V": ("v_is_k ? k_at : v_at", "k_at"),
+}
+
+
+@emulated
 @pytest.mark.trees
 @pytest.mark.parametrize("version", ["0.3.36", "0.3.28"])
-def test_in_a_patched_tree(version, llama_tree, tmp_path):
-    """The C++ of the Metal back end compiles with our hooks, and every kernel it can ask for is in the text that was pasted."""
+def test_in_a_patched_tree(version, programs, llama_tree, tmp_path):
+    """Every kernel that the Metal back end with our hooks can ask for is there, and its C++ does operations right."""
     tree = tmp_path / "tree"
     shutil.copytree(llama_tree(version), tree, symlinks=True)
     patch.patch(tree)
@@ -302,11 +319,22 @@ def test_in_a_patched_tree(version, llama_tree, tmp_path):
     defined = set(re.findall(r"^void (kernel_\w+)\(", pasted, re.MULTILINE))
     assert names_that_are_asked_for(metal, tmp_path) == defined
     # None of upstream's kernels has one of these names, and its own libraries are as they were.
-    for path in metal.rglob("*.metal"):
-        assert "ggmlq" not in path.read_text(encoding="utf-8")
-    for name in ("ggml-metal-ggmlq", "ggml-metal-ops", "ggml-metal-device", "ggml-metal"):
-        ours = ["-Wall", "-Wextra", "-Werror"] if name == "ggml-metal-ggmlq" else ["-w"]
-        build.run(
-            build.compilers()[0], "-std=c++17", "-fsyntax-only", *ours, "-Wno-unused-function", "-include", "memory",
-            f"-I{metal}", f"-I{metal.parent}", f"-I{tree / 'ggml' / 'include'}", metal / f"{name}.cpp",
-        )  # fmt: skip
+    theirs = "".join(path.read_text(encoding="utf-8") for path in metal.rglob("*.metal"))
+    assert "ggmlq" not in theirs
+    # Every f16 kernel that attention is handed to.
+    plan = (metal / "ggmlq-metal-plan.c").read_text(encoding="utf-8")
+    sizes = re.findall(r"\{ (\d+), (\d+) \}", re.search(r"sizes\[\]\[2\] = \{(.*?)\};", plan, re.DOTALL)[1])
+    assert len(sizes) == 10 and {f"kernel_flash_attn_ext_f16_dk{k}_dv{v}" for k, v in sizes} <= set(re.findall(r'host_name\("(\w+)"', theirs))
+    assert re.search(r'snprintf\(base, 256, "kernel_%s_%s_dk%d_dv%d",\s*"flash_attn_ext"', (metal / "ggml-metal-device.cpp").read_text(encoding="utf-8"))
+    # Operations through it, with our kernels emulated: the right launches, barriers, places in memory, results.
+    program = build_metal.build_ops(tmp_path / "ops", tree, programs[0].parent)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.stdout == "ok\n", done.stdout + done.stderr
+    # It would see an error.
+    for what, (right, wrong) in WRONG_LAUNCHES.items() if version == "0.3.36" else ():
+        text = (metal / "ggml-metal-ggmlq.cpp").read_text(encoding="utf-8")
+        assert text.count(right) == 1, what
+        (metal / "ggml-metal-ggmlq.cpp").write_text(text.replace(right, wrong), encoding="utf-8")
+        done = subprocess.run([build_metal.build_ops(tmp_path / "ops", tree, programs[0].parent, ["ggml-metal-ggmlq.cpp"])], capture_output=True, text=True)
+        assert done.returncode and done.stdout.startswith("wrong: K "), (what, done.stdout)
+        (metal / "ggml-metal-ggmlq.cpp").write_text(text, encoding="utf-8")
