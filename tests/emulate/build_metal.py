@@ -107,7 +107,7 @@ def build_ops(folder, tree, others, units=None):
     theirs = [path for name in ("device", "ops", "common", "fusion", "tuning") if (path := metal / f"ggml-metal-{name}.cpp").is_file()]
     jobs = [
         (metal / "ggml-metal-ggmlq.cpp", [cxx, "-std=c++17", *ours]),
-        (build.HERE / "metal" / "check_ops.cpp", [cxx, "-std=c++17", "-O1", "-w", f"-I{build.HERE / 'metal'}", f"-I{build.ROOT / 'csrc' / 'metal'}"]),
+        (build.HERE / "metal" / "check_ops.cpp", [cxx, "-std=c++17", "-w", f"-I{build.HERE / 'metal'}", f"-I{build.ROOT / 'csrc' / 'metal'}"]),
         *((path, [cxx, "-std=c++17", "-w", "-include", "memory"]) for path in [*theirs, source / "ggml-threading.cpp"]),
         *((source / name, [cc, "-w", '-DGGML_VERSION="0"', '-DGGML_COMMIT="0"']) for name in ("ggml.c", "ggml-quants.c", "ggml-ggmlq.c")),
         *((path, [cc, "-std=c11", *ours]) for path in (source / "ggmlq-codec.c", metal / "ggmlq-metal-plan.c")),

@@ -175,11 +175,18 @@ static row values_of(int type, const void * data, int64_t n) {
 
 struct attention {
     int64_t n_queries, heads, seqs, n_kv, dv;
-    std::function<row(int64_t, int64_t, int64_t)> q, k, v; /* token, query head, sequence */
+    std::function<row(int64_t, int64_t, int64_t)> q; /* token, query head, sequence */
+    std::function<const row &(int64_t, int64_t, int64_t)> k, v;
+    std::map<const void *, row> known_k, known_v; /* by address */
     std::function<double(int64_t, int64_t, int64_t, int64_t)> mask; /* row, token, head, sequence; minus infinity: hidden */
     std::function<double(int64_t)> slope, sink;
     double scale, softcap; /* softcap*tanh(scale*dot), or without it scale*dot */
 };
+
+static const row & once(std::map<const void *, row> & known, int type, const void * data, int64_t n) {
+    const auto found = known.find(data);
+    return found != known.end() ? found->second : known[data] = values_of(type, data, n);
+}
 
 static row attend(const attention & a, int64_t token, int64_t head, int64_t seq) {
     const row q = a.q(token, head, seq);
@@ -189,7 +196,7 @@ static row attend(const attention & a, int64_t token, int64_t head, int64_t seq)
         const double m = a.mask(i, token, head, seq);
         score[i] = -INFINITY;
         if (m != -INFINITY) {
-            const row k = a.k(i, head, seq);
+            const row & k = a.k(i, head, seq);
             double dot = 0;
             for (size_t j = 0; j < q.size(); ++j) {
                 dot += q[j]*k[j];
@@ -201,7 +208,7 @@ static row attend(const attention & a, int64_t token, int64_t head, int64_t seq)
     total = a.sink(head) == -INFINITY ? 0 : std::exp(a.sink(head) - top);
     for (int64_t i = 0; i < a.n_kv; ++i) {
         if (score[i] != -INFINITY) {
-            const row v = a.v(i, head, seq);
+            const row & v = a.v(i, head, seq);
             const double weight = std::exp(score[i] - top);
             total += weight;
             for (int64_t j = 0; j < a.dv; ++j) {
@@ -224,8 +231,8 @@ static void attend_f16(const ggml_metal_kargs_flash_attn_ext & args, const std::
     a.n_queries = args.ne01; a.heads = args.ne02; a.seqs = args.ne03; a.n_kv = args.ne11; a.dv = dv;
     const int64_t group = args.ne02/args.ne_12_2, repeat = args.ne03/args.ne_12_3;
     a.q = [&](int64_t i, int64_t h, int64_t s) { return values_of(GGML_TYPE_F32, buffers[1] + i*args.nb01 + h*args.nb02 + s*args.nb03, dk); };
-    a.k = [&](int64_t i, int64_t h, int64_t s) { return values_of(GGML_TYPE_F16, buffers[2] + i*args.nb11 + h/group*args.nb12 + s/repeat*args.nb13, dk); };
-    a.v = [&](int64_t i, int64_t h, int64_t s) { return values_of(GGML_TYPE_F16, buffers[3] + i*args.nb21 + h/group*args.nb22 + s/repeat*args.nb23, dv); };
+    a.k = [&](int64_t i, int64_t h, int64_t s) -> const row & { return once(a.known_k, GGML_TYPE_F16, buffers[2] + i*args.nb11 + h/group*args.nb12 + s/repeat*args.nb13, dk); };
+    a.v = [&](int64_t i, int64_t h, int64_t s) -> const row & { return once(a.known_v, GGML_TYPE_F16, buffers[3] + i*args.nb21 + h/group*args.nb22 + s/repeat*args.nb23, dv); };
     a.mask = [&](int64_t i, int64_t t, int64_t h, int64_t s) {
         return !has.at("mask") ? 0.0 : (double) ggmlq_half_to_float(((const uint16_t *) (buffers[4] + t*args.nb31 + h % args.ne32*args.nb32 + s % args.ne33*args.nb33))[i]);
     };
@@ -346,8 +353,8 @@ static void compare_attention(const ggml_tensor * op, double bound) {
     attention a;
     a.n_queries = q->ne[1]; a.heads = q->ne[2]; a.seqs = q->ne[3]; a.n_kv = k->ne[1]; a.dv = v->ne[0];
     a.q = [&](int64_t i, int64_t h, int64_t s) { return values_of(q->type, at(q, i, h, s), q->ne[0]); };
-    a.k = [&](int64_t i, int64_t h, int64_t s) { return values_of(k->type, at(k, i, h/(q->ne[2]/k->ne[2]), s/(q->ne[3]/k->ne[3])), k->ne[0]); };
-    a.v = [&](int64_t i, int64_t h, int64_t s) { return values_of(v->type, at(v, i, h/(q->ne[2]/k->ne[2]), s/(q->ne[3]/k->ne[3])), v->ne[0]); };
+    a.k = [&](int64_t i, int64_t h, int64_t s) -> const row & { return once(a.known_k, k->type, at(k, i, h/(q->ne[2]/k->ne[2]), s/(q->ne[3]/k->ne[3])), k->ne[0]); };
+    a.v = [&](int64_t i, int64_t h, int64_t s) -> const row & { return once(a.known_v, v->type, at(v, i, h/(q->ne[2]/k->ne[2]), s/(q->ne[3]/k->ne[3])), v->ne[0]); };
     a.mask = [&](int64_t i, int64_t t, int64_t h, int64_t s) {
         return mask ? (double) ggmlq_half_to_float(((const uint16_t *) at(mask, t, h % mask->ne[2], s % mask->ne[3]))[i]) : 0.0;
     };
