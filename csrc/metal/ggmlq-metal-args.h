@@ -26,8 +26,7 @@ enum {
     GGMLQ_METAL_PART_EXTRA     = 2,   /* attention: floats behind the values of a part: the maximum, the sum of weights         */
     GGMLQ_METAL_INDEXER_LENGTH = 128, /* values of a row                                                                        */
     GGMLQ_METAL_INDEXER_ROWS   = 128, /* of a threadgroup                                                                       */
-    GGMLQ_METAL_INDEXER_HEADS  = 64,  /* whose queries are in threadgroup memory at a time                                      */
-    GGMLQ_METAL_BF16           = 30   /* ggml's id; the other types are those of ggmlq-types.def                                */
+    GGMLQ_METAL_INDEXER_HEADS  = 64   /* whose queries are in threadgroup memory at a time                                      */
 };
 
 /* Rows of a tensor of up to four axes, in units that a team or a thread works on. */
@@ -45,7 +44,7 @@ struct ggmlq_metal_rows_args {
     uint32_t index_ne1, index_ne2;        /* indices repeat with these periods along axes 2 and 3 */
     uint32_t n_rows;                      /* an index beyond is skipped */
     uint32_t n;                           /* units in all */
-    uint32_t back;                        /* rotate: the inverse; decode: leave it out */
+    uint32_t inverse;                     /* decode, rotate: apply the inverse rotation */
 };
 
 struct ggmlq_metal_product_args {
@@ -70,7 +69,7 @@ struct ggmlq_metal_attend_args {
     uint32_t alibi_heads;                          /* 0: no ALiBi; the largest power of two of heads */
     float    alibi_base, alibi_base_odd;
     float    scale, softcap;
-    uint32_t n_rows_out;                           /* combine: query rows of all heads and sequences */
+    uint32_t query_rows;                           /* combine: of all heads and sequences */
     uint32_t unused;
 };
 

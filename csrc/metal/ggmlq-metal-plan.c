@@ -86,7 +86,7 @@ static int plan_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cud
     args->values     = make_walk(values, values->ne[0]/length, 0);
     args->index_ne1  = args->index_ne2 = 1;
     args->n_rows     = (uint32_t) rows->ne[1];
-    args->back       = rotated;
+    args->inverse    = !rotated;
     if (indices) {
         for (int i = 0; i < 3; ++i) {
             args->index_nb[i] = indices->nb[i];
@@ -190,7 +190,7 @@ int ggmlq_metal_rotate(int type, const struct ggmlq_cuda_view * dst, const struc
     start(launch, ROTATE, 2, type, 0, sizeof(launch->args.rows));
     launch->args.rows.values = make_walk(dst, dst->ne[0]/PLANE, 0);
     launch->args.rows.rows   = make_walk(src, src->ne[0]/PLANE, 0);
-    launch->args.rows.back   = back;
+    launch->args.rows.inverse = back;
     finish(launch, n, GGMLQ_METAL_TEAM);
     return GGMLQ_OK;
 }
@@ -375,7 +375,7 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
     }
     args->scale      = p->scale;
     args->softcap    = p->logit_softcap;
-    args->n_rows_out = (uint32_t) (p->n_queries*p->n_heads*p->n_seqs);
+    args->query_rows = (uint32_t) (p->n_queries*p->n_heads*p->n_seqs);
     launch->constants[GGMLQ_METAL_HEAD_K]  = (int32_t) p->head_size_k;
     launch->constants[GGMLQ_METAL_HEAD_V]  = (int32_t) p->head_size_v;
     launch->constants[GGMLQ_METAL_COLUMNS] = (int32_t) columns;
@@ -389,8 +389,8 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
         start(&attention->combine, COMBINE, 3, 0, p->type_v, sizeof(launch->args.attend));
         attention->combine.args.attend = *args;
         attention->combine.constants[GGMLQ_METAL_HEAD_V] = (int32_t) p->head_size_v;
-        attention->combine.groups[0] = (uint32_t) up(args->n_rows_out*planes_v*GGMLQ_METAL_TEAM, GGMLQ_METAL_THREADS);
-        attention->workspace_bytes += args->n_rows_out*splits*(planes_v*PLANE + GGMLQ_METAL_PART_EXTRA)*(int64_t) sizeof(float);
+        attention->combine.groups[0] = (uint32_t) up(args->query_rows*planes_v*GGMLQ_METAL_TEAM, GGMLQ_METAL_THREADS);
+        attention->workspace_bytes += args->query_rows*splits*(planes_v*PLANE + GGMLQ_METAL_PART_EXTRA)*(int64_t) sizeof(float);
     }
     return GGMLQ_OK;
 }

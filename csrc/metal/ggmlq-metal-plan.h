@@ -61,10 +61,10 @@ GGMLQ_CUDA_API int ggmlq_metal_indexer(const struct ggmlq_cuda_view * scores, co
 /* Up to three launches, each after the one before has written; a kernel that is NULL: there is no such launch. In place of a mask or
  * sinks that are absent, and of the list without `select`, any buffer. */
 struct ggmlq_metal_attention {
-    struct ggmlq_metal_launch select;  /* mask, list: names the rows that each query token sees      */
-    struct ggmlq_metal_launch attend;  /* q, k, v, mask, sinks, list, then parts, without `combine` out */
-    struct ggmlq_metal_launch combine; /* parts, sinks, out: tokens were split over threadgroups        */
-    int64_t parts_at;                  /* bytes; the list is at the begin of the workspace              */
+    struct ggmlq_metal_launch select;  /* mask, list: the rows that each query token sees                     */
+    struct ggmlq_metal_launch attend;  /* q, k, v, mask, sinks, list, and parts; out if there is no `combine` */
+    struct ggmlq_metal_launch combine; /* parts, sinks, out: tokens were split over threadgroups              */
+    int64_t parts_at;                  /* bytes into the workspace; the list is at its start                  */
     int64_t workspace_bytes;
 };
 

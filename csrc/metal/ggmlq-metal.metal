@@ -30,9 +30,9 @@ static inline uint32_t ggmlq_float_bits(float f)            { return as_type<uin
 
 enum {
 #define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) \
-    GGMLQ_TYPE_##NAME = id, GGMLQ_LENGTH_##NAME = block_length, GGMLQ_BYTES_##NAME = block_bytes,
+    GGMLQ_TYPE_##NAME = id, GGMLQ_BYTES_##NAME = block_bytes,
 #define GGMLQ_FOREIGN_TYPE(NAME, name, id, block_length, block_bytes, description) \
-    GGMLQ_TYPE_##NAME = id, GGMLQ_LENGTH_##NAME = block_length, GGMLQ_BYTES_##NAME = block_bytes,
+    GGMLQ_TYPE_##NAME = id, GGMLQ_BYTES_##NAME = block_bytes,
 #include "ggmlq-types.def"
     GGMLQ_PLANE = 32
 };
@@ -96,7 +96,7 @@ static inline float ggmlq_read_value(int type, device const uint8_t * row, uint3
     return type == GGMLQ_TYPE_F32 ? reinterpret_cast<device const float *>(row)[i] : ggmlq_read_half(row + 2*i);
 }
 
-/* Nearest, ties to even; half: beyond 65504 infinite. */
+/* f32, f16 or else bf16. Nearest, ties to even; beyond the largest half infinite. */
 static inline void ggmlq_write_value(int type, device uint8_t * row, uint32_t i, float f) {
     const uint32_t bits = ggmlq_float_bits(f), magnitude = bits & 0x7fffffff;
     if (type == GGMLQ_TYPE_F32) {
@@ -413,7 +413,7 @@ void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
     if (active) {
         ggmlq_load_plane(ggmlq_type, rows + ggmlq_row_at(args.rows, from, row), from.i0, l, GGMLQ_PLANE*args.rows.units, v);
     }
-    if (args.back == 0) {
+    if (args.inverse != 0) {
         ggmlq_unrotate(ggmlq_type, v, l, from.i0);
     }
     if (active) {
@@ -441,7 +441,7 @@ void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer(0)]],
     if (active) {
         ggmlq_load_plane(GGMLQ_TYPE_F32, rows + ggmlq_row_at(args.rows, place, place.i1), place.i0, l, GGMLQ_PLANE*args.rows.units, v);
     }
-    if (args.back != 0) {
+    if (args.inverse != 0) {
         ggmlq_unrotate(ggmlq_type, v, l, place.i0);
     } else {
         ggmlq_rotate(ggmlq_type, v, l, place.i0);
@@ -928,7 +928,7 @@ void kernel_ggmlq_combine(constant ggmlq_metal_attend_args & args  [[buffer(0)]]
                           device   const uint8_t *           sinks [[buffer(2)]],
                           device   uint8_t *                 out   [[buffer(3)]],
                           uint id [[thread_position_in_grid]]) {
-    const uint32_t head_v = static_cast<uint32_t>(ggmlq_head_v), planes = (head_v + GGMLQ_PLANE - 1)/GGMLQ_PLANE, n = args.n_rows_out*planes;
+    const uint32_t head_v = static_cast<uint32_t>(ggmlq_head_v), planes = (head_v + GGMLQ_PLANE - 1)/GGMLQ_PLANE, n = args.query_rows*planes;
     const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
     if (id/32*32/GGMLQ_METAL_TEAM >= n) { /* a simdgroup without work */
         return;
