@@ -60,6 +60,8 @@ static ggml_metal_pipeline_with_params pipeline_of(ggml_metal_library_t library,
 
 /* --- plans ------------------------------------------------------------------------------------------------------ */
 
+namespace {
+
 /* Memory of a tensor, from a byte of it on. */
 struct place {
     const ggml_tensor * tensor;
@@ -89,6 +91,8 @@ struct steps {
 
     void add_upstream() { list[n++].after = true; }
 };
+
+}
 
 static size_t aligned(size_t bytes) { return GGML_PAD(bytes, 32); }
 
@@ -155,6 +159,8 @@ static ggml_tensor scratch_like(const ggml_tensor * like, ggml_type type, const 
     return t;
 }
 
+namespace {
+
 /* The same attention in the rotated space with K and V in f16, which upstream's kernels are given. What isn't one of the sources of `op` lies
  * behind the result and upstream's own scratch memory. */
 struct attention_f16 {
@@ -164,8 +170,7 @@ struct attention_f16 {
 
     /* buft: of the result; null: places don't matter yet. */
     attention_f16(const ggml_tensor * op, ggml_backend_buffer_type_t buft, ggmlq_ggml_metal_stand_in & to) : to(to) {
-        const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
-        v_is_k = is_part_of(v, k);
+        v_is_k = is_part_of(op->src[2], op->src[1]);
         to.op = *op;
         to.op.src[0] = &to.q;
         to.op.src[1] = &to.k;
@@ -173,13 +178,14 @@ struct attention_f16 {
 #ifdef GGMLQ_GGML_N_KV_MAX_AT
         to.op.op_params[GGMLQ_GGML_N_KV_MAX_AT] = 0; /* all rows are decoded anyhow */
 #endif
-        place_from(op, q, k, v, 0);
-        if (buft) {
-            place_from(op, q, k, v, aligned(ggml_backend_buft_get_alloc_size(buft, &to.op)));
+        place_from(op, 0);
+        if (buft) { /* upstream knows how much its scratch memory is once it sees types and shapes */
+            place_from(op, aligned(ggml_backend_buft_get_alloc_size(buft, &to.op)));
         }
     }
 
-    void place_from(const ggml_tensor * op, const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, size_t at) {
+    void place_from(const ggml_tensor * op, size_t at) {
+        const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
         q_at = at;
         to.q = ggmlq_ggml_is_cache_type(k->type) ? scratch_like(q, GGML_TYPE_F32, op, q_at) : *q;
         k_at = ggmlq_ggml_is_cache_type(k->type) ? aligned(q_at + ggml_nbytes(&to.q)) : q_at;
@@ -192,6 +198,8 @@ struct attention_f16 {
         }
     }
 };
+
+}
 
 /* The kernels before and after upstream's. */
 static int plan_f16(const ggml_tensor * op, const attention_f16 & f16, steps & result) {
