@@ -732,7 +732,8 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
 
     device const uint8_t * k_head = k + kv_head*args.k_nb[1] + seq/args.seqs_ratio*args.k_nb[2];
     device const uint8_t * v_head = v + kv_head*args.v_nb[1] + seq/args.seqs_ratio*args.v_nb[2];
-    device const int32_t * listed = reinterpret_cast<device const int32_t *>(list) + (seq*args.n_queries + flat/args.group)*static_cast<int64_t>(args.n_kv);
+    const int64_t list_at = args.has_list != 0 ? (seq*args.n_queries + flat/args.group)*static_cast<int64_t>(args.n_kv) : 0;
+    device const int32_t * listed = reinterpret_cast<device const int32_t *>(list) + list_at;
     threadgroup float * mine = weights + simdgroup*columns*32;
 
     const uint32_t end = min(args.n_kv, (split + 1)*args.split_kv);
