@@ -29,6 +29,15 @@ def test_no_kernel_spills(architecture):
         assert 0 < used["VGPRs"] <= 256 and used["LDS Size"] <= 65536, (kernel, used)
 
 
+def test_the_table_of_the_docs_has_every_kernel():
+    """Numbers may be older than the kernels; a kernel may not be missing."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "csrc" / "cuda").glob("*.cu*") if path.name != "ggmlq-cuda-attend-decode.cuh"]
+    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\(", "".join(sources))
+    assert len(kernels) == "".join(sources).count("__global__") > 10
+    table = (ROOT / "docs" / "HIP.md").read_text(encoding="utf-8").partition("\n## Resources\n")[2]
+    assert {name for name in re.findall(r"^\| `(\w+)", table, re.MULTILINE)} == set(kernels)
+
+
 def test_a_spill_would_be_seen():
     where = "x.cu:1:1: remark: "
     report = "".join(f"{where}{line} [-Rpass-analysis=kernel-resource-usage]\n" for line in (

@@ -27,7 +27,7 @@ import build_metal
 
 CSRC = build.ROOT / "csrc"
 SHADER = CSRC / "metal" / "ggmlq-metal.metal"
-GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "attention", "errors"]
+GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "attention", "selected", "indexer", "errors"]
 emulated = pytest.mark.skipif(not sys.platform.startswith("linux") or build.compilers() is None, reason="the emulator needs Linux and a C++ compiler")
 
 
@@ -53,7 +53,7 @@ def programs(tmp_path_factory):
 @pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
 def test_every_kernel(programs, order):
     """All that --quick has in one order; in the others of attention every fifth case, and what exchanges most."""
-    groups = GROUPS if order == "forward" else ["encoder", "rotation", "attention"]
+    groups = GROUPS if order == "forward" else ["encoder", "rotation", "attention", "selected", "indexer"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for group, (code, output) in zip(groups, pool.map(lambda group: check(programs[0], group, order, 1 if order == "forward" else 5), groups)):
             assert code == 0 and re.search(rf"^ok   {group} +[1-9]\d+ checks", output, re.MULTILINE), output
@@ -61,15 +61,14 @@ def test_every_kernel(programs, order):
 
 @emulated
 @pytest.mark.parametrize("order", ["forward", "backward"])
-def test_sparse_attention_and_copies(programs, order):
+def test_gathers_and_copies(programs, order):
     done = subprocess.run([programs[1]], capture_output=True, text=True, env={**os.environ, "GGMLQ_EMULATE_ORDER": order})
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
 def test_the_groups_are_all_that_there_are():
     text = (build.ROOT / "tests" / "cuda" / "check_cuda.cu").read_text(encoding="utf-8")
-    assert re.findall(r'^    group\("(\w+)",', text, re.MULTILINE) == [*GROUPS[:-1], "selected", "indexer", "errors"]
-    assert re.findall(r"#ifndef GGMLQ_CHECK_METAL\n(.*?)#endif", text, re.DOTALL)[-1].count("group(") == 2  # not on Metal
+    assert re.findall(r'^    group\("(\w+)",', text, re.MULTILINE) == GROUPS
 
 
 def test_every_kernel_is_emulated():
@@ -104,6 +103,15 @@ PLANTED = {
     "table entry": ("ggmlq-tables.h", "PLANAR3_FIELD_LEVELS_INIT { -123, -77,", "PLANAR3_FIELD_LEVELS_INIT { -123, -76,", "decoder"),
     "missing barrier": (
         "metal/ggmlq-metal.metal", "    threadgroup_barrier(mem_flags::mem_threadgroup);\n\n    const uint32_t first_row", "    const uint32_t first_row", "mul_mat",
+    ),
+    "lane index of a merged part": (
+        "metal/ggmlq-metal.metal", "x[k] += share*part[split*step + GGMLQ_PLANE*plane + 8*k + l];", "x[k] += share*part[split*step + GGMLQ_PLANE*plane + 8*k + (l ^ 1)];", "attention",
+    ),
+    "missing barrier of the selection": (
+        "metal/ggmlq-metal.metal", "            threadgroup_barrier(mem_flags::mem_threadgroup);\n            at = 0;", "            at = 0;", "selected",
+    ),
+    "missing barrier of the indexer": (
+        "metal/ggmlq-metal.metal", "        threadgroup_barrier(mem_flags::mem_threadgroup);\n\n        for (uint32_t i = 0; i < rounds", "        for (uint32_t i = 0; i < rounds", "indexer",
     ),
     "missing barrier of a simdgroup": (
         "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        float shrink", "        float shrink", "attention",
@@ -170,7 +178,7 @@ def test_the_kernels_use_documented_metal_only():
     local = set(re.findall(  # what the text declares: members, parameters, variables, all with a type before them
         r"\b(?:bool|int|uint|ushort|uint3|float|u?int(?:8|16|32|64)_t|ggmlq_\w+)\b(?:\s*[*&]+\s*|\s+(?:const\s+)?)(\w+)", text))
     local |= set(re.findall(r"[,;({]\s*(\w+)\s*(?:=|\[\w+\])", text)) | set(re.findall(r",\s*(\w+)(?=[,;)])", text))
-    assert not local & (known - {"x", "y", "z", "thread"}) - {"metal"}, "a name of ours hides one of Metal's"
+    assert not local & known - {"x", "y", "z", "thread", "metal", "true", "false"}, "a name of ours hides one of Metal's"
     args = set(re.findall(r"\b(\w+)(?:\[\d\])?[,;]", (CSRC / "metal" / "ggmlq-metal-args.h").read_text(encoding="utf-8")))
     ours = {name for name in names_in(text) if re.match(r"(kernel_)?ggmlq_|GGMLQ_", name)}
     macros = {"NAME", "name", "id", "block_length", "block_bytes", "description", "define", "defined", "endif", "type", "n"}
@@ -225,7 +233,7 @@ def test_the_launcher_compiles_against_declarations(tmp_path):
 
 def test_the_launcher_has_every_function_of_the_interface():
     text = "".join((CSRC / "metal" / name).read_text(encoding="utf-8") for name in ("ggmlq-metal-device.mm", "ggmlq-metal-api.c"))
-    for header in ("ggmlq-cuda.h", "ggmlq-cuda-memory.h"):
+    for header in ("ggmlq-cuda.h", "ggmlq-cuda-sparse.h", "ggmlq-cuda-memory.h"):
         for name in re.findall(r"^GGMLQ_CUDA_API .*?(\w+) *\(", (CSRC / "cuda" / header).read_text(encoding="utf-8"), re.MULTILINE):
             assert re.search(rf"^(?!.*;$).*\b{name} *\(.*\{{|^\w.*\b{name} *\([^;{{]*\{{", text, re.MULTILINE), name
 
@@ -280,7 +288,7 @@ def names_that_are_asked_for(folder, tmp_path):
     names = subprocess.run([tmp_path / "names"], capture_output=True, text=True, check=True).stdout.split()
     plan = (folder / "ggmlq-metal-plan.c").read_text(encoding="utf-8")
     macros = dict(re.findall(r'^#define (\w+) +"(kernel_\w+)"', plan, re.MULTILINE))
-    started = set(re.findall(r"start\(launch, (\w+)", plan)) | set(re.findall(r"encoding \? (\w+) : (\w+), 3", plan)[0]) - {"encoding"}
+    started = set(re.findall(r"start\([^,]+, (\w+)", plan)) | set(re.findall(r"encoding \? (\w+) : (\w+), 3", plan)[0]) - {"encoding"}
     assert {macros[name] for name in started if name in macros} == set(macros.values()) == set(names)
     return set(names)
 
@@ -291,10 +299,18 @@ def test_every_kernel_that_is_asked_for_exists(tmp_path):
     assert names_that_are_asked_for(CSRC / "metal", tmp_path) == defined
 
 
+WRONG_LAUNCHES = {
+    "a barrier between parts and their merging": ("result.add(a.combine, { parts, sinks, out }, true)", "result.add(a.combine, { parts, sinks, out })"),
+    "a barrier before upstream's attention": ("list[n++].after = true", "list[n++].after = false"),
+    "the place of V": ("v_is_k ? k_at : v_at", "k_at"),
+}
+
+
+@emulated
 @pytest.mark.trees
 @pytest.mark.parametrize("version", ["0.3.36", "0.3.28"])
-def test_in_a_patched_tree(version, llama_tree, tmp_path):
-    """The C++ of the Metal back end compiles with our hooks, and every kernel it can ask for is in the text that was pasted."""
+def test_in_a_patched_tree(version, programs, llama_tree, tmp_path):
+    """Every kernel that the Metal back end with our hooks can ask for is there, and its C++ does operations right."""
     tree = tmp_path / "tree"
     shutil.copytree(llama_tree(version), tree, symlinks=True)
     patch.patch(tree)
@@ -303,11 +319,22 @@ def test_in_a_patched_tree(version, llama_tree, tmp_path):
     defined = set(re.findall(r"^void (kernel_\w+)\(", pasted, re.MULTILINE))
     assert names_that_are_asked_for(metal, tmp_path) == defined
     # None of upstream's kernels has one of these names, and its own libraries are as they were.
-    for path in metal.rglob("*.metal"):
-        assert "ggmlq" not in path.read_text(encoding="utf-8")
-    for name in ("ggml-metal-ggmlq", "ggml-metal-ops", "ggml-metal-device", "ggml-metal"):
-        ours = ["-Wall", "-Wextra", "-Werror"] if name == "ggml-metal-ggmlq" else ["-w"]
-        build.run(
-            build.compilers()[0], "-std=c++17", "-fsyntax-only", *ours, "-Wno-unused-function", "-include", "memory",
-            f"-I{metal}", f"-I{metal.parent}", f"-I{tree / 'ggml' / 'include'}", metal / f"{name}.cpp",
-        )  # fmt: skip
+    theirs = "".join(path.read_text(encoding="utf-8") for path in metal.rglob("*.metal"))
+    assert "ggmlq" not in theirs
+    # Every f16 kernel that attention is handed to.
+    plan = (metal / "ggmlq-metal-plan.c").read_text(encoding="utf-8")
+    sizes = re.findall(r"\{ (\d+), (\d+) \}", re.search(r"sizes\[\]\[2\] = \{(.*?)\};", plan, re.DOTALL)[1])
+    assert len(sizes) == 10 and {f"kernel_flash_attn_ext_f16_dk{k}_dv{v}" for k, v in sizes} <= set(re.findall(r'host_name\("(\w+)"', theirs))
+    assert re.search(r'snprintf\(base, 256, "kernel_%s_%s_dk%d_dv%d",\s*"flash_attn_ext"', (metal / "ggml-metal-device.cpp").read_text(encoding="utf-8"))
+    # Operations through it, with our kernels emulated: the right launches, barriers, places in memory, results.
+    program = build_metal.build_ops(tmp_path / "ops", tree, programs[0].parent)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.stdout == "ok\n", done.stdout + done.stderr
+    # It would see an error.
+    for what, (right, wrong) in WRONG_LAUNCHES.items() if version == "0.3.36" else ():
+        text = (metal / "ggml-metal-ggmlq.cpp").read_text(encoding="utf-8")
+        assert text.count(right) == 1, what
+        (metal / "ggml-metal-ggmlq.cpp").write_text(text.replace(right, wrong), encoding="utf-8")
+        done = subprocess.run([build_metal.build_ops(tmp_path / "ops", tree, programs[0].parent, ["ggml-metal-ggmlq.cpp"])], capture_output=True, text=True)
+        assert done.returncode and done.stdout.startswith("wrong: K "), (what, done.stdout)
+        (metal / "ggml-metal-ggmlq.cpp").write_text(text, encoding="utf-8")

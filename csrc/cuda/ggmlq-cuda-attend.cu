@@ -4,6 +4,7 @@
  */
 #include "ggmlq-cuda-deps.cuh"
 #include "ggmlq-cuda-attend.h"
+#include "ggmlq-cuda-checks.h"
 
 static const struct ggmlq_cuda_attend_kernel kernels[] = {
 #if __has_include("ggmlq-cuda-attend-decode.cu") && !defined(GGMLQ_CUDA_ATTEND_PLAIN_ONLY)
@@ -13,20 +14,8 @@ static const struct ggmlq_cuda_attend_kernel kernels[] = {
 };
 
 int ggmlq_cuda_attend_check(const struct ggmlq_attend_params * p) {
-    const int error = p->c ? GGMLQ_ERROR_SHAPE : ggmlq_attend_check_shapes(p); /* no kernel here knows c */
-    if (error) {
-        return error;
-    }
-    /* Tokens, and query rows of all heads and sequences, are numbered in 31 bits. */
-    int64_t rows = 1;
-    const int64_t factors[3] = { p->n_queries, p->n_heads, p->n_seqs };
-    for (int i = 0; i < 3; ++i) {
-        if (factors[i] > INT32_MAX || (factors[i] > 0 && rows > INT32_MAX/factors[i])) {
-            return GGMLQ_ERROR_SHAPE;
-        }
-        rows *= factors[i];
-    }
-    return p->n_kv > INT32_MAX ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+    const int error = ggmlq_check_attend(p);
+    return error ? error : p->n_kv > INT32_MAX ? GGMLQ_ERROR_SHAPE : GGMLQ_OK; /* tokens, too, are numbered in 31 bits */
 }
 
 static bool is_empty(const struct ggmlq_attend_params * p) { return p->n_queries == 0 || p->n_heads == 0 || p->n_seqs == 0; }

@@ -5,10 +5,11 @@
  * A thread holds the levels of one row in registers and meets the queries of all heads, which lie in shared memory and are read by all
  * threads at once: a row is unpacked once for each query token. Integer sums are exact per block; heads are added in their order.
  */
+#include "ggmlq-cuda-checks.h"
 #include "ggmlq-cuda-query.cuh"
 #include "ggmlq-cuda-sparse.h"
 
-enum { THREADS = 128, LENGTH = 128, HEADS = 64 /* in shared memory at a time */, PLANES = LENGTH/GGMLQ_PLANE };
+enum { THREADS = GGMLQ_INDEXER_ROWS, LENGTH = GGMLQ_INDEXER_LENGTH, HEADS = 64 /* in shared memory at a time */, PLANES = LENGTH/GGMLQ_PLANE };
 
 struct indexer {
     const uint8_t * rows;
@@ -94,23 +95,7 @@ score_rows(const struct indexer p) {
 
 int ggmlq_cuda_indexer_check(const struct ggmlq_cuda_view * scores, const struct ggmlq_cuda_view * q, const struct ggmlq_cuda_view * rows,
                              const struct ggmlq_cuda_view * weights, const struct ggmlq_cuda_view * mask) {
-    if ((rows->type != GGMLQ_TYPE_TQ3_0 && rows->type != GGMLQ_TYPE_PLANAR3) || q->type != GGMLQ_CUDA_F32 || weights->type != GGMLQ_CUDA_F32 ||
-        mask->type != GGMLQ_CUDA_F16 || scores->type != GGMLQ_CUDA_F32) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    if (q->ne[0] != LENGTH || rows->ne[0] != LENGTH) {
-        return GGMLQ_ERROR_LENGTH;
-    }
-    const int64_t heads = q->ne[1], tokens = q->ne[2], seqs = q->ne[3], n_rows = rows->ne[2];
-    if (heads < 0 || tokens < 0 || seqs < 0 || n_rows < 0 || heads > INT32_MAX/LENGTH || tokens > INT32_MAX || n_rows > INT32_MAX - THREADS || seqs > 65535 ||
-        (heads > 0 && tokens > 0 && seqs > INT32_MAX/LENGTH/heads/tokens) ||
-        rows->ne[1] != 1 || rows->ne[3] != seqs || weights->ne[0] != heads || weights->ne[1] != tokens || weights->ne[3] != seqs ||
-        mask->ne[0] != n_rows || mask->ne[1] != tokens || mask->ne[3] < 1 || seqs%mask->ne[3] != 0 ||
-        scores->ne[0] != n_rows || scores->ne[1] != tokens || scores->ne[3] != seqs ||
-        q->nb[0] != 4 || weights->nb[0] != 4 || mask->nb[0] != 2 || scores->nb[0] != 4) {
-        return GGMLQ_ERROR_SHAPE;
-    }
-    return GGMLQ_OK;
+    return ggmlq_check_indexer(scores, q, rows, weights, mask);
 }
 
 int64_t ggmlq_cuda_indexer_workspace_bytes(int type, const struct ggmlq_cuda_view * q) { return ggmlq_cuda_mul_mat_workspace_bytes(type, q); }

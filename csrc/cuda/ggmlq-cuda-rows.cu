@@ -2,6 +2,7 @@
  *
  * Rows between encoded and plain: set_rows, get_rows, copy, decode_rotated, rotate; and the error text. See ggmlq-cuda.h.
  */
+#include "ggmlq-cuda-checks.h"
 #include "ggmlq-cuda-codec.cuh"
 
 /* --- errors ----------------------------------------------------------------------------------------------------- */
@@ -160,25 +161,6 @@ rotate_rows(const struct walk dst, const struct walk src, uint32_t n_planes, boo
 
 /* --- checks ----------------------------------------------------------------------------------------------------- */
 
-static bool is_cache_type(int type) { return type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3; }
-static int64_t value_bytes(int type) { return type == GGMLQ_CUDA_F32 ? 4 : 2; }
-
-/* Axes of up to 2^31 - 1; rows of whole blocks of `length`; values of a row adjacent. */
-static int check_view(const struct ggmlq_cuda_view * v, int64_t length) {
-    for (int i = 0; i < 4; ++i) {
-        if (v->ne[i] < 0) {
-            return i == 0 ? GGMLQ_ERROR_LENGTH : GGMLQ_ERROR_SHAPE;
-        }
-        if (v->ne[i] > INT32_MAX) {
-            return GGMLQ_ERROR_SHAPE;
-        }
-    }
-    if (v->ne[0] % length != 0) {
-        return GGMLQ_ERROR_LENGTH;
-    }
-    return !is_cache_type(v->type) && v->nb[0] != value_bytes(v->type) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
-}
-
 /* Blocks of `length` values in a view, or GGMLQ_ERROR_SHAPE: a launch numbers them in 31 bits. */
 static int64_t count_blocks(const struct ggmlq_cuda_view * v, int64_t length) {
     int64_t n = v->ne[0]/length;
@@ -199,7 +181,7 @@ static struct walk make_walk(const struct ggmlq_cuda_view * v, int type) {
     struct walk w;
     w.data = (uint8_t *) v->data;
     w.type = v->type;
-    w.block_bytes = is_cache_type(v->type) ? info->block_bytes : info->block_length*value_bytes(v->type);
+    w.block_bytes = ggmlq_is_cache_type(v->type) ? info->block_bytes : info->block_length*ggmlq_value_bytes(v->type);
     w.nb1 = v->nb[1];
     w.nb2 = v->nb[2];
     w.nb3 = v->nb[3];
@@ -252,35 +234,6 @@ static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
 
 /* --- entry points ----------------------------------------------------------------------------------------------- */
 
-static int check_rows_and_values(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, bool encoding) {
-    if (!is_cache_type(rows->type) ||
-        (values->type != GGMLQ_CUDA_F32 && values->type != GGMLQ_CUDA_F16 && (encoding || values->type != GGMLQ_CUDA_BF16))) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    const int64_t length = ggmlq_type_info_get(rows->type)->block_length;
-    const int error = check_view(rows, length);
-    return error ? error : check_view(values, length);
-}
-
-/* repeats: indices may be fewer than the values along axes 2 and 3. */
-static int check_indices(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
-                         int index_bytes, bool repeats) {
-    if (index_bytes != 4 && index_bytes != 8) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    if (rows->ne[0] != values->ne[0] || rows->ne[2] != values->ne[2] || rows->ne[3] != values->ne[3] ||
-        indices->ne[0] != values->ne[1] || indices->ne[3] != 1) {
-        return GGMLQ_ERROR_SHAPE;
-    }
-    for (int i = 1; i < 3; ++i) {
-        const int64_t n = indices->ne[i], wanted = values->ne[i + 1];
-        if (n != wanted && (!repeats || n < 1 || wanted % n != 0)) {
-            return GGMLQ_ERROR_SHAPE;
-        }
-    }
-    return GGMLQ_OK;
-}
-
 static int countable(const struct ggmlq_cuda_view * v, int64_t length) {
     const int64_t n = count_blocks(v, length);
     return n < 0 ? (int) n : GGMLQ_OK;
@@ -288,8 +241,8 @@ static int countable(const struct ggmlq_cuda_view * v, int64_t length) {
 
 int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                               const struct ggmlq_cuda_view * indices, int index_bytes) {
-    int error = check_rows_and_values(rows, values, true);
-    error = error ? error : check_indices(rows, values, indices, index_bytes, true);
+    int error = ggmlq_check_rows_and_values(rows, values, true);
+    error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, true);
     return error ? error : countable(values, ggmlq_type_info_get(rows->type)->block_length);
 }
 
@@ -301,8 +254,8 @@ int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_
 
 int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
                               const struct ggmlq_cuda_view * indices, int index_bytes) {
-    int error = check_rows_and_values(rows, values, false);
-    error = error ? error : check_indices(rows, values, indices, index_bytes, false);
+    int error = ggmlq_check_rows_and_values(rows, values, false);
+    error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, false);
     return error ? error : countable(values, GGMLQ_PLANE);
 }
 
@@ -319,12 +272,12 @@ static bool same_count(const struct ggmlq_cuda_view * a, const struct ggmlq_cuda
 }
 
 int ggmlq_cuda_copy_check(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src) {
-    const bool encoding = is_cache_type(dst->type);
-    if (encoding && is_cache_type(src->type)) {
+    const bool encoding = ggmlq_is_cache_type(dst->type);
+    if (encoding && ggmlq_is_cache_type(src->type)) {
         return GGMLQ_ERROR_TYPE;
     }
     const struct ggmlq_cuda_view * rows = encoding ? dst : src, * values = encoding ? src : dst;
-    const int error = check_rows_and_values(rows, values, encoding);
+    const int error = ggmlq_check_rows_and_values(rows, values, encoding);
     if (error) {
         return error;
     }
@@ -332,7 +285,7 @@ int ggmlq_cuda_copy_check(const struct ggmlq_cuda_view * dst, const struct ggmlq
 }
 
 static int convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool rotated, void * stream) {
-    const bool encoding = is_cache_type(dst->type);
+    const bool encoding = ggmlq_is_cache_type(dst->type);
     const int error = encoding && rotated ? GGMLQ_ERROR_TYPE : ggmlq_cuda_copy_check(dst, src);
     if (error) {
         return error;
@@ -349,12 +302,12 @@ int ggmlq_cuda_decode_rotated(const struct ggmlq_cuda_view * dst, const struct g
 }
 
 static int rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool back, void * stream) {
-    if (!is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
+    if (!ggmlq_is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
         return GGMLQ_ERROR_TYPE;
     }
     const int64_t length = ggmlq_type_info_get(type)->block_length;
-    int error = check_view(dst, length);
-    error = error ? error : check_view(src, length);
+    int error = ggmlq_check_view(dst, length);
+    error = error ? error : ggmlq_check_view(src, length);
     if (error) {
         return error;
     }

@@ -3,10 +3,11 @@
 
 #include "ggml-ggmlq-attend.h"
 #include "ggml-impl.h"
+#include "ggml-metal-impl.h"
 #include "ggmlq-metal-plan.h"
 
 #include <algorithm>
-#include <iterator>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <string>
@@ -59,14 +60,41 @@ static ggml_metal_pipeline_with_params pipeline_of(ggml_metal_library_t library,
 
 /* --- plans ------------------------------------------------------------------------------------------------------ */
 
-/* A launch with the tensors that it works on; `offset` bytes into the first. */
-struct step {
-    ggmlq_metal_launch  launch;
-    const ggml_tensor * operands[GGMLQ_METAL_MAX_OPERANDS];
+namespace {
+
+/* Memory of a tensor, from a byte of it on. */
+struct place {
+    const ggml_tensor * tensor;
     size_t              offset;
 };
 
-enum { MAX_STEPS = 2 };
+/* A launch and its operands; or, without a kernel, attention by upstream's f16 kernels. */
+struct step {
+    ggmlq_metal_launch launch;
+    place              operands[GGMLQ_METAL_MAX_OPERANDS];
+    bool               after; /* needs what the steps before it wrote */
+};
+
+struct steps {
+    step   list[5];
+    int    n;
+    size_t scratch_end; /* bytes behind the first of the result, 0: no more than the result itself */
+
+    void add(const ggmlq_metal_launch & launch, std::initializer_list<place> operands, bool after = false) {
+        if (launch.kernel) {
+            step & s = list[n++];
+            s.launch = launch;
+            s.after  = after;
+            std::copy(operands.begin(), operands.end(), s.operands);
+        }
+    }
+
+    void add_upstream() { list[n++].after = true; }
+};
+
+}
+
+static size_t aligned(size_t bytes) { return GGML_PAD(bytes, 32); }
 
 static ggmlq_cuda_view view_of(const ggml_tensor * tensor) {
     ggmlq_cuda_view view = {};
@@ -80,32 +108,144 @@ static ggmlq_cuda_view view_of(const ggml_tensor * tensor) {
 
 static int index_bytes(const ggml_tensor * indices) { return indices->type == GGML_TYPE_I64 ? 8 : indices->type == GGML_TYPE_I32 ? 4 : 0; }
 
-static int plan_copy(const ggml_tensor * src, const ggml_tensor * dst, step & s) {
+static int plan_copy(const ggml_tensor * src, const ggml_tensor * dst, steps & result) {
     const ggmlq_cuda_view to = view_of(dst), from = view_of(src);
-    s.operands[0] = dst;
-    s.operands[1] = s.operands[2] = src;
-    return src->type == dst->type ? ggmlq_metal_copy_rows(&to, &from, &s.launch) : ggmlq_metal_convert(&to, &from, false, &s.launch);
+    ggmlq_metal_launch launch;
+    const int error = src->type == dst->type ? ggmlq_metal_copy_rows(&to, &from, &launch) : ggmlq_metal_convert(&to, &from, false, &launch);
+    if (!error) {
+        result.add(launch, { { dst, 0 }, { src, 0 }, { src, 0 } });
+    }
+    return error;
 }
 
-static int plan_concat(const ggml_tensor * op, step steps[MAX_STEPS]) {
+static int plan_concat(const ggml_tensor * op, steps & result) {
     const int32_t axis = ggml_get_op_params_i32(op, 0);
+    size_t offset = 0;
     for (int i = 0; i < 2; ++i) {
         const ggml_tensor * src = op->src[i];
         ggmlq_cuda_view to = view_of(op);
         const ggmlq_cuda_view from = view_of(src);
         to.ne[axis] = src->ne[axis];
-        steps[i].offset = i == 0 ? 0 : axis == 0 ? ggml_row_size(op->type, op->src[0]->ne[0]) : op->src[0]->ne[axis]*op->nb[axis];
-        steps[i].operands[0] = op;
-        steps[i].operands[1] = src;
-        const int error = ggmlq_metal_copy_rows(&to, &from, &steps[i].launch);
+        ggmlq_metal_launch launch;
+        const int error = ggmlq_metal_copy_rows(&to, &from, &launch);
         if (error) {
             return error;
         }
+        result.add(launch, { { op, offset }, { src, 0 } });
+        offset = axis == 0 ? ggml_row_size(op->type, src->ne[0]) : src->ne[axis]*op->nb[axis];
     }
     return GGMLQ_OK;
 }
 
-static int plan_attention(const ggml_tensor * op, step & s) {
+/* --- attention -------------------------------------------------------------------------------------------------- */
+
+/* V is (the first part of) K: they are the same rows of the same cache. */
+static bool is_part_of(const ggml_tensor * v, const ggml_tensor * k) {
+    const bool same_place = v == k || (v->view_src && (v->view_src == k || (v->view_src == k->view_src && v->view_offs == k->view_offs)));
+    return same_place && v->type == k->type && v->ne[0] <= k->ne[0] && v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2] && v->nb[3] == k->nb[3];
+}
+
+/* `like`, contiguous and of another type, behind the result of `op`. */
+static ggml_tensor scratch_like(const ggml_tensor * like, ggml_type type, const ggml_tensor * op, size_t offset) {
+    ggml_tensor t = *like;
+    t.type     = type;
+    t.buffer   = op->buffer;
+    t.data     = (char *) op->data + offset;
+    t.view_src = nullptr;
+    t.nb[0]    = ggml_type_size(type);
+    for (int i = 1; i < 4; ++i) {
+        t.nb[i] = t.nb[i - 1]*t.ne[i - 1];
+    }
+    return t;
+}
+
+namespace {
+
+/* The same attention in the rotated space with K and V in f16, which upstream's kernels are given. What isn't one of the sources of `op` lies
+ * behind the result and upstream's own scratch memory. */
+struct attention_f16 {
+    ggmlq_ggml_metal_stand_in & to;
+    size_t q_at, k_at, v_at, end;
+    bool   v_is_k;
+
+    /* buft: of the result; null: places don't matter yet. */
+    attention_f16(const ggml_tensor * op, ggml_backend_buffer_type_t buft, ggmlq_ggml_metal_stand_in & to) : to(to) {
+        v_is_k = is_part_of(op->src[2], op->src[1]);
+        to.op = *op;
+        to.op.src[0] = &to.q;
+        to.op.src[1] = &to.k;
+        to.op.src[2] = &to.v;
+#ifdef GGMLQ_GGML_N_KV_MAX_AT
+        to.op.op_params[GGMLQ_GGML_N_KV_MAX_AT] = 0; /* all rows are decoded anyhow */
+#endif
+        place_from(op, 0);
+        if (buft) { /* upstream knows how much its scratch memory is once it sees types and shapes */
+            place_from(op, aligned(ggml_backend_buft_get_alloc_size(buft, &to.op)));
+        }
+    }
+
+    void place_from(const ggml_tensor * op, size_t at) {
+        const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
+        q_at = at;
+        to.q = ggmlq_ggml_is_cache_type(k->type) ? scratch_like(q, GGML_TYPE_F32, op, q_at) : *q;
+        k_at = ggmlq_ggml_is_cache_type(k->type) ? aligned(q_at + ggml_nbytes(&to.q)) : q_at;
+        to.k = k->type == GGML_TYPE_F16 ? *k : scratch_like(k, GGML_TYPE_F16, op, k_at);
+        v_at = k->type == GGML_TYPE_F16 ? k_at : aligned(k_at + ggml_nbytes(&to.k));
+        to.v = v->type == GGML_TYPE_F16 ? *v : scratch_like(v, GGML_TYPE_F16, op, v_is_k ? k_at : v_at);
+        end  = v->type == GGML_TYPE_F16 || v_is_k ? v_at : aligned(v_at + ggml_nbytes(&to.v));
+        for (int i = 1; i < 4 && v_is_k; ++i) {
+            to.v.nb[i] = to.k.nb[i];
+        }
+    }
+};
+
+}
+
+/* The kernels before and after upstream's. */
+static int plan_f16(const ggml_tensor * op, const attention_f16 & f16, steps & result) {
+    const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
+    const ggmlq_cuda_view out = view_of(op);
+    ggmlq_metal_launch launch;
+    int error = GGMLQ_OK;
+    if (ggmlq_ggml_is_cache_type(k->type)) {
+        const ggmlq_cuda_view to = view_of(&f16.to.q), from = view_of(q);
+        error = ggmlq_metal_rotate((int) k->type, &to, &from, false, &launch);
+        result.add(launch, { { op, f16.q_at }, { q, 0 } });
+    }
+    if (!error && k->type != GGML_TYPE_F16) {
+        const ggmlq_cuda_view to = view_of(&f16.to.k), from = view_of(k);
+        error = ggmlq_metal_to_f16(&to, &from, &launch);
+        result.add(launch, { { op, f16.k_at }, { k, 0 }, { k, 0 } });
+    }
+    if (!error && v->type != GGML_TYPE_F16 && !f16.v_is_k) {
+        const ggmlq_cuda_view to = view_of(&f16.to.v), from = view_of(v);
+        error = ggmlq_metal_to_f16(&to, &from, &launch);
+        result.add(launch, { { op, f16.v_at }, { v, 0 }, { v, 0 } });
+    }
+    result.add_upstream();
+    if (!error && ggmlq_ggml_is_cache_type(v->type)) {
+        error = ggmlq_metal_rotate((int) v->type, &out, &out, true, &launch);
+        result.add(launch, { { op, 0 }, { op, 0 } }, true);
+    }
+    result.scratch_end = f16.end;
+    return error;
+}
+
+static int plan_ours(const ggml_tensor * op, const ggmlq_metal_attention & a, steps & result) {
+    const ggml_tensor * q = op->src[0];
+    const size_t workspace = aligned(ggml_nbytes(op));
+    const place out = { op, 0 }, list = { op, workspace }, parts = { op, workspace + (size_t) a.parts_at };
+    const place mask = { op->src[3] ? op->src[3] : q, 0 }, sinks = { op->src[4] ? op->src[4] : q, 0 };
+    result.add(a.select,  { mask, list });
+    result.add(a.attend,  { { q, 0 }, { op->src[1], 0 }, { op->src[2], 0 }, mask, sinks, list, a.combine.kernel ? parts : out }, true);
+    result.add(a.combine, { parts, sinks, out }, true);
+    result.scratch_end = a.workspace_bytes > 0 ? workspace + (size_t) a.workspace_bytes : 0;
+    return GGMLQ_OK;
+}
+
+/* Over the rows that the mask leaves, if the graph says that they are few; many queries by upstream's f16 kernels, where it has them;
+ * else our kernel, which takes every shape. */
+static int plan_attention(ggml_metal_device_t dev, ggml_backend_buffer_type_t buft, const ggml_tensor * op, steps & result) {
     ggmlq_attend_params p;
     if (!ggmlq_ggml_attend_params(op, &p)) {
         return GGMLQ_ERROR_TYPE;
@@ -115,59 +255,78 @@ static int plan_attention(const ggml_tensor * op, step & s) {
     static const float    no_sinks = 0;
     p.mask  = op->src[3] ? &no_mask : nullptr;
     p.sinks = op->src[4] ? &no_sinks : nullptr;
-    const ggml_tensor * q = op->src[0];
-    const ggml_tensor * operands[] = { q, op->src[1], op->src[2], op->src[3] ? op->src[3] : q, op->src[4] ? op->src[4] : q, q, op };
-    std::copy(std::begin(operands), std::end(operands), s.operands);
-    return ggmlq_metal_attend(&p, nullptr, 0, &s.launch);
+
+    const int64_t most = ggmlq_ggml_attend_most_visible(op);
+    ggmlq_metal_attention a;
+    if (most > 0 && p.n_kv >= 2*most && ggmlq_metal_attend(&p, most, &a) == GGMLQ_OK) {
+        return plan_ours(op, a, result);
+    }
+    if (ggmlq_metal_attend_wants_f16(&p)) {
+        ggmlq_ggml_metal_stand_in stand_in;
+        const attention_f16 f16(op, buft, stand_in);
+        steps by_f16 = {};
+        if (ggml_metal_device_supports_op(dev, &stand_in.op) && plan_f16(op, f16, by_f16) == GGMLQ_OK) {
+            result = by_f16;
+            return GGMLQ_OK;
+        }
+    }
+    const int error = ggmlq_metal_attend(&p, 0, &a);
+    return error ? error : plan_ours(op, a, result);
 }
 
-/* The launches that do an operation; negative: a ggmlq_error, it isn't supported. Addresses aren't looked at. */
-static int plan(const ggml_tensor * op, step steps[MAX_STEPS]) {
-    step & s = steps[0];
-    for (int i = 0; i < MAX_STEPS; ++i) {
-        steps[i] = {};
-    }
-    int error = GGMLQ_ERROR_TYPE, n = 1;
+/* --- all operations --------------------------------------------------------------------------------------------- */
+
+/* The steps that do an operation, or a ggmlq_error: it isn't supported. Addresses aren't looked at. buft: of the result; null: places of scratch
+ * memory don't matter yet. */
+static int plan(ggml_metal_device_t dev, ggml_backend_buffer_type_t buft, const ggml_tensor * op, steps & result) {
+    result = {};
+    ggmlq_metal_launch launch = {};
+    int error = GGMLQ_ERROR_TYPE;
     switch (op->op) {
         case GGML_OP_SET_ROWS: {
             const ggmlq_cuda_view rows = view_of(op), values = view_of(op->src[0]), indices = view_of(op->src[1]);
-            error = ggmlq_metal_set_rows(&rows, &values, &indices, index_bytes(op->src[1]), &s.launch);
-            s.operands[0] = op;
-            s.operands[1] = op->src[0];
-            s.operands[2] = op->src[1];
+            error = ggmlq_metal_set_rows(&rows, &values, &indices, index_bytes(op->src[1]), &launch);
+            result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 } });
         } break;
         case GGML_OP_GET_ROWS: {
             const ggmlq_cuda_view values = view_of(op), rows = view_of(op->src[0]), indices = view_of(op->src[1]);
-            error = ggmlq_metal_get_rows(&values, &rows, &indices, index_bytes(op->src[1]), false, &s.launch);
-            s.operands[0] = op;
-            s.operands[1] = op->src[0];
-            s.operands[2] = op->src[1];
+            error = ggmlq_metal_get_rows(&values, &rows, &indices, index_bytes(op->src[1]), false, &launch);
+            result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 } });
         } break;
         case GGML_OP_CPY:
-            error = plan_copy(op->src[0], op->src[1], s);
+            error = plan_copy(op->src[0], op->src[1], result);
             break;
         case GGML_OP_DUP:
         case GGML_OP_CONT:
-            error = plan_copy(op->src[0], op, s);
+            error = plan_copy(op->src[0], op, result);
             break;
         case GGML_OP_CONCAT:
-            error = plan_concat(op, steps);
-            n = 2;
+            error = plan_concat(op, result);
             break;
         case GGML_OP_MUL_MAT: {
             const ggmlq_cuda_view out = view_of(op), rows = view_of(op->src[0]), x = view_of(op->src[1]);
-            error = ggmlq_metal_mul_mat(&out, &rows, &x, &s.launch);
-            s.operands[0] = op;
-            s.operands[1] = op->src[0];
-            s.operands[2] = op->src[1];
+            error = ggmlq_metal_mul_mat(&out, &rows, &x, &launch);
+            result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 } });
         } break;
         case GGML_OP_FLASH_ATTN_EXT:
-            error = plan_attention(op, s);
+            error = plan_attention(dev, buft, op, result);
             break;
+#ifdef OP_LIGHTNING_INDEXER_DK /* older trees don't know the operation */
+        case GGML_OP_LIGHTNING_INDEXER: {
+            const ggml_tensor * const * src = op->src;
+            const ggmlq_cuda_view scores = view_of(op), q = view_of(src[0]), rows = view_of(src[1]), weights = view_of(src[2]), mask = view_of(src[3]);
+            error = ggmlq_metal_indexer(&scores, &q, &rows, &weights, &mask, &launch);
+            result.add(launch, { { op, 0 }, { src[0], 0 }, { src[1], 0 }, { src[2], 0 }, { src[3], 0 } });
+        } break;
+#endif
         default:
             break;
     }
-    return error ? error : n;
+    return error;
+}
+
+static ggml_backend_buffer_type_t buft_of(const ggml_tensor * tensor) {
+    return ggml_backend_buffer_get_type(tensor->view_src ? tensor->view_src->buffer : tensor->buffer);
 }
 
 /* --- what the hooks call ---------------------------------------------------------------------------------------- */
@@ -194,33 +353,52 @@ bool ggmlq_ggml_metal_supports_op(ggml_metal_device_t dev, const ggml_tensor * o
     if (!ggml_metal_device_get_props(dev)->has_simdgroup_reduction) { /* shuffles, 32 threads to a simdgroup */
         return false;
     }
-    step steps[MAX_STEPS];
-    const int n = plan(op, steps);
-    const ggml_metal_library_t library = n > 0 ? library_of(dev) : nullptr;
-    for (int i = 0; i < n; ++i) {
-        if (!library || (steps[i].launch.kernel && !pipeline_of(library, steps[i].launch).pipeline)) {
+    steps todo;
+    const ggml_metal_library_t library = plan(dev, nullptr, op, todo) == GGMLQ_OK ? library_of(dev) : nullptr;
+    for (int i = 0; i < todo.n && library; ++i) {
+        const ggmlq_metal_launch & launch = todo.list[i].launch;
+        if (launch.kernel && !pipeline_of(library, launch).pipeline) {
             return false;
         }
     }
-    return n > 0;
+    return library != nullptr;
 }
 
-bool ggmlq_ggml_metal_encode(ggml_metal_device_t dev, ggml_metal_encoder_t encoder, const ggml_tensor * op, ggmlq_ggml_metal_buffer_id_t buffer_id) {
+size_t ggmlq_ggml_metal_alloc_size(ggml_metal_device_t dev, ggml_backend_buffer_type_t buft, const ggml_tensor * tensor) {
+    steps todo;
+    const bool attention = tensor->op == GGML_OP_FLASH_ATTN_EXT && plan(dev, buft, tensor, todo) == GGMLQ_OK;
+    return attention && todo.scratch_end > 0 ? todo.scratch_end : ggml_nbytes(tensor);
+}
+
+ggml_tensor * ggmlq_ggml_metal_in_place_of(ggml_tensor * op, ggmlq_ggml_metal_stand_in * stand_in) {
+    if (!ggmlq_ggml_metal_involved(op)) {
+        return op;
+    }
+    const attention_f16 f16(op, buft_of(op), *stand_in);
+    return &f16.to.op;
+}
+
+bool ggmlq_ggml_metal_encode(ggml_metal_device_t dev, ggml_metal_encoder_t encoder, const ggml_tensor * op, ggmlq_ggml_metal_buffer_id_t buffer_id,
+                             const std::function<void()> & wait, const std::function<void()> & attend_f16) {
     if (!ggmlq_ggml_metal_involved(op)) {
         return false;
     }
-    step steps[MAX_STEPS];
-    const int n = plan(op, steps); /* supports_op was asked before: it is positive */
-    for (int i = 0; i < n; ++i) {
-        step & s = steps[i];
+    steps todo;
+    plan(dev, buft_of(op), op, todo); /* supports_op was asked before: it can be done */
+    for (int i = 0; i < todo.n; ++i) {
+        const step & s = todo.list[i];
+        if (s.after && i > 0) {
+            wait();
+        }
         if (s.launch.kernel == nullptr) {
+            attend_f16();
             continue;
         }
         ggml_metal_encoder_set_pipeline(encoder, pipeline_of(library_of(dev), s.launch));
-        ggml_metal_encoder_set_bytes(encoder, &s.launch.args, s.launch.args_bytes, 0);
+        ggml_metal_encoder_set_bytes(encoder, const_cast<void *>(static_cast<const void *>(&s.launch.args)), s.launch.args_bytes, 0);
         for (int j = 0; j < s.launch.n_operands; ++j) {
-            ggml_metal_buffer_id id = buffer_id(s.operands[j]);
-            id.offs += j == 0 ? s.offset : 0;
+            ggml_metal_buffer_id id = buffer_id(s.operands[j].tensor);
+            id.offs += s.operands[j].offset;
             ggml_metal_encoder_set_buffer(encoder, id, j + 1);
         }
         if (s.launch.shared_bytes > 0) {

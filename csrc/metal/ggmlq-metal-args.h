@@ -23,7 +23,10 @@ enum {
     GGMLQ_METAL_PRODUCT_ROWS   = 128, /* mul_mv: rows of a threadgroup                                                          */
     GGMLQ_METAL_MAX_COLUMNS    = 8,
     GGMLQ_METAL_MAX_PLANES     = 16,  /* attention: planes of V times columns that a lane adds up, 4 values of each             */
-    GGMLQ_METAL_BF16           = 30   /* ggml's id; the other types are those of ggmlq-types.def                                */
+    GGMLQ_METAL_PART_EXTRA     = 2,   /* attention: floats behind the values of a part: the maximum, the sum of weights         */
+    GGMLQ_METAL_INDEXER_LENGTH = 128, /* values of a row                                                                        */
+    GGMLQ_METAL_INDEXER_ROWS   = 128, /* of a threadgroup                                                                       */
+    GGMLQ_METAL_INDEXER_HEADS  = 64   /* whose queries are in threadgroup memory at a time                                      */
 };
 
 /* Rows of a tensor of up to four axes, in units that a team or a thread works on. */
@@ -41,7 +44,7 @@ struct ggmlq_metal_rows_args {
     uint32_t index_ne1, index_ne2;        /* indices repeat with these periods along axes 2 and 3 */
     uint32_t n_rows;                      /* an index beyond is skipped */
     uint32_t n;                           /* units in all */
-    uint32_t back;                        /* rotate: the inverse; decode: leave it out */
+    uint32_t inverse;                     /* decode, rotate: apply the inverse rotation */
 };
 
 struct ggmlq_metal_product_args {
@@ -55,16 +58,33 @@ struct ggmlq_metal_product_args {
 struct ggmlq_metal_attend_args {
     int64_t  q_nb[3], k_nb[3], v_nb[3], out_nb[3]; /* token, head, sequence */
     int64_t  mask_nb[3];                           /* token, head, sequence */
-    int64_t  index_nb[2];                          /* token, sequence       */
-    uint32_t n_kv, n_rows;                         /* tokens; rows that an index may name */
+    uint32_t n_kv, n_rows;                         /* tokens that are looked at, or places of a list; rows that there are */
+    uint32_t n_splits, split_kv;                   /* threadgroups that share the tokens of a query row, tokens of each   */
     uint32_t group;                                /* query heads to each head of the cache */
+    uint32_t heads_kv, n_queries;
     uint32_t seqs_ratio;
     uint32_t span, tiles;                          /* columns that share their keys, and threadgroups for them */
-    uint32_t has_mask, has_sinks, has_index;
+    uint32_t has_mask, has_sinks, has_list;
     uint32_t mask_heads, mask_seqs;
     uint32_t alibi_heads;                          /* 0: no ALiBi; the largest power of two of heads */
     float    alibi_base, alibi_base_odd;
     float    scale, softcap;
+    uint32_t query_rows;                           /* combine: of all heads and sequences */
+    uint32_t unused;
+};
+
+struct ggmlq_metal_select_args {
+    int64_t  mask_nb[2];                           /* token, sequence */
+    uint32_t n_kv, n_queries, mask_seqs;
+    uint32_t most;                                 /* places of a list */
+};
+
+struct ggmlq_metal_indexer_args {
+    int64_t  q_nb[3];                              /* head, token, sequence */
+    int64_t  rows_nb[2];                           /* row, sequence         */
+    int64_t  weights_nb[2], mask_nb[2], scores_nb[2]; /* token, sequence    */
+    uint32_t heads, n_rows, mask_seqs;
+    uint32_t unused;
 };
 
 #endif

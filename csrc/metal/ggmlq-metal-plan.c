@@ -4,22 +4,24 @@
  */
 #include "ggmlq-metal-plan.h"
 
-#define ENCODE "kernel_ggmlq_encode"
-#define DECODE "kernel_ggmlq_decode"
-#define ROTATE "kernel_ggmlq_rotate"
-#define COPY   "kernel_ggmlq_copy"
-#define MUL_MV "kernel_ggmlq_mul_mv"
-#define ATTEND "kernel_ggmlq_attend"
+#include "ggmlq-cuda-checks.h"
+
+#define ENCODE  "kernel_ggmlq_encode"
+#define DECODE  "kernel_ggmlq_decode"
+#define ROTATE  "kernel_ggmlq_rotate"
+#define COPY    "kernel_ggmlq_copy"
+#define MUL_MV  "kernel_ggmlq_mul_mv"
+#define SELECT  "kernel_ggmlq_select"
+#define ATTEND  "kernel_ggmlq_attend"
+#define COMBINE "kernel_ggmlq_combine"
+#define INDEXER "kernel_ggmlq_indexer"
 
 const char * const * ggmlq_metal_kernels(void) {
-    static const char * const kernels[] = { ENCODE, DECODE, ROTATE, COPY, MUL_MV, ATTEND, NULL };
+    static const char * const kernels[] = { ENCODE, DECODE, ROTATE, COPY, MUL_MV, SELECT, ATTEND, COMBINE, INDEXER, NULL };
     return kernels;
 }
 
 enum { PLANE = 32 };
-
-static bool    is_cache_type(int type) { return type == GGMLQ_TYPE_TQ3_0 || type == GGMLQ_TYPE_PLANAR3; }
-static int64_t value_bytes(int type)   { return type == GGMLQ_CUDA_F32 ? 4 : 2; }
 
 static void start(struct ggmlq_metal_launch * launch, const char * kernel, int n_operands, int type, int other_type, size_t args_bytes) {
     memset(launch, 0, sizeof(*launch));
@@ -41,22 +43,6 @@ static void finish(struct ggmlq_metal_launch * launch, int64_t n, int each) {
 }
 
 /* --- rows ------------------------------------------------------------------------------------------------------- */
-
-/* Axes of up to 2^31 - 1; rows of whole blocks of `length`; values of a row adjacent. */
-static int check_view(const struct ggmlq_cuda_view * v, int64_t length) {
-    for (int i = 0; i < 4; ++i) {
-        if (v->ne[i] < 0) {
-            return i == 0 ? GGMLQ_ERROR_LENGTH : GGMLQ_ERROR_SHAPE;
-        }
-        if (v->ne[i] > INT32_MAX) {
-            return GGMLQ_ERROR_SHAPE;
-        }
-    }
-    if (v->ne[0] % length != 0) {
-        return GGMLQ_ERROR_LENGTH;
-    }
-    return !is_cache_type(v->type) && v->nb[0] != value_bytes(v->type) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
-}
 
 /* Units of a view, `row` to each row, or GGMLQ_ERROR_SHAPE: the threads of a launch, eight to a unit, are numbered in 32 bits. */
 static int64_t count(const struct ggmlq_cuda_view * v, int64_t row) {
@@ -86,35 +72,6 @@ static struct ggmlq_metal_walk make_walk(const struct ggmlq_cuda_view * v, int64
     return w;
 }
 
-static int check_rows_and_values(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, bool encoding) {
-    if (!is_cache_type(rows->type) ||
-        (values->type != GGMLQ_CUDA_F32 && values->type != GGMLQ_CUDA_F16 && (encoding || values->type != GGMLQ_CUDA_BF16))) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    const int64_t length = ggmlq_type_info_get(rows->type)->block_length;
-    const int error = check_view(rows, length);
-    return error ? error : check_view(values, length);
-}
-
-/* repeats: indices may be fewer than the values along axes 2 and 3. */
-static int check_indices(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
-                         int index_bytes, bool repeats) {
-    if (index_bytes != 4 && index_bytes != 8) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    if (rows->ne[0] != values->ne[0] || rows->ne[2] != values->ne[2] || rows->ne[3] != values->ne[3] ||
-        indices->ne[0] != values->ne[1] || indices->ne[3] != 1) {
-        return GGMLQ_ERROR_SHAPE;
-    }
-    for (int i = 1; i < 3; ++i) {
-        const int64_t n = indices->ne[i], wanted = values->ne[i + 1];
-        if (n != wanted && (!repeats || n < 1 || wanted % n != 0)) {
-            return GGMLQ_ERROR_SHAPE;
-        }
-    }
-    return GGMLQ_OK;
-}
-
 /* rows and values by the blocks that are encoded, or the planes that are decoded. */
 static int plan_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices, int index_bytes,
                      bool encoding, bool rotated, struct ggmlq_metal_launch * launch) {
@@ -129,7 +86,7 @@ static int plan_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cud
     args->values     = make_walk(values, values->ne[0]/length, 0);
     args->index_ne1  = args->index_ne2 = 1;
     args->n_rows     = (uint32_t) rows->ne[1];
-    args->back       = rotated;
+    args->inverse    = !rotated;
     if (indices) {
         for (int i = 0; i < 3; ++i) {
             args->index_nb[i] = indices->nb[i];
@@ -144,25 +101,25 @@ static int plan_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cud
 
 int ggmlq_metal_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
                          int index_bytes, struct ggmlq_metal_launch * launch) {
-    int error = check_rows_and_values(rows, values, true);
-    error = error ? error : check_indices(rows, values, indices, index_bytes, true);
+    int error = ggmlq_check_rows_and_values(rows, values, true);
+    error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, true);
     return error ? error : plan_rows(rows, values, indices, index_bytes, true, false, launch);
 }
 
 int ggmlq_metal_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * indices,
                          int index_bytes, bool rotated, struct ggmlq_metal_launch * launch) {
-    int error = check_rows_and_values(rows, values, false);
-    error = error ? error : check_indices(rows, values, indices, index_bytes, false);
+    int error = ggmlq_check_rows_and_values(rows, values, false);
+    error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, false);
     return error ? error : plan_rows(rows, values, indices, index_bytes, false, rotated, launch);
 }
 
 int ggmlq_metal_convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool rotated, struct ggmlq_metal_launch * launch) {
-    const bool encoding = is_cache_type(dst->type);
-    if (encoding && (rotated || is_cache_type(src->type))) {
+    const bool encoding = ggmlq_is_cache_type(dst->type);
+    if (encoding && (rotated || ggmlq_is_cache_type(src->type))) {
         return GGMLQ_ERROR_TYPE;
     }
     const struct ggmlq_cuda_view * rows = encoding ? dst : src, * values = encoding ? src : dst;
-    const int error = check_rows_and_values(rows, values, encoding);
+    const int error = ggmlq_check_rows_and_values(rows, values, encoding);
     if (error) {
         return error;
     }
@@ -170,13 +127,30 @@ int ggmlq_metal_convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_c
     return n != m ? GGMLQ_ERROR_SHAPE : plan_rows(rows, values, NULL, 0, encoding, rotated, launch);
 }
 
+int ggmlq_metal_to_f16(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, struct ggmlq_metal_launch * launch) {
+    const struct ggmlq_type_info * info = ggmlq_type_info_get(src->type);
+    if (dst->type != GGMLQ_CUDA_F16 || info == NULL) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    const int error = ggmlq_check_view(dst, PLANE);
+    if (error) {
+        return error;
+    }
+    for (int i = 0; i < 4; ++i) {
+        if (dst->ne[i] != src->ne[i]) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    return src->ne[0] % info->block_length != 0 ? GGMLQ_ERROR_LENGTH : plan_rows(src, dst, NULL, 0, false, true, launch);
+}
+
 int ggmlq_metal_copy_rows(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, struct ggmlq_metal_launch * launch) {
-    if (dst->type != src->type || !is_cache_type(dst->type)) {
+    if (dst->type != src->type || !ggmlq_is_cache_type(dst->type)) {
         return GGMLQ_ERROR_TYPE;
     }
     const struct ggmlq_type_info * info = ggmlq_type_info_get(dst->type);
-    int error = check_view(dst, info->block_length);
-    error = error ? error : check_view(src, info->block_length);
+    int error = ggmlq_check_view(dst, info->block_length);
+    error = error ? error : ggmlq_check_view(src, info->block_length);
     if (error) {
         return error;
     }
@@ -195,12 +169,12 @@ int ggmlq_metal_copy_rows(const struct ggmlq_cuda_view * dst, const struct ggmlq
 }
 
 int ggmlq_metal_rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool back, struct ggmlq_metal_launch * launch) {
-    if (!is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
+    if (!ggmlq_is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
         return GGMLQ_ERROR_TYPE;
     }
     const int64_t length = ggmlq_type_info_get(type)->block_length;
-    int error = check_view(dst, length);
-    error = error ? error : check_view(src, length);
+    int error = ggmlq_check_view(dst, length);
+    error = error ? error : ggmlq_check_view(src, length);
     if (error) {
         return error;
     }
@@ -216,7 +190,7 @@ int ggmlq_metal_rotate(int type, const struct ggmlq_cuda_view * dst, const struc
     start(launch, ROTATE, 2, type, 0, sizeof(launch->args.rows));
     launch->args.rows.values = make_walk(dst, dst->ne[0]/PLANE, 0);
     launch->args.rows.rows   = make_walk(src, src->ne[0]/PLANE, 0);
-    launch->args.rows.back   = back;
+    launch->args.rows.inverse = back;
     finish(launch, n, GGMLQ_METAL_TEAM);
     return GGMLQ_OK;
 }
@@ -225,11 +199,11 @@ int ggmlq_metal_rotate(int type, const struct ggmlq_cuda_view * dst, const struc
 
 int ggmlq_metal_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * x,
                         struct ggmlq_metal_launch * launch) {
-    if (!is_cache_type(rows->type) || x->type != GGMLQ_CUDA_F32 || out->type != GGMLQ_CUDA_F32) {
+    if (!ggmlq_is_cache_type(rows->type) || x->type != GGMLQ_CUDA_F32 || out->type != GGMLQ_CUDA_F32) {
         return GGMLQ_ERROR_TYPE;
     }
     const int64_t length = ggmlq_type_info_get(rows->type)->block_length, n = x->ne[0];
-    const int error = check_view(x, length);
+    const int error = ggmlq_check_view(x, length);
     if (error) {
         return error;
     }
@@ -267,58 +241,106 @@ int ggmlq_metal_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_c
     return GGMLQ_OK;
 }
 
-/* --- attention -------------------------------------------------------------------------------------------------- */
+/* --- the lightning indexer --------------------------------------------------------------------------------------- */
 
-static int check_attend(const struct ggmlq_attend_params * p) {
-    const int error = ggmlq_attend_check_shapes(p);
+int ggmlq_metal_indexer(const struct ggmlq_cuda_view * scores, const struct ggmlq_cuda_view * q, const struct ggmlq_cuda_view * rows,
+                        const struct ggmlq_cuda_view * weights, const struct ggmlq_cuda_view * mask, struct ggmlq_metal_launch * launch) {
+    const int error = ggmlq_check_indexer(scores, q, rows, weights, mask);
     if (error) {
         return error;
     }
-    if (p->c || (p->mask && (p->mask_heads > INT32_MAX || p->mask_seqs > INT32_MAX))) { /* the kernel doesn't know c */
-        return GGMLQ_ERROR_SHAPE;
+    start(launch, INDEXER, 5, rows->type, 0, sizeof(launch->args.indexer));
+    if (q->ne[2] == 0 || q->ne[3] == 0 || rows->ne[2] == 0) {
+        launch->kernel = NULL;
+        return GGMLQ_OK;
     }
-    /* Query rows of all heads and sequences are numbered in 31 bits. */
-    int64_t rows = 1;
-    const int64_t factors[3] = { p->n_queries, p->n_heads, p->n_seqs };
+    struct ggmlq_metal_indexer_args * args = &launch->args.indexer;
     for (int i = 0; i < 3; ++i) {
-        if (factors[i] > INT32_MAX || (factors[i] > 0 && rows > INT32_MAX/factors[i])) {
-            return GGMLQ_ERROR_SHAPE;
-        }
-        rows *= factors[i];
+        args->q_nb[i] = q->nb[i + 1];
     }
-    return p->n_kv > INT32_MAX - 32*GGMLQ_METAL_SIMDGROUPS ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+    for (int i = 0; i < 2; ++i) {
+        args->rows_nb[i]    = rows->nb[i + 2];
+        args->weights_nb[i] = weights->nb[2*i + 1];
+        args->mask_nb[i]    = mask->nb[2*i + 1];
+        args->scores_nb[i]  = scores->nb[2*i + 1];
+    }
+    args->heads     = (uint32_t) q->ne[1];
+    args->n_rows    = (uint32_t) rows->ne[2];
+    args->mask_seqs = (uint32_t) mask->ne[3];
+    launch->groups[0] = (uint32_t) ((rows->ne[2] + GGMLQ_METAL_INDEXER_ROWS - 1)/GGMLQ_METAL_INDEXER_ROWS);
+    launch->groups[1] = (uint32_t) q->ne[2];
+    launch->groups[2] = (uint32_t) q->ne[3];
+    launch->shared_bytes = GGMLQ_METAL_INDEXER_HEADS*(GGMLQ_METAL_INDEXER_LENGTH + GGMLQ_METAL_INDEXER_LENGTH/PLANE*(int) sizeof(float));
+    return GGMLQ_OK;
 }
+
+/* --- attention -------------------------------------------------------------------------------------------------- */
+
+/* Threadgroups wanted at least, by fewer columns in each; up to, by splitting tokens. Guesses: no Apple GPU was at hand. */
+enum { FEW_GROUPS = 64, MANY_GROUPS = 256 };
+enum { CHUNK = 32*GGMLQ_METAL_SIMDGROUPS /* tokens that all simdgroups of a threadgroup take at once */ };
+
+static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1)/unit; }
 
 static int64_t shared_floats(int64_t columns, int64_t planes_k, int64_t planes_v) {
     return columns*(PLANE*(planes_k + planes_v) + GGMLQ_METAL_SIMDGROUPS*(32 + 2));
 }
 
-int ggmlq_metal_attend(const struct ggmlq_attend_params * p, const struct ggmlq_cuda_view * indices, int64_t n_rows, struct ggmlq_metal_launch * launch) {
-    const int error = check_attend(p);
+static int check_attend(const struct ggmlq_attend_params * p, int64_t most) {
+    const int error = ggmlq_check_attend(p);
     if (error) {
         return error;
     }
-    if (indices && (indices->nb[0] != 4 || indices->ne[0] != p->n_kv || indices->ne[1] != p->n_queries || indices->ne[2] != p->n_seqs || indices->ne[3] != 1 ||
-        n_rows < 0 || n_rows > INT32_MAX)) {
+    if (p->n_kv > INT32_MAX - CHUNK || most < 0 || most > INT32_MAX - CHUNK ||
+        (p->mask && (p->mask_heads > INT32_MAX || p->mask_seqs > INT32_MAX)) || (most > 0 && (!p->mask || p->mask_heads != 1))) {
         return GGMLQ_ERROR_SHAPE;
     }
-    start(launch, ATTEND, 7, p->type_k, p->type_v, sizeof(launch->args.attend));
-    if (p->n_queries == 0 || p->n_heads == 0 || p->n_seqs == 0) {
-        launch->kernel = NULL;
-        return GGMLQ_OK;
-    }
-    const int64_t group = p->n_heads/p->n_heads_kv, planes_k = (p->head_size_k + PLANE - 1)/PLANE, planes_v = (p->head_size_v + PLANE - 1)/PLANE;
-    const int64_t span = indices ? group : group*p->n_queries, units = indices ? p->n_queries : 1;
+    return GGMLQ_OK;
+}
 
-    /* As many columns as registers and threadgroup memory hold; fewer where that would leave most of a GPU idle. */
+static void plan_select(const struct ggmlq_attend_params * p, int64_t most, struct ggmlq_metal_launch * launch) {
+    start(launch, SELECT, 2, 0, 0, sizeof(launch->args.select));
+    struct ggmlq_metal_select_args * args = &launch->args.select;
+    args->mask_nb[0] = p->mask_stride[0];
+    args->mask_nb[1] = p->mask_stride[2];
+    args->n_kv       = (uint32_t) p->n_kv;
+    args->n_queries  = (uint32_t) p->n_queries;
+    args->mask_seqs  = (uint32_t) p->mask_seqs;
+    args->most       = (uint32_t) most;
+    launch->groups[0] = (uint32_t) p->n_queries;
+    launch->groups[1] = (uint32_t) p->n_seqs;
+    launch->shared_bytes = GGMLQ_METAL_SIMDGROUPS*sizeof(uint32_t);
+}
+
+int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struct ggmlq_metal_attention * attention) {
+    memset(attention, 0, sizeof(*attention));
+    const int error = check_attend(p, most);
+    if (error || p->n_queries == 0 || p->n_heads == 0 || p->n_seqs == 0) {
+        return error;
+    }
+    if (most > 0) {
+        plan_select(p, most, &attention->select);
+        attention->parts_at = up(p->n_queries*p->n_seqs*most*(int64_t) sizeof(int32_t), 16)*16;
+    }
+    const int64_t group = p->n_heads/p->n_heads_kv, planes_k = up(p->head_size_k, PLANE), planes_v = up(p->head_size_v, PLANE);
+    const int64_t n_kv = most > 0 ? most : p->n_kv, chunks = n_kv > CHUNK ? up(n_kv, CHUNK) : 1;
+    const int64_t span = most > 0 ? group : group*p->n_queries, units = (most > 0 ? p->n_queries : 1)*p->n_heads_kv*p->n_seqs;
+
+    /* As many columns as registers and threadgroup memory hold: each of them saves decoding the rows once more. */
     int64_t columns = span < GGMLQ_METAL_MAX_COLUMNS ? span : GGMLQ_METAL_MAX_COLUMNS;
-    const int64_t few_groups = 64;
-    while (columns > 1 && (columns*((planes_v + 3)/4) > GGMLQ_METAL_MAX_PLANES ||
+    while (columns > 1 && (columns*up(planes_v, 4) > GGMLQ_METAL_MAX_PLANES ||
                            shared_floats(columns, planes_k, planes_v)*(int64_t) sizeof(float) > GGMLQ_METAL_SHARED_BYTES ||
-                           (span + columns - 1)/columns*units*p->n_heads_kv*p->n_seqs < few_groups)) {
+                           up(span, columns)*units*chunks < FEW_GROUPS)) {
         columns /= 2;
     }
+    const int64_t tiles = up(span, columns);
+    int64_t splits = MANY_GROUPS/(tiles*units);
+    splits = splits < 1 ? 1 : splits > chunks ? chunks : splits;
+    const int64_t split_kv = up(chunks, splits)*CHUNK;
+    splits = up(chunks*CHUNK, split_kv);
 
+    struct ggmlq_metal_launch * launch = &attention->attend;
+    start(launch, ATTEND, 7, p->type_k, p->type_v, sizeof(launch->args.attend));
     struct ggmlq_metal_attend_args * args = &launch->args.attend;
     for (int i = 0; i < 3; ++i) {
         args->q_nb[i]    = p->q_stride[i];
@@ -327,19 +349,19 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, const struct ggmlq_
         args->out_nb[i]  = p->out_stride[i];
         args->mask_nb[i] = p->mask_stride[i];
     }
-    if (indices) {
-        args->index_nb[0] = indices->nb[1];
-        args->index_nb[1] = indices->nb[2];
-    }
-    args->n_kv       = (uint32_t) p->n_kv;
-    args->n_rows     = (uint32_t) (indices ? n_rows : p->n_kv);
+    args->n_kv       = (uint32_t) n_kv;
+    args->n_rows     = (uint32_t) p->n_kv;
+    args->n_splits   = (uint32_t) splits;
+    args->split_kv   = (uint32_t) split_kv;
     args->group      = (uint32_t) group;
+    args->heads_kv   = (uint32_t) p->n_heads_kv;
+    args->n_queries  = (uint32_t) p->n_queries;
     args->seqs_ratio = (uint32_t) (p->n_seqs/p->n_seqs_kv);
     args->span       = (uint32_t) span;
-    args->tiles      = (uint32_t) ((span + columns - 1)/columns);
+    args->tiles      = (uint32_t) tiles;
     args->has_mask   = p->mask != NULL;
     args->has_sinks  = p->sinks != NULL;
-    args->has_index  = indices != NULL;
+    args->has_list   = most > 0;
     args->mask_heads = p->mask ? (uint32_t) p->mask_heads : 1;
     args->mask_seqs  = p->mask ? (uint32_t) p->mask_seqs : 1;
     if (p->max_bias > 0.0f) {
@@ -351,14 +373,39 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, const struct ggmlq_
         args->alibi_base     = powf(2.0f, -p->max_bias/(float) heads);
         args->alibi_base_odd = powf(2.0f, -p->max_bias/2.0f/(float) heads);
     }
-    args->scale   = p->scale;
-    args->softcap = p->logit_softcap;
+    args->scale      = p->scale;
+    args->softcap    = p->logit_softcap;
+    args->query_rows = (uint32_t) (p->n_queries*p->n_heads*p->n_seqs);
     launch->constants[GGMLQ_METAL_HEAD_K]  = (int32_t) p->head_size_k;
     launch->constants[GGMLQ_METAL_HEAD_V]  = (int32_t) p->head_size_v;
     launch->constants[GGMLQ_METAL_COLUMNS] = (int32_t) columns;
-    launch->groups[0] = (uint32_t) (args->tiles*units);
+    launch->groups[0] = (uint32_t) (tiles*splits*(most > 0 ? p->n_queries : 1));
     launch->groups[1] = (uint32_t) p->n_heads_kv;
     launch->groups[2] = (uint32_t) p->n_seqs;
-    launch->shared_bytes = (uint32_t) ((shared_floats(columns, planes_k, planes_v)*(int64_t) sizeof(float) + 15)/16*16);
+    launch->shared_bytes = (uint32_t) (up(shared_floats(columns, planes_k, planes_v)*(int64_t) sizeof(float), 16)*16);
+
+    attention->workspace_bytes = attention->parts_at;
+    if (splits > 1) {
+        start(&attention->combine, COMBINE, 3, 0, p->type_v, sizeof(launch->args.attend));
+        attention->combine.args.attend = *args;
+        attention->combine.constants[GGMLQ_METAL_HEAD_V] = (int32_t) p->head_size_v;
+        attention->combine.groups[0] = (uint32_t) up(args->query_rows*planes_v*GGMLQ_METAL_TEAM, GGMLQ_METAL_THREADS);
+        attention->workspace_bytes += args->query_rows*splits*(planes_v*PLANE + GGMLQ_METAL_PART_EXTRA)*(int64_t) sizeof(float);
+    }
     return GGMLQ_OK;
+}
+
+/* --- attention by way of f16 ------------------------------------------------------------------------------------ */
+
+bool ggmlq_metal_attend_wants_f16(const struct ggmlq_attend_params * p) {
+    /* Head sizes, of K and of V, for which the f16 kernels of every tree's ggml-metal are there: tests/test_metal.py looks. */
+    static const int64_t sizes[][2] = {
+        { 32, 32 }, { 64, 64 }, { 96, 96 }, { 128, 128 }, { 192, 192 }, { 192, 128 }, { 256, 256 }, { 320, 256 }, { 512, 512 }, { 576, 512 },
+    };
+    const int64_t few_queries = 32; /* as for upstream's own quantized types; it stops the program from 65536 on */
+    bool known = false;
+    for (size_t i = 0; i < sizeof(sizes)/sizeof(sizes[0]); ++i) {
+        known = known || (p->head_size_k == sizes[i][0] && p->head_size_v == sizes[i][1]);
+    }
+    return known && p->n_queries >= few_queries && p->n_queries < 65536 && p->n_kv > 0 && check_attend(p, 0) == GGMLQ_OK;
 }

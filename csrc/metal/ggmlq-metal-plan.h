@@ -25,6 +25,8 @@ struct ggmlq_metal_launch {
         struct ggmlq_metal_rows_args    rows;
         struct ggmlq_metal_product_args product;
         struct ggmlq_metal_attend_args  attend;
+        struct ggmlq_metal_select_args  select;
+        struct ggmlq_metal_indexer_args indexer;
     } args;                                       /* buffer 0 */
     size_t       args_bytes;
     int          n_operands;
@@ -52,11 +54,30 @@ GGMLQ_CUDA_API int ggmlq_metal_rotate(int type, const struct ggmlq_cuda_view * d
 GGMLQ_CUDA_API int ggmlq_metal_mul_mat(const struct ggmlq_cuda_view * out, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * x,
                                        struct ggmlq_metal_launch * launch);
 
-/* q, k, v, mask, sinks, indices, out; in place of one that is absent any buffer. indices: NULL, or int32 [n_kv, n_queries, n_seqs], strides
- * nb[1] and nb[2]: the token that asks sees the rows of K and V that are named, of `n_rows`; a name out of range is hidden. The mask
- * then has a value for each name. */
-GGMLQ_CUDA_API int ggmlq_metal_attend(const struct ggmlq_attend_params * p, const struct ggmlq_cuda_view * indices, int64_t n_rows,
-                                      struct ggmlq_metal_launch * launch);
+/* scores, q, rows, weights, mask: ggmlq_cuda_indexer. */
+GGMLQ_CUDA_API int ggmlq_metal_indexer(const struct ggmlq_cuda_view * scores, const struct ggmlq_cuda_view * q, const struct ggmlq_cuda_view * rows,
+                                       const struct ggmlq_cuda_view * weights, const struct ggmlq_cuda_view * mask, struct ggmlq_metal_launch * launch);
+
+/* Up to three launches, each after the one before has written; a kernel that is NULL: there is no such launch. In place of a mask or
+ * sinks that are absent, and of the list without `select`, any buffer. */
+struct ggmlq_metal_attention {
+    struct ggmlq_metal_launch select;  /* mask, list: the rows that each query token sees                     */
+    struct ggmlq_metal_launch attend;  /* q, k, v, mask, sinks, list, and parts; out if there is no `combine` */
+    struct ggmlq_metal_launch combine; /* parts, sinks, out: tokens were split over threadgroups              */
+    int64_t parts_at;                  /* bytes into the workspace; the list is at its start                  */
+    int64_t workspace_bytes;
+};
+
+/* most > 0: no mask row has more values than that other than minus infinity, and what it has beyond is left out; only those rows are read.
+ * The mask then has one head. */
+GGMLQ_CUDA_API int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struct ggmlq_metal_attention * attention);
+
+/* Whether ggml-metal's f16 kernels should do it instead: on K and V that ggmlq_metal_to_f16 wrote, with queries rotated as K is, the result
+ * rotated back as V is. */
+GGMLQ_CUDA_API bool ggmlq_metal_attend_wants_f16(const struct ggmlq_attend_params * p);
+
+/* dst, src, src again: rows of any type that attention reads to f16, in the space that they are stored in. Equal shapes. */
+GGMLQ_CUDA_API int ggmlq_metal_to_f16(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, struct ggmlq_metal_launch * launch);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * ggmlq on Metal: encoder, decoder, rotations, products and attention; the host side is ggmlq-metal-plan.c, the promises docs/METAL.md.
+ * ggmlq on Metal: encoder, decoder, rotations, products, attention and the lightning indexer; the host side is ggmlq-metal-plan.c, the
+ * promises docs/METAL.md.
  *
  * A team is eight neighbouring threads of a simdgroup. Thread l of it holds the values j of a plane with j % 8 = l: byte l of the 2-bit plane
  * is its own, lane l of FORMAT.md's sums too, and a row of any type is read in the same shape, k = j / 8 counting 0 to 3. All 32 threads of a
@@ -29,9 +30,9 @@ static inline uint32_t ggmlq_float_bits(float f)            { return as_type<uin
 
 enum {
 #define GGMLQ_TYPE(NAME, name, id, block_length, block_bytes, description) \
-    GGMLQ_TYPE_##NAME = id, GGMLQ_LENGTH_##NAME = block_length, GGMLQ_BYTES_##NAME = block_bytes,
+    GGMLQ_TYPE_##NAME = id, GGMLQ_BYTES_##NAME = block_bytes,
 #define GGMLQ_FOREIGN_TYPE(NAME, name, id, block_length, block_bytes, description) \
-    GGMLQ_TYPE_##NAME = id, GGMLQ_LENGTH_##NAME = block_length, GGMLQ_BYTES_##NAME = block_bytes,
+    GGMLQ_TYPE_##NAME = id, GGMLQ_BYTES_##NAME = block_bytes,
 #include "ggmlq-types.def"
     GGMLQ_PLANE = 32
 };
@@ -51,7 +52,6 @@ constant constexpr float ggmlq_cos_sin[64][2]          = GGMLQ_PLANAR3_COS_SIN_I
 /* --- exchange --------------------------------------------------------------------------------------------------- */
 
 static inline float    ggmlq_swap(float v, int mask)         { return simd_shuffle_xor(v, static_cast<ushort>(mask)); }
-static inline int      ggmlq_swap_int(int v, int mask)       { return simd_shuffle_xor(v, static_cast<ushort>(mask)); }
 static inline uint32_t ggmlq_swap_bits(uint32_t v, int mask) { return simd_shuffle_xor(v, static_cast<ushort>(mask)); }
 
 /* The sum of eight lanes in FORMAT.md's order. Each step adds the same two numbers in both threads, so all get the same bits. */
@@ -96,7 +96,7 @@ static inline float ggmlq_read_value(int type, device const uint8_t * row, uint3
     return type == GGMLQ_TYPE_F32 ? reinterpret_cast<device const float *>(row)[i] : ggmlq_read_half(row + 2*i);
 }
 
-/* Nearest, ties to even; half: beyond 65504 infinite. */
+/* f32, f16 or else bf16. Nearest, ties to even; beyond the largest half infinite. */
 static inline void ggmlq_write_value(int type, device uint8_t * row, uint32_t i, float f) {
     const uint32_t bits = ggmlq_float_bits(f), magnitude = bits & 0x7fffffff;
     if (type == GGMLQ_TYPE_F32) {
@@ -393,7 +393,7 @@ void kernel_ggmlq_encode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
 
 /* --- decoder ---------------------------------------------------------------------------------------------------- */
 
-/* values <- rows, a team to each plane; with indices this is the gather of sparse attention too. */
+/* values <- rows, a team to each plane; with indices a gather. Rows are of any type that attention reads. */
 [[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
 void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
                          device   uint8_t *               values  [[buffer(1)]],
@@ -411,9 +411,9 @@ void kernel_ggmlq_decode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
 
     float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
     if (active) {
-        ggmlq_load_plane(ggmlq_type, rows + ggmlq_row_at(args.rows, from, row), from.i0, l, 0, v);
+        ggmlq_load_plane(ggmlq_type, rows + ggmlq_row_at(args.rows, from, row), from.i0, l, GGMLQ_PLANE*args.rows.units, v);
     }
-    if (args.back == 0) {
+    if (args.inverse != 0) {
         ggmlq_unrotate(ggmlq_type, v, l, from.i0);
     }
     if (active) {
@@ -441,7 +441,7 @@ void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer(0)]],
     if (active) {
         ggmlq_load_plane(GGMLQ_TYPE_F32, rows + ggmlq_row_at(args.rows, place, place.i1), place.i0, l, GGMLQ_PLANE*args.rows.units, v);
     }
-    if (args.back != 0) {
+    if (args.inverse != 0) {
         ggmlq_unrotate(ggmlq_type, v, l, place.i0);
     } else {
         ggmlq_rotate(ggmlq_type, v, l, place.i0);
@@ -470,8 +470,64 @@ void kernel_ggmlq_copy(constant ggmlq_metal_rows_args & args [[buffer(0)]],
 
 /* --- products --------------------------------------------------------------------------------------------------- */
 
-/* out[row, column] = <row, x[column]>: the threadgroup rotates its column and rounds it to 8 bits, as ggmlq_encode_query_row does, then each
- * team takes rows. shared: the column's bytes, then the scales of its blocks. */
+/* One block of a query by a team: rotated and rounded to 8 bits as ggmlq_encode_query_row does. bytes: value 8k + l of a plane is byte 4l + k.
+ * Where there is no query (not `exists`): zeros. Nothing is written unless `stored`. */
+static inline void ggmlq_round_query(device const uint8_t * query, uint32_t first_plane, uint32_t size, uint32_t l, bool exists, bool stored,
+                                     threadgroup int8_t * bytes, threadgroup float * scale) {
+    const uint32_t planes = ggmlq_type == GGMLQ_TYPE_TQ3_0 ? 1 : 4;
+    float y[16];
+    uint32_t magnitude = 0;
+    for (uint32_t p = 0; p < planes; ++p) {
+        for (uint32_t k = 0; k < 4; ++k) {
+            y[4*p + k] = 0.0f;
+        }
+        if (exists) {
+            ggmlq_load_plane(GGMLQ_TYPE_F32, query, first_plane + p, l, size, y + 4*p);
+        }
+        ggmlq_rotate(ggmlq_type, y + 4*p, l, p);
+        for (uint32_t k = 0; k < 4; ++k) {
+            magnitude = max(magnitude, ggmlq_float_bits(y[4*p + k]) & 0x7fffffff);
+        }
+    }
+    magnitude = ggmlq_team_max(magnitude);
+    const bool finite = magnitude < 0x7f800000;
+    const float d = ggmlq_float_from_bits(magnitude)/127.0f;
+    const bool  plain = finite && d >= 1.175494351e-38f; /* else no query at all, or one whose inverse scale would be infinite */
+    const float inverse = plain ? 1.0f/d : 0.0f;
+    for (uint32_t i = 0; i < 4*planes && stored; ++i) {
+        const float magic  = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+        const float scaled = plain ? y[i]*inverse : 0.0f;
+        const float bound  = scaled > 127.0f ? 127.0f : scaled < -127.0f ? -127.0f : scaled;
+        bytes[i/4*GGMLQ_PLANE + 4*l + i % 4] = static_cast<int8_t>(static_cast<int>((bound + magic) - magic));
+    }
+    if (stored && l == 0) {
+        *scale = plain ? d : finite ? 0.0f : ggmlq_float_from_bits(0x7fc00000);
+    }
+}
+
+/* Levels 8k + l of plane `plane` of an encoded row, whole numbers of up to 7 bits, and the scale of their block. */
+static inline float ggmlq_load_levels(device const uint8_t * row, uint32_t plane, uint32_t l, thread float * levels) {
+    const bool tq3_0 = ggmlq_type == GGMLQ_TYPE_TQ3_0;
+    device const uint8_t * b = row + (tq3_0 ? plane*GGMLQ_BYTES_TQ3_0 : plane/4*GGMLQ_BYTES_PLANAR3);
+    const uint32_t p = plane % 4, byte = tq3_0 ? b[l] : b[2 + 8*p + l], s = ggmlq_read_u32(b + (tq3_0 ? 8 : 34 + 4*p));
+    for (int k = 0; k < 4; ++k) {
+        const uint32_t field = ggmlq_field(byte, s, l, k);
+        levels[k] = tq3_0 ? ggmlq_field_levels_tq3_0[field] : ggmlq_field_levels_planar3[field];
+    }
+    return tq3_0 ? ggmlq_read_half(b + 12)*GGMLQ_TQ3_0_UNIT : ggmlq_read_half(b)*GGMLQ_PLANAR3_UNIT;
+}
+
+/* A thread's part of the product of levels and query bytes. The sum over a block is below 2^24, so floats add it exactly, in any order. */
+static inline float ggmlq_product(thread const float * levels, threadgroup const int8_t * bytes) {
+    float sum = 0.0f;
+    for (int k = 0; k < 4; ++k) {
+        sum += levels[k]*static_cast<float>(bytes[k]);
+    }
+    return sum;
+}
+
+/* out[row, column] = <row, x[column]>: the threadgroup rounds its column, then each team takes rows. shared: the column's bytes, then the
+ * scales of its blocks. */
 [[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
 void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]],
                          device   uint8_t *                  out    [[buffer(1)]],
@@ -487,38 +543,8 @@ void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]
     threadgroup float * scales = reinterpret_cast<threadgroup float *>(shared + args.n);
 
     for (uint32_t first = 0; first < n_blocks; first += teams) {
-        const uint32_t block = first + team;
-        float y[16];
-        uint32_t magnitude = 0;
-        for (uint32_t p = 0; p < planes_of_block; ++p) {
-            const uint32_t plane = block*planes_of_block + p;
-            for (int k = 0; k < 4; ++k) {
-                y[4*p + static_cast<uint32_t>(k)] = 0.0f;
-            }
-            if (block < n_blocks) {
-                ggmlq_load_plane(GGMLQ_TYPE_F32, column, plane, l, args.n, y + 4*p);
-            }
-            ggmlq_rotate(ggmlq_type, y + 4*p, l, p);
-            for (uint32_t k = 0; k < 4; ++k) {
-                magnitude = max(magnitude, ggmlq_float_bits(y[4*p + k]) & 0x7fffffff);
-            }
-        }
-        magnitude = ggmlq_team_max(magnitude);
-        const bool finite = magnitude < 0x7f800000;
-        const float d = ggmlq_float_from_bits(magnitude)/127.0f;
-        const bool  plain = finite && d >= 1.175494351e-38f; /* else no query at all, or one whose inverse scale would be infinite */
-        const float inverse = plain ? 1.0f/d : 0.0f;
-        if (block < n_blocks) {
-            for (uint32_t i = 0; i < 4*planes_of_block; ++i) {
-                const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-                const float scaled = plain ? y[i]*inverse : 0.0f;
-                const float bound  = scaled > 127.0f ? 127.0f : scaled < -127.0f ? -127.0f : scaled;
-                shared[block*planes_of_block*GGMLQ_PLANE + 8*i + l] = static_cast<int8_t>(static_cast<int>((bound + magic) - magic));
-            }
-            if (l == 0) {
-                scales[block] = plain ? d : finite ? 0.0f : ggmlq_float_from_bits(0x7fc00000);
-            }
-        }
+        const uint32_t block = first + team, plane = block*planes_of_block;
+        ggmlq_round_query(column, plane, args.n, l, block < n_blocks, block < n_blocks, shared + plane*GGMLQ_PLANE, scales + block);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -528,25 +554,14 @@ void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]
         device const uint8_t * at = rows + row*args.rows_nb[0] + i2/args.ratio2*args.rows_nb[1] + i3/args.ratio3*args.rows_nb[2];
         float sum = 0.0f;
         for (uint32_t block = 0; block < n_blocks; ++block) {
-            int   dot   = 0;
-            float scale = 0.0f;
-            if (row < args.n_rows) {
-                const bool tq3_0 = ggmlq_type == GGMLQ_TYPE_TQ3_0;
-                device const uint8_t * b = at + block*(tq3_0 ? GGMLQ_BYTES_TQ3_0 : GGMLQ_BYTES_PLANAR3);
-                scale = tq3_0 ? ggmlq_read_half(b + 12)*GGMLQ_TQ3_0_UNIT : ggmlq_read_half(b)*GGMLQ_PLANAR3_UNIT;
-                for (uint32_t p = 0; p < planes_of_block; ++p) {
-                    const uint32_t byte = tq3_0 ? b[l] : b[2 + 8*p + l], s = ggmlq_read_u32(b + (tq3_0 ? 8 : 34 + 4*p));
-                    for (int k = 0; k < 4; ++k) {
-                        const uint32_t field = ggmlq_field(byte, s, l, k), j = (block*planes_of_block + p)*GGMLQ_PLANE + 8*static_cast<uint32_t>(k) + l;
-                        const float level = tq3_0 ? ggmlq_field_levels_tq3_0[field] : ggmlq_field_levels_planar3[field];
-                        dot += static_cast<int>(level)*shared[j];
-                    }
-                }
+            float dot = 0.0f, scale = 0.0f;
+            for (uint32_t p = 0; p < planes_of_block && row < args.n_rows; ++p) {
+                const uint32_t plane = block*planes_of_block + p;
+                float levels[4];
+                scale = ggmlq_load_levels(at, plane, l, levels);
+                dot  += ggmlq_product(levels, shared + plane*GGMLQ_PLANE + 4*l);
             }
-            dot += ggmlq_swap_int(dot, 1);
-            dot += ggmlq_swap_int(dot, 2);
-            dot += ggmlq_swap_int(dot, 4);
-            sum += scale*scales[block]*static_cast<float>(dot);
+            sum += scale*scales[block]*ggmlq_fold(dot);
         }
         if (row < args.n_rows && l == 0) {
             ggmlq_write_value(GGMLQ_TYPE_F32, out + group.y*args.out_nb[0] + i2*args.out_nb[1] + i3*args.out_nb[2], row, sum);
@@ -554,12 +569,103 @@ void kernel_ggmlq_mul_mv(constant ggmlq_metal_product_args & args   [[buffer(0)]
     }
 }
 
+/* --- the lightning indexer --------------------------------------------------------------------------------------- */
+
+/* Sums of eight numbers over a team: thread l gets that of number l. Each step halves the numbers, with seven exchanges instead of 24. */
+static inline float ggmlq_fold_eight(thread float * v, uint32_t l) {
+    for (uint32_t half = 4; half > 0; half /= 2) {
+        const bool upper = (l & half) != 0;
+        for (uint32_t i = 0; i < half; ++i) {
+            const float kept = upper ? v[i + half] : v[i], given = upper ? v[i] : v[i + half];
+            v[i] = kept + ggmlq_swap(given, static_cast<int>(half));
+        }
+    }
+    return v[0];
+}
+
+/* scores[row, token] = mask[row, token] + sum over heads of weight[head, token] * max(0, <q[head, token], row>). The threadgroup rounds the queries
+ * of up to GGMLQ_METAL_INDEXER_HEADS heads, then each team meets rows with eight heads at a time, of which thread l adds up head l.
+ * shared: the queries' bytes, then the scales of their blocks. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_indexer(constant ggmlq_metal_indexer_args & args    [[buffer(0)]],
+                          device   uint8_t *                  scores  [[buffer(1)]],
+                          device   const uint8_t *            q       [[buffer(2)]],
+                          device   const uint8_t *            rows    [[buffer(3)]],
+                          device   const uint8_t *            weights [[buffer(4)]],
+                          device   const uint8_t *            mask    [[buffer(5)]],
+                          threadgroup int8_t *                shared  [[threadgroup(0)]],
+                          uint3 group [[threadgroup_position_in_grid]],
+                          uint  index [[thread_index_in_threadgroup]]) {
+    constexpr uint32_t planes = static_cast<uint32_t>(GGMLQ_METAL_INDEXER_LENGTH)/GGMLQ_PLANE, teams = GGMLQ_METAL_THREADS/GGMLQ_METAL_TEAM;
+    constexpr uint32_t rounds = GGMLQ_METAL_INDEXER_ROWS/teams;
+    const uint32_t planes_of_block = ggmlq_type == GGMLQ_TYPE_TQ3_0 ? 1 : 4, blocks = planes/planes_of_block;
+    const uint32_t team = index/GGMLQ_METAL_TEAM, l = index % GGMLQ_METAL_TEAM, token = group.y, seq = group.z;
+    threadgroup float * scales = reinterpret_cast<threadgroup float *>(shared + GGMLQ_METAL_INDEXER_HEADS*GGMLQ_METAL_INDEXER_LENGTH);
+
+    float sums[rounds];
+    for (uint32_t i = 0; i < rounds; ++i) {
+        sums[i] = 0.0f;
+    }
+    for (uint32_t first = 0; first < args.heads; first += GGMLQ_METAL_INDEXER_HEADS) {
+        const uint32_t here = args.heads - first; /* or fewer: those of the next turn aren't rounded now */
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint32_t start = 0; start < GGMLQ_METAL_INDEXER_HEADS*blocks; start += teams) {
+            const uint32_t head = (start + team)/blocks, block = (start + team) % blocks;
+            device const uint8_t * query = q + (head < here ? first + head : 0)*args.q_nb[0] + token*args.q_nb[1] + seq*args.q_nb[2];
+            ggmlq_round_query(query, block*planes_of_block, GGMLQ_METAL_INDEXER_LENGTH, l, head < here, true,
+                shared + (head*planes + block*planes_of_block)*GGMLQ_PLANE, scales + head*blocks + block);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+
+        for (uint32_t i = 0; i < rounds; ++i) {
+            const uint32_t row = min(group.x*GGMLQ_METAL_INDEXER_ROWS + i*teams + team, args.n_rows - 1);
+            float levels[planes][4], row_scales[planes];
+            for (uint32_t plane = 0; plane < planes; ++plane) {
+                row_scales[plane] = ggmlq_load_levels(rows + row*args.rows_nb[0] + seq*args.rows_nb[1], plane, l, levels[plane]);
+            }
+            for (uint32_t head = 0; head < min(here, static_cast<uint32_t>(GGMLQ_METAL_INDEXER_HEADS)); head += 8) {
+                float product = 0.0f;
+                for (uint32_t block = 0; block < blocks; ++block) {
+                    float dots[8];
+                    for (uint32_t c = 0; c < 8; ++c) {
+                        dots[c] = 0.0f;
+                        for (uint32_t p = 0; p < planes_of_block; ++p) {
+                            const uint32_t plane = block*planes_of_block + p;
+                            dots[c] += ggmlq_product(levels[plane], shared + ((head + c)*planes + plane)*GGMLQ_PLANE + 4*l);
+                        }
+                    }
+                    product += row_scales[block*planes_of_block]*scales[(head + l)*blocks + block]*ggmlq_fold_eight(dots, l);
+                }
+                if (head + l < here) {
+                    const float weight = ggmlq_read_value(GGMLQ_TYPE_F32, weights + token*args.weights_nb[0] + seq*args.weights_nb[1], first + head + l);
+                    sums[i] += weight*(product > 0.0f ? product : 0.0f);
+                }
+            }
+        }
+    }
+    for (uint32_t i = 0; i < rounds; ++i) {
+        const uint32_t row = group.x*GGMLQ_METAL_INDEXER_ROWS + i*teams + team;
+        const float  score = ggmlq_fold(sums[i]);
+        if (row < args.n_rows && l == 0) {
+            const float m = ggmlq_read_half(mask + token*args.mask_nb[0] + seq % args.mask_seqs*args.mask_nb[1] + 2*row);
+            ggmlq_write_value(GGMLQ_TYPE_F32, scores + token*args.scores_nb[0] + seq*args.scores_nb[1], row, score + m);
+        }
+    }
+}
+
 /* --- attention -------------------------------------------------------------------------------------------------- */
+
+/* The place of a part: floats of a query row and a split. */
+static inline int64_t ggmlq_part_at(constant ggmlq_metal_attend_args & args, uint32_t row, uint32_t split, uint32_t planes) {
+    return (static_cast<int64_t>(row)*args.n_splits + split)*(planes*GGMLQ_PLANE + GGMLQ_METAL_PART_EXTRA);
+}
 
 /* softmax(scale * Q K^T + mask) V for `ggmlq_columns` columns of one head of the cache: a column is one token that asks and one of the query
  * heads of the group, so that a row is read and decoded once for all of them. Queries are rotated once, the output is rotated back once, rows
  * stay as they are stored. The simdgroups take chunks of 32 tokens in turn, each with its own running maximum and sum, and are merged at
  * the end. Scores: a team reads a row, four rows at once. V: 32 lanes read a row, lane 8g + l the values 8k + l of the planes g, g + 4, ..
+ * Where tokens are split over threadgroups, the result is a part: sums of V in the rotated space, the maximum and the sum of the weights, which
+ * kernel_ggmlq_combine merges.
  *
  * shared: queries, values 8k + l of a plane together; weights of 32 tokens for each simdgroup and column; its maxima and sums; the output. */
 [[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
@@ -569,7 +675,7 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
                          device   const uint8_t *           v       [[buffer(3)]],
                          device   const uint8_t *           mask    [[buffer(4)]],
                          device   const uint8_t *           sinks   [[buffer(5)]],
-                         device   const uint8_t *           indices [[buffer(6)]],
+                         device   const uint8_t *           list    [[buffer(6)]],
                          device   uint8_t *                 out     [[buffer(7)]],
                          threadgroup float *                shared  [[threadgroup(0)]],
                          uint3 group     [[threadgroup_position_in_grid]],
@@ -589,7 +695,8 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
     threadgroup float * merged  = sums + GGMLQ_METAL_SIMDGROUPS*columns;
 
     /* Columns of this threadgroup: from `first` of those that share their keys, unit by unit. */
-    const uint32_t unit = group.x/args.tiles, first = group.x % args.tiles*columns;
+    const uint32_t split = group.x % args.n_splits, tile = group.x/args.n_splits;
+    const uint32_t unit = tile/args.tiles, first = tile % args.tiles*columns;
     const uint32_t here = min(columns, args.span - first), flat = unit*args.span + first;
     const uint32_t kv_head = group.y, seq = group.z;
 
@@ -625,14 +732,16 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
 
     device const uint8_t * k_head = k + kv_head*args.k_nb[1] + seq/args.seqs_ratio*args.k_nb[2];
     device const uint8_t * v_head = v + kv_head*args.v_nb[1] + seq/args.seqs_ratio*args.v_nb[2];
-    device const int32_t * index  = reinterpret_cast<device const int32_t *>(indices + flat/args.group*args.index_nb[0] + seq*args.index_nb[1]);
+    const int64_t list_at = args.has_list != 0 ? (seq*args.n_queries + flat/args.group)*static_cast<int64_t>(args.n_kv) : 0;
+    device const int32_t * listed = reinterpret_cast<device const int32_t *>(list) + list_at;
     threadgroup float * mine = weights + simdgroup*columns*32;
 
-    for (uint32_t chunk = 32*simdgroup; chunk < args.n_kv; chunk += 32*GGMLQ_METAL_SIMDGROUPS) {
+    const uint32_t end = min(args.n_kv, (split + 1)*args.split_kv);
+    for (uint32_t chunk = split*args.split_kv + 32*simdgroup; chunk < end; chunk += 32*GGMLQ_METAL_SIMDGROUPS) {
         /* What is added to the scores of this lane's token; -infinity: it is hidden. */
         float bias[GGMLQ_METAL_MAX_COLUMNS];
-        const uint32_t token = chunk + lane;
-        const bool exists = token < args.n_kv && (args.has_index == 0 || static_cast<uint32_t>(index[token]) < args.n_rows);
+        const uint32_t own_row = chunk + lane >= end ? args.n_rows : args.has_list != 0 ? static_cast<uint32_t>(listed[chunk + lane]) : chunk + lane;
+        const bool exists = own_row < args.n_rows; /* or it is the padding of a list */
         uint32_t seen = 0;
         for (uint32_t c = 0; c < columns; ++c) {
             bias[c] = -INFINITY;
@@ -640,7 +749,7 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
                 bias[c] = 0.0f;
                 const uint32_t asking = (flat + c)/args.group, head = kv_head*args.group + (flat + c) % args.group;
                 if (args.has_mask != 0) {
-                    const float m = ggmlq_read_half(mask + asking*args.mask_nb[0] + head % args.mask_heads*args.mask_nb[1] + seq % args.mask_seqs*args.mask_nb[2] + 2*token);
+                    const float m = ggmlq_read_half(mask + asking*args.mask_nb[0] + head % args.mask_heads*args.mask_nb[1] + seq % args.mask_seqs*args.mask_nb[2] + 2*own_row);
                     float slope = 1.0f;
                     if (args.alibi_heads != 0) {
                         slope = head < args.alibi_heads ? precise::pow(args.alibi_base, static_cast<float>(head + 1))
@@ -664,7 +773,7 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
                 dots[c] = 0.0f;
             }
             const uint32_t at = chunk + t + team;
-            const uint32_t row = at >= args.n_kv ? args.n_rows : args.has_index != 0 ? static_cast<uint32_t>(index[at]) : at;
+            const uint32_t row = at >= end ? args.n_rows : args.has_list != 0 ? static_cast<uint32_t>(listed[at]) : at;
             if (row < args.n_rows) {
                 for (uint32_t plane = 0; plane < planes_k; ++plane) {
                     float x[4];
@@ -713,8 +822,8 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
                 }
             }
         }
-        for (uint32_t t = 0; t < 32 && chunk + t < args.n_kv; ++t) {
-            const uint32_t row = args.has_index != 0 ? static_cast<uint32_t>(index[chunk + t]) : chunk + t;
+        for (uint32_t t = 0; t < 32 && chunk + t < end; ++t) {
+            const uint32_t row = args.has_list != 0 ? static_cast<uint32_t>(listed[chunk + t]) : chunk + t;
             bool wanted = false;
             for (uint32_t c = 0; c < columns; ++c) {
                 wanted = wanted || mine[32*c + t] != 0.0f;
@@ -747,9 +856,11 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
+    const bool whole = args.n_splits == 1; /* else sinks are for kernel_ggmlq_combine, and nothing is divided here */
+    const uint32_t query_row = (seq*args.heads_kv + kv_head)*args.group*args.n_queries + flat;
     for (uint32_t c = 0; c < columns; ++c) {
         const uint32_t head = kv_head*args.group + (flat + c) % args.group;
-        const float sink = args.has_sinks != 0 && c < here ? ggmlq_read_value(GGMLQ_TYPE_F32, sinks, head) : -INFINITY;
+        const float sink = whole && args.has_sinks != 0 && c < here ? ggmlq_read_value(GGMLQ_TYPE_F32, sinks, head) : -INFINITY;
         float top = sink;
         for (uint32_t s = 0; s < GGMLQ_METAL_SIMDGROUPS; ++s) {
             top = max(top, maxima[s*columns + c]);
@@ -759,7 +870,12 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
             const float of_group = maxima[s*columns + c];
             total += of_group == -INFINITY ? 0.0f : sums[s*columns + c]*precise::exp(of_group - top);
         }
-        const float share = maximum[c] == -INFINITY || total == 0.0f ? 0.0f : precise::exp(maximum[c] - top)/total;
+        if (!whole && c < here && thread_id == 0) {
+            device float * part = reinterpret_cast<device float *>(out) + ggmlq_part_at(args, query_row + c, split, planes_v) + planes_v*GGMLQ_PLANE;
+            part[0] = top;
+            part[1] = total;
+        }
+        const float share = maximum[c] == -INFINITY || total == 0.0f ? 0.0f : precise::exp(maximum[c] - top)/(whole ? total : 1.0f);
         for (uint32_t i = 0; i < own_planes; ++i) {
             for (int j = 0; j < 4; ++j) {
                 accumulated[c*own_planes + i][j] *= share;
@@ -788,16 +904,121 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
         for (uint32_t j = 0; j < 4 && active; ++j) {
             x[j] = merged[item*GGMLQ_PLANE + 4*l + j];
         }
-        ggmlq_unrotate(ggmlq_other_type, x, l, plane);
+        if (whole) {
+            ggmlq_unrotate(ggmlq_other_type, x, l, plane);
+        }
         if (active) {
             const uint32_t token = (flat + column)/args.group, head = kv_head*args.group + (flat + column) % args.group;
-            device uint8_t * target = out + token*args.out_nb[0] + head*args.out_nb[1] + seq*args.out_nb[2];
+            device float * target = whole ? reinterpret_cast<device float *>(out + token*args.out_nb[0] + head*args.out_nb[1] + seq*args.out_nb[2])
+                                          : reinterpret_cast<device float *>(out) + ggmlq_part_at(args, query_row + column, split, planes_v);
+            const uint32_t size = whole ? head_v : planes_v*GGMLQ_PLANE;
             for (uint32_t j = 0; j < 4; ++j) {
                 const uint32_t i = GGMLQ_PLANE*plane + 8*j + l;
-                if (i < head_v) {
-                    ggmlq_write_value(GGMLQ_TYPE_F32, target, i, x[j]);
+                if (i < size) {
+                    target[i] = x[j];
                 }
             }
         }
+    }
+}
+
+/* Parts of attention -> its result: a team to each plane of a query row. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_combine(constant ggmlq_metal_attend_args & args  [[buffer(0)]],
+                          device   const uint8_t *           parts [[buffer(1)]],
+                          device   const uint8_t *           sinks [[buffer(2)]],
+                          device   uint8_t *                 out   [[buffer(3)]],
+                          uint id [[thread_position_in_grid]]) {
+    const uint32_t head_v = static_cast<uint32_t>(ggmlq_head_v), planes = (head_v + GGMLQ_PLANE - 1)/GGMLQ_PLANE, n = args.query_rows*planes;
+    const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (id/32*32/GGMLQ_METAL_TEAM >= n) { /* a simdgroup without work */
+        return;
+    }
+    const bool active = number < n;
+    const uint32_t row = active ? number/planes : 0, plane = active ? number % planes : 0;
+    const uint32_t all_columns = args.group*args.n_queries, column = row % all_columns;
+    const uint32_t kv_head = row/all_columns % args.heads_kv, seq = row/all_columns/args.heads_kv;
+    const uint32_t token = column/args.group, head = kv_head*args.group + column % args.group;
+    device const float * part = reinterpret_cast<device const float *>(parts) + ggmlq_part_at(args, row, 0, planes);
+    const uint32_t step = planes*GGMLQ_PLANE + GGMLQ_METAL_PART_EXTRA, statistics = planes*GGMLQ_PLANE;
+
+    const float sink = args.has_sinks != 0 ? ggmlq_read_value(GGMLQ_TYPE_F32, sinks, head) : -INFINITY;
+    float top = sink;
+    for (uint32_t split = 0; split < args.n_splits; ++split) {
+        top = max(top, part[split*step + statistics]);
+    }
+    float total = sink == -INFINITY ? 0.0f : precise::exp(sink - top);
+    float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    for (uint32_t split = 0; split < args.n_splits; ++split) {
+        const float of_split = part[split*step + statistics];
+        if (of_split != -INFINITY) { /* all its tokens are hidden */
+            const float share = precise::exp(of_split - top);
+            total += share*part[split*step + statistics + 1];
+            for (uint32_t k = 0; k < 4; ++k) {
+                x[k] += share*part[split*step + GGMLQ_PLANE*plane + 8*k + l];
+            }
+        }
+    }
+    for (uint32_t k = 0; k < 4; ++k) {
+        x[k] = total == 0.0f ? 0.0f : x[k]/total;
+    }
+    ggmlq_unrotate(ggmlq_other_type, x, l, plane);
+    for (uint32_t k = 0; k < 4; ++k) {
+        const uint32_t i = GGMLQ_PLANE*plane + 8*k + l;
+        if (active && i < head_v) {
+            ggmlq_write_value(GGMLQ_TYPE_F32, out + token*args.out_nb[0] + head*args.out_nb[1] + seq*args.out_nb[2], i, x[k]);
+        }
+    }
+}
+
+/* The rows that a mask row leaves, ascending, as a list of at most `most`; -1 behind them. A threadgroup for each query token; each simdgroup
+ * has a range of the mask row, and counts its rows before it writes them. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_select(constant ggmlq_metal_select_args & args   [[buffer(0)]],
+                         device   const uint8_t *           mask   [[buffer(1)]],
+                         device   uint8_t *                 list   [[buffer(2)]],
+                         threadgroup uint32_t *             counts [[threadgroup(0)]],
+                         uint3 group     [[threadgroup_position_in_grid]],
+                         uint  thread_id [[thread_index_in_threadgroup]],
+                         uint  simdgroup [[simdgroup_index_in_threadgroup]],
+                         uint  lane      [[thread_index_in_simdgroup]]) {
+    device const uint8_t * row = mask + group.x*args.mask_nb[0] + group.y % args.mask_seqs*args.mask_nb[1];
+    device int32_t * target = reinterpret_cast<device int32_t *>(list) + (group.y*args.n_queries + group.x)*static_cast<int64_t>(args.most);
+    const uint32_t range = (args.n_kv + 32*GGMLQ_METAL_SIMDGROUPS - 1)/(32*GGMLQ_METAL_SIMDGROUPS)*32;
+    const uint32_t start = simdgroup*range, end = min(args.n_kv, start + range);
+
+    uint32_t at = 0; /* in the list */
+    for (int writing = 0; writing < 2; ++writing) {
+        for (uint32_t first = start; first < end; first += 32) {
+            const uint32_t i = first + lane;
+            const bool seen = i < end && ggmlq_read_u16(row + 2*i) != 0xfc00;
+            uint32_t before = 0, all = seen ? 1 : 0; /* seen by lanes before this one; by all */
+            for (uint32_t half = 1; half < 32; half *= 2) {
+                const uint32_t other = ggmlq_swap_bits(all, static_cast<int>(half));
+                before += (lane & half) != 0 ? other : 0;
+                all    += other;
+            }
+            if (writing == 1 && seen && at + before < args.most) {
+                target[at + before] = static_cast<int32_t>(i);
+            }
+            at += all;
+        }
+        if (writing == 0) {
+            if (lane == 0) {
+                counts[simdgroup] = at;
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            at = 0;
+            for (uint32_t s = 0; s < simdgroup; ++s) {
+                at += counts[s];
+            }
+        }
+    }
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < GGMLQ_METAL_SIMDGROUPS; ++s) {
+        n += counts[s];
+    }
+    for (uint32_t i = n + thread_id; i < args.most; i += GGMLQ_METAL_THREADS) {
+        target[i] = -1;
     }
 }

@@ -562,6 +562,7 @@ struct attention_case {
     float   softcap, max_bias;
     int     layout; /* 0: rows of a head adjacent; 1: all heads of a token adjacent, gaps, even addresses; 2: odd addresses */
     bool    poison; /* hidden rows hold NaN */
+    int64_t from = 0; /* tokens before are hidden from all, whole ranges of them where tokens are split */
 };
 
 /* Normal values as rows of any type; what they decode to. */
@@ -655,7 +656,7 @@ static void check_attention_case(const struct attention_case & c) {
     const int64_t run = c.n_kv/3;
     for (size_t i = 0; i < mask.size(); ++i) {
         const int64_t t = (int64_t) i % (c.n_kv + 1), query = (int64_t) i/(c.n_kv + 1) % c.n_queries;
-        mask[i] = random_below(3) == 0 || (c.n_queries > 1 && query == 1) || (t >= run && t < run + 40 && t < c.n_kv) ? 0xfc00 : ggmlq_half_from_float(-3.0f*std::fabs(random_normal()));
+        mask[i] = random_below(3) == 0 || (c.n_queries > 1 && query == 1) || (t >= run && t < run + 40 && t < c.n_kv) || t < c.from ? 0xfc00 : ggmlq_half_from_float(-3.0f*std::fabs(random_normal()));
     }
     if (c.poison) {
         for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t h = 0; h < c.heads_kv; ++h) for (int64_t t = run; t < run + 40 && t < c.n_kv; ++t) {
@@ -790,6 +791,10 @@ static std::string check_attention() {
         check_attention_case({ T, P, 128, 128, 100, 3, 6, 2, 1, 1, true, sinks == 1, cap, alibi, 1, true });
         check_attention_case({ P, T, 128, 128, 100, 3, 12, 3, 4, 2, true, sinks == 1, cap, alibi, 2, true });
     }
+    for (int64_t heads_kv : { 1, 10, 70 }) { /* Metal: six, six and three parts */
+        check_attention_case({ T, T, 32, 32, 1300, 1, 2*heads_kv, heads_kv, 1, 1, true, heads_kv != 10, heads_kv == 1 ? 5.0f : 0, heads_kv == 10 ? 8.0f : 0, 1, true, heads_kv == 70 ? 700 : 1250 });
+    }
+    check_attention_case({ P, P, 128, 128, 600, 2, 4, 2, 1, 1, true, true, 0, 0, 1, true, 520 });
     check_attention_case({ T, T, 128, 128, 65, 2, 4, 2, 6, 3, false, false, 0, 0, 0, false });
     check_attention_case({ P, P, 128, 128, 65, 2, 4, 2, 5, 1, false, false, 0, 0, 0, false });
     if (!quick) {
@@ -1021,7 +1026,6 @@ static void bench() {
 
 /* --- sparse attention ------------------------------------------------------------------------------------------- */
 
-#ifndef GGMLQ_CHECK_METAL /* which has neither */
 struct selected_case {
     int     type_k, type_v;
     int64_t head_k, head_v;
@@ -1195,7 +1199,6 @@ static std::string check_indexer() {
     }
     return "";
 }
-#endif
 
 int main(int argc, char ** argv) {
     const std::string option = argc > 1 ? argv[1] : "";
@@ -1221,10 +1224,8 @@ int main(int argc, char ** argv) {
     group("copy",      check_copy);
     group("mul_mat",   check_mul_mat);
     group("attention", check_attention);
-#ifndef GGMLQ_CHECK_METAL
     group("selected",  check_selected);
     group("indexer",   check_indexer);
-#endif
     group("errors",    check_errors);
     printf(all_failures ? "%lld checks failed\n" : "ok\n", (long long) all_failures);
     return all_failures ? 1 : 0;

@@ -70,7 +70,7 @@ def build_all(folder, csrc=build.ROOT / "csrc", flags=()):
     check = build.ROOT / "tests" / "cuda" / "check_cuda.cu"
     jobs = [
         lambda: compile_kernels(folder, csrc, flags),
-        lambda: build.compile_unit(check, folder / "check.o", root, [*flags, "-DGGMLQ_CHECK_METAL"]),
+        lambda: build.compile_unit(check, folder / "check.o", root, flags),
         # Memory and devices are those of the HIP emulator: a Mac's are in ggmlq-metal-device.mm.
         lambda: build.compile_unit(root / "cuda" / "ggmlq-cuda-memory.cu", folder / "memory.o", root, flags),
         lambda: build.run(cxx, *usual, "-c", build.HERE / "emulate.cpp", "-o", folder / "emulate.o"),
@@ -92,6 +92,32 @@ def link(folder, others, flags=()):
     build.run(cxx, others / "indexed.o", *common, "-o", folder / "check_indexed")
     build.run(cxx, "-shared", *common, "-o", folder / "ggmlq-metal.so")
     return folder / "check_emulated", folder / "check_indexed", folder / "ggmlq-metal.so"
+
+
+def build_ops(folder, tree, others, units=None):
+    """check_ops in that folder: the C++ of a patched tree's ggml-metal as it is, over the emulated kernels of the folder `others`. `units`: the
+    files that are compiled, None: all; objects of the rest are there already."""
+    folder, (cxx, cc) = Path(folder), build.compilers()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ggml-version.h").write_text('#define GGML_VERSION "0"\n#define GGML_COMMIT "0"\n', encoding="utf-8")  # CMake makes it
+    source = tree / "ggml" / "src"
+    metal = source / "ggml-metal"
+    common = ["-ffunction-sections", "-fdata-sections", *(f"-I{path}" for path in (folder, metal, source, tree / "ggml" / "include"))]
+    ours = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
+    theirs = [path for name in ("device", "ops", "common", "fusion", "tuning") if (path := metal / f"ggml-metal-{name}.cpp").is_file()]
+    jobs = [
+        (metal / "ggml-metal-ggmlq.cpp", [cxx, "-std=c++17", *ours]),
+        (build.HERE / "metal" / "check_ops.cpp", [cxx, "-std=c++17", "-w", f"-I{build.HERE / 'metal'}", f"-I{build.ROOT / 'csrc' / 'metal'}"]),
+        *((path, [cxx, "-std=c++17", "-w", "-include", "memory"]) for path in [*theirs, source / "ggml-threading.cpp"]),
+        *((source / name, [cc, "-w", '-DGGML_VERSION="0"', '-DGGML_COMMIT="0"']) for name in ("ggml.c", "ggml-quants.c", "ggml-ggmlq.c")),
+        *((path, [cc, "-std=c11", *ours]) for path in (source / "ggmlq-codec.c", metal / "ggmlq-metal-plan.c")),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        wanted = [(path, start) for path, start in jobs if units is None or path.name in units]
+        list(pool.map(lambda job: build.run(*job[1], *common, "-c", job[0], "-o", folder / f"{job[0].name}.o"), wanted))
+    objects = [*(folder / f"{path.name}.o" for path, _ in jobs), *(others / f"{name}.o" for name in ("run", "emulate"))]
+    build.run(cxx, "-Wl,--gc-sections", *objects, "-lm", "-o", folder / "check_ops")  # what nobody calls has no stand-in
+    return folder / "check_ops"
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ extern "C" int ggmlq_metal_run(const struct ggmlq_metal_launch * launch, const v
             kernel_ggmlq_attend(copy.args.attend, at(0), at(1), at(2), at(3), at(4), at(5), at(6), reinterpret_cast<float *>(shared), group(), threadIdx.x,
                 threadIdx.x/32, threadIdx.x % 32);
         });
+    } else if (name == "kernel_ggmlq_combine") {
+        start([&] { kernel_ggmlq_combine(copy.args.attend, at(0), at(1), at(2), id()); });
+    } else if (name == "kernel_ggmlq_select") {
+        start([&] {
+            kernel_ggmlq_select(copy.args.select, at(0), at(1), reinterpret_cast<uint32_t *>(shared), group(), threadIdx.x, threadIdx.x/32, threadIdx.x % 32);
+        });
+    } else if (name == "kernel_ggmlq_indexer") {
+        start([&] {
+            kernel_ggmlq_indexer(copy.args.indexer, at(0), at(1), at(2), at(3), at(4), reinterpret_cast<int8_t *>(shared), group(), threadIdx.x);
+        });
     } else {
         last_error = "no kernel of that name";
         return GGMLQ_ERROR_DEVICE;
