@@ -271,6 +271,7 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
  * Each lane of FORMAT.md's sums is thus added up by one thread in ascending order, and a few shuffles fold them. */
 template <int type> struct ggmlq_encoder {
     enum { THREADS = ggmlq_cache_type<type>::ENCODERS, VALUES = ggmlq_cache_type<type>::LENGTH/THREADS, QUADS = VALUES/4, LANES = 8/THREADS };
+    static constexpr float KEY_SCALE = 1152921504606846976.0f; /* 2^60 */
 
     /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
     static __device__ __forceinline__ float fold(float sum) {
@@ -289,59 +290,67 @@ template <int type> struct ggmlq_encoder {
         return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
     }
 
-    /* Rotated values -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value for bit
-     * position k of byte c of the planes. */
-    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[2]) {
+    /* Of a start: the boundaries of magnitudes, scaled as the keys are. */
+    struct bounds { float b[3]; };
+    static __device__ __forceinline__ bounds bounds_of(float step) {
+        constexpr float B1 = ggmlq_boundaries[4]*KEY_SCALE, B2 = ggmlq_boundaries[5]*KEY_SCALE, B3 = ggmlq_boundaries[6]*KEY_SCALE;
+        return { { ggmlq_mul(B1, step), ggmlq_mul(B2, step), ggmlq_mul(B3, step) } };
+    }
+
+    /* One pass of all starts side by side, which don't wait for each other: steps -> new steps, and the levels. */
+    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[3], float level[3][VALUES]) {
         constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
-        constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
+        float sum[3][LANES], squares[3];
+        for (int start = 0; start < 3; ++start) {
+            const bounds b = bounds_of(step[start]);
+            float square = 0.0f;
+            for (int n = 0; n < VALUES; ++n) {
+                const float l = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], L0, L1, L2, L3);
+                const float product = ggmlq_mul(fabsf(y[n]), l);
+                level[start][n] = l;
+                sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
+                square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
+            }
+            squares[start] = square;
+        }
+        for (int start = 0; start < 3; ++start) {
+            step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
+        }
+    }
+
+    /* Rotated values, none of them -0 -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value
+     * for bit position k of byte c of the planes. */
+    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[2]) {
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
         /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
          * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
-        const float BIG = 1152921504606846976.0f; /* 2^60 */
-        float magnitude[VALUES], key[VALUES], square_sum[LANES];
-        uint32_t sign[VALUES];
+        float key[VALUES], square_sum[LANES];
         for (int n = 0; n < VALUES; ++n) {
-            const uint32_t bits = __float_as_uint(y[n]);
-            const bool below = bits > 0x80000000u;
-            sign[n]      = below ? 0x80000000u : 0;
-            magnitude[n] = __uint_as_float(bits & 0x7fffffff);
-            key[n]       = __uint_as_float((bits & 0x7fffffff) + (below ? 0 : 1))*BIG;
-            const float square = ggmlq_mul(magnitude[n], magnitude[n]);
+            const int32_t bits = __float_as_int(y[n]);
+            key[n] = ggmlq_mul(fabsf(__int_as_float(bits + (bits >> 31) + 1)), KEY_SCALE);
+            const float square = ggmlq_mul(y[n], y[n]);
             square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
         }
         const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold_lanes(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
 
-        /* The three starts side by side: they don't wait for each other. */
         float step[3], from[3], level[3][VALUES];
         for (int start = 0; start < 3; ++start) {
             step[start] = ggmlq_mul(starts[start], base);
         }
-#pragma unroll 1
-        for (int pass = 0; pass < 3; ++pass) {
-            float sum[3][LANES], squares[3];
-            for (int start = 0; start < 3; ++start) {
-                from[start] = step[start];
-                const float b1 = ggmlq_mul(B1, step[start])*BIG, b2 = ggmlq_mul(B2, step[start])*BIG, b3 = ggmlq_mul(B3, step[start])*BIG;
-                float square = 0.0f;
-                for (int n = 0; n < VALUES; ++n) {
-                    const float l = ggmlq_pick(key[n], b1, b2, b3, L0, L1, L2, L3);
-                    const float product = ggmlq_mul(magnitude[n], l);
-                    level[start][n] = l;
-                    sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
-                    square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
-                }
-                squares[start] = square;
-            }
-            for (int start = 0; start < 3; ++start) {
-                step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
-            }
+#pragma unroll 1 /* the last one is apart, or the compiler takes the errors into the loop */
+        for (int pass = 0; pass < 2; ++pass) {
+            improve(y, key, step, level);
         }
+        for (int start = 0; start < 3; ++start) {
+            from[start] = step[start];
+        }
+        improve(y, key, step, level);
         float best_step = 0.0f, best_from = 0.0f, best_error = __uint_as_float(0x7f800000);
         for (int start = 0; start < 3; ++start) {
             float sum[LANES];
             for (int n = 0; n < VALUES; ++n) {
-                const float d = ggmlq_sub(magnitude[n], ggmlq_mul(step[start], level[start][n]));
+                const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step[start], level[start][n]));
                 sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
             }
             const float error = fold_lanes(sum);
@@ -351,14 +360,14 @@ template <int type> struct ggmlq_encoder {
                 best_from  = from[start];
             }
         }
-        const float b1 = ggmlq_mul(B1, best_from)*BIG, b2 = ggmlq_mul(B2, best_from)*BIG, b3 = ggmlq_mul(B3, best_from)*BIG;
+        const bounds b = bounds_of(best_from);
         index[0] = index[1] = 0;
         for (int c = 0; c < 4; ++c) {
             float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
             for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
                 const int n = type == GGMLQ_TYPE_TQ3_0 ? 4*k + c : 4*c + k;
-                const float cell = ggmlq_pick(key[n], b1, b2, b3, 0.5f, 1.5f, 2.5f, 3.5f);
-                nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | sign[n]), (float) weight, nibbles);
+                const float cell = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], 0.5f, 1.5f, 2.5f, 3.5f);
+                nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | (__float_as_uint(y[n]) & 0x80000000u)), (float) weight, nibbles);
             }
             index[c/2] |= (uint32_t) (int) nibbles << 16*(c % 2);
         }
@@ -377,8 +386,10 @@ template <int type> struct ggmlq_encoder {
         return ggmlq_byte_perm(half[0], half[1], 0x6420);
     }
 
-    /* Quads in, the block out; nothing is stored where block is NULL. */
-    static __device__ __forceinline__ void encode(float v[QUADS][4], int lane, uint8_t * block) {
+    /* What a thread stores of a block: 2-bit fields, 1-bit fields, the scale. */
+    struct fields { uint32_t two, one, scale; };
+
+    static __device__ __forceinline__ fields encode(float v[QUADS][4], int lane) {
         uint32_t max = 0;
         for (int i = 0; i < VALUES; ++i) {
             const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
@@ -391,18 +402,26 @@ template <int type> struct ggmlq_encoder {
         const bool finite = max < 0x7f800000;
         const bool coded  = finite && max != 0;
 
-        /* 2^(e-1) <= max < 2^e; 2^e itself may be no float. */
+        /* 2^(e-1) <= max < 2^e. Of the factor 2^-e, that part which is a float, subnormal ones included. */
         const int e = !coded ? 0 : max >= 0x00800000 ? (int) (max >> 23) - 126 : -117 - __clz((int) max);
-        const int down_excess = e > 126 ? 126 - e : e < -127 ? -127 - e : 0;
-        const float down  = __uint_as_float((uint32_t) (127 + down_excess) << 23), down2 = __uint_as_float((uint32_t) (127 - e - down_excess) << 23);
-        for (int i = 0; i < VALUES; ++i) {
-            v[i/4][i%4] = ggmlq_mul(ggmlq_mul(v[i/4][i%4], down), down2);
+        const float down = __uint_as_float(e > 126 ? 0x00800000u >> (e - 126) : (uint32_t) (127 - (e < -127 ? -127 : e)) << 23);
+        if (e < -127) {
+            for (int i = 0; i < VALUES; ++i) {
+                v[i/4][i%4] = ggmlq_mul(v[i/4][i%4], __uint_as_float((uint32_t) -e << 23));
+            }
         }
 
+        /* The last step of each makes +0 of -0. */
+        float y[VALUES];
         if (type == GGMLQ_TYPE_TQ3_0) {
             const int t = lane % 2;
+            const float down_t = t ? -down : down; /* for values whose sign the threads don't share */
             for (int q = 0; q < QUADS; ++q) {
-                ggmlq_flip_quad(v[q], 8*q + 4*t);
+                for (int i = 0; i < 4; ++i) {
+                    const uint32_t minus0 = GGMLQ_TQ3_0_SIGNS >> (8*q + i) & 1, minus1 = GGMLQ_TQ3_0_SIGNS >> (8*q + 4 + i) & 1;
+                    const float factor = minus0 == minus1 ? down : down_t;
+                    v[q][i] = ggmlq_mul(v[q][i], minus0 ? -factor : factor);
+                }
                 ggmlq_butterfly(v[q][0], v[q][1]); ggmlq_butterfly(v[q][2], v[q][3]); /* half-distance 1 */
                 ggmlq_butterfly(v[q][0], v[q][2]); ggmlq_butterfly(v[q][1], v[q][3]); /* 2 */
                 for (int i = 0; i < 4; ++i) {                                         /* 4 */
@@ -413,15 +432,20 @@ template <int type> struct ggmlq_encoder {
                 ggmlq_butterfly(v[0][i], v[1][i]); ggmlq_butterfly(v[2][i], v[3][i]); /* 8 */
                 ggmlq_butterfly(v[0][i], v[2][i]); ggmlq_butterfly(v[1][i], v[3][i]); /* 16 */
             }
+            for (int i = 0; i < VALUES; ++i) {
+                y[i] = ggmlq_fma(v[i/4][i%4], GGMLQ_CUDA_NORM32, 0.0f);
+            }
         } else {
             for (int q = 0; q < QUADS; ++q) {
+                for (int i = 0; i < 4; ++i) {
+                    v[q][i] = ggmlq_mul(v[q][i], down);
+                }
                 ggmlq_turn_quad(v[q], 32*q + 4*(lane % 8), 1.0f);
                 ggmlq_transpose(v[q], lane, 2, 4);
             }
-        }
-        float y[VALUES];
-        for (int i = 0; i < VALUES; ++i) {
-            y[i] = type == GGMLQ_TYPE_TQ3_0 ? ggmlq_mul(v[i/4][i%4], GGMLQ_CUDA_NORM32) : v[i/4][i%4];
+            for (int i = 0; i < VALUES; ++i) {
+                y[i] = ggmlq_add(v[i/4][i%4], 0.0f);
+            }
         }
 
         uint32_t index[2];
@@ -429,38 +453,38 @@ template <int type> struct ggmlq_encoder {
         const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
         const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
         const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
-        const uint32_t scale = coded ? ggmlq_half_from_float(scaled) : finite ? 0 : 0x7e00;
+        fields f;
+        f.scale = coded ? __half_as_ushort(__float2half_rn(fminf(scaled, 65504.0f))) : finite ? 0 : 0x7e00;
 
         /* Each thread holds whole bytes of the planes (two threads share one of planar3's sign bytes). */
+        const int w = lane % 2;
+        f.two = pack(index, type == GGMLQ_TYPE_TQ3_0 ? 1 : 0, 3, false);
+        f.one = pack(index, type == GGMLQ_TYPE_TQ3_0 ? 0 : 2, 1, true) << ggmlq_sign_bit(4*w, 0);
+        f.one |= ggmlq_shuffle_xor(f.one, 1);
+        f.two = coded ? f.two : 0;
+        f.one = coded ? f.one : 0;
+        if (type == GGMLQ_TYPE_PLANAR3) {
+            f.two = ggmlq_transpose_bytes(f.two, lane, 2, 4);
+            f.one = ggmlq_transpose_bytes(f.one, lane, 2, 4);
+        }
+        return f;
+    }
+
+    static __device__ __forceinline__ void store(const fields & f, int lane, uint8_t * block) {
+        const int w = lane % 2, t = lane/2 % 4;
         if (type == GGMLQ_TYPE_TQ3_0) {
-            const int w = lane % 2;
-            uint32_t two = pack(index, 1, 3, false), one = pack(index, 0, 1, true);
-            one <<= ggmlq_sign_bit(4*w, 0);
-            one |= ggmlq_shuffle_xor(one, 1);
-            two = coded ? two : 0;
-            one = coded ? one : 0;
-            if (block) {
-                ggmlq_write_u16(block + 4*w, two);
-                ggmlq_write_u16(block + 4*w + 2, two >> 16);
-                ggmlq_write_u16(block + (w == 0 ? 8 : 12), w == 0 ? one : scale);
-                if (w == 0) {
-                    ggmlq_write_u16(block + 10, one >> 16);
-                }
+            ggmlq_write_u16(block + 4*w, f.two);
+            ggmlq_write_u16(block + 4*w + 2, f.two >> 16);
+            ggmlq_write_u16(block + (w == 0 ? 8 : 12), w == 0 ? f.one : f.scale);
+            if (w == 0) {
+                ggmlq_write_u16(block + 10, f.one >> 16);
             }
         } else {
-            const int w = lane % 2, t = lane/2 % 4;
-            uint32_t two = pack(index, 0, 3, false), one = pack(index, 2, 1, true);
-            one <<= ggmlq_sign_bit(4*w, 0);
-            one |= ggmlq_shuffle_xor(one, 1);
-            two = ggmlq_transpose_bytes(coded ? two : 0, lane, 2, 4);
-            one = ggmlq_transpose_bytes(coded ? one : 0, lane, 2, 4);
-            if (block) {
-                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w, two);
-                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w + 2, two >> 16);
-                ggmlq_write_u16(block + ggmlq_cache_type<type>::S_AT + 4*t + 2*w, w ? one >> 16 : one);
-                if (lane % 8 == 0) {
-                    ggmlq_write_u16(block + ggmlq_cache_type<type>::SCALE_AT, scale);
-                }
+            ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w, f.two);
+            ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w + 2, f.two >> 16);
+            ggmlq_write_u16(block + ggmlq_cache_type<type>::S_AT + 4*t + 2*w, w ? f.one >> 16 : f.one);
+            if (lane % 8 == 0) {
+                ggmlq_write_u16(block + ggmlq_cache_type<type>::SCALE_AT, f.scale);
             }
         }
     }

@@ -54,12 +54,59 @@
 #    include <cuda_runtime.h>
 #endif
 
+#include <cstdlib>
+
 #include "ggmlq-cuda.h"
 
 /* After a launch: 0 or GGMLQ_ERROR_DEVICE, the driver's sentence being kept for ggmlq_cuda_error_text. */
 int ggmlq_cuda_launched(void);
 
 #define GGMLQ_DEVICE static __device__ __forceinline__
+
+/* --- launches that begin before the previous kernel of the stream has ended (compute capability 9.0 and up) ----- */
+
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && CUDART_VERSION >= 12030
+#    define GGMLQ_EARLY_LAUNCH
+#endif
+
+/* In a kernel launched by ggmlq_launch_early, before the first access to memory that the call was given; all threads. The next kernel,
+ * if it is of that kind too, may then be put on the device. */
+GGMLQ_DEVICE void ggmlq_wait_for_previous(void) {
+#if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#ifdef GGMLQ_EARLY_LAUNCH
+/* Whether the code that the current device runs has the wait: it has not where it was translated from an older architecture's. */
+template <typename kernel_t> static bool ggmlq_waits_for_previous(kernel_t * kernel) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, (const void *) kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+#endif
+
+template <auto kernel, typename... arguments_t>
+static int ggmlq_launch_early(unsigned int grid, unsigned int block, cudaStream_t stream, const arguments_t &... arguments) {
+#ifdef GGMLQ_EARLY_LAUNCH
+    static const char * wanted = getenv("GGML_CUDA_PDL");
+    if ((!wanted || atoi(wanted) != 0) && ggmlq_waits_for_previous(kernel)) {
+        cudaLaunchAttribute attribute = {};
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim  = grid;
+        config.blockDim = block;
+        config.stream   = stream;
+        config.attrs    = &attribute;
+        config.numAttrs = 1;
+        cudaLaunchKernelEx(&config, kernel, arguments...); /* its error is the last one, too */
+        return ggmlq_cuda_launched();
+    }
+#endif
+    kernel<<<grid, block, 0, stream>>>(arguments...);
+    return ggmlq_cuda_launched();
+}
 
 template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
 #ifdef GGMLQ_HIP

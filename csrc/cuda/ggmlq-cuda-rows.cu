@@ -76,21 +76,42 @@ GGMLQ_DEVICE uint8_t * address(const struct walk & w, const struct place & p, in
     return w.data + (int64_t) p.i0*w.block_bytes + row*w.nb1 + (int64_t) p.i2*w.nb2 + (int64_t) p.i3*w.nb3;
 }
 
+/* Asked for early and looked at late: the wait for it is not to come before other loads. */
+struct raw_index { uint32_t low, high; };
+
+GGMLQ_DEVICE struct raw_index load_index(const struct row_index & index, const struct place & p) {
+    struct raw_index raw = { 0, 0 };
+    if (index.data) {
+        const uint32_t i2 = index.ne1 == 1 ? 0 : p.i2 % index.ne1, i3 = index.ne2 == 1 ? 0 : p.i3 % index.ne2;
+        const uint32_t * at = (const uint32_t *) (index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2);
+        raw.low = at[0];
+        if (index.bytes == 8) {
+            raw.high = at[1];
+        }
+    }
+    return raw;
+}
+
 /* The encoded block that belongs to block number `block` of the values at p; NULL: its row index is out of range. */
-GGMLQ_DEVICE uint8_t * encoded_address(const struct walk & encoded, const struct row_index & index, uint32_t block, const struct place & p) {
+GGMLQ_DEVICE uint8_t * encoded_address(const struct walk & encoded, const struct row_index & index, struct raw_index raw, uint32_t block, const struct place & p) {
     if (index.data == NULL) {
         const struct place place = place_of(encoded, block);
         return address(encoded, place, place.i1);
     }
-    const uint32_t i2 = index.ne1 == 1 ? 0 : p.i2 % index.ne1, i3 = index.ne2 == 1 ? 0 : p.i3 % index.ne2;
-    const uint8_t * at = index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2;
-    const int64_t row = index.bytes == 8 ? *(const int64_t *) at : *(const int32_t *) at;
+    const int64_t row = index.bytes == 8 ? (int64_t) ((uint64_t) raw.high << 32 | raw.low) : (int32_t) raw.low;
     return row < 0 || row >= index.n_rows ? NULL : address(encoded, p, row);
 }
 
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
 enum { THREADS = 128, PLANE_THREADS = 4 };
+
+template <typename E> GGMLQ_DEVICE void load_quads(int type, const uint8_t * block, int lane, float v[E::QUADS][4]) {
+    const int bytes = type == GGMLQ_CUDA_F32 ? 16 : 8;
+    for (int q = 0; q < E::QUADS; ++q) {
+        ggmlq_load_floats(type, block + (E::THREADS*q + lane % E::THREADS)*bytes, 4, v[q]);
+    }
+}
 
 template <int type> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_blocks) {
@@ -99,14 +120,20 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     const uint32_t number = blockIdx.x*(THREADS/E::THREADS) + threadIdx.x/E::THREADS;
     const uint32_t block  = number < n_blocks ? number : n_blocks - 1; /* threads without work follow the last one: shuffles need them */
     const struct place p  = place_of(values, block);
-    uint8_t * out = encoded_address(encoded, index, block, p);
     const uint8_t * in = address(values, p, p.i1);
-    const int value_bytes = values.type == GGMLQ_CUDA_F32 ? 4 : 2;
+    ggmlq_wait_for_previous();
+    const struct raw_index raw = load_index(index, p);
     float v[E::QUADS][4];
-    for (int q = 0; q < E::QUADS; ++q) {
-        ggmlq_load_floats(values.type, in + (4*E::THREADS*q + 4*(lane % E::THREADS))*value_bytes, 4, v[q]);
+    if (values.type == GGMLQ_CUDA_F32) {
+        load_quads<E>(GGMLQ_CUDA_F32, in, lane, v);
+    } else {
+        load_quads<E>(GGMLQ_CUDA_F16, in, lane, v);
     }
-    E::encode(v, lane, number < n_blocks ? out : NULL);
+    const typename E::fields fields = E::encode(v, lane);
+    uint8_t * out = encoded_address(encoded, index, raw, block, p);
+    if (number < n_blocks && out) {
+        E::store(fields, lane, out);
+    }
 }
 
 /* Four threads a plane pair. */
@@ -118,7 +145,7 @@ decode_rows(const struct walk values, const struct walk encoded, const struct ro
     const uint32_t pair   = number < n_planes ? number : n_planes - 1;
     const int      plane  = pair % T::PLANES;
     const struct place p  = place_of(values, pair/T::PLANES);
-    const uint8_t * in = encoded_address(encoded, index, pair/T::PLANES, p);
+    const uint8_t * in = encoded_address(encoded, index, load_index(index, p), pair/T::PLANES, p);
     float v[2][4] = { { 0.0f } };
 #pragma unroll
     for (int h = 0; h < 2 && in; ++h) {
@@ -229,11 +256,9 @@ static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
     }
     const struct walk from = make_walk(values, rows->type), to = make_walk(rows, rows->type);
     if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        encode_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, ggmlq_encoder<GGMLQ_TYPE_TQ3_0>::THREADS), THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
-    } else {
-        encode_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, ggmlq_encoder<GGMLQ_TYPE_PLANAR3>::THREADS), THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
+        return ggmlq_launch_early<encode_rows<GGMLQ_TYPE_TQ3_0>>(grid_of(n, ggmlq_encoder<GGMLQ_TYPE_TQ3_0>::THREADS), THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n);
     }
-    return ggmlq_cuda_launched();
+    return ggmlq_launch_early<encode_rows<GGMLQ_TYPE_PLANAR3>>(grid_of(n, ggmlq_encoder<GGMLQ_TYPE_PLANAR3>::THREADS), THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n);
 }
 
 static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, bool rotated, void * stream) {
