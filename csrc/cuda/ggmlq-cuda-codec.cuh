@@ -297,25 +297,51 @@ template <int type> struct ggmlq_encoder {
         return { { ggmlq_mul(B1, step), ggmlq_mul(B2, step), ggmlq_mul(B3, step) } };
     }
 
-    /* One pass of all starts side by side, which don't wait for each other: steps -> new steps, and the levels. */
-    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[3], float level[3][VALUES]) {
+    /* The level of value n, and where it goes into the sums. */
+    static __device__ __forceinline__ float level_of(float key, const bounds & b) {
         constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
+        return ggmlq_pick(key, b.b[0], b.b[1], b.b[2], L0, L1, L2, L3);
+    }
+
+    /* One pass of all starts side by side, which don't wait for each other: steps -> new steps; y_level, level_level: the block's sums. */
+    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[3], float y_level[3], float level_level[3]) {
         float sum[3][LANES], squares[3];
         for (int start = 0; start < 3; ++start) {
             const bounds b = bounds_of(step[start]);
             float square = 0.0f;
             for (int n = 0; n < VALUES; ++n) {
-                const float l = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], L0, L1, L2, L3);
-                const float product = ggmlq_mul(fabsf(y[n]), l);
-                level[start][n] = l;
+                const float l = level_of(key[n], b), product = ggmlq_mul(fabsf(y[n]), l);
                 sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
                 square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
             }
             squares[start] = square;
         }
         for (int start = 0; start < 3; ++start) {
-            step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
+            y_level[start]     = fold_lanes(sum[start]);
+            level_level[start] = fold(squares[start]);
+            step[start]        = ggmlq_div_safe(y_level[start], level_level[start]);
         }
+    }
+
+    /* The start with the lowest error, by the sums of FORMAT.md. */
+    static __device__ __forceinline__ int best_by_errors(const float y[VALUES], const float key[VALUES], const float from[3], const float step[3]) {
+        int best = 0;
+        float best_error = __uint_as_float(0x7f800000);
+#pragma unroll
+        for (int start = 0; start < 3; ++start) {
+            const bounds b = bounds_of(ggmlq_shuffle_xor(from[start], 1)); /* the neighbour's is the same; or comparisons are carried here through the loop */
+            float sum[LANES];
+            for (int n = 0; n < VALUES; ++n) {
+                const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step[start], level_of(key[n], b)));
+                sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
+            }
+            const float error = fold_lanes(sum);
+            if (error < best_error) {
+                best_error = error;
+                best = start;
+            }
+        }
+        return best;
     }
 
     /* Rotated values, none of them -0 -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value
@@ -327,39 +353,46 @@ template <int type> struct ggmlq_encoder {
          * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
         float key[VALUES], square_sum[LANES];
         for (int n = 0; n < VALUES; ++n) {
-            const int32_t bits = __float_as_int(y[n]);
-            key[n] = ggmlq_mul(fabsf(__int_as_float(bits + (bits >> 31) + 1)), KEY_SCALE);
+            const uint32_t bits = __float_as_uint(y[n]);
+            key[n] = ggmlq_mul(fabsf(__uint_as_float(bits + 1 - (bits >> 31))), KEY_SCALE);
             const float square = ggmlq_mul(y[n], y[n]);
             square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
         }
-        const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold_lanes(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
+        const float square = fold_lanes(square_sum);
+        const float base   = ggmlq_div(ggmlq_sqrt(ggmlq_mul(square, 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
 
-        float step[3], from[3], level[3][VALUES];
+        float step[3], from[3], y_level[3], level_level[3];
         for (int start = 0; start < 3; ++start) {
             step[start] = ggmlq_mul(starts[start], base);
         }
-#pragma unroll 1 /* the last one is apart, or the compiler takes the errors into the loop */
-        for (int pass = 0; pass < 2; ++pass) {
-            improve(y, key, step, level);
-        }
-        for (int start = 0; start < 3; ++start) {
-            from[start] = step[start];
-        }
-        improve(y, key, step, level);
-        float best_step = 0.0f, best_from = 0.0f, best_error = __uint_as_float(0x7f800000);
-        for (int start = 0; start < 3; ++start) {
-            float sum[LANES];
-            for (int n = 0; n < VALUES; ++n) {
-                const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step[start], level[start][n]));
-                sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
+#pragma unroll 1
+        for (int pass = 0; pass < 3; ++pass) {
+            for (int start = 0; start < 3; ++start) {
+                from[start] = step[start];
             }
-            const float error = fold_lanes(sum);
-            if (error < best_error) {
-                best_error = error;
-                best_step  = step[start];
-                best_from  = from[start];
+            improve(y, key, step, y_level, level_level);
+        }
+
+        /* The error is sum(y^2) - step*sum(y*level) but for rounding, which is below 2^-17 of sum(y^2) here and in the error as FORMAT.md adds
+         * it up, for both starts together; where that can't tell them apart, it is added up so. Levels fall where steps rise, so
+         * two starts with the same sum(level^2) have the same levels. */
+        int best = 0;
+        bool unsure = false;
+        float best_gain = ggmlq_mul(step[0], y_level[0]), best_squares = level_level[0];
+        for (int start = 1; start < 3; ++start) {
+            const float gain = ggmlq_mul(step[start], y_level[start]), more = gain - best_gain;
+            const bool same = level_level[start] == best_squares;
+            unsure = unsure || (!same && !(fabsf(more) > square*(1.0f/65536)));
+            if (!same && more > 0.0f) {
+                best_gain    = gain;
+                best_squares = level_level[start];
+                best = start;
             }
         }
+        if (ggmlq_any(unsure)) {
+            best = best_by_errors(y, key, from, step);
+        }
+        const float best_step = best == 0 ? step[0] : best == 1 ? step[1] : step[2], best_from = best == 0 ? from[0] : best == 1 ? from[1] : from[2];
         const bounds b = bounds_of(best_from);
         index[0] = index[1] = 0;
         for (int c = 0; c < 4; ++c) {

@@ -54,6 +54,7 @@
 #    include <cuda_runtime.h>
 #endif
 
+#include <atomic>
 #include <cstdlib>
 
 #include "ggmlq-cuda.h"
@@ -79,33 +80,49 @@ GGMLQ_DEVICE void ggmlq_wait_for_previous(void) {
 }
 
 #ifdef GGMLQ_EARLY_LAUNCH
-/* Whether the code that the current device runs has the wait: it has not where it was translated from an older architecture's. */
-template <typename kernel_t> static bool ggmlq_waits_for_previous(kernel_t * kernel) {
-    cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, (const void *) kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+/* Whether the code that the current device runs has the wait: not where it was translated from an older architecture's. */
+template <auto kernel> static bool ggmlq_waits_for_previous(void) {
+    enum { UNKNOWN, NO, YES, DEVICES = 64 };
+    static std::atomic<signed char> known[DEVICES];
+    int device;
+    if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= DEVICES) {
+        return false;
+    }
+    signed char answer = known[device].load(std::memory_order_relaxed);
+    if (answer == UNKNOWN) {
+        cudaFuncAttributes attributes;
+        if (cudaFuncGetAttributes(&attributes, (const void *) kernel) != cudaSuccess) {
+            return false; /* the plain launch says why */
+        }
+        answer = attributes.ptxVersion >= 90 ? YES : NO;
+        known[device].store(answer, std::memory_order_relaxed);
+    }
+    return answer == YES;
 }
 #endif
 
+/* Launches such a kernel; false, and nothing is done: it has to be launched as others are. GGML_CUDA_PDL=0 forbids it, as in llama.cpp. */
 template <auto kernel, typename... arguments_t>
-static int ggmlq_launch_early(unsigned int grid, unsigned int block, cudaStream_t stream, const arguments_t &... arguments) {
+static bool ggmlq_launch_early(unsigned int grid, unsigned int block, cudaStream_t stream, const arguments_t &... arguments) {
 #ifdef GGMLQ_EARLY_LAUNCH
     static const char * wanted = getenv("GGML_CUDA_PDL");
-    if ((!wanted || atoi(wanted) != 0) && ggmlq_waits_for_previous(kernel)) {
+    if ((!wanted || atoi(wanted) != 0) && ggmlq_waits_for_previous<kernel>()) {
         cudaLaunchAttribute attribute = {};
         attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attribute.val.programmaticStreamSerializationAllowed = 1;
         cudaLaunchConfig_t config = {};
-        config.gridDim  = grid;
-        config.blockDim = block;
+        config.gridDim  = dim3(grid);
+        config.blockDim = dim3(block);
         config.stream   = stream;
         config.attrs    = &attribute;
         config.numAttrs = 1;
-        cudaLaunchKernelEx(&config, kernel, arguments...); /* its error is the last one, too */
-        return ggmlq_cuda_launched();
+        (void) cudaLaunchKernelEx(&config, kernel, arguments...); /* cudaGetLastError has its error too */
+        return true;
     }
+#else
+    (void) grid; (void) block; (void) stream; ((void) arguments, ...);
 #endif
-    kernel<<<grid, block, 0, stream>>>(arguments...);
-    return ggmlq_cuda_launched();
+    return false;
 }
 
 template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
@@ -113,6 +130,19 @@ template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
     return __shfl_xor(value, mask, 32); /* waves of 64 are two groups of 32 */
 #else
     return __shfl_xor_sync(0xffffffffu, value, mask, 32);
+#endif
+}
+
+/* Whether it is so in one of the 32 lanes (HIP: of a wave's). */
+GGMLQ_DEVICE bool ggmlq_any(bool here) {
+#ifdef GGMLQ_HIP
+    int any = here;
+    for (int mask = 1; mask < 32; mask *= 2) {
+        any |= ggmlq_shuffle_xor(any, mask);
+    }
+    return any != 0;
+#else
+    return __any_sync(0xffffffffu, here);
 #endif
 }
 

@@ -249,6 +249,13 @@ static const struct row_index no_index = { NULL, 0, 0, 0, 0, 0, 1, 1 };
 /* Of n units, each worked on by `each` threads. */
 static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
 
+template <int type> static void launch_encode(const struct walk & from, const struct walk & to, const struct row_index & index, int64_t n, cudaStream_t stream) {
+    const unsigned int grid = grid_of(n, ggmlq_encoder<type>::THREADS);
+    if (!ggmlq_launch_early<encode_rows<type>>(grid, THREADS, stream, from, to, index, (uint32_t) n)) {
+        encode_rows<type><<<grid, THREADS, 0, stream>>>(from, to, index, (uint32_t) n);
+    }
+}
+
 static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, void * stream) {
     const int64_t n = count_blocks(values, ggmlq_type_info_get(rows->type)->block_length);
     if (n <= 0) {
@@ -256,9 +263,11 @@ static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
     }
     const struct walk from = make_walk(values, rows->type), to = make_walk(rows, rows->type);
     if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        return ggmlq_launch_early<encode_rows<GGMLQ_TYPE_TQ3_0>>(grid_of(n, ggmlq_encoder<GGMLQ_TYPE_TQ3_0>::THREADS), THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n);
+        launch_encode<GGMLQ_TYPE_TQ3_0>(from, to, index, n, (cudaStream_t) stream);
+    } else {
+        launch_encode<GGMLQ_TYPE_PLANAR3>(from, to, index, n, (cudaStream_t) stream);
     }
-    return ggmlq_launch_early<encode_rows<GGMLQ_TYPE_PLANAR3>>(grid_of(n, ggmlq_encoder<GGMLQ_TYPE_PLANAR3>::THREADS), THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n);
+    return ggmlq_cuda_launched();
 }
 
 static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, bool rotated, void * stream) {
