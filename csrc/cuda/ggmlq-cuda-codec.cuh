@@ -265,18 +265,39 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
 
 /* --- encoder ---------------------------------------------------------------------------------------------------- */
 
-/* A block lies in ENCODERS neighbouring threads, 16 values each:
+/* Two ways to encode, with the same result.
+ * Many blocks: a block lies in ENCODERS neighbouring threads, 16 values each, and each thread tries the three starts:
  *   tq3_0    thread t of 2 holds the quads at 4t, 8 + 4t, 16 + 4t, 24 + 4t: those of the lanes 4t..4t+3
  *   planar3  thread t of 8 holds those of lane 4*(t % 2) + t/2
+ * Few blocks (`wide`), where time is the length of a thread's work: thread t of 8 holds lane 4*(t % 2) + t/2 with either type, and four such
+ * groups, a warp, encode the same block; a start each (the last group repeats one), then all go on with the best.
  * Each lane of FORMAT.md's sums is thus added up by one thread in ascending order, and a few shuffles fold them. */
-template <int type> struct ggmlq_encoder {
-    enum { THREADS = ggmlq_cache_type<type>::ENCODERS, VALUES = ggmlq_cache_type<type>::LENGTH/THREADS, QUADS = VALUES/4, LANES = 8/THREADS };
+template <int type, bool wide> struct ggmlq_encoder {
+    enum { GROUP = wide ? 8 : ggmlq_cache_type<type>::ENCODERS, THREADS = wide ? 32 : GROUP, STARTS = wide ? 1 : 3,
+           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, QUADS = VALUES/4, LANES = 8/GROUP };
     static constexpr float KEY_SCALE = 1152921504606846976.0f; /* 2^60 */
+
+    static __device__ __forceinline__ int lane_of_sums(int lane) { return 4*(lane % 2) + lane/2 % 4; } /* GROUP = 8 */
+
+    /* What a thread holds of the block at `block`, as quads where its values are adjacent. */
+    static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[QUADS][4]) {
+        const int bytes = value_type == GGMLQ_CUDA_F32 ? 4 : 2;
+        if (wide && type == GGMLQ_TYPE_TQ3_0) {
+            for (int k = 0; k < 4; ++k) {
+                const uint8_t * at = block + (8*k + lane_of_sums(lane))*bytes;
+                v[0][k] = value_type == GGMLQ_CUDA_F32 ? *(const float *) at : ggmlq_half_value(*(const uint16_t *) at);
+            }
+            return;
+        }
+        for (int q = 0; q < QUADS; ++q) {
+            ggmlq_load_floats(value_type, block + 4*(GROUP*q + lane % GROUP)*bytes, 4, v[q]);
+        }
+    }
 
     /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
     static __device__ __forceinline__ float fold(float sum) {
         sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
-        if (type == GGMLQ_TYPE_PLANAR3) {
+        if (GROUP == 8) {
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
         }
@@ -304,9 +325,9 @@ template <int type> struct ggmlq_encoder {
     }
 
     /* One pass of all starts side by side, which don't wait for each other: steps -> new steps; y_level, level_level: the block's sums. */
-    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[3], float y_level[3], float level_level[3]) {
-        float sum[3][LANES], squares[3];
-        for (int start = 0; start < 3; ++start) {
+    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[STARTS], float y_level[STARTS], float level_level[STARTS]) {
+        float sum[STARTS][LANES], squares[STARTS];
+        for (int start = 0; start < STARTS; ++start) {
             const bounds b = bounds_of(step[start]);
             float square = 0.0f;
             for (int n = 0; n < VALUES; ++n) {
@@ -316,26 +337,30 @@ template <int type> struct ggmlq_encoder {
             }
             squares[start] = square;
         }
-        for (int start = 0; start < 3; ++start) {
+        for (int start = 0; start < STARTS; ++start) {
             y_level[start]     = fold_lanes(sum[start]);
             level_level[start] = fold(squares[start]);
             step[start]        = ggmlq_div_safe(y_level[start], level_level[start]);
         }
     }
 
-    /* The start with the lowest error, by the sums of FORMAT.md. */
-    static __device__ __forceinline__ int best_by_errors(const float y[VALUES], const float key[VALUES], const float from[3], const float step[3]) {
+    /* The error of a start by the sums of FORMAT.md. */
+    static __device__ __forceinline__ float error_of(const float y[VALUES], const float key[VALUES], float from, float step) {
+        const bounds b = bounds_of(ggmlq_shuffle_xor(from, 1)); /* the neighbour's is the same; or comparisons are carried here through the loop */
+        float sum[LANES];
+        for (int n = 0; n < VALUES; ++n) {
+            const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step, level_of(key[n], b)));
+            sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
+        }
+        return fold_lanes(sum);
+    }
+
+    static __device__ __forceinline__ int best_by_errors(const float y[VALUES], const float key[VALUES], const float from[STARTS], const float step[STARTS]) {
         int best = 0;
         float best_error = __uint_as_float(0x7f800000);
 #pragma unroll
-        for (int start = 0; start < 3; ++start) {
-            const bounds b = bounds_of(ggmlq_shuffle_xor(from[start], 1)); /* the neighbour's is the same; or comparisons are carried here through the loop */
-            float sum[LANES];
-            for (int n = 0; n < VALUES; ++n) {
-                const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step[start], level_of(key[n], b)));
-                sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
-            }
-            const float error = fold_lanes(sum);
+        for (int start = 0; start < STARTS; ++start) {
+            const float error = error_of(y, key, from[start], step[start]);
             if (error < best_error) {
                 best_error = error;
                 best = start;
@@ -344,9 +369,46 @@ template <int type> struct ggmlq_encoder {
         return best;
     }
 
+    /* square: sum(y^2). The error is that less step*sum(y*level) but for rounding, which is below 2^-17 of sum(y^2) here and in the error as
+     * FORMAT.md adds it up, for two starts together; where that can't tell them apart, it is added up so. Levels fall where steps
+     * rise, so two starts with the same sum(level^2) have the same levels. */
+    static __device__ __forceinline__ int best_by_sums(const float y[VALUES], const float key[VALUES], const float from[STARTS], const float step[STARTS],
+                                                       const float y_level[STARTS], const float level_level[STARTS], float square) {
+        int best = 0;
+        bool unsure = false;
+        float best_gain = ggmlq_mul(step[0], y_level[0]), best_squares = level_level[0];
+        for (int start = 1; start < STARTS; ++start) {
+            const float gain = ggmlq_mul(step[start], y_level[start]), more = gain - best_gain;
+            const bool same = level_level[start] == best_squares;
+            unsure = unsure || (!same && !(fabsf(more) > square*(1.0f/65536)));
+            if (!same && more > 0.0f) {
+                best_gain    = gain;
+                best_squares = level_level[start];
+                best = start;
+            }
+        }
+        return ggmlq_any(unsure) ? best_by_errors(y, key, from, step) : best;
+    }
+
+    /* Of the groups' starts the one with the lowest error, the first of equals. */
+    static __device__ __forceinline__ void best_of_groups(const float y[VALUES], const float key[VALUES], int lane, float & from, float & step) {
+        float error = error_of(y, key, from, step);
+        int start = lane/8;
+        for (int mask = 8; mask < 32; mask *= 2) {
+            const float error2 = ggmlq_shuffle_xor(error, mask), from2 = ggmlq_shuffle_xor(from, mask), step2 = ggmlq_shuffle_xor(step, mask);
+            const int   start2 = ggmlq_shuffle_xor(start, mask);
+            if (error2 < error || (error2 == error && start2 < start)) {
+                error = error2;
+                from  = from2;
+                step  = step2;
+                start = start2;
+            }
+        }
+    }
+
     /* Rotated values, none of them -0 -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value
      * for bit position k of byte c of the planes. */
-    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[2]) {
+    static __device__ __forceinline__ float search(const float y[VALUES], int lane, uint32_t index[2]) {
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
         /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
@@ -361,44 +423,31 @@ template <int type> struct ggmlq_encoder {
         const float square = fold_lanes(square_sum);
         const float base   = ggmlq_div(ggmlq_sqrt(ggmlq_mul(square, 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
 
-        float step[3], from[3], y_level[3], level_level[3];
-        for (int start = 0; start < 3; ++start) {
-            step[start] = ggmlq_mul(starts[start], base);
+        float step[STARTS], from[STARTS], y_level[STARTS], level_level[STARTS];
+        for (int start = 0; start < STARTS; ++start) {
+            step[start] = ggmlq_mul(!wide ? starts[start] : lane < 8 ? starts[0] : lane < 16 ? starts[1] : starts[2], base);
         }
 #pragma unroll 1
         for (int pass = 0; pass < 3; ++pass) {
-            for (int start = 0; start < 3; ++start) {
+            for (int start = 0; start < STARTS; ++start) {
                 from[start] = step[start];
             }
             improve(y, key, step, y_level, level_level);
         }
-
-        /* The error is sum(y^2) - step*sum(y*level) but for rounding, which is below 2^-17 of sum(y^2) here and in the error as FORMAT.md adds
-         * it up, for both starts together; where that can't tell them apart, it is added up so. Levels fall where steps rise, so
-         * two starts with the same sum(level^2) have the same levels. */
         int best = 0;
-        bool unsure = false;
-        float best_gain = ggmlq_mul(step[0], y_level[0]), best_squares = level_level[0];
-        for (int start = 1; start < 3; ++start) {
-            const float gain = ggmlq_mul(step[start], y_level[start]), more = gain - best_gain;
-            const bool same = level_level[start] == best_squares;
-            unsure = unsure || (!same && !(fabsf(more) > square*(1.0f/65536)));
-            if (!same && more > 0.0f) {
-                best_gain    = gain;
-                best_squares = level_level[start];
-                best = start;
-            }
+        if (wide) {
+            best_of_groups(y, key, lane, from[0], step[0]);
+        } else {
+            best = best_by_sums(y, key, from, step, y_level, level_level, square);
         }
-        if (ggmlq_any(unsure)) {
-            best = best_by_errors(y, key, from, step);
-        }
-        const float best_step = best == 0 ? step[0] : best == 1 ? step[1] : step[2], best_from = best == 0 ? from[0] : best == 1 ? from[1] : from[2];
+        const float best_step = best == 0 ? step[0] : best == 1 ? step[1 % STARTS] : step[2 % STARTS];
+        const float best_from = best == 0 ? from[0] : best == 1 ? from[1 % STARTS] : from[2 % STARTS];
         const bounds b = bounds_of(best_from);
         index[0] = index[1] = 0;
-        for (int c = 0; c < 4; ++c) {
+        for (int c = 0; c < VALUES/4; ++c) {
             float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
             for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
-                const int n = type == GGMLQ_TYPE_TQ3_0 ? 4*k + c : 4*c + k;
+                const int n = type == GGMLQ_TYPE_TQ3_0 ? VALUES/4*k + c : 4*c + k;
                 const float cell = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], 0.5f, 1.5f, 2.5f, 3.5f);
                 nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | (__float_as_uint(y[n]) & 0x80000000u)), (float) weight, nibbles);
             }
@@ -428,7 +477,7 @@ template <int type> struct ggmlq_encoder {
             const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
             max = bits > max ? bits : max;
         }
-        for (int mask = 1; mask < THREADS; mask *= 2) {
+        for (int mask = 1; mask < GROUP; mask *= 2) {
             const uint32_t other = ggmlq_shuffle_xor(max, mask);
             max = other > max ? other : max;
         }
@@ -446,7 +495,21 @@ template <int type> struct ggmlq_encoder {
 
         /* The last step of each makes +0 of -0. */
         float y[VALUES];
-        if (type == GGMLQ_TYPE_TQ3_0) {
+        if (type == GGMLQ_TYPE_TQ3_0 && wide) {
+            const int l = lane_of_sums(lane);
+            for (int k = 0; k < 4; ++k) {
+                float & u = v[0][k];
+                u = ggmlq_mul(u, __uint_as_float(__float_as_uint(down) ^ GGMLQ_TQ3_0_SIGNS >> (8*k + l) << 31));
+                u = ggmlq_fma(l & 1 ? -1.0f : 1.0f, u, ggmlq_shuffle_xor(u, 2)); /* half-distance 1 */
+                u = ggmlq_fma(l & 2 ? -1.0f : 1.0f, u, ggmlq_shuffle_xor(u, 4)); /* 2 */
+                u = ggmlq_fma(l & 4 ? -1.0f : 1.0f, u, ggmlq_shuffle_xor(u, 1)); /* 4 */
+            }
+            ggmlq_butterfly(v[0][0], v[0][1]); ggmlq_butterfly(v[0][2], v[0][3]); /* 8 */
+            ggmlq_butterfly(v[0][0], v[0][2]); ggmlq_butterfly(v[0][1], v[0][3]); /* 16 */
+            for (int i = 0; i < VALUES; ++i) {
+                y[i] = ggmlq_fma(v[0][i], GGMLQ_CUDA_NORM32, 0.0f);
+            }
+        } else if (type == GGMLQ_TYPE_TQ3_0) {
             const int t = lane % 2;
             const float down_t = t ? -down : down; /* for values whose sign the threads don't share */
             for (int q = 0; q < QUADS; ++q) {
@@ -482,18 +545,22 @@ template <int type> struct ggmlq_encoder {
         }
 
         uint32_t index[2];
-        const float step = search(y, index);
+        const float step = search(y, lane, index);
         const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
         const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
         const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
         fields f;
         f.scale = coded ? __half_as_ushort(__float2half_rn(fminf(scaled, 65504.0f))) : finite ? 0 : 0x7e00;
 
-        /* Each thread holds whole bytes of the planes (two threads share one of planar3's sign bytes). */
+        /* Each thread holds whole bytes of the 2-bit plane. */
         const int w = lane % 2;
         f.two = pack(index, type == GGMLQ_TYPE_TQ3_0 ? 1 : 0, 3, false);
-        f.one = pack(index, type == GGMLQ_TYPE_TQ3_0 ? 0 : 2, 1, true) << ggmlq_sign_bit(4*w, 0);
+        f.one = pack(index, type == GGMLQ_TYPE_TQ3_0 ? 0 : 2, 1, true) << ggmlq_sign_bit(type == GGMLQ_TYPE_TQ3_0 && wide ? lane_of_sums(lane) : 4*w, 0);
         f.one |= ggmlq_shuffle_xor(f.one, 1);
+        if (type == GGMLQ_TYPE_TQ3_0 && wide) {
+            f.one |= ggmlq_shuffle_xor(f.one, 2);
+            f.one |= ggmlq_shuffle_xor(f.one, 4);
+        }
         f.two = coded ? f.two : 0;
         f.one = coded ? f.one : 0;
         if (type == GGMLQ_TYPE_PLANAR3) {
@@ -505,7 +572,15 @@ template <int type> struct ggmlq_encoder {
 
     static __device__ __forceinline__ void store(const fields & f, int lane, uint8_t * block) {
         const int w = lane % 2, t = lane/2 % 4;
-        if (type == GGMLQ_TYPE_TQ3_0) {
+        if (lane % THREADS >= GROUP) {
+            return;
+        }
+        if (type == GGMLQ_TYPE_TQ3_0 && wide) {
+            block[lane_of_sums(lane)] = (uint8_t) f.two;
+            if (lane < 3) {
+                ggmlq_write_u16(block + 8 + 2*lane, lane == 0 ? f.one : lane == 1 ? f.one >> 16 : f.scale);
+            }
+        } else if (type == GGMLQ_TYPE_TQ3_0) {
             ggmlq_write_u16(block + 4*w, f.two);
             ggmlq_write_u16(block + 4*w + 2, f.two >> 16);
             ggmlq_write_u16(block + (w == 0 ? 8 : 12), w == 0 ? f.one : f.scale);

@@ -104,18 +104,14 @@ GGMLQ_DEVICE uint8_t * encoded_address(const struct walk & encoded, const struct
 
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
+#ifndef WIDE_BLOCKS
+#define WIDE_BLOCKS 1024
+#endif
 enum { THREADS = 128, PLANE_THREADS = 4 };
 
-template <typename E> GGMLQ_DEVICE void load_quads(int type, const uint8_t * block, int lane, float v[E::QUADS][4]) {
-    const int bytes = type == GGMLQ_CUDA_F32 ? 16 : 8;
-    for (int q = 0; q < E::QUADS; ++q) {
-        ggmlq_load_floats(type, block + (E::THREADS*q + lane % E::THREADS)*bytes, 4, v[q]);
-    }
-}
-
-template <int type> static __global__ void __launch_bounds__(THREADS)
+template <int type, bool wide> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_blocks) {
-    typedef ggmlq_encoder<type> E;
+    typedef ggmlq_encoder<type, wide> E;
     const int lane = threadIdx.x % 32;
     const uint32_t number = blockIdx.x*(THREADS/E::THREADS) + threadIdx.x/E::THREADS;
     const uint32_t block  = number < n_blocks ? number : n_blocks - 1; /* threads without work follow the last one: shuffles need them */
@@ -125,9 +121,9 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     const struct raw_index raw = load_index(index, p);
     float v[E::QUADS][4];
     if (values.type == GGMLQ_CUDA_F32) {
-        load_quads<E>(GGMLQ_CUDA_F32, in, lane, v);
+        E::load(GGMLQ_CUDA_F32, in, lane, v);
     } else {
-        load_quads<E>(GGMLQ_CUDA_F16, in, lane, v);
+        E::load(GGMLQ_CUDA_F16, in, lane, v);
     }
     const typename E::fields fields = E::encode(v, lane);
     uint8_t * out = encoded_address(encoded, index, raw, block, p);
@@ -249,10 +245,10 @@ static const struct row_index no_index = { NULL, 0, 0, 0, 0, 0, 1, 1 };
 /* Of n units, each worked on by `each` threads. */
 static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
 
-template <int type> static void launch_encode(const struct walk & from, const struct walk & to, const struct row_index & index, int64_t n, cudaStream_t stream) {
-    const unsigned int grid = grid_of(n, ggmlq_encoder<type>::THREADS);
-    if (!ggmlq_launch_early<encode_rows<type>>(grid, THREADS, stream, from, to, index, (uint32_t) n)) {
-        encode_rows<type><<<grid, THREADS, 0, stream>>>(from, to, index, (uint32_t) n);
+template <int type, bool wide> static void launch_encode(const struct walk & from, const struct walk & to, const struct row_index & index, int64_t n, void * stream) {
+    const unsigned int grid = grid_of(n, ggmlq_encoder<type, wide>::THREADS);
+    if (!ggmlq_launch_early<encode_rows<type, wide>>(grid, THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n)) {
+        encode_rows<type, wide><<<grid, THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
     }
 }
 
@@ -263,9 +259,9 @@ static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
     }
     const struct walk from = make_walk(values, rows->type), to = make_walk(rows, rows->type);
     if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        launch_encode<GGMLQ_TYPE_TQ3_0>(from, to, index, n, (cudaStream_t) stream);
+        (n <= WIDE_BLOCKS ? launch_encode<GGMLQ_TYPE_TQ3_0, true> : launch_encode<GGMLQ_TYPE_TQ3_0, false>)(from, to, index, n, stream);
     } else {
-        launch_encode<GGMLQ_TYPE_PLANAR3>(from, to, index, n, (cudaStream_t) stream);
+        (n <= WIDE_BLOCKS ? launch_encode<GGMLQ_TYPE_PLANAR3, true> : launch_encode<GGMLQ_TYPE_PLANAR3, false>)(from, to, index, n, stream);
     }
     return ggmlq_cuda_launched();
 }
