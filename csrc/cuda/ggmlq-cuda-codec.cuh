@@ -380,7 +380,7 @@ template <int type, bool wide> struct ggmlq_encoder {
         for (int start = 1; start < STARTS; ++start) {
             const float gain = ggmlq_mul(step[start], y_level[start]), more = gain - best_gain;
             const bool same = level_level[start] == best_squares;
-            unsure = unsure || (!same && !(fabsf(more) > square*(1.0f/65536)));
+            unsure = unsure || (!same && !(fabsf(more) > square*(type == GGMLQ_TYPE_TQ3_0 ? 1.0f/(1 << 18) : 1.0f/(1 << 17))));
             if (!same && more > 0.0f) {
                 best_gain    = gain;
                 best_squares = level_level[start];

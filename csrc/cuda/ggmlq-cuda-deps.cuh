@@ -74,8 +74,13 @@ int ggmlq_cuda_launched(void);
  * if it is of that kind too, may then be put on the device. */
 GGMLQ_DEVICE void ggmlq_wait_for_previous(void) {
 #if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+GGMLQ_DEVICE void ggmlq_let_next_start(void) {
+#if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -117,6 +117,12 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     const uint32_t block  = number < n_blocks ? number : n_blocks - 1; /* threads without work follow the last one: shuffles need them */
     const struct place p  = place_of(values, block);
     const uint8_t * in = address(values, p, p.i1);
+#ifndef TRIGGER
+#define TRIGGER 0
+#endif
+    if (wide || TRIGGER) {
+        ggmlq_let_next_start();
+    }
     ggmlq_wait_for_previous();
     const struct raw_index raw = load_index(index, p);
     float v[E::QUADS][4];
@@ -247,7 +253,10 @@ static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*eac
 
 template <int type, bool wide> static void launch_encode(const struct walk & from, const struct walk & to, const struct row_index & index, int64_t n, void * stream) {
     const unsigned int grid = grid_of(n, ggmlq_encoder<type, wide>::THREADS);
-    if (!ggmlq_launch_early<encode_rows<type, wide>>(grid, THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n)) {
+#ifndef EARLY
+#define EARLY 0
+#endif
+    if (!(wide || EARLY) || !ggmlq_launch_early<encode_rows<type, wide>>(grid, THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n)) {
         encode_rows<type, wide><<<grid, THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
     }
 }
