@@ -29,8 +29,7 @@ template <int type> struct ggmlq_cache_type;
 
 template <> struct ggmlq_cache_type<GGMLQ_TYPE_TQ3_0> {
     enum { LENGTH = 32, BYTES = sizeof(struct ggmlq_block_tq3_0), PLANES = 1,
-           SCALE_AT = 12, Q_AT = 0, S_AT = 8,
-           ENCODERS = 2 /* threads that encode a block */ };
+           SCALE_AT = 12, Q_AT = 0, S_AT = 8 };
     static constexpr float    UNIT = GGMLQ_TQ3_0_UNIT;
     static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_tq3_0[0], ggmlq_levels_tq3_0[1], ggmlq_levels_tq3_0[2], ggmlq_levels_tq3_0[3]);
     static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_tq3_0[4], ggmlq_levels_tq3_0[5], ggmlq_levels_tq3_0[6], ggmlq_levels_tq3_0[7]);
@@ -38,8 +37,7 @@ template <> struct ggmlq_cache_type<GGMLQ_TYPE_TQ3_0> {
 
 template <> struct ggmlq_cache_type<GGMLQ_TYPE_PLANAR3> {
     enum { LENGTH = 128, BYTES = sizeof(struct ggmlq_block_planar3), PLANES = 4,
-           SCALE_AT = 0, Q_AT = 2, S_AT = 34,
-           ENCODERS = 8 };
+           SCALE_AT = 0, Q_AT = 2, S_AT = 34 };
     static constexpr float    UNIT = GGMLQ_PLANAR3_UNIT;
     static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_planar3[0], ggmlq_levels_planar3[1], ggmlq_levels_planar3[2], ggmlq_levels_planar3[3]);
     static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_planar3[4], ggmlq_levels_planar3[5], ggmlq_levels_planar3[6], ggmlq_levels_planar3[7]);
@@ -266,49 +264,70 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
 /* --- encoder ---------------------------------------------------------------------------------------------------- */
 
 /* Two ways to encode, with the same result.
- * Many blocks: a block lies in ENCODERS neighbouring threads, 16 values each, and each thread tries the three starts:
- *   tq3_0    thread t of 2 holds the quads at 4t, 8 + 4t, 16 + 4t, 24 + 4t: those of the lanes 4t..4t+3
- *   planar3  thread t of 8 holds those of lane 4*(t % 2) + t/2
- * Few blocks (`wide`), where time is the length of a thread's work: thread t of 8 holds lane 4*(t % 2) + t/2 with either type, and four such
- * groups, a warp, encode the same block; a start each (the last group repeats one), then all go on with the best.
- * Each lane of FORMAT.md's sums is thus added up by one thread in ascending order, and a few shuffles fold them. */
+ * Many blocks: threads hold 32 values each and try the three starts side by side; the fewer threads share a block, the less is done twice:
+ *   tq3_0    a thread a block
+ *   planar3  thread t of 4 holds the values j with j % 8 = 2t or 2t + 1: whole pairs
+ * Few blocks (`wide`), where time is the length of a thread's work: a warp a block, in four groups of 8 threads, of which each tries one start (the
+ * last repeats one); then all go on with the best:
+ *   either   thread t of 8 holds the values j with j % 8 = 4*(t % 2) + t/2
+ * So each lane of FORMAT.md's sums is added up by one thread, in ascending order. */
 template <int type, bool wide> struct ggmlq_encoder {
-    enum { GROUP = wide ? 8 : ggmlq_cache_type<type>::ENCODERS, THREADS = wide ? 32 : GROUP, STARTS = wide ? 1 : 3,
-           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, QUADS = VALUES/4, LANES = 8/GROUP };
+    enum { TQ3_0 = type == GGMLQ_TYPE_TQ3_0,
+           GROUP = wide ? 8 : ggmlq_cache_type<type>::LENGTH/32, /* threads that hold a block */
+           THREADS = wide ? 32 : GROUP, STARTS = wide ? 1 : 3,
+           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, LANES = 8/GROUP };
     static constexpr float KEY_SCALE = 1152921504606846976.0f; /* 2^60 */
 
-    static __device__ __forceinline__ int lane_of_sums(int lane) { return 4*(lane % 2) + lane/2 % 4; } /* GROUP = 8 */
+    /* The first lane of sums of a thread, and which value of the block its n-th is: a multiple of 8, and this. */
+    static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : GROUP == 4 ? lane % 4*2 : 0; }
 
-    /* What a thread holds of the block at `block`, as quads where its values are adjacent. */
-    static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[QUADS][4]) {
+    static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
         const int bytes = value_type == GGMLQ_CUDA_F32 ? 4 : 2;
-        if (wide && type == GGMLQ_TYPE_TQ3_0) {
-            for (int k = 0; k < 4; ++k) {
-                const uint8_t * at = block + (8*k + lane_of_sums(lane))*bytes;
-                v[0][k] = value_type == GGMLQ_CUDA_F32 ? *(const float *) at : ggmlq_half_value(*(const uint16_t *) at);
+        if (wide && !TQ3_0) { /* quads, which are turned before they change hands */
+            for (int q = 0; q < VALUES/4; ++q) {
+                ggmlq_load_floats(value_type, block + (32*q + 4*(lane % 8))*bytes, 4, v + 4*q);
             }
-            return;
-        }
-        for (int q = 0; q < QUADS; ++q) {
-            ggmlq_load_floats(value_type, block + 4*(GROUP*q + lane % GROUP)*bytes, 4, v[q]);
+        } else if (GROUP == 1) {
+            for (int q = 0; q < VALUES/4; ++q) {
+                ggmlq_load_floats(value_type, block + 4*q*bytes, 4, v + 4*q);
+            }
+        } else {
+            for (int k = 0; k < VALUES/LANES; ++k) {
+                const uint8_t * at = block + (8*k + first_lane(lane))*bytes;
+                if (LANES == 2 && value_type == GGMLQ_CUDA_F32 && ((uintptr_t) at & 7) == 0) {
+                    const float2 f = *(const float2 *) at;
+                    v[LANES*k]     = f.x;
+                    v[LANES*k + 1] = f.y;
+                    continue;
+                }
+                for (int i = 0; i < LANES; ++i) {
+                    v[LANES*k + i] = value_type == GGMLQ_CUDA_F32 ? ((const float *) at)[i] : ggmlq_half_value(((const uint16_t *) at)[i]);
+                }
+            }
         }
     }
 
     /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
     static __device__ __forceinline__ float fold(float sum) {
-        sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
         if (GROUP == 8) {
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
+        }
+        if (GROUP > 1) {
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
+        }
+        if (GROUP == 4) {
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
         }
         return sum;
     }
 
-    static __device__ __forceinline__ float fold_lanes(const float sum[LANES]) {
-        if (LANES == 1) {
-            return fold(sum[0]);
+    static __device__ __forceinline__ float fold_lanes(const float s[LANES]) {
+        if (LANES == 8) {
+            return ggmlq_add(ggmlq_add(ggmlq_add(s[0], s[4 % LANES]), ggmlq_add(s[2 % LANES], s[6 % LANES])),
+                             ggmlq_add(ggmlq_add(s[1 % LANES], s[5 % LANES]), ggmlq_add(s[3 % LANES], s[7 % LANES])));
         }
-        return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
+        return LANES == 2 ? ggmlq_add(fold(s[0]), fold(s[1 % LANES])) : fold(s[0]);
     }
 
     /* Of a start: the boundaries of magnitudes, scaled as the keys are. */
@@ -318,97 +337,29 @@ template <int type, bool wide> struct ggmlq_encoder {
         return { { ggmlq_mul(B1, step), ggmlq_mul(B2, step), ggmlq_mul(B3, step) } };
     }
 
-    /* The level of value n, and where it goes into the sums. */
-    static __device__ __forceinline__ float level_of(float key, const bounds & b) {
+    /* One pass of all starts side by side, which don't wait for each other: steps -> new steps, and the levels. */
+    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[STARTS], float level[STARTS][VALUES]) {
         constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
-        return ggmlq_pick(key, b.b[0], b.b[1], b.b[2], L0, L1, L2, L3);
-    }
-
-    /* One pass of all starts side by side, which don't wait for each other: steps -> new steps; y_level, level_level: the block's sums. */
-    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[STARTS], float y_level[STARTS], float level_level[STARTS]) {
         float sum[STARTS][LANES], squares[STARTS];
         for (int start = 0; start < STARTS; ++start) {
             const bounds b = bounds_of(step[start]);
             float square = 0.0f;
             for (int n = 0; n < VALUES; ++n) {
-                const float l = level_of(key[n], b), product = ggmlq_mul(fabsf(y[n]), l);
+                const float l = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], L0, L1, L2, L3), product = ggmlq_mul(fabsf(y[n]), l);
+                level[start][n] = l;
                 sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
                 square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
             }
             squares[start] = square;
         }
         for (int start = 0; start < STARTS; ++start) {
-            y_level[start]     = fold_lanes(sum[start]);
-            level_level[start] = fold(squares[start]);
-            step[start]        = ggmlq_div_safe(y_level[start], level_level[start]);
-        }
-    }
-
-    /* The error of a start by the sums of FORMAT.md. */
-    static __device__ __forceinline__ float error_of(const float y[VALUES], const float key[VALUES], float from, float step) {
-        const bounds b = bounds_of(ggmlq_shuffle_xor(from, 1)); /* the neighbour's is the same; or comparisons are carried here through the loop */
-        float sum[LANES];
-        for (int n = 0; n < VALUES; ++n) {
-            const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step, level_of(key[n], b)));
-            sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
-        }
-        return fold_lanes(sum);
-    }
-
-    static __device__ __forceinline__ int best_by_errors(const float y[VALUES], const float key[VALUES], const float from[STARTS], const float step[STARTS]) {
-        int best = 0;
-        float best_error = __uint_as_float(0x7f800000);
-#pragma unroll
-        for (int start = 0; start < STARTS; ++start) {
-            const float error = error_of(y, key, from[start], step[start]);
-            if (error < best_error) {
-                best_error = error;
-                best = start;
-            }
-        }
-        return best;
-    }
-
-    /* square: sum(y^2). The error is that less step*sum(y*level) but for rounding, which is below 2^-17 of sum(y^2) here and in the error as
-     * FORMAT.md adds it up, for two starts together; where that can't tell them apart, it is added up so. Levels fall where steps
-     * rise, so two starts with the same sum(level^2) have the same levels. */
-    static __device__ __forceinline__ int best_by_sums(const float y[VALUES], const float key[VALUES], const float from[STARTS], const float step[STARTS],
-                                                       const float y_level[STARTS], const float level_level[STARTS], float square) {
-        int best = 0;
-        bool unsure = false;
-        float best_gain = ggmlq_mul(step[0], y_level[0]), best_squares = level_level[0];
-        for (int start = 1; start < STARTS; ++start) {
-            const float gain = ggmlq_mul(step[start], y_level[start]), more = gain - best_gain;
-            const bool same = level_level[start] == best_squares;
-            unsure = unsure || (!same && !(fabsf(more) > square*(type == GGMLQ_TYPE_TQ3_0 ? 1.0f/(1 << 18) : 1.0f/(1 << 17))));
-            if (!same && more > 0.0f) {
-                best_gain    = gain;
-                best_squares = level_level[start];
-                best = start;
-            }
-        }
-        return ggmlq_any(unsure) ? best_by_errors(y, key, from, step) : best;
-    }
-
-    /* Of the groups' starts the one with the lowest error, the first of equals. */
-    static __device__ __forceinline__ void best_of_groups(const float y[VALUES], const float key[VALUES], int lane, float & from, float & step) {
-        float error = error_of(y, key, from, step);
-        int start = lane/8;
-        for (int mask = 8; mask < 32; mask *= 2) {
-            const float error2 = ggmlq_shuffle_xor(error, mask), from2 = ggmlq_shuffle_xor(from, mask), step2 = ggmlq_shuffle_xor(step, mask);
-            const int   start2 = ggmlq_shuffle_xor(start, mask);
-            if (error2 < error || (error2 == error && start2 < start)) {
-                error = error2;
-                from  = from2;
-                step  = step2;
-                start = start2;
-            }
+            step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
         }
     }
 
     /* Rotated values, none of them -0 -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value
-     * for bit position k of byte c of the planes. */
-    static __device__ __forceinline__ float search(const float y[VALUES], int lane, uint32_t index[2]) {
+     * for bit position k of byte c of those that the thread has of the 2-bit planes. */
+    static __device__ __forceinline__ float search(const float y[VALUES], int lane, uint32_t index[(VALUES + 7)/8]) {
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
         /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
@@ -420,44 +371,64 @@ template <int type, bool wide> struct ggmlq_encoder {
             const float square = ggmlq_mul(y[n], y[n]);
             square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
         }
-        const float square = fold_lanes(square_sum);
-        const float base   = ggmlq_div(ggmlq_sqrt(ggmlq_mul(square, 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
+        const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold_lanes(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
 
-        float step[STARTS], from[STARTS], y_level[STARTS], level_level[STARTS];
+        float step[STARTS], from[STARTS], level[STARTS][VALUES];
         for (int start = 0; start < STARTS; ++start) {
             step[start] = ggmlq_mul(!wide ? starts[start] : lane < 8 ? starts[0] : lane < 16 ? starts[1] : starts[2], base);
         }
-#pragma unroll 1
-        for (int pass = 0; pass < 3; ++pass) {
-            for (int start = 0; start < STARTS; ++start) {
-                from[start] = step[start];
+#pragma unroll 1 /* the last one is apart, or compilers take the errors into the loop */
+        for (int pass = 0; pass < 2; ++pass) {
+            improve(y, key, step, level);
+        }
+        for (int start = 0; start < STARTS; ++start) {
+            from[start] = step[start];
+        }
+        improve(y, key, step, level);
+
+        /* The lowest error, the first of equals. */
+        float best_step = 0.0f, best_from = 0.0f, best_error = __uint_as_float(0x7f800000);
+        for (int start = 0; start < STARTS; ++start) {
+            float sum[LANES];
+            for (int n = 0; n < VALUES; ++n) {
+                const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step[start], level[start][n]));
+                sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
             }
-            improve(y, key, step, y_level, level_level);
+            const float error = fold_lanes(sum);
+            if (wide || error < best_error) {
+                best_error = error;
+                best_step  = step[start];
+                best_from  = from[start];
+            }
         }
-        int best = 0;
-        if (wide) {
-            best_of_groups(y, key, lane, from[0], step[0]);
-        } else {
-            best = best_by_sums(y, key, from, step, y_level, level_level, square);
+        for (int mask = 8, start = lane/8; wide && mask < 32; mask *= 2) {
+            const float error = ggmlq_shuffle_xor(best_error, mask), step2 = ggmlq_shuffle_xor(best_step, mask), from2 = ggmlq_shuffle_xor(best_from, mask);
+            const int   other = ggmlq_shuffle_xor(start, mask);
+            if (error < best_error || (error == best_error && other < start)) {
+                best_error = error;
+                best_step  = step2;
+                best_from  = from2;
+                start      = other;
+            }
         }
-        const float best_step = best == 0 ? step[0] : best == 1 ? step[1 % STARTS] : step[2 % STARTS];
-        const float best_from = best == 0 ? from[0] : best == 1 ? from[1 % STARTS] : from[2 % STARTS];
+
         const bounds b = bounds_of(best_from);
-        index[0] = index[1] = 0;
         for (int c = 0; c < VALUES/4; ++c) {
             float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
             for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
-                const int n = type == GGMLQ_TYPE_TQ3_0 ? VALUES/4*k + c : 4*c + k;
+                const int n = 4*LANES*(c/LANES) + LANES*k + c % LANES; /* planes of 4*LANES values */
                 const float cell = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], 0.5f, 1.5f, 2.5f, 3.5f);
                 nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | (__float_as_uint(y[n]) & 0x80000000u)), (float) weight, nibbles);
             }
-            index[c/2] |= (uint32_t) (int) nibbles << 16*(c % 2);
+            index[c/2] = (c % 2 ? index[c/2] : 0) | (uint32_t) (int) nibbles << 16*(c % 2);
         }
         return best_step;
     }
 
-    /* Bits `mask` from bit `shift` of each nibble of the indices on -> where a plane's byte has them (signs: the 1-bit plane, w = 0). */
-    static __device__ __forceinline__ uint32_t pack(const uint32_t index[2], int shift, uint32_t mask, bool signs) {
+    /* Four bytes: bits `mask` from bit `shift` of each nibble of two words of indices on -> where a plane's byte has them (signs: the 1-bit
+     * plane, byte 0). */
+    static __device__ __forceinline__ uint32_t pack(uint32_t index0, uint32_t index1, int shift, uint32_t mask, bool signs) {
+        const uint32_t index[2] = { index0, index1 };
         uint32_t half[2] = { 0, 0 };
         for (int i = 0; i < 2; ++i) {
             for (int k = 0; k < 4; ++k) {
@@ -468,13 +439,13 @@ template <int type, bool wide> struct ggmlq_encoder {
         return ggmlq_byte_perm(half[0], half[1], 0x6420);
     }
 
-    /* What a thread stores of a block: 2-bit fields, 1-bit fields, the scale. */
-    struct fields { uint32_t two, one, scale; };
+    /* What a thread stores of a block: VALUES/4 bytes of the 2-bit planes, its part of the 1-bit planes, the scale. */
+    struct fields { uint32_t two[(VALUES + 15)/16], one[(VALUES + 15)/16], scale; };
 
-    static __device__ __forceinline__ fields encode(float v[QUADS][4], int lane) {
+    static __device__ __forceinline__ fields encode(float v[VALUES], int lane) {
         uint32_t max = 0;
         for (int i = 0; i < VALUES; ++i) {
-            const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
+            const uint32_t bits = __float_as_uint(v[i]) & 0x7fffffff;
             max = bits > max ? bits : max;
         }
         for (int mask = 1; mask < GROUP; mask *= 2) {
@@ -489,110 +460,123 @@ template <int type, bool wide> struct ggmlq_encoder {
         const float down = __uint_as_float(e > 126 ? 0x00800000u >> (e - 126) : (uint32_t) (127 - (e < -127 ? -127 : e)) << 23);
         if (e < -127) {
             for (int i = 0; i < VALUES; ++i) {
-                v[i/4][i%4] = ggmlq_mul(v[i/4][i%4], __uint_as_float((uint32_t) -e << 23));
+                v[i] = ggmlq_mul(v[i], __uint_as_float((uint32_t) -e << 23));
             }
         }
 
-        /* The last step of each makes +0 of -0. */
+        const int first = first_lane(lane);
         float y[VALUES];
-        if (type == GGMLQ_TYPE_TQ3_0 && wide) {
-            const int l = lane_of_sums(lane);
-            for (int k = 0; k < 4; ++k) {
-                float & u = v[0][k];
-                u = ggmlq_mul(u, __uint_as_float(__float_as_uint(down) ^ GGMLQ_TQ3_0_SIGNS >> (8*k + l) << 31));
-                u = ggmlq_fma(l & 1 ? -1.0f : 1.0f, u, ggmlq_shuffle_xor(u, 2)); /* half-distance 1 */
-                u = ggmlq_fma(l & 2 ? -1.0f : 1.0f, u, ggmlq_shuffle_xor(u, 4)); /* 2 */
-                u = ggmlq_fma(l & 4 ? -1.0f : 1.0f, u, ggmlq_shuffle_xor(u, 1)); /* 4 */
-            }
-            ggmlq_butterfly(v[0][0], v[0][1]); ggmlq_butterfly(v[0][2], v[0][3]); /* 8 */
-            ggmlq_butterfly(v[0][0], v[0][2]); ggmlq_butterfly(v[0][1], v[0][3]); /* 16 */
+        if (TQ3_0) {
             for (int i = 0; i < VALUES; ++i) {
-                y[i] = ggmlq_fma(v[0][i], GGMLQ_CUDA_NORM32, 0.0f);
+                const int j = i/LANES*8 + i % LANES;
+                v[i] = ggmlq_mul(v[i], __uint_as_float(__float_as_uint(down) ^ GGMLQ_TQ3_0_SIGNS >> (first + j) << 31));
             }
-        } else if (type == GGMLQ_TYPE_TQ3_0) {
-            const int t = lane % 2;
-            const float down_t = t ? -down : down; /* for values whose sign the threads don't share */
-            for (int q = 0; q < QUADS; ++q) {
-                for (int i = 0; i < 4; ++i) {
-                    const uint32_t minus0 = GGMLQ_TQ3_0_SIGNS >> (8*q + i) & 1, minus1 = GGMLQ_TQ3_0_SIGNS >> (8*q + 4 + i) & 1;
-                    const float factor = minus0 == minus1 ? down : down_t;
-                    v[q][i] = ggmlq_mul(v[q][i], minus0 ? -factor : factor);
+            if (GROUP == 1) {
+                for (int half = 1; half < VALUES; half *= 2) {
+                    for (int i = 0; i < VALUES; ++i) {
+                        if ((i & half) == 0) {
+                            ggmlq_butterfly(v[i], v[(i + half) % VALUES]);
+                        }
+                    }
                 }
-                ggmlq_butterfly(v[q][0], v[q][1]); ggmlq_butterfly(v[q][2], v[q][3]); /* half-distance 1 */
-                ggmlq_butterfly(v[q][0], v[q][2]); ggmlq_butterfly(v[q][1], v[q][3]); /* 2 */
-                for (int i = 0; i < 4; ++i) {                                         /* 4 */
-                    v[q][i] = ggmlq_fma(t ? -1.0f : 1.0f, v[q][i], ggmlq_shuffle_xor(v[q][i], 1));
+            } else {
+                for (int i = 0; i < VALUES; ++i) {
+                    v[i] = ggmlq_fma(first & 1 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 2)); /* half-distance 1 */
+                    v[i] = ggmlq_fma(first & 2 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 4)); /* 2 */
+                    v[i] = ggmlq_fma(first & 4 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 1)); /* 4 */
+                }
+                for (int half = 1; half < VALUES; half *= 2) {                                    /* 8, 16 */
+                    for (int i = 0; i < VALUES; ++i) {
+                        if ((i & half) == 0) {
+                            ggmlq_butterfly(v[i], v[(i + half) % VALUES]);
+                        }
+                    }
                 }
             }
-            for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]); ggmlq_butterfly(v[2][i], v[3][i]); /* 8 */
-                ggmlq_butterfly(v[0][i], v[2][i]); ggmlq_butterfly(v[1][i], v[3][i]); /* 16 */
-            }
-            for (int i = 0; i < VALUES; ++i) {
-                y[i] = ggmlq_fma(v[i/4][i%4], GGMLQ_CUDA_NORM32, 0.0f);
+        } else if (wide) {
+            for (int i = 0; i < VALUES; i += 4) {
+                for (int n = 0; n < 4; ++n) {
+                    v[i + n] = ggmlq_mul(v[i + n], down);
+                }
+                ggmlq_turn_quad(v + i, 8*i + 4*(lane % 8), 1.0f);
+                ggmlq_transpose(v + i, lane, 2, 4);
             }
         } else {
-            for (int q = 0; q < QUADS; ++q) {
-                for (int i = 0; i < 4; ++i) {
-                    v[q][i] = ggmlq_mul(v[q][i], down);
-                }
-                ggmlq_turn_quad(v[q], 32*q + 4*(lane % 8), 1.0f);
-                ggmlq_transpose(v[q], lane, 2, 4);
-            }
-            for (int i = 0; i < VALUES; ++i) {
-                y[i] = ggmlq_add(v[i/4][i%4], 0.0f);
+            for (int i = 0; i < VALUES; i += 2) {
+                const float2 cs = *(const float2 *) ggmlq_cos_sin[2*i + first/2];
+                const float a = ggmlq_mul(v[i], down), b = ggmlq_mul(v[i + 1], down);
+                v[i]     = ggmlq_sub(ggmlq_mul(cs.x, a), ggmlq_mul(cs.y, b));
+                v[i + 1] = ggmlq_add(ggmlq_mul(cs.y, a), ggmlq_mul(cs.x, b));
             }
         }
+        for (int i = 0; i < VALUES; ++i) { /* +0 for -0 */
+            y[i] = TQ3_0 ? ggmlq_fma(v[i], GGMLQ_CUDA_NORM32, 0.0f) : ggmlq_add(v[i], 0.0f);
+        }
 
-        uint32_t index[2];
+        uint32_t index[(VALUES + 7)/8];
         const float step = search(y, lane, index);
         const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
         const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
         const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
         fields f;
         f.scale = coded ? __half_as_ushort(__float2half_rn(fminf(scaled, 65504.0f))) : finite ? 0 : 0x7e00;
-
-        /* Each thread holds whole bytes of the 2-bit plane. */
-        const int w = lane % 2;
-        f.two = pack(index, type == GGMLQ_TYPE_TQ3_0 ? 1 : 0, 3, false);
-        f.one = pack(index, type == GGMLQ_TYPE_TQ3_0 ? 0 : 2, 1, true) << ggmlq_sign_bit(type == GGMLQ_TYPE_TQ3_0 && wide ? lane_of_sums(lane) : 4*w, 0);
-        f.one |= ggmlq_shuffle_xor(f.one, 1);
-        if (type == GGMLQ_TYPE_TQ3_0 && wide) {
-            f.one |= ggmlq_shuffle_xor(f.one, 2);
-            f.one |= ggmlq_shuffle_xor(f.one, 4);
-        }
-        f.two = coded ? f.two : 0;
-        f.one = coded ? f.one : 0;
-        if (type == GGMLQ_TYPE_PLANAR3) {
-            f.two = ggmlq_transpose_bytes(f.two, lane, 2, 4);
-            f.one = ggmlq_transpose_bytes(f.one, lane, 2, 4);
+        for (int i = 0; i < (VALUES + 15)/16; ++i) {
+            const uint32_t index0 = coded ? index[2*i] : 0, index1 = coded && VALUES > 4 ? index[(2*i + 1) % ((VALUES + 7)/8)] : 0;
+            f.two[i] = pack(index0, index1, TQ3_0 ? 1 : 0, 3, false);
+            f.one[i] = pack(index0, index1, TQ3_0 ? 0 : 2, 1, true);
         }
         return f;
     }
 
-    static __device__ __forceinline__ void store(const fields & f, int lane, uint8_t * block) {
-        const int w = lane % 2, t = lane/2 % 4;
-        if (lane % THREADS >= GROUP) {
-            return;
-        }
-        if (type == GGMLQ_TYPE_TQ3_0 && wide) {
-            block[lane_of_sums(lane)] = (uint8_t) f.two;
-            if (lane < 3) {
-                ggmlq_write_u16(block + 8 + 2*lane, lane == 0 ? f.one : lane == 1 ? f.one >> 16 : f.scale);
+    /* All threads must take part; nothing is stored where block is NULL. */
+    static __device__ __forceinline__ void store(fields f, int lane, uint8_t * block) {
+        typedef ggmlq_cache_type<type> T;
+        const int first = first_lane(lane), t = lane % GROUP;
+        if (TQ3_0 && !wide) {
+            const uint32_t one = f.one[0] | f.one[1 % ((VALUES + 15)/16)] << ggmlq_sign_bit(4, 0);
+            const uint32_t words[7] = { f.two[0], f.two[0] >> 16, f.two[1 % ((VALUES + 15)/16)], f.two[1 % ((VALUES + 15)/16)] >> 16, one, one >> 16, f.scale };
+            for (int i = 0; i < 7 && block; ++i) {
+                ggmlq_write_u16(block + 2*i, words[i]);
             }
-        } else if (type == GGMLQ_TYPE_TQ3_0) {
-            ggmlq_write_u16(block + 4*w, f.two);
-            ggmlq_write_u16(block + 4*w + 2, f.two >> 16);
-            ggmlq_write_u16(block + (w == 0 ? 8 : 12), w == 0 ? f.one : f.scale);
-            if (w == 0) {
-                ggmlq_write_u16(block + 10, f.one >> 16);
+        } else if (TQ3_0) {
+            uint32_t one = f.one[0] << ggmlq_sign_bit(first, 0);
+            one |= ggmlq_shuffle_xor(one, 1);
+            one |= ggmlq_shuffle_xor(one, 2);
+            one |= ggmlq_shuffle_xor(one, 4);
+            if (block && lane < GROUP) {
+                block[T::Q_AT + first] = (uint8_t) f.two[0];
+                if (lane < 3) {
+                    ggmlq_write_u16(block + T::S_AT + 2*lane, lane == 0 ? one : lane == 1 ? one >> 16 : f.scale);
+                }
             }
-        } else {
-            ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w, f.two);
-            ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w + 2, f.two >> 16);
-            ggmlq_write_u16(block + ggmlq_cache_type<type>::S_AT + 4*t + 2*w, w ? f.one >> 16 : f.one);
-            if (lane % 8 == 0) {
-                ggmlq_write_u16(block + ggmlq_cache_type<type>::SCALE_AT, f.scale);
+        } else if (wide) { /* bytes `first` of the planes; two threads share a byte of signs */
+            uint32_t two = f.two[0], one = f.one[0] << ggmlq_sign_bit(4*(lane % 2), 0);
+            one |= ggmlq_shuffle_xor(one, 1);
+            two = ggmlq_transpose_bytes(two, lane, 2, 4);
+            one = ggmlq_transpose_bytes(one, lane, 2, 4);
+            if (block && lane < GROUP) {
+                const int w = lane % 2, plane = lane/2;
+                ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w, two);
+                ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w + 2, two >> 16);
+                ggmlq_write_u16(block + T::S_AT + 4*plane + 2*w, w ? one >> 16 : one);
+                if (lane == 0) {
+                    ggmlq_write_u16(block + T::SCALE_AT, f.scale);
+                }
+            }
+        } else { /* bytes `first` and the next of the planes; threads t and t + 2 share bytes of signs */
+            for (int i = 0; i < 2; ++i) {
+                const uint32_t two = f.two[i % ((VALUES + 15)/16)];
+                uint32_t one = f.one[i % ((VALUES + 15)/16)] << ggmlq_sign_bit(t < 2 ? 0 : 4, 0);
+                one |= ggmlq_shuffle_xor(one, 2);
+                for (int plane = 2*i; plane < 2*i + 2 && block; ++plane) {
+                    ggmlq_write_u16(block + T::Q_AT + 8*plane + 2*t, two >> 16*(plane % 2));
+                    if (t/2 == plane % 2) {
+                        ggmlq_write_u16(block + T::S_AT + 4*plane + 2*(t % 2), one >> 16*(plane % 2));
+                    }
+                }
+            }
+            if (block && t == 0) {
+                ggmlq_write_u16(block + T::SCALE_AT, f.scale);
             }
         }
     }

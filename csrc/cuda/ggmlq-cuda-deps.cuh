@@ -138,19 +138,6 @@ template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
 #endif
 }
 
-/* Whether it is so in one of the 32 lanes (HIP: of a wave's). */
-GGMLQ_DEVICE bool ggmlq_any(bool here) {
-#ifdef GGMLQ_HIP
-    int any = here;
-    for (int mask = 1; mask < 32; mask *= 2) {
-        any |= ggmlq_shuffle_xor(any, mask);
-    }
-    return any != 0;
-#else
-    return __any_sync(0xffffffffu, here);
-#endif
-}
-
 /* The same number, of which AMD's compilers then know nothing. */
 GGMLQ_DEVICE int ggmlq_opaque(int x) {
 #ifdef __HIP_DEVICE_COMPILE__

@@ -125,7 +125,7 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     }
     ggmlq_wait_for_previous();
     const struct raw_index raw = load_index(index, p);
-    float v[E::QUADS][4];
+    float v[E::VALUES];
     if (values.type == GGMLQ_CUDA_F32) {
         E::load(GGMLQ_CUDA_F32, in, lane, v);
     } else {
@@ -133,9 +133,7 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     }
     const typename E::fields fields = E::encode(v, lane);
     uint8_t * out = encoded_address(encoded, index, raw, block, p);
-    if (number < n_blocks && out) {
-        E::store(fields, lane, out);
-    }
+    E::store(fields, lane, number < n_blocks ? out : NULL);
 }
 
 /* Four threads a plane pair. */
