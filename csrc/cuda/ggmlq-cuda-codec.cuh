@@ -282,26 +282,39 @@ template <int type, bool wide> struct ggmlq_encoder {
     static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : GROUP == 4 ? lane % 4*2 : 0; }
 
     static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
-        const int bytes = value_type == GGMLQ_CUDA_F32 ? 4 : 2;
-        if (wide && !TQ3_0) { /* quads, which are turned before they change hands */
-            for (int q = 0; q < VALUES/4; ++q) {
-                ggmlq_load_floats(value_type, block + (32*q + 4*(lane % 8))*bytes, 4, v + 4*q);
+        const bool f32     = value_type == GGMLQ_CUDA_F32;
+        const int  run     = GROUP == 1 || (wide && !TQ3_0) ? 4 : LANES; /* adjacent values; planar3's quads are turned before they change hands */
+        const int  apart   = GROUP == 1 ? 4 : run == 4 ? 32 : 8;
+        const uint8_t * at = block + (GROUP == 1 ? 0 : run == 4 ? 4*(lane % 8) : first_lane(lane))*(f32 ? 4 : 2);
+        const bool aligned = ((uintptr_t) at & (f32 ? 4*run - 1 : 2*run - 1)) == 0;
+        if (!aligned) {
+            for (int i = 0; i < VALUES; ++i) {
+                const int k = i/run*apart + i % run;
+                v[i] = f32 ? ((const float *) at)[k] : ggmlq_half_value(((const uint16_t *) at)[k]);
             }
-        } else if (GROUP == 1) {
-            for (int q = 0; q < VALUES/4; ++q) {
-                ggmlq_load_floats(value_type, block + 4*q*bytes, 4, v + 4*q);
-            }
-        } else {
-            for (int k = 0; k < VALUES/LANES; ++k) {
-                const uint8_t * at = block + (8*k + first_lane(lane))*bytes;
-                if (LANES == 2 && value_type == GGMLQ_CUDA_F32 && ((uintptr_t) at & 7) == 0) {
-                    const float2 f = *(const float2 *) at;
-                    v[LANES*k]     = f.x;
-                    v[LANES*k + 1] = f.y;
-                    continue;
+            return;
+        }
+        for (int i = 0; i < VALUES; i += run) {
+            const int k = i/run*apart;
+            if (f32 && run == 4) {
+                const float4 f = *(const float4 *) (at + 4*k);
+                v[i] = f.x; v[i + 1] = f.y; v[i + 2] = f.z; v[i + 3] = f.w;
+            } else if (f32 && run == 2) {
+                const float2 f = *(const float2 *) (at + 4*k);
+                v[i] = f.x; v[i + 1] = f.y;
+            } else if (f32) {
+                v[i] = *(const float *) (at + 4*k);
+            } else {
+                uint32_t h[2];
+                if (run == 4) {
+                    const uint2 two = *(const uint2 *) (at + 2*k);
+                    h[0] = two.x;
+                    h[1] = two.y;
+                } else {
+                    h[0] = run == 2 ? *(const uint32_t *) (at + 2*k) : *(const uint16_t *) (at + 2*k);
                 }
-                for (int i = 0; i < LANES; ++i) {
-                    v[LANES*k + i] = value_type == GGMLQ_CUDA_F32 ? ((const float *) at)[i] : ggmlq_half_value(((const uint16_t *) at)[i]);
+                for (int n = 0; n < run; ++n) {
+                    v[i + n] = ggmlq_half_value((uint16_t) (h[n/2] >> 16*(n % 2)));
                 }
             }
         }

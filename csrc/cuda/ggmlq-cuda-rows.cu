@@ -84,10 +84,8 @@ GGMLQ_DEVICE struct raw_index load_index(const struct row_index & index, const s
     if (index.data) {
         const uint32_t i2 = index.ne1 == 1 ? 0 : p.i2 % index.ne1, i3 = index.ne2 == 1 ? 0 : p.i3 % index.ne2;
         const uint32_t * at = (const uint32_t *) (index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2);
-        raw.low = at[0];
-        if (index.bytes == 8) {
-            raw.high = at[1];
-        }
+        raw.low  = at[0];
+        raw.high = at[index.bytes == 8]; /* whatever it is otherwise: a choice after the load would wait for it */
     }
     return raw;
 }
@@ -124,13 +122,13 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
         ggmlq_let_next_start();
     }
     ggmlq_wait_for_previous();
-    const struct raw_index raw = load_index(index, p);
     float v[E::VALUES];
     if (values.type == GGMLQ_CUDA_F32) {
         E::load(GGMLQ_CUDA_F32, in, lane, v);
     } else {
         E::load(GGMLQ_CUDA_F16, in, lane, v);
     }
+    const struct raw_index raw = load_index(index, p);
     const typename E::fields fields = E::encode(v, lane);
     uint8_t * out = encoded_address(encoded, index, raw, block, p);
     E::store(fields, lane, number < n_blocks ? out : NULL);
