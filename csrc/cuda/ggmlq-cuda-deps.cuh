@@ -78,6 +78,15 @@ GGMLQ_DEVICE void ggmlq_wait_for_previous(void) {
 #endif
 }
 
+/* Computed by here: compilers put off what isn't needed before the wait. */
+GGMLQ_DEVICE void ggmlq_keep(uint64_t & x) {
+#ifdef GGMLQ_EARLY_LAUNCH
+    asm volatile("" : "+l"(x));
+#else
+    (void) x;
+#endif
+}
+
 GGMLQ_DEVICE void ggmlq_let_next_start(void) {
 #if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

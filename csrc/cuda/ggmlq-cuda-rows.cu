@@ -76,28 +76,44 @@ GGMLQ_DEVICE uint8_t * address(const struct walk & w, const struct place & p, in
     return w.data + (int64_t) p.i0*w.block_bytes + row*w.nb1 + (int64_t) p.i2*w.nb2 + (int64_t) p.i3*w.nb3;
 }
 
-/* Asked for early and looked at late: the wait for it is not to come before other loads. */
+/* Where the values at p go, in two steps: what is known before a row's number is (and before ggmlq_wait_for_previous: arguments of a kernel
+ * come from memory, too), and the rest. */
+struct target {
+    const uint32_t * index; /* the row's number; NULL: base is the address */
+    uint64_t base, row_bytes, n_rows;
+};
+
 struct raw_index { uint32_t low, high; };
 
-GGMLQ_DEVICE struct raw_index load_index(const struct row_index & index, const struct place & p) {
+GGMLQ_DEVICE struct target target_of(const struct walk & encoded, const struct row_index & index, uint32_t block, const struct place & p) {
+    struct target t = { NULL, 0, (uint64_t) encoded.nb1, (uint64_t) index.n_rows };
+    if (index.data == NULL) {
+        const struct place place = place_of(encoded, block);
+        t.base = (uint64_t) address(encoded, place, place.i1);
+        return t;
+    }
+    const uint32_t i2 = index.ne1 == 1 ? 0 : p.i2 % index.ne1, i3 = index.ne2 == 1 ? 0 : p.i3 % index.ne2;
+    t.index = (const uint32_t *) (index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2);
+    t.base  = (uint64_t) address(encoded, p, 0);
+    return t;
+}
+
+GGMLQ_DEVICE struct raw_index load_index(const struct target & t, int bytes) {
     struct raw_index raw = { 0, 0 };
-    if (index.data) {
-        const uint32_t i2 = index.ne1 == 1 ? 0 : p.i2 % index.ne1, i3 = index.ne2 == 1 ? 0 : p.i3 % index.ne2;
-        const uint32_t * at = (const uint32_t *) (index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2);
-        raw.low  = at[0];
-        raw.high = at[index.bytes == 8]; /* whatever it is otherwise: a choice after the load would wait for it */
+    if (t.index) {
+        raw.low  = t.index[0];
+        raw.high = t.index[bytes == 8]; /* whatever it is otherwise: a choice after the load would wait for it */
     }
     return raw;
 }
 
-/* The encoded block that belongs to block number `block` of the values at p; NULL: its row index is out of range. */
-GGMLQ_DEVICE uint8_t * encoded_address(const struct walk & encoded, const struct row_index & index, struct raw_index raw, uint32_t block, const struct place & p) {
-    if (index.data == NULL) {
-        const struct place place = place_of(encoded, block);
-        return address(encoded, place, place.i1);
+/* NULL: the row's number is out of range. */
+GGMLQ_DEVICE uint8_t * target_address(const struct target & t, struct raw_index raw, int bytes) {
+    if (t.index == NULL) {
+        return (uint8_t *) t.base;
     }
-    const int64_t row = index.bytes == 8 ? (int64_t) ((uint64_t) raw.high << 32 | raw.low) : (int32_t) raw.low;
-    return row < 0 || row >= index.n_rows ? NULL : address(encoded, p, row);
+    const int64_t row = bytes == 8 ? (int64_t) ((uint64_t) raw.high << 32 | raw.low) : (int32_t) raw.low;
+    return row < 0 || row >= (int64_t) t.n_rows ? NULL : (uint8_t *) (t.base + (uint64_t) row*t.row_bytes);
 }
 
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
@@ -114,23 +130,28 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     const uint32_t number = blockIdx.x*(THREADS/E::THREADS) + threadIdx.x/E::THREADS;
     const uint32_t block  = number < n_blocks ? number : n_blocks - 1; /* threads without work follow the last one: shuffles need them */
     const struct place p  = place_of(values, block);
-    const uint8_t * in = address(values, p, p.i1);
+    uint64_t in = (uint64_t) address(values, p, p.i1);
+    struct target to = target_of(encoded, index, block, p);
 #ifndef TRIGGER
 #define TRIGGER 0
 #endif
     if (wide || TRIGGER) {
         ggmlq_let_next_start();
     }
+    ggmlq_keep(in);
+    ggmlq_keep(to.base);
+    ggmlq_keep(to.row_bytes);
+    ggmlq_keep(to.n_rows);
     ggmlq_wait_for_previous();
     float v[E::VALUES];
     if (values.type == GGMLQ_CUDA_F32) {
-        E::load(GGMLQ_CUDA_F32, in, lane, v);
+        E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
     } else {
-        E::load(GGMLQ_CUDA_F16, in, lane, v);
+        E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);
     }
-    const struct raw_index raw = load_index(index, p);
+    const struct raw_index raw = load_index(to, index.bytes);
     const typename E::fields fields = E::encode(v, lane);
-    uint8_t * out = encoded_address(encoded, index, raw, block, p);
+    uint8_t * out = target_address(to, raw, index.bytes);
     E::store(fields, lane, number < n_blocks ? out : NULL);
 }
 
@@ -143,7 +164,8 @@ decode_rows(const struct walk values, const struct walk encoded, const struct ro
     const uint32_t pair   = number < n_planes ? number : n_planes - 1;
     const int      plane  = pair % T::PLANES;
     const struct place p  = place_of(values, pair/T::PLANES);
-    const uint8_t * in = encoded_address(encoded, index, load_index(index, p), pair/T::PLANES, p);
+    const struct target from = target_of(encoded, index, pair/T::PLANES, p);
+    const uint8_t * in = target_address(from, load_index(from, index.bytes), index.bytes);
     float v[2][4] = { { 0.0f } };
 #pragma unroll
     for (int h = 0; h < 2 && in; ++h) {
