@@ -118,10 +118,9 @@ GGMLQ_DEVICE uint8_t * target_address(const struct target & t, struct raw_index 
 
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
-#ifndef WIDE_BLOCKS
-#define WIDE_BLOCKS 1024
-#endif
-enum { THREADS = 128, PLANE_THREADS = 4 };
+/* WIDE_VALUES: up to so many a call, a warp a block is faster (48 tokens of 8 heads of 128, on an H100). SMALL_GRID: the next kernel's thread
+ * blocks that come early take places at random, which a larger grid of theirs then lacks: 512 tokens took 9 instead of 5 us. */
+enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64 };
 
 template <int type, bool wide> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_blocks) {
@@ -132,10 +131,7 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     const struct place p  = place_of(values, block);
     uint64_t in = (uint64_t) address(values, p, p.i1);
     struct target to = target_of(encoded, index, block, p);
-#ifndef TRIGGER
-#define TRIGGER 0
-#endif
-    if (wide || TRIGGER) {
+    if (gridDim.x <= SMALL_GRID) {
         ggmlq_let_next_start();
     }
     ggmlq_keep(in);
@@ -271,10 +267,7 @@ static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*eac
 
 template <int type, bool wide> static void launch_encode(const struct walk & from, const struct walk & to, const struct row_index & index, int64_t n, void * stream) {
     const unsigned int grid = grid_of(n, ggmlq_encoder<type, wide>::THREADS);
-#ifndef EARLY
-#define EARLY 0
-#endif
-    if (!(wide || EARLY) || !ggmlq_launch_early<encode_rows<type, wide>>(grid, THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n)) {
+    if (!ggmlq_launch_early<encode_rows<type, wide>>(grid, THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n)) {
         encode_rows<type, wide><<<grid, THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
     }
 }
@@ -284,11 +277,12 @@ static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
     if (n <= 0) {
         return (int) n;
     }
+    const bool wide = n <= WIDE_VALUES/ggmlq_type_info_get(rows->type)->block_length;
     const struct walk from = make_walk(values, rows->type), to = make_walk(rows, rows->type);
     if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        (n <= WIDE_BLOCKS ? launch_encode<GGMLQ_TYPE_TQ3_0, true> : launch_encode<GGMLQ_TYPE_TQ3_0, false>)(from, to, index, n, stream);
+        (wide ? launch_encode<GGMLQ_TYPE_TQ3_0, true> : launch_encode<GGMLQ_TYPE_TQ3_0, false>)(from, to, index, n, stream);
     } else {
-        (n <= WIDE_BLOCKS ? launch_encode<GGMLQ_TYPE_PLANAR3, true> : launch_encode<GGMLQ_TYPE_PLANAR3, false>)(from, to, index, n, stream);
+        (wide ? launch_encode<GGMLQ_TYPE_PLANAR3, true> : launch_encode<GGMLQ_TYPE_PLANAR3, false>)(from, to, index, n, stream);
     }
     return ggmlq_cuda_launched();
 }
