@@ -264,28 +264,28 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
 /* --- encoder ---------------------------------------------------------------------------------------------------- */
 
 /* Two ways to encode, with the same result.
- * Many blocks: threads hold 32 values each and try the three starts side by side; the fewer threads share a block, the less is done twice:
- *   tq3_0    a thread a block
- *   planar3  thread t of 4 holds the values j with j % 8 = 2t or 2t + 1: whole pairs
+ * Many blocks: threads hold 16 values each and try the three starts side by side:
+ *   tq3_0    thread t of 2 holds the values j with j % 8 in 4t..4t+3
+ *   planar3  thread t of 8 holds the values j with j % 8 = 4*(t % 2) + t/2
  * Few blocks (`wide`), where time is the length of a thread's work: a warp a block, in four groups of 8 threads, of which each tries one start (the
- * last repeats one); then all go on with the best:
- *   either   thread t of 8 holds the values j with j % 8 = 4*(t % 2) + t/2
- * So each lane of FORMAT.md's sums is added up by one thread, in ascending order. */
+ * last repeats one); then all go on with the best. Thread t of 8 holds what it does above for planar3.
+ * So each lane of FORMAT.md's sums is added up by one thread, in ascending order. More values a thread would repeat less, but such code
+ * waits for its own instructions (docs/CUDA.md). */
 template <int type, bool wide> struct ggmlq_encoder {
     enum { TQ3_0 = type == GGMLQ_TYPE_TQ3_0,
-           GROUP = wide ? 8 : ggmlq_cache_type<type>::LENGTH/32, /* threads that hold a block */
+           GROUP = wide ? 8 : ggmlq_cache_type<type>::LENGTH/16, /* threads that hold a block */
            THREADS = wide ? 32 : GROUP, STARTS = wide ? 1 : 3,
            VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, LANES = 8/GROUP };
     static constexpr float KEY_SCALE = 1152921504606846976.0f; /* 2^60 */
 
-    /* The first lane of sums of a thread, and which value of the block its n-th is: a multiple of 8, and this. */
-    static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : GROUP == 4 ? lane % 4*2 : 0; }
+    /* The first lane of sums of a thread: its n-th value is this + n % LANES + 8*(n/LANES) of the block. */
+    static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : 4*(lane % 2); }
 
     static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
         const bool f32     = value_type == GGMLQ_CUDA_F32;
-        const int  run     = GROUP == 1 || (wide && !TQ3_0) ? 4 : LANES; /* adjacent values; planar3's quads are turned before they change hands */
-        const int  apart   = GROUP == 1 ? 4 : run == 4 ? 32 : 8;
-        const uint8_t * at = block + (GROUP == 1 ? 0 : run == 4 ? 4*(lane % 8) : first_lane(lane))*(f32 ? 4 : 2);
+        const int  run     = wide && TQ3_0 ? 1 : 4; /* adjacent values; planar3's quads are turned before they change hands */
+        const int  apart   = TQ3_0 ? 8 : 32;
+        const uint8_t * at = block + (run == 1 ? first_lane(lane) : 4*(lane % GROUP))*(f32 ? 4 : 2);
         const bool aligned = ((uintptr_t) at & (f32 ? 4*run - 1 : 2*run - 1)) == 0;
         if (!aligned) {
             for (int i = 0; i < VALUES; ++i) {
@@ -299,9 +299,6 @@ template <int type, bool wide> struct ggmlq_encoder {
             if (f32 && run == 4) {
                 const float4 f = *(const float4 *) (at + 4*k);
                 v[i] = f.x; v[i + 1] = f.y; v[i + 2] = f.z; v[i + 3] = f.w;
-            } else if (f32 && run == 2) {
-                const float2 f = *(const float2 *) (at + 4*k);
-                v[i] = f.x; v[i + 1] = f.y;
             } else if (f32) {
                 v[i] = *(const float *) (at + 4*k);
             } else {
@@ -311,7 +308,7 @@ template <int type, bool wide> struct ggmlq_encoder {
                     h[0] = two.x;
                     h[1] = two.y;
                 } else {
-                    h[0] = run == 2 ? *(const uint32_t *) (at + 2*k) : *(const uint16_t *) (at + 2*k);
+                    h[0] = *(const uint16_t *) (at + 2*k);
                 }
                 for (int n = 0; n < run; ++n) {
                     v[i + n] = ggmlq_half_value((uint16_t) (h[n/2] >> 16*(n % 2)));
@@ -322,25 +319,19 @@ template <int type, bool wide> struct ggmlq_encoder {
 
     /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
     static __device__ __forceinline__ float fold(float sum) {
+        sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
         if (GROUP == 8) {
-            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
-        }
-        if (GROUP > 1) {
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
-        }
-        if (GROUP == 4) {
-            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
         }
         return sum;
     }
 
-    static __device__ __forceinline__ float fold_lanes(const float s[LANES]) {
-        if (LANES == 8) {
-            return ggmlq_add(ggmlq_add(ggmlq_add(s[0], s[4 % LANES]), ggmlq_add(s[2 % LANES], s[6 % LANES])),
-                             ggmlq_add(ggmlq_add(s[1 % LANES], s[5 % LANES]), ggmlq_add(s[3 % LANES], s[7 % LANES])));
+    static __device__ __forceinline__ float fold_lanes(const float sum[LANES]) {
+        if (LANES == 1) {
+            return fold(sum[0]);
         }
-        return LANES == 2 ? ggmlq_add(fold(s[0]), fold(s[1 % LANES])) : fold(s[0]);
+        return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
     }
 
     /* Of a start: the boundaries of magnitudes, scaled as the keys are. */
@@ -372,7 +363,7 @@ template <int type, bool wide> struct ggmlq_encoder {
 
     /* Rotated values, none of them -0 -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value
      * for bit position k of byte c of those that the thread has of the 2-bit planes. */
-    static __device__ __forceinline__ float search(const float y[VALUES], int lane, uint32_t index[(VALUES + 7)/8]) {
+    static __device__ __forceinline__ float search(const float y[VALUES], int lane, uint32_t index[2]) {
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
         /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
@@ -426,22 +417,21 @@ template <int type, bool wide> struct ggmlq_encoder {
         }
 
         const bounds b = bounds_of(best_from);
+        index[0] = index[1] = 0;
         for (int c = 0; c < VALUES/4; ++c) {
             float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
             for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
-                const int n = 4*LANES*(c/LANES) + LANES*k + c % LANES; /* planes of 4*LANES values */
+                const int n = TQ3_0 ? VALUES/4*k + c : 4*c + k;
                 const float cell = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], 0.5f, 1.5f, 2.5f, 3.5f);
                 nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | (__float_as_uint(y[n]) & 0x80000000u)), (float) weight, nibbles);
             }
-            index[c/2] = (c % 2 ? index[c/2] : 0) | (uint32_t) (int) nibbles << 16*(c % 2);
+            index[c/2] |= (uint32_t) (int) nibbles << 16*(c % 2);
         }
         return best_step;
     }
 
-    /* Four bytes: bits `mask` from bit `shift` of each nibble of two words of indices on -> where a plane's byte has them (signs: the 1-bit
-     * plane, byte 0). */
-    static __device__ __forceinline__ uint32_t pack(uint32_t index0, uint32_t index1, int shift, uint32_t mask, bool signs) {
-        const uint32_t index[2] = { index0, index1 };
+    /* Bits `mask` from bit `shift` of each nibble of the indices on -> where a plane's byte has them (signs: the 1-bit plane, byte 0). */
+    static __device__ __forceinline__ uint32_t pack(const uint32_t index[2], int shift, uint32_t mask, bool signs) {
         uint32_t half[2] = { 0, 0 };
         for (int i = 0; i < 2; ++i) {
             for (int k = 0; k < 4; ++k) {
@@ -452,8 +442,8 @@ template <int type, bool wide> struct ggmlq_encoder {
         return ggmlq_byte_perm(half[0], half[1], 0x6420);
     }
 
-    /* What a thread stores of a block: VALUES/4 bytes of the 2-bit planes, its part of the 1-bit planes, the scale. */
-    struct fields { uint32_t two[(VALUES + 15)/16], one[(VALUES + 15)/16], scale; };
+    /* What a thread has of a block: bytes of the 2-bit planes, the bits of the 1-bit planes of the same values, the scale. */
+    struct fields { uint32_t two, one, scale; };
 
     static __device__ __forceinline__ fields encode(float v[VALUES], int lane) {
         uint32_t max = 0;
@@ -477,118 +467,97 @@ template <int type, bool wide> struct ggmlq_encoder {
             }
         }
 
-        const int first = first_lane(lane);
         float y[VALUES];
-        if (TQ3_0) {
+        if (TQ3_0 && wide) {
+            const int first = first_lane(lane);
             for (int i = 0; i < VALUES; ++i) {
-                const int j = i/LANES*8 + i % LANES;
-                v[i] = ggmlq_mul(v[i], __uint_as_float(__float_as_uint(down) ^ GGMLQ_TQ3_0_SIGNS >> (first + j) << 31));
+                v[i] = ggmlq_mul(v[i], __uint_as_float(__float_as_uint(down) ^ GGMLQ_TQ3_0_SIGNS >> (8*i + first) << 31));
+                v[i] = ggmlq_fma(first & 1 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 2)); /* half-distance 1 */
+                v[i] = ggmlq_fma(first & 2 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 4)); /* 2 */
+                v[i] = ggmlq_fma(first & 4 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 1)); /* 4 */
             }
-            if (GROUP == 1) {
-                for (int half = 1; half < VALUES; half *= 2) {
-                    for (int i = 0; i < VALUES; ++i) {
-                        if ((i & half) == 0) {
-                            ggmlq_butterfly(v[i], v[(i + half) % VALUES]);
-                        }
-                    }
-                }
-            } else {
-                for (int i = 0; i < VALUES; ++i) {
-                    v[i] = ggmlq_fma(first & 1 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 2)); /* half-distance 1 */
-                    v[i] = ggmlq_fma(first & 2 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 4)); /* 2 */
-                    v[i] = ggmlq_fma(first & 4 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 1)); /* 4 */
-                }
-                for (int half = 1; half < VALUES; half *= 2) {                                    /* 8, 16 */
-                    for (int i = 0; i < VALUES; ++i) {
-                        if ((i & half) == 0) {
-                            ggmlq_butterfly(v[i], v[(i + half) % VALUES]);
-                        }
-                    }
-                }
-            }
-        } else if (wide) {
+        } else if (TQ3_0) {
+            const int t = lane % 2;
+            const float down_t = t ? -down : down; /* for values whose sign the threads don't share */
             for (int i = 0; i < VALUES; i += 4) {
-                for (int n = 0; n < 4; ++n) {
-                    v[i + n] = ggmlq_mul(v[i + n], down);
+                for (int n = i; n < i + 4; ++n) {
+                    const uint32_t minus0 = GGMLQ_TQ3_0_SIGNS >> (i + n) & 1, minus1 = GGMLQ_TQ3_0_SIGNS >> (i + n + 4) & 1;
+                    const float factor = minus0 == minus1 ? down : down_t;
+                    v[n] = ggmlq_mul(v[n], minus0 ? -factor : factor);
+                }
+                ggmlq_butterfly(v[i], v[i + 1]); ggmlq_butterfly(v[i + 2], v[i + 3]); /* 1 */
+                ggmlq_butterfly(v[i], v[i + 2]); ggmlq_butterfly(v[i + 1], v[i + 3]); /* 2 */
+                for (int n = i; n < i + 4; ++n) {                                     /* 4 */
+                    v[n] = ggmlq_fma(t ? -1.0f : 1.0f, v[n], ggmlq_shuffle_xor(v[n], 1));
+                }
+            }
+        } else {
+            for (int i = 0; i < VALUES; i += 4) {
+                for (int n = i; n < i + 4; ++n) {
+                    v[n] = ggmlq_mul(v[n], down);
                 }
                 ggmlq_turn_quad(v + i, 8*i + 4*(lane % 8), 1.0f);
                 ggmlq_transpose(v + i, lane, 2, 4);
             }
-        } else {
-            for (int i = 0; i < VALUES; i += 2) {
-                const float2 cs = *(const float2 *) ggmlq_cos_sin[2*i + first/2];
-                const float a = ggmlq_mul(v[i], down), b = ggmlq_mul(v[i + 1], down);
-                v[i]     = ggmlq_sub(ggmlq_mul(cs.x, a), ggmlq_mul(cs.y, b));
-                v[i + 1] = ggmlq_add(ggmlq_mul(cs.y, a), ggmlq_mul(cs.x, b));
+        }
+        for (int half = LANES; TQ3_0 && half < VALUES; half *= 2) { /* 8, 16 */
+            for (int i = 0; i < VALUES; ++i) {
+                if ((i & half) == 0) {
+                    ggmlq_butterfly(v[i], v[(i + half) % VALUES]);
+                }
             }
         }
         for (int i = 0; i < VALUES; ++i) { /* +0 for -0 */
             y[i] = TQ3_0 ? ggmlq_fma(v[i], GGMLQ_CUDA_NORM32, 0.0f) : ggmlq_add(v[i], 0.0f);
         }
 
-        uint32_t index[(VALUES + 7)/8];
+        uint32_t index[2];
         const float step = search(y, lane, index);
         const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
         const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
         const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
         fields f;
         f.scale = coded ? __half_as_ushort(__float2half_rn(fminf(scaled, 65504.0f))) : finite ? 0 : 0x7e00;
-        for (int i = 0; i < (VALUES + 15)/16; ++i) {
-            const uint32_t index0 = coded ? index[2*i] : 0, index1 = coded && VALUES > 4 ? index[(2*i + 1) % ((VALUES + 7)/8)] : 0;
-            f.two[i] = pack(index0, index1, TQ3_0 ? 1 : 0, 3, false);
-            f.one[i] = pack(index0, index1, TQ3_0 ? 0 : 2, 1, true);
-        }
+        f.two = coded ? pack(index, TQ3_0 ? 1 : 0, 3, false) : 0;
+        f.one = coded ? pack(index, TQ3_0 ? 0 : 2, 1, true)  : 0;
         return f;
     }
 
     /* All threads must take part; nothing is stored where block is NULL. */
-    static __device__ __forceinline__ void store(fields f, int lane, uint8_t * block) {
+    static __device__ __forceinline__ void store(const fields & f, int lane, uint8_t * block) {
         typedef ggmlq_cache_type<type> T;
-        const int first = first_lane(lane), t = lane % GROUP;
-        if (TQ3_0 && !wide) {
-            const uint32_t one = f.one[0] | f.one[1 % ((VALUES + 15)/16)] << ggmlq_sign_bit(4, 0);
-            const uint32_t words[7] = { f.two[0], f.two[0] >> 16, f.two[1 % ((VALUES + 15)/16)], f.two[1 % ((VALUES + 15)/16)] >> 16, one, one >> 16, f.scale };
-            for (int i = 0; i < 7 && block; ++i) {
-                ggmlq_write_u16(block + 2*i, words[i]);
-            }
-        } else if (TQ3_0) {
-            uint32_t one = f.one[0] << ggmlq_sign_bit(first, 0);
-            one |= ggmlq_shuffle_xor(one, 1);
+        const int first = first_lane(lane), w = lane % 2;
+        uint32_t two = f.two, one = f.one << ggmlq_sign_bit(TQ3_0 && wide ? first : 4*w, 0);
+        one |= ggmlq_shuffle_xor(one, 1);
+        if (TQ3_0 && wide) {
             one |= ggmlq_shuffle_xor(one, 2);
             one |= ggmlq_shuffle_xor(one, 4);
-            if (block && lane < GROUP) {
-                block[T::Q_AT + first] = (uint8_t) f.two[0];
-                if (lane < 3) {
-                    ggmlq_write_u16(block + T::S_AT + 2*lane, lane == 0 ? one : lane == 1 ? one >> 16 : f.scale);
-                }
-            }
-        } else if (wide) { /* bytes `first` of the planes; two threads share a byte of signs */
-            uint32_t two = f.two[0], one = f.one[0] << ggmlq_sign_bit(4*(lane % 2), 0);
-            one |= ggmlq_shuffle_xor(one, 1);
+        }
+        if (!TQ3_0) {
             two = ggmlq_transpose_bytes(two, lane, 2, 4);
             one = ggmlq_transpose_bytes(one, lane, 2, 4);
-            if (block && lane < GROUP) {
-                const int w = lane % 2, plane = lane/2;
-                ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w, two);
-                ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w + 2, two >> 16);
-                ggmlq_write_u16(block + T::S_AT + 4*plane + 2*w, w ? one >> 16 : one);
-                if (lane == 0) {
-                    ggmlq_write_u16(block + T::SCALE_AT, f.scale);
-                }
+        }
+        if (block == NULL || lane % THREADS >= GROUP) {
+            return;
+        }
+        if (TQ3_0 && wide) {
+            block[T::Q_AT + first] = (uint8_t) two;
+            if (lane < 3) {
+                ggmlq_write_u16(block + T::S_AT + 2*lane, lane == 0 ? one : lane == 1 ? one >> 16 : f.scale);
             }
-        } else { /* bytes `first` and the next of the planes; threads t and t + 2 share bytes of signs */
-            for (int i = 0; i < 2; ++i) {
-                const uint32_t two = f.two[i % ((VALUES + 15)/16)];
-                uint32_t one = f.one[i % ((VALUES + 15)/16)] << ggmlq_sign_bit(t < 2 ? 0 : 4, 0);
-                one |= ggmlq_shuffle_xor(one, 2);
-                for (int plane = 2*i; plane < 2*i + 2 && block; ++plane) {
-                    ggmlq_write_u16(block + T::Q_AT + 8*plane + 2*t, two >> 16*(plane % 2));
-                    if (t/2 == plane % 2) {
-                        ggmlq_write_u16(block + T::S_AT + 4*plane + 2*(t % 2), one >> 16*(plane % 2));
-                    }
-                }
+        } else if (TQ3_0) {
+            ggmlq_write_u16(block + T::Q_AT + 4*w, two);
+            ggmlq_write_u16(block + T::Q_AT + 4*w + 2, two >> 16);
+            ggmlq_write_u16(block + (w == 0 ? T::S_AT : T::SCALE_AT), w == 0 ? one : f.scale);
+            if (w == 0) {
+                ggmlq_write_u16(block + T::S_AT + 2, one >> 16);
             }
-            if (block && t == 0) {
+        } else {
+            const int plane = lane/2 % 4;
+            ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w, two);
+            ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w + 2, two >> 16);
+            ggmlq_write_u16(block + T::S_AT + 4*plane + 2*w, w ? one >> 16 : one);
+            if (lane % 8 == 0) {
                 ggmlq_write_u16(block + T::SCALE_AT, f.scale);
             }
         }
