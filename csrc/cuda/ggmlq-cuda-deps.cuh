@@ -70,8 +70,7 @@ int ggmlq_cuda_launched(void);
 #    define GGMLQ_EARLY_LAUNCH
 #endif
 
-/* In a kernel launched by ggmlq_launch_early, before the first access to memory that the call was given; all threads. The next kernel,
- * if it is of that kind too, may then be put on the device. */
+/* In a kernel launched by ggmlq_launch_early, before the first access to memory that the call was given; all threads. */
 GGMLQ_DEVICE void ggmlq_wait_for_previous(void) {
 #if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -87,6 +86,7 @@ GGMLQ_DEVICE void ggmlq_keep(uint64_t & x) {
 #endif
 }
 
+/* The next kernel, if it is of that kind too, may be put on the device as soon as all threads have said so, or ended. */
 GGMLQ_DEVICE void ggmlq_let_next_start(void) {
 #if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
