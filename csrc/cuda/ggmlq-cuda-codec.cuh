@@ -29,8 +29,7 @@ template <int type> struct ggmlq_cache_type;
 
 template <> struct ggmlq_cache_type<GGMLQ_TYPE_TQ3_0> {
     enum { LENGTH = 32, BYTES = sizeof(struct ggmlq_block_tq3_0), PLANES = 1,
-           SCALE_AT = 12, Q_AT = 0, S_AT = 8,
-           ENCODERS = 2 /* threads that encode a block */ };
+           SCALE_AT = 12, Q_AT = 0, S_AT = 8 };
     static constexpr float    UNIT = GGMLQ_TQ3_0_UNIT;
     static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_tq3_0[0], ggmlq_levels_tq3_0[1], ggmlq_levels_tq3_0[2], ggmlq_levels_tq3_0[3]);
     static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_tq3_0[4], ggmlq_levels_tq3_0[5], ggmlq_levels_tq3_0[6], ggmlq_levels_tq3_0[7]);
@@ -38,8 +37,7 @@ template <> struct ggmlq_cache_type<GGMLQ_TYPE_TQ3_0> {
 
 template <> struct ggmlq_cache_type<GGMLQ_TYPE_PLANAR3> {
     enum { LENGTH = 128, BYTES = sizeof(struct ggmlq_block_planar3), PLANES = 4,
-           SCALE_AT = 0, Q_AT = 2, S_AT = 34,
-           ENCODERS = 8 };
+           SCALE_AT = 0, Q_AT = 2, S_AT = 34 };
     static constexpr float    UNIT = GGMLQ_PLANAR3_UNIT;
     static constexpr uint32_t LOW  = ggmlq_four_bytes(ggmlq_levels_planar3[0], ggmlq_levels_planar3[1], ggmlq_levels_planar3[2], ggmlq_levels_planar3[3]);
     static constexpr uint32_t HIGH = ggmlq_four_bytes(ggmlq_levels_planar3[4], ggmlq_levels_planar3[5], ggmlq_levels_planar3[6], ggmlq_levels_planar3[7]);
@@ -265,17 +263,64 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
 
 /* --- encoder ---------------------------------------------------------------------------------------------------- */
 
-/* A block lies in ENCODERS neighbouring threads, 16 values each:
- *   tq3_0    thread t of 2 holds the quads at 4t, 8 + 4t, 16 + 4t, 24 + 4t: those of the lanes 4t..4t+3
- *   planar3  thread t of 8 holds those of lane 4*(t % 2) + t/2
- * Each lane of FORMAT.md's sums is thus added up by one thread in ascending order, and a few shuffles fold them. */
-template <int type> struct ggmlq_encoder {
-    enum { THREADS = ggmlq_cache_type<type>::ENCODERS, VALUES = ggmlq_cache_type<type>::LENGTH/THREADS, QUADS = VALUES/4, LANES = 8/THREADS };
+/* Two ways to encode, with the same result.
+ * Many blocks: threads hold 16 values each and try the three starts side by side:
+ *   tq3_0    thread t of 2 holds the values j with j % 8 in 4t..4t+3
+ *   planar3  thread t of 8 holds the values j with j % 8 = 4*(t % 2) + t/2
+ * Few blocks (`wide`), where time is the length of a thread's work: a warp a block, in four groups of 8 threads, of which each tries one start (the
+ * last repeats one); then all go on with the best. Thread t of 8 holds what it does above for planar3.
+ * So each lane of FORMAT.md's sums is added up by one thread, in ascending order. More values a thread would repeat less, but such code
+ * waits for its own instructions (docs/CUDA.md). */
+template <int type, bool wide> struct ggmlq_encoder {
+    enum { TQ3_0 = type == GGMLQ_TYPE_TQ3_0,
+           GROUP = wide ? 8 : ggmlq_cache_type<type>::LENGTH/16, /* threads that hold a block */
+           THREADS = wide ? 32 : GROUP, STARTS = wide ? 1 : 3,
+           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, LANES = 8/GROUP };
+    static constexpr float KEY_SCALE = 1152921504606846976.0f; /* 2^60 */
+
+    /* The first lane of sums of a thread: its n-th value is this + n % LANES + 8*(n/LANES) of the block. */
+    static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : 4*(lane % 2); }
+
+    static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
+        const bool f32     = value_type == GGMLQ_CUDA_F32;
+        const int  run     = wide && TQ3_0 ? 1 : 4; /* adjacent values; planar3's quads are turned before they change hands */
+        const int  apart   = TQ3_0 ? 8 : 32;
+        const uint8_t * at = block + (run == 1 ? first_lane(lane) : 4*(lane % GROUP))*(f32 ? 4 : 2);
+        const bool aligned = ((uintptr_t) at & (f32 ? 4*run - 1 : 2*run - 1)) == 0;
+        if (!aligned) {
+            for (int i = 0; i < VALUES; ++i) {
+                const int k = i/run*apart + i % run;
+                v[i] = f32 ? ((const float *) at)[k] : ggmlq_half_value(((const uint16_t *) at)[k]);
+            }
+            return;
+        }
+        for (int i = 0; i < VALUES; i += run) {
+            const int k = i/run*apart;
+            if (f32 && run == 4) {
+                const float4 f = *(const float4 *) (at + 4*k);
+                v[i] = f.x; v[i + 1] = f.y; v[i + 2] = f.z; v[i + 3] = f.w;
+            } else if (f32) {
+                v[i] = *(const float *) (at + 4*k);
+            } else {
+                uint32_t h[2];
+                if (run == 4) {
+                    const uint2 two = *(const uint2 *) (at + 2*k);
+                    h[0] = two.x;
+                    h[1] = two.y;
+                } else {
+                    h[0] = *(const uint16_t *) (at + 2*k);
+                }
+                for (int n = 0; n < run; ++n) {
+                    v[i + n] = ggmlq_half_value((uint16_t) (h[n/2] >> 16*(n % 2)));
+                }
+            }
+        }
+    }
 
     /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
     static __device__ __forceinline__ float fold(float sum) {
         sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
-        if (type == GGMLQ_TYPE_PLANAR3) {
+        if (GROUP == 8) {
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
             sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
         }
@@ -289,83 +334,103 @@ template <int type> struct ggmlq_encoder {
         return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
     }
 
-    /* Rotated values -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value for bit
-     * position k of byte c of the planes. */
-    static __device__ __forceinline__ float search(const float y[VALUES], uint32_t index[2]) {
+    /* Of a start: the boundaries of magnitudes, scaled as the keys are. */
+    struct bounds { float b[3]; };
+    static __device__ __forceinline__ bounds bounds_of(float step) {
+        constexpr float B1 = ggmlq_boundaries[4]*KEY_SCALE, B2 = ggmlq_boundaries[5]*KEY_SCALE, B3 = ggmlq_boundaries[6]*KEY_SCALE;
+        return { { ggmlq_mul(B1, step), ggmlq_mul(B2, step), ggmlq_mul(B3, step) } };
+    }
+
+    /* One pass of all starts side by side, which don't wait for each other: steps -> new steps, and the levels. */
+    static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[STARTS], float level[STARTS][VALUES]) {
         constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
-        constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
+        float sum[STARTS][LANES], squares[STARTS];
+        for (int start = 0; start < STARTS; ++start) {
+            const bounds b = bounds_of(step[start]);
+            float square = 0.0f;
+            for (int n = 0; n < VALUES; ++n) {
+                const float l = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], L0, L1, L2, L3), product = ggmlq_mul(fabsf(y[n]), l);
+                level[start][n] = l;
+                sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
+                square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
+            }
+            squares[start] = square;
+        }
+        for (int start = 0; start < STARTS; ++start) {
+            step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
+        }
+    }
+
+    /* Rotated values, none of them -0 -> the step, and the level index of each: nibble k of half c % 2 of index[c/2] is that of the value
+     * for bit position k of byte c of those that the thread has of the 2-bit planes. */
+    static __device__ __forceinline__ float search(const float y[VALUES], int lane, uint32_t index[2]) {
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
         /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
          * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
-        const float BIG = 1152921504606846976.0f; /* 2^60 */
-        float magnitude[VALUES], key[VALUES], square_sum[LANES];
-        uint32_t sign[VALUES];
+        float key[VALUES], square_sum[LANES];
         for (int n = 0; n < VALUES; ++n) {
             const uint32_t bits = __float_as_uint(y[n]);
-            const bool below = bits > 0x80000000u;
-            sign[n]      = below ? 0x80000000u : 0;
-            magnitude[n] = __uint_as_float(bits & 0x7fffffff);
-            key[n]       = __uint_as_float((bits & 0x7fffffff) + (below ? 0 : 1))*BIG;
-            const float square = ggmlq_mul(magnitude[n], magnitude[n]);
+            key[n] = ggmlq_mul(fabsf(__uint_as_float(bits + 1 - (bits >> 31))), KEY_SCALE);
+            const float square = ggmlq_mul(y[n], y[n]);
             square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
         }
         const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(fold_lanes(square_sum), 1.0f/ggmlq_cache_type<type>::LENGTH)), GGMLQ_LEVEL_SIGMA);
 
-        /* The three starts side by side: they don't wait for each other. */
-        float step[3], from[3], level[3][VALUES];
-        for (int start = 0; start < 3; ++start) {
-            step[start] = ggmlq_mul(starts[start], base);
+        float step[STARTS], from[STARTS], level[STARTS][VALUES];
+        for (int start = 0; start < STARTS; ++start) {
+            step[start] = ggmlq_mul(!wide ? starts[start] : lane < 8 ? starts[0] : lane < 16 ? starts[1] : starts[2], base);
         }
-#pragma unroll 1
-        for (int pass = 0; pass < 3; ++pass) {
-            float sum[3][LANES], squares[3];
-            for (int start = 0; start < 3; ++start) {
-                from[start] = step[start];
-                const float b1 = ggmlq_mul(B1, step[start])*BIG, b2 = ggmlq_mul(B2, step[start])*BIG, b3 = ggmlq_mul(B3, step[start])*BIG;
-                float square = 0.0f;
-                for (int n = 0; n < VALUES; ++n) {
-                    const float l = ggmlq_pick(key[n], b1, b2, b3, L0, L1, L2, L3);
-                    const float product = ggmlq_mul(magnitude[n], l);
-                    level[start][n] = l;
-                    sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
-                    square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
-                }
-                squares[start] = square;
-            }
-            for (int start = 0; start < 3; ++start) {
-                step[start] = ggmlq_div_safe(fold_lanes(sum[start]), fold(squares[start]));
-            }
+#pragma unroll 1 /* the last one is apart, or compilers take the errors into the loop */
+        for (int pass = 0; pass < 2; ++pass) {
+            improve(y, key, step, level);
         }
+        for (int start = 0; start < STARTS; ++start) {
+            from[start] = step[start];
+        }
+        improve(y, key, step, level);
+
+        /* The lowest error, the first of equals. */
         float best_step = 0.0f, best_from = 0.0f, best_error = __uint_as_float(0x7f800000);
-        for (int start = 0; start < 3; ++start) {
+        for (int start = 0; start < STARTS; ++start) {
             float sum[LANES];
             for (int n = 0; n < VALUES; ++n) {
-                const float d = ggmlq_sub(magnitude[n], ggmlq_mul(step[start], level[start][n]));
+                const float d = ggmlq_sub(fabsf(y[n]), ggmlq_mul(step[start], level[start][n]));
                 sum[n % LANES] = n < LANES ? ggmlq_mul(d, d) : ggmlq_add(sum[n % LANES], ggmlq_mul(d, d));
             }
             const float error = fold_lanes(sum);
-            if (error < best_error) {
+            if (wide || error < best_error) {
                 best_error = error;
                 best_step  = step[start];
                 best_from  = from[start];
             }
         }
-        const float b1 = ggmlq_mul(B1, best_from)*BIG, b2 = ggmlq_mul(B2, best_from)*BIG, b3 = ggmlq_mul(B3, best_from)*BIG;
+        for (int mask = 8, start = lane/8; wide && mask < 32; mask *= 2) {
+            const float error = ggmlq_shuffle_xor(best_error, mask), step2 = ggmlq_shuffle_xor(best_step, mask), from2 = ggmlq_shuffle_xor(best_from, mask);
+            const int   other = ggmlq_shuffle_xor(start, mask);
+            if (error < best_error || (error == best_error && other < start)) {
+                best_error = error;
+                best_step  = step2;
+                best_from  = from2;
+                start      = other;
+            }
+        }
+
+        const bounds b = bounds_of(best_from);
         index[0] = index[1] = 0;
-        for (int c = 0; c < 4; ++c) {
+        for (int c = 0; c < VALUES/4; ++c) {
             float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
             for (int k = 0, weight = 1; k < 4; ++k, weight *= 16) {
-                const int n = type == GGMLQ_TYPE_TQ3_0 ? 4*k + c : 4*c + k;
-                const float cell = ggmlq_pick(key[n], b1, b2, b3, 0.5f, 1.5f, 2.5f, 3.5f);
-                nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | sign[n]), (float) weight, nibbles);
+                const int n = TQ3_0 ? VALUES/4*k + c : 4*c + k;
+                const float cell = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], 0.5f, 1.5f, 2.5f, 3.5f);
+                nibbles = fmaf(__uint_as_float(__float_as_uint(cell) | (__float_as_uint(y[n]) & 0x80000000u)), (float) weight, nibbles);
             }
             index[c/2] |= (uint32_t) (int) nibbles << 16*(c % 2);
         }
         return best_step;
     }
 
-    /* Bits `mask` from bit `shift` of each nibble of the indices on -> where a plane's byte has them (signs: the 1-bit plane, w = 0). */
+    /* Bits `mask` from bit `shift` of each nibble of the indices on -> where a plane's byte has them (signs: the 1-bit plane, byte 0). */
     static __device__ __forceinline__ uint32_t pack(const uint32_t index[2], int shift, uint32_t mask, bool signs) {
         uint32_t half[2] = { 0, 0 };
         for (int i = 0; i < 2; ++i) {
@@ -377,90 +442,123 @@ template <int type> struct ggmlq_encoder {
         return ggmlq_byte_perm(half[0], half[1], 0x6420);
     }
 
-    /* Quads in, the block out; nothing is stored where block is NULL. */
-    static __device__ __forceinline__ void encode(float v[QUADS][4], int lane, uint8_t * block) {
+    /* What a thread has of a block: bytes of the 2-bit planes, the bits of the 1-bit planes of the same values, the scale. */
+    struct fields { uint32_t two, one, scale; };
+
+    static __device__ __forceinline__ fields encode(float v[VALUES], int lane) {
         uint32_t max = 0;
         for (int i = 0; i < VALUES; ++i) {
-            const uint32_t bits = __float_as_uint(v[i/4][i%4]) & 0x7fffffff;
+            const uint32_t bits = __float_as_uint(v[i]) & 0x7fffffff;
             max = bits > max ? bits : max;
         }
-        for (int mask = 1; mask < THREADS; mask *= 2) {
+        for (int mask = 1; mask < GROUP; mask *= 2) {
             const uint32_t other = ggmlq_shuffle_xor(max, mask);
             max = other > max ? other : max;
         }
         const bool finite = max < 0x7f800000;
         const bool coded  = finite && max != 0;
 
-        /* 2^(e-1) <= max < 2^e; 2^e itself may be no float. */
+        /* 2^(e-1) <= max < 2^e. Of the factor 2^-e, that part which is a float, subnormal ones included. */
         const int e = !coded ? 0 : max >= 0x00800000 ? (int) (max >> 23) - 126 : -117 - __clz((int) max);
-        const int down_excess = e > 126 ? 126 - e : e < -127 ? -127 - e : 0;
-        const float down  = __uint_as_float((uint32_t) (127 + down_excess) << 23), down2 = __uint_as_float((uint32_t) (127 - e - down_excess) << 23);
-        for (int i = 0; i < VALUES; ++i) {
-            v[i/4][i%4] = ggmlq_mul(ggmlq_mul(v[i/4][i%4], down), down2);
+        const float down = __uint_as_float(e > 126 ? 0x00800000u >> (e - 126) : (uint32_t) (127 - (e < -127 ? -127 : e)) << 23);
+        if (e < -127) {
+            for (int i = 0; i < VALUES; ++i) {
+                v[i] = ggmlq_mul(v[i], __uint_as_float((uint32_t) -e << 23));
+            }
         }
 
-        if (type == GGMLQ_TYPE_TQ3_0) {
+        float y[VALUES];
+        if (TQ3_0 && wide) {
+            const int first = first_lane(lane);
+            for (int i = 0; i < VALUES; ++i) {
+                v[i] = ggmlq_mul(v[i], __uint_as_float(__float_as_uint(down) ^ GGMLQ_TQ3_0_SIGNS >> (8*i + first) << 31));
+                v[i] = ggmlq_fma(first & 1 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 2)); /* half-distance 1 */
+                v[i] = ggmlq_fma(first & 2 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 4)); /* 2 */
+                v[i] = ggmlq_fma(first & 4 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 1)); /* 4 */
+            }
+        } else if (TQ3_0) {
             const int t = lane % 2;
-            for (int q = 0; q < QUADS; ++q) {
-                ggmlq_flip_quad(v[q], 8*q + 4*t);
-                ggmlq_butterfly(v[q][0], v[q][1]); ggmlq_butterfly(v[q][2], v[q][3]); /* half-distance 1 */
-                ggmlq_butterfly(v[q][0], v[q][2]); ggmlq_butterfly(v[q][1], v[q][3]); /* 2 */
-                for (int i = 0; i < 4; ++i) {                                         /* 4 */
-                    v[q][i] = ggmlq_fma(t ? -1.0f : 1.0f, v[q][i], ggmlq_shuffle_xor(v[q][i], 1));
+            const float down_t = t ? -down : down; /* for values whose sign the threads don't share */
+            for (int i = 0; i < VALUES; i += 4) {
+                for (int n = i; n < i + 4; ++n) {
+                    const uint32_t minus0 = GGMLQ_TQ3_0_SIGNS >> (i + n) & 1, minus1 = GGMLQ_TQ3_0_SIGNS >> (i + n + 4) & 1;
+                    const float factor = minus0 == minus1 ? down : down_t;
+                    v[n] = ggmlq_mul(v[n], minus0 ? -factor : factor);
+                }
+                ggmlq_butterfly(v[i], v[i + 1]); ggmlq_butterfly(v[i + 2], v[i + 3]); /* 1 */
+                ggmlq_butterfly(v[i], v[i + 2]); ggmlq_butterfly(v[i + 1], v[i + 3]); /* 2 */
+                for (int n = i; n < i + 4; ++n) {                                     /* 4 */
+                    v[n] = ggmlq_fma(t ? -1.0f : 1.0f, v[n], ggmlq_shuffle_xor(v[n], 1));
                 }
             }
-            for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]); ggmlq_butterfly(v[2][i], v[3][i]); /* 8 */
-                ggmlq_butterfly(v[0][i], v[2][i]); ggmlq_butterfly(v[1][i], v[3][i]); /* 16 */
-            }
         } else {
-            for (int q = 0; q < QUADS; ++q) {
-                ggmlq_turn_quad(v[q], 32*q + 4*(lane % 8), 1.0f);
-                ggmlq_transpose(v[q], lane, 2, 4);
+            for (int i = 0; i < VALUES; i += 4) {
+                for (int n = i; n < i + 4; ++n) {
+                    v[n] = ggmlq_mul(v[n], down);
+                }
+                ggmlq_turn_quad(v + i, 8*i + 4*(lane % 8), 1.0f);
+                ggmlq_transpose(v + i, lane, 2, 4);
             }
         }
-        float y[VALUES];
-        for (int i = 0; i < VALUES; ++i) {
-            y[i] = type == GGMLQ_TYPE_TQ3_0 ? ggmlq_mul(v[i/4][i%4], GGMLQ_CUDA_NORM32) : v[i/4][i%4];
+        for (int half = LANES; TQ3_0 && half < VALUES; half *= 2) { /* 8, 16 */
+            for (int i = 0; i < VALUES; ++i) {
+                if ((i & half) == 0) {
+                    ggmlq_butterfly(v[i], v[(i + half) % VALUES]);
+                }
+            }
+        }
+        for (int i = 0; i < VALUES; ++i) { /* +0 for -0 */
+            y[i] = TQ3_0 ? ggmlq_fma(v[i], GGMLQ_CUDA_NORM32, 0.0f) : ggmlq_add(v[i], 0.0f);
         }
 
         uint32_t index[2];
-        const float step = search(y, index);
+        const float step = search(y, lane, index);
         const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
         const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
         const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
-        const uint32_t scale = coded ? ggmlq_half_from_float(scaled) : finite ? 0 : 0x7e00;
+        fields f;
+        f.scale = coded ? __half_as_ushort(__float2half_rn(fminf(scaled, 65504.0f))) : finite ? 0 : 0x7e00;
+        f.two = coded ? pack(index, TQ3_0 ? 1 : 0, 3, false) : 0;
+        f.one = coded ? pack(index, TQ3_0 ? 0 : 2, 1, true)  : 0;
+        return f;
+    }
 
-        /* Each thread holds whole bytes of the planes (two threads share one of planar3's sign bytes). */
-        if (type == GGMLQ_TYPE_TQ3_0) {
-            const int w = lane % 2;
-            uint32_t two = pack(index, 1, 3, false), one = pack(index, 0, 1, true);
-            one <<= ggmlq_sign_bit(4*w, 0);
-            one |= ggmlq_shuffle_xor(one, 1);
-            two = coded ? two : 0;
-            one = coded ? one : 0;
-            if (block) {
-                ggmlq_write_u16(block + 4*w, two);
-                ggmlq_write_u16(block + 4*w + 2, two >> 16);
-                ggmlq_write_u16(block + (w == 0 ? 8 : 12), w == 0 ? one : scale);
-                if (w == 0) {
-                    ggmlq_write_u16(block + 10, one >> 16);
-                }
+    /* All threads must take part; nothing is stored where block is NULL. */
+    static __device__ __forceinline__ void store(const fields & f, int lane, uint8_t * block) {
+        typedef ggmlq_cache_type<type> T;
+        const int first = first_lane(lane), w = lane % 2;
+        uint32_t two = f.two, one = f.one << ggmlq_sign_bit(TQ3_0 && wide ? first : 4*w, 0);
+        one |= ggmlq_shuffle_xor(one, 1);
+        if (TQ3_0 && wide) {
+            one |= ggmlq_shuffle_xor(one, 2);
+            one |= ggmlq_shuffle_xor(one, 4);
+        }
+        if (!TQ3_0) {
+            two = ggmlq_transpose_bytes(two, lane, 2, 4);
+            one = ggmlq_transpose_bytes(one, lane, 2, 4);
+        }
+        if (block == NULL || lane % THREADS >= GROUP) {
+            return;
+        }
+        if (TQ3_0 && wide) {
+            block[T::Q_AT + first] = (uint8_t) two;
+            if (lane < 3) {
+                ggmlq_write_u16(block + T::S_AT + 2*lane, lane == 0 ? one : lane == 1 ? one >> 16 : f.scale);
+            }
+        } else if (TQ3_0) {
+            ggmlq_write_u16(block + T::Q_AT + 4*w, two);
+            ggmlq_write_u16(block + T::Q_AT + 4*w + 2, two >> 16);
+            ggmlq_write_u16(block + (w == 0 ? T::S_AT : T::SCALE_AT), w == 0 ? one : f.scale);
+            if (w == 0) {
+                ggmlq_write_u16(block + T::S_AT + 2, one >> 16);
             }
         } else {
-            const int w = lane % 2, t = lane/2 % 4;
-            uint32_t two = pack(index, 0, 3, false), one = pack(index, 2, 1, true);
-            one <<= ggmlq_sign_bit(4*w, 0);
-            one |= ggmlq_shuffle_xor(one, 1);
-            two = ggmlq_transpose_bytes(coded ? two : 0, lane, 2, 4);
-            one = ggmlq_transpose_bytes(coded ? one : 0, lane, 2, 4);
-            if (block) {
-                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w, two);
-                ggmlq_write_u16(block + ggmlq_cache_type<type>::Q_AT + 8*t + 4*w + 2, two >> 16);
-                ggmlq_write_u16(block + ggmlq_cache_type<type>::S_AT + 4*t + 2*w, w ? one >> 16 : one);
-                if (lane % 8 == 0) {
-                    ggmlq_write_u16(block + ggmlq_cache_type<type>::SCALE_AT, scale);
-                }
+            const int plane = lane/2 % 4;
+            ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w, two);
+            ggmlq_write_u16(block + T::Q_AT + 8*plane + 4*w + 2, two >> 16);
+            ggmlq_write_u16(block + T::S_AT + 4*plane + 2*w, w ? one >> 16 : one);
+            if (lane % 8 == 0) {
+                ggmlq_write_u16(block + T::SCALE_AT, f.scale);
             }
         }
     }

@@ -54,12 +54,90 @@
 #    include <cuda_runtime.h>
 #endif
 
+#include <atomic>
+#include <cstdlib>
+
 #include "ggmlq-cuda.h"
 
 /* After a launch: 0 or GGMLQ_ERROR_DEVICE, the driver's sentence being kept for ggmlq_cuda_error_text. */
 int ggmlq_cuda_launched(void);
 
 #define GGMLQ_DEVICE static __device__ __forceinline__
+
+/* --- launches that begin before the previous kernel of the stream has ended (compute capability 9.0 and up) ----- */
+
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && CUDART_VERSION >= 12030
+#    define GGMLQ_EARLY_LAUNCH
+#endif
+
+/* In a kernel launched by ggmlq_launch_early, before the first access to memory that the call was given; all threads. */
+GGMLQ_DEVICE void ggmlq_wait_for_previous(void) {
+#if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Computed by here: compilers put off what isn't needed before the wait. */
+GGMLQ_DEVICE void ggmlq_keep(uint64_t & x) {
+#ifdef GGMLQ_EARLY_LAUNCH
+    asm volatile("" : "+l"(x));
+#else
+    (void) x;
+#endif
+}
+
+/* The next kernel, if it is of that kind too, may be put on the device as soon as all threads have said so, or ended. */
+GGMLQ_DEVICE void ggmlq_let_next_start(void) {
+#if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#ifdef GGMLQ_EARLY_LAUNCH
+/* Whether the code that the current device runs has the wait: not where it was translated from an older architecture's. */
+template <auto kernel> static bool ggmlq_waits_for_previous(void) {
+    enum { UNKNOWN, NO, YES, DEVICES = 64 };
+    static std::atomic<signed char> known[DEVICES];
+    int device;
+    if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= DEVICES) {
+        return false;
+    }
+    signed char answer = known[device].load(std::memory_order_relaxed);
+    if (answer == UNKNOWN) {
+        cudaFuncAttributes attributes;
+        if (cudaFuncGetAttributes(&attributes, (const void *) kernel) != cudaSuccess) {
+            return false; /* the plain launch says why */
+        }
+        answer = attributes.ptxVersion >= 90 ? YES : NO;
+        known[device].store(answer, std::memory_order_relaxed);
+    }
+    return answer == YES;
+}
+#endif
+
+/* Launches such a kernel; false, and nothing is done: it has to be launched as others are. GGML_CUDA_PDL=0 forbids it, as in llama.cpp. */
+template <auto kernel, typename... arguments_t>
+static bool ggmlq_launch_early(unsigned int grid, unsigned int block, cudaStream_t stream, const arguments_t &... arguments) {
+#ifdef GGMLQ_EARLY_LAUNCH
+    static const char * wanted = getenv("GGML_CUDA_PDL");
+    if ((!wanted || atoi(wanted) != 0) && ggmlq_waits_for_previous<kernel>()) {
+        cudaLaunchAttribute attribute = {};
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim  = dim3(grid);
+        config.blockDim = dim3(block);
+        config.stream   = stream;
+        config.attrs    = &attribute;
+        config.numAttrs = 1;
+        (void) cudaLaunchKernelEx(&config, kernel, arguments...); /* cudaGetLastError has its error too */
+        return true;
+    }
+#else
+    (void) grid; (void) block; (void) stream; ((void) arguments, ...);
+#endif
+    return false;
+}
 
 template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
 #ifdef GGMLQ_HIP

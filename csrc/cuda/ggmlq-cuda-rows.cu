@@ -77,37 +77,79 @@ GGMLQ_DEVICE uint8_t * address(const struct walk & w, const struct place & p, in
     return w.data + (int64_t) p.i0*w.block_bytes + row*w.nb1 + (int64_t) p.i2*w.nb2 + (int64_t) p.i3*w.nb3;
 }
 
-/* The encoded block that belongs to block number `block` of the values at p; NULL: its row index is out of range. */
-GGMLQ_DEVICE uint8_t * encoded_address(const struct walk & encoded, const struct row_index & index, uint32_t block, const struct place & p) {
+/* Where the values at p go, in two steps: what is known before a row's number is (and before ggmlq_wait_for_previous: arguments of a kernel
+ * come from memory, too), and the rest. */
+struct target {
+    const uint32_t * index; /* the row's number; NULL: base is the address */
+    uint64_t base, row_bytes, n_rows;
+};
+
+struct raw_index { uint32_t low, high; };
+
+GGMLQ_DEVICE struct target target_of(const struct walk & encoded, const struct row_index & index, uint32_t block, const struct place & p) {
+    struct target t = { NULL, 0, (uint64_t) encoded.nb1, (uint64_t) index.n_rows };
     if (index.data == NULL) {
         const struct place place = place_of(encoded, block);
-        return address(encoded, place, place.i1);
+        t.base = (uint64_t) address(encoded, place, place.i1);
+        return t;
     }
     const uint32_t i2 = index.ne1 == 1 ? 0 : p.i2 % index.ne1, i3 = index.ne2 == 1 ? 0 : p.i3 % index.ne2;
-    const uint8_t * at = index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2;
-    const int64_t row = index.bytes == 8 ? *(const int64_t *) at : *(const int32_t *) at;
-    return row < 0 || row >= index.n_rows ? NULL : address(encoded, p, row);
+    t.index = (const uint32_t *) (index.data + (int64_t) p.i1*index.nb0 + (int64_t) i2*index.nb1 + (int64_t) i3*index.nb2);
+    t.base  = (uint64_t) address(encoded, p, 0);
+    return t;
+}
+
+GGMLQ_DEVICE struct raw_index load_index(const struct target & t, int bytes) {
+    struct raw_index raw = { 0, 0 };
+    if (t.index) {
+        raw.low  = t.index[0];
+        raw.high = t.index[bytes == 8]; /* whatever it is otherwise: a choice after the load would wait for it */
+    }
+    return raw;
+}
+
+/* NULL: the row's number is out of range. */
+GGMLQ_DEVICE uint8_t * target_address(const struct target & t, struct raw_index raw, int bytes) {
+    if (t.index == NULL) {
+        return (uint8_t *) t.base;
+    }
+    const int64_t row = bytes == 8 ? (int64_t) ((uint64_t) raw.high << 32 | raw.low) : (int32_t) raw.low;
+    return row < 0 || row >= (int64_t) t.n_rows ? NULL : (uint8_t *) (t.base + (uint64_t) row*t.row_bytes);
 }
 
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
-enum { THREADS = 128, PLANE_THREADS = 4 };
+/* WIDE_VALUES: up to so many a call, a warp a block is faster (48 tokens of 8 heads of 128, on an H100). SMALL_GRID: the next kernel's thread
+ * blocks that come early take places at random, which a larger grid of theirs then lacks: 512 tokens took 9 instead of 5 us. */
+enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64 };
 
-template <int type> static __global__ void __launch_bounds__(THREADS)
+template <int type, bool wide> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_blocks) {
-    typedef ggmlq_encoder<type> E;
+    typedef ggmlq_encoder<type, wide> E;
     const int lane = threadIdx.x % 32;
     const uint32_t number = blockIdx.x*(THREADS/E::THREADS) + threadIdx.x/E::THREADS;
     const uint32_t block  = number < n_blocks ? number : n_blocks - 1; /* threads without work follow the last one: shuffles need them */
     const struct place p  = place_of(values, block);
-    uint8_t * out = encoded_address(encoded, index, block, p);
-    const uint8_t * in = address(values, p, p.i1);
-    const int value_bytes = values.type == GGMLQ_CUDA_F32 ? 4 : 2;
-    float v[E::QUADS][4];
-    for (int q = 0; q < E::QUADS; ++q) {
-        ggmlq_load_floats(values.type, in + (4*E::THREADS*q + 4*(lane % E::THREADS))*value_bytes, 4, v[q]);
+    uint64_t in = (uint64_t) address(values, p, p.i1);
+    struct target to = target_of(encoded, index, block, p);
+    if (gridDim.x <= SMALL_GRID) {
+        ggmlq_let_next_start();
     }
-    E::encode(v, lane, number < n_blocks ? out : NULL);
+    ggmlq_keep(in);
+    ggmlq_keep(to.base);
+    ggmlq_keep(to.row_bytes);
+    ggmlq_keep(to.n_rows);
+    ggmlq_wait_for_previous();
+    float v[E::VALUES];
+    if (values.type == GGMLQ_CUDA_F32) {
+        E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
+    } else {
+        E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);
+    }
+    const struct raw_index raw = load_index(to, index.bytes);
+    const typename E::fields fields = E::encode(v, lane);
+    uint8_t * out = target_address(to, raw, index.bytes);
+    E::store(fields, lane, number < n_blocks ? out : NULL);
 }
 
 /* Four threads a plane pair. */
@@ -119,7 +161,8 @@ decode_rows(const struct walk values, const struct walk encoded, const struct ro
     const uint32_t pair   = number < n_planes ? number : n_planes - 1;
     const int      plane  = pair % T::PLANES;
     const struct place p  = place_of(values, pair/T::PLANES);
-    const uint8_t * in = encoded_address(encoded, index, pair/T::PLANES, p);
+    const struct target from = target_of(encoded, index, pair/T::PLANES, p);
+    const uint8_t * in = target_address(from, load_index(from, index.bytes), index.bytes);
     float v[2][4] = { { 0.0f } };
 #pragma unroll
     for (int h = 0; h < 2 && in; ++h) {
@@ -204,16 +247,24 @@ static const struct row_index no_index = { NULL, 0, 0, 0, 0, 0, 1, 1 };
 /* Of n units, each worked on by `each` threads. */
 static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
 
+template <int type, bool wide> static void launch_encode(const struct walk & from, const struct walk & to, const struct row_index & index, int64_t n, void * stream) {
+    const unsigned int grid = grid_of(n, ggmlq_encoder<type, wide>::THREADS);
+    if (!ggmlq_launch_early<encode_rows<type, wide>>(grid, THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n)) {
+        encode_rows<type, wide><<<grid, THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
+    }
+}
+
 static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, void * stream) {
     const int64_t n = count_blocks(values, ggmlq_type_info_get(rows->type)->block_length);
     if (n <= 0) {
         return (int) n;
     }
+    const bool wide = n <= WIDE_VALUES/ggmlq_type_info_get(rows->type)->block_length;
     const struct walk from = make_walk(values, rows->type), to = make_walk(rows, rows->type);
     if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        encode_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, ggmlq_encoder<GGMLQ_TYPE_TQ3_0>::THREADS), THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
+        (wide ? launch_encode<GGMLQ_TYPE_TQ3_0, true> : launch_encode<GGMLQ_TYPE_TQ3_0, false>)(from, to, index, n, stream);
     } else {
-        encode_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, ggmlq_encoder<GGMLQ_TYPE_PLANAR3>::THREADS), THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
+        (wide ? launch_encode<GGMLQ_TYPE_PLANAR3, true> : launch_encode<GGMLQ_TYPE_PLANAR3, false>)(from, to, index, n, stream);
     }
     return ggmlq_cuda_launched();
 }

@@ -233,17 +233,24 @@ static std::string check_encoder() {
                 x[i] = value_at(source, data.data(), (int64_t) i);
             }
             ggmlq_encode_row(type, x.data(), wanted.data(), (int64_t) x.size());
-            device_bytes src(data), dst(std::vector<uint8_t>(wanted.size(), 0xcd), 2);
-            struct ggmlq_cuda_view from, to;
-            spread(&from, src.data(), source, (int64_t) x.size(), 1, 1, 1, 0);
-            spread(&to,   dst.data(), type,   (int64_t) x.size(), 1, 1, 1, 0);
-            ok(ggmlq_cuda_copy(&to, &from, NULL));
-            const std::vector<uint8_t> found = dst.host<uint8_t>();
-            for (int64_t b = 0; b < n_blocks; ++b) {
-                const bool same = memcmp(&found[b*bytes], &wanted[b*bytes], bytes) == 0;
-                different += !same;
-                ++blocks_all;
-                require(same, "%s from %s: block %lld of kind %d differs", type_name(type), type_name(source), (long long) b, b % 3 == 0 ? (int) (b/3 % KINDS) : 0);
+            device_bytes src(data);
+            for (int64_t blocks_a_call : { n_blocks, std::min(n_blocks, (int64_t) 1001*32/length) }) { /* many and few: two kernels */
+                device_bytes dst(std::vector<uint8_t>(wanted.size(), 0xcd), 2);
+                for (int64_t b = 0; b < n_blocks; b += blocks_a_call) {
+                    const int64_t n = std::min(blocks_a_call, n_blocks - b)*length;
+                    struct ggmlq_cuda_view from, to;
+                    spread(&from, src.data() + row_bytes(source, b*length), source, n, 1, 1, 1, 0);
+                    spread(&to,   dst.data() + b*bytes,                     type,   n, 1, 1, 1, 0);
+                    ok(ggmlq_cuda_copy(&to, &from, NULL));
+                }
+                const std::vector<uint8_t> found = dst.host<uint8_t>();
+                for (int64_t b = 0; b < n_blocks; ++b) {
+                    const bool same = memcmp(&found[b*bytes], &wanted[b*bytes], bytes) == 0;
+                    different += !same;
+                    ++blocks_all;
+                    require(same, "%s from %s, %lld blocks a call: block %lld of kind %d differs", type_name(type), type_name(source), (long long) blocks_a_call, (long long) b,
+                            b % 3 == 0 ? (int) (b/3 % KINDS) : 0);
+                }
             }
         }
     }
@@ -939,6 +946,25 @@ static double time_calls(int n, const std::function<void(int, cudaStream_t)> & c
     return 1000.0*times[times.size()/2]/n;
 }
 
+#ifndef GGMLQ_CHECK_METAL
+static __global__ void do_nothing(int) {}
+
+/* Reads and writes what set_rows of tq3_0 does, 32 values and 14 bytes a thread, and computes nothing. */
+static __global__ void only_move(const float4 * values, const int64_t * index, uint8_t * rows, int64_t bytes, int blocks) {
+    const int block = (int) (blockIdx.x*128 + threadIdx.x);
+    const int64_t row = index[block/blocks];
+    float sum = 0.0f;
+    for (int i = 0; i < 8; ++i) {
+        const float4 f = values[8*(int64_t) block + i];
+        sum += f.x + f.y + f.z + f.w;
+    }
+    uint16_t * out = (uint16_t *) (rows + row*bytes + 14*(block % blocks));
+    for (int i = 0; i < 7; ++i) {
+        out[i] = (uint16_t) (ggmlq_float_bits(sum) >> 2*i);
+    }
+}
+#endif
+
 static void bench() {
     const int64_t copy_bytes = (int64_t) 1 << 29;
     double copy_rate;
@@ -983,6 +1009,15 @@ static void bench() {
             printf("set_rows %-8s from %s, %3lld tokens of 1024  %9.2f us %9.1f GB/s, %5.1f %% of the copy rate; a copy of as many bytes %6.2f us, %5.1f %% of its rate\n", type_name(type), type_name(source),
                    (long long) tokens, us, rate, 100*rate/copy_rate, copy_us, 100*copy_us/us);
         }
+#ifndef GGMLQ_CHECK_METAL
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            const double nothing = time_calls(SETS, [&](int, cudaStream_t stream) { do_nothing<<<128, 128, 0, stream>>>(0); });
+            const double moving  = time_calls(SETS, [&](int set, cudaStream_t stream) {
+                only_move<<<TOKENS*n/32/128, 128, 0, stream>>>((const float4 *) (x.data() + set*TOKENS*n*4), (const int64_t *) d_index.data() + set*TOKENS, rows.data(), bytes, (int) (n/32));
+            });
+            printf("the floor of a kernel: launched %.2f us, and with the loads and stores of 512 tokens %.2f us\n", nothing, moving);
+        }
+#endif
         device_bytes values(TOKENS*n*4);
         const double us = time_calls(SETS, [&](int set, cudaStream_t stream) {
             struct ggmlq_cuda_view to, from, at;

@@ -37,6 +37,7 @@ struct dim3 {
     unsigned int x, y, z;
     dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : x(x), y(y), z(z) {}
 };
+struct alignas(8)  float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8)  uint2  { uint32_t x, y; };
 struct alignas(16) uint4  { uint32_t x, y, z, w; };
