@@ -175,11 +175,10 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
 #ifdef GGMLQ_DECODE_OVERLAPS
     static const char * const wanted = getenv("GGML_CUDA_PDL"); /* 0 forbids it there, too */
     if (plan->overlaps && (wanted == NULL || atoi(wanted) != 0)) {
-        cudaLaunchAttribute attribute;
+        cudaLaunchAttribute attribute = {};
         attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attribute.val.programmaticStreamSerializationAllowed = 1;
-        cudaLaunchConfig_t config;
-        memset(&config, 0, sizeof(config));
+        cudaLaunchConfig_t config = {};
         config.gridDim          = blocks;
         config.blockDim         = threads;
         config.dynamicSmemBytes = (size_t) plan->shared_bytes;
