@@ -76,9 +76,9 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     const int slots = multiprocessors*resident;
     const int64_t blocks = (int64_t) plan->units*splits, waves = (blocks + slots - 1)/slots;
     const int64_t tiles = (plan->n_kv + instance->rows - 1)/instance->rows, groups = instance->warps/plan->slices;
-    const int64_t turns = ((tiles + splits - 1)/splits + groups - 1)/groups;
+    const double turns = (double) ((tiles + splits - 1)/splits)/(double) groups; /* not rounded up: the groups share a multiprocessor */
     const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
-    const double loop = (double) (waves*turns)*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
+    const double loop = (double) waves*turns*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
     return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits > 1 ? 0.14*splits : 0.0);
 }
 

@@ -216,14 +216,12 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
 
 #ifdef GGMLQ_DECODE_DEVICE
 
-/* Where this lane puts the first 16 bytes that it copies, in a stage. */
-template <class R> GGMLQ_DEVICE uint32_t ggmlq_decode_copy_to(int lane) { return lane/R::LANES*R::PITCH + 16*(lane % R::LANES); }
-
-/* ROWS rows -> shared memory. `chunk`: this lane's 16 bytes of its first row, which go to `to`; `step`: bytes to its next. Bytes around the rows are
- * read too. */
+/* ROWS rows -> shared memory. `chunk`: this lane's 16 bytes of its first row; `step`: bytes to its next. Bytes around the rows are read too. */
 template <class R, int ROWS> GGMLQ_DEVICE void ggmlq_decode_copy(uint32_t to, const uint8_t * chunk, unsigned step, int lane) {
     enum { STEP = 32/R::LANES };
-    if (R::CHUNKS == R::LANES || lane % R::LANES < R::CHUNKS) {
+    const int x = lane % R::LANES;
+    to += lane/R::LANES*R::PITCH + 16*x;
+    if (R::CHUNKS == R::LANES || x < R::CHUNKS) {
 #pragma unroll
         for (int i = 0; i < ROWS; i += STEP) {
             if (STEP*R::ALIGN % 16 == 0) {
@@ -266,12 +264,11 @@ template <int type> GGMLQ_DEVICE ggmlq_decode_lut ggmlq_decode_levels(uint32_t f
 /* 16 bits of the 2-bit plane and of the 1-bit plane, of two rows -> selectors of their fields: four of each row. */
 GGMLQ_DEVICE uint32_t ggmlq_selectors(uint32_t q, uint32_t s) { return (q & 0x33333333u) | (s & 0x44444444u); }
 
-/* A fragment of plane pair `plane`: signed bytes of rows g and g + 8. `q_row`, `s_row`: row g in shared memory plus the places of this thread's fields in a
- * plane. */
-template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_t a[4], const uint8_t * q_row, const uint8_t * s_row, int plane, uint32_t shift, uint32_t unit, ggmlq_decode_lut lut) {
+/* A fragment of plane pair `plane`: signed bytes of rows g and g + 8. `row`: of row g in shared memory. */
+template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_t a[4], const uint8_t * row, int plane, int t, uint32_t shift, uint32_t unit, ggmlq_decode_lut lut) {
     typedef ggmlq_decode_rows<type, SLICE> K;
     if (type == GGMLQ_TYPE_Q8_0) {
-        const uint8_t * p = q_row + 34*plane + 2;
+        const uint8_t * p = row + 34*plane + 2 + 8*t;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const uint8_t * word = p + 8*K::PITCH*(i % 2) + 4*(i/2);
@@ -279,8 +276,8 @@ template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_
         }
         return;
     }
-    q_row += K::q_at(plane);
-    s_row += K::s_at(plane);
+    const uint8_t * q_row = row + K::q_at(plane) + 2*t;
+    const uint8_t * s_row = row + K::s_at(plane) + 2*(t % 2);
     const uint32_t q = ggmlq_two_halves(ggmlq_read_shared_u16(q_row), ggmlq_read_shared_u16(q_row + 8*K::PITCH), unit);
     /* shift: 4 or 1, brings the sign bits of word 0 or 1 into place; bits that cross into the other half are masked away */
     const uint32_t s = ggmlq_two_halves(ggmlq_read_shared_u16(s_row), ggmlq_read_shared_u16(s_row + 8*K::PITCH), unit)*shift;
@@ -309,34 +306,28 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
     uint32_t q[2], s[2], scale, bias; /* planes, bytes of both tokens in turn, the 1-bit plane's even and odd bits; of both tokens: scale, -c */
     const uint8_t * r0, * r1;
 
-    /* In a row: thread group g's bytes or fields of the 2-bit plane, of the 1-bit plane, its scale. */
-    static __device__ __forceinline__ int plane(int g) { return SLICE == 64 ? g/4 : SLICE == 96 && g >= 6 ? 2 : g/2; }
-    static __device__ __forceinline__ int q_at(int g) {
-        return type == GGMLQ_TYPE_Q8_0 ? V::scale_at(plane(g)) + 2 + (SLICE == 64 ? 8*(g % 4) : 16*(g % 2)) : V::q_at(plane(g)) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2));
-    }
-    static __device__ __forceinline__ int s_at(int g)     { return V::s_at(plane(g)) + 2*(g % 2); }
-    static __device__ __forceinline__ int scale_at(int g) { return V::scale_at(plane(g)); }
-
-    /* q, s, c: these places in the first token's row; `next`: bytes to the second's. */
-    static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * q, const uint8_t * s, const uint8_t * c, int next, int g, uint32_t shift, uint32_t unit) {
+    static __device__ __forceinline__ ggmlq_decode_v_pair load(const uint8_t * row0, const uint8_t * row1, int g, uint32_t shift, uint32_t unit) {
         ggmlq_decode_v_pair v;
-        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(c), ggmlq_read_shared_u16(c + next), unit);
+        const int plane = SLICE == 64 ? g/4 : SLICE == 96 && g >= 6 ? 2 : g/2;
+        v.scale = ggmlq_two_halves(ggmlq_read_shared_u16(row0 + V::scale_at(plane)), ggmlq_read_shared_u16(row1 + V::scale_at(plane)), unit);
         if (SLICE == 96 && g >= 6) {
             v.scale = 0;
         }
         if (type == GGMLQ_TYPE_Q8_0) {
-            v.r0 = q;
-            v.r1 = q + next;
+            const int at = V::scale_at(plane) + 2 + (SLICE == 64 ? 8*(g % 4) : 16*(g % 2));
+            v.r0 = row0 + at;
+            v.r1 = row1 + at;
             return v;
         }
-        const uint32_t signs = ggmlq_permute(ggmlq_read_shared_u16(s), ggmlq_read_shared_u16(s + next), 0x5140)*(SLICE == 64 ? shift : 1);
+        const int q_at = V::q_at(plane) + (SLICE == 64 ? 2*(g % 4) : 2*(g % 2)), s_at = V::s_at(plane) + 2*(g % 2);
+        const uint32_t signs = ggmlq_permute(ggmlq_read_shared_u16(row0 + s_at), ggmlq_read_shared_u16(row1 + s_at), 0x5140)*(SLICE == 64 ? shift : 1);
         v.s[0] = signs & 0x55555555u;
         v.s[1] = signs & 0xaaaaaaaau;
         ggmlq_keep(v.s[0]); /* or they are shifted first and masked twice */
         ggmlq_keep(v.s[1]);
-        v.q[0] = ggmlq_permute(ggmlq_read_shared_u16(q), ggmlq_read_shared_u16(q + next), 0x5140);
+        v.q[0] = ggmlq_permute(ggmlq_read_shared_u16(row0 + q_at), ggmlq_read_shared_u16(row1 + q_at), 0x5140);
         if (SLICE != 64) {
-            v.q[1] = ggmlq_permute(ggmlq_read_shared_u16(q + 4), ggmlq_read_shared_u16(q + next + 4), 0x5140);
+            v.q[1] = ggmlq_permute(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4), 0x5140);
         }
         return v;
     }
@@ -582,26 +573,21 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint8_t * k_chunk = NULL, * v_chunk = NULL;
     const int inner1 = min(tile1, tiles - 1);
 
-    enum { SAME_ROWS = (int) K::LANES == (int) V::LANES && (int) K::PITCH == (int) V::PITCH };
-    uint32_t k_to = ggmlq_shared_address(pipe) + ggmlq_decode_copy_to<K>(lane);
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
+        const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
-            ggmlq_decode_copy<K, ROWS>(k_to + at, k_chunk, plan.k_copy_step, lane);
+            ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
             if (!plan.v_in_k) {
-                ggmlq_decode_copy<V, ROWS>((SAME_ROWS ? k_to : ggmlq_shared_address(pipe) + ggmlq_decode_copy_to<V>(lane)) + at + S::K_BYTES, v_chunk, plan.v_copy_step, lane);
+                ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, plan.v_copy_step, lane);
             }
         } else if (tile < tile1) {
-            const uint32_t to = ggmlq_shared_address(pipe) + at;
             const int token = tile*ROWS, count = plan.n_kv - token;
-            int head = head_kv; /* the compiler must not hold on to k_rows and v_rows for this */
-            ggmlq_keep(head);
-            ggmlq_decode_copy_last<K, ROWS>(to, (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head*p.k_stride[1] + slice*K::BYTES + token*p.k_stride[0], p.k_stride[0], count, lane);
+            ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
             if (!plan.v_in_k) {
-                ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, (const uint8_t *) p.v + seq_kv*p.v_stride[2] + head*p.v_stride[1] + slice*V::BYTES + token*p.v_stride[0], p.v_stride[0], count, lane);
+                ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
             }
         }
         if (__builtin_expect(many_masks && tile < tile1, 0)) {
-            const uint32_t to = ggmlq_shared_address(pipe) + at;
             const int token = tile*ROWS, count = plan.n_kv - token;
             if (__builtin_expect(plan.mask_aligned && count >= ROWS, 1)) {
 #pragma unroll
@@ -620,28 +606,25 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         v_chunk += plan.v_step;
     };
 
-    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next; of the next tile to load. */
-    const uint8_t * mask_at = NULL;
-    const int mask_step = groups*ROWS*2;
-    const int quick1 = mask == NULL || plan.mask_aligned ? inner1 : 0;
+    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. */
     auto load_mask = [&](int tile) {
         uint32_t word = 0;
-        if (__builtin_expect(tile < quick1, 1)) {
+        const int token = tile*ROWS + 2*(lane % (ROWS/2));
+        if (__builtin_expect(tile < inner1 && (mask == NULL || plan.mask_aligned), 1)) {
             if (mask) {
-                word = *(const uint32_t *) mask_at;
+                word = *(const uint32_t *) (one_mask + 2*token);
             }
         } else if (tile < tile1) {
-            const int token = tile*ROWS + 2*(lane % (ROWS/2));
 #pragma unroll 1
             for (int i = 0; i < 2; ++i) {
-                word |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (mask_at + 2*i) : 0) << 16*i;
+                word |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (one_mask + 2*(token + i)) : 0) << 16*i;
             }
         }
-        mask_at += mask_step;
         return word;
     };
 
     unsigned long long * const counter = (unsigned long long *) workspace + unit;
+    unsigned long long found = 0; /* judged once it is here, after the copies have started */
 
     const bool softcap = p.logit_softcap != 0.0f;
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
@@ -655,38 +638,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     /* Where this thread's rows of a tile lie. */
     const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
-    const int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
-    const int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
-    const int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
-
-    /* The same from `shared` on, in the first stage, for every field that a thread reads, or the compiler puts these sums together in every turn. */
-    typedef ggmlq_decode_v_pair<type_v, SLICE> v_pair;
-    enum { V_SIGNS_APART = V::PLANAR3 || SLICE == 64 }; /* else 8 bytes after the 2-bit plane's fields */
-    const int pipe_at = (int) (pipe - shared), v_at = pipe_at + (plan.v_in_k ? 0 : S::K_BYTES) + v_row;
-    int k_at   = pipe_at + k_row;
-    int k_q_at = k_at + (K::Q8_0 ? 8*t : 2*t), k_s_at = k_at + 2*(t % 2);
-    int v_q_at = v_at + v_pair::q_at(g), v_s_at = v_at + v_pair::s_at(g), v_scale_at = v_at + v_pair::scale_at(g);
-    int v_next = v_row4 - v_row;
-    int q_scales_at = plan.scales_at + (slice*K::SCALES*4 + t)*16;
-    uint32_t k_shift = t/2 ? 1 : 4;
-    const uint32_t v_shift = g/2 % 2 ? 1 : 4;
+    int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
+    int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
+    int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
         lut_k.low ^= threadIdx.x & (plan.unit ^ 65536); /* 0: or it is copied to a register again for every use */
         lut_v.low ^= threadIdx.x & (plan.unit ^ 65536);
-        ggmlq_keep(lut_k.low);
-        ggmlq_keep(k_shift);
-        ggmlq_keep(k_at);
-        ggmlq_keep(k_q_at);
-        ggmlq_keep(k_s_at);
-        ggmlq_keep(v_q_at);
-        ggmlq_keep(v_scale_at);
-        if (V_SIGNS_APART) {
-            ggmlq_keep(v_s_at);
-        }
-        ggmlq_keep(v_next);
-        ggmlq_keep(k_to);
-        ggmlq_keep(q_scales_at);
+        ggmlq_keep(k_row);
+        ggmlq_keep(v_row);
+        ggmlq_keep(v_row4);
     }
+    const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 
     /* The end of the block uses the pipelines' memory. */
@@ -707,12 +669,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
     for (bool careful = false;; careful = true) {
         const int64_t first_token = (int64_t) (tile0 + group)*ROWS;
-        mask_at = one_mask + 2*(first_token + 2*(lane % (ROWS/2)));
         k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
         v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
         float first_query[2][4];
         if (!careful) {
             ggmlq_await_previous_kernel();
+            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
+                found = *(volatile unsigned long long *) counter;
+            }
             ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
         }
 #pragma unroll 1
@@ -726,11 +690,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
                 slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
             }
-            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) { /* with few columns this warp has no query to prepare */
-                const unsigned long long found = *(volatile unsigned long long *) counter;
-                if ((found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
-                    atomicCAS(counter, found, GGMLQ_COUNT_START);
-                }
+            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
+                atomicCAS(counter, found, GGMLQ_COUNT_START);
             }
             ggmlq_decode_load_queries<S, type_k, SLICE>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
             __syncthreads();
@@ -751,39 +712,34 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
         }
-        enum { LAST_STAGE = (STAGES - 1)*S::STAGE_BYTES };
-        int stage = 0, parity = 0;
+        int stage = 0, parity = 0, met = 0;
 #pragma unroll 1
-        for (int tile = tile0 + group; tile < tile1; tile += groups, stage = STAGES == 2 ? S::STAGE_BYTES - stage : stage == LAST_STAGE ? 0 : stage + S::STAGE_BYTES) {
+        for (int tile = tile0 + group; tile < tile1; tile += groups) {
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            copy_tile(tile + (STAGES - 1)*groups, STAGES == 2 ? S::STAGE_BYTES - stage : stage == 0 ? LAST_STAGE : stage - S::STAGE_BYTES);
+            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const uint8_t * const k_tile = pipe + stage;
             const uint8_t * const v_tile = plan.v_in_k ? k_tile : k_tile + S::K_BYTES;
-            auto mask_tile = [&](void) { return (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES); };
+            const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
+            stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
             /* Where the mask is all zeros there is nothing to do. */
             const uint32_t mask_now = next_mask;
-            bool biased, hidden;
+            uint32_t any = mask_now, all = mask_now;
             if (many_masks) {
-                uint32_t any = 0, all = 0xfc00fc00u;
+                any = 0;
+                all = 0xfc00fc00u;
 #pragma unroll
                 for (int i = 0; i < (COLUMNS*ROWS/8 + 31)/32; ++i) {
-                    const uint4 words = ((const uint4 *) mask_tile())[COLUMNS*ROWS/8 < 32 ? lane % (COLUMNS*ROWS/8) : 32*i + lane];
+                    const uint4 words = ((const uint4 *) mask_tile)[COLUMNS*ROWS/8 < 32 ? lane % (COLUMNS*ROWS/8) : 32*i + lane];
                     any |= words.x | words.y | words.z | words.w;
                     all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
                 }
-                biased = __any_sync(0xffffffffu, any != 0);
-                hidden = biased && __all_sync(0xffffffffu, all == 0xfc00fc00u);
             } else {
                 next_mask = load_mask(tile + groups);
-                biased = __any_sync(0xffffffffu, mask_now != 0);
-                hidden = __builtin_expect(biased, 0) && __all_sync(0xffffffffu, mask_now == 0xfc00fc00u);
             }
-            if (__builtin_expect(hidden, 0)) {
-                if (plan.slices > 1) {
-                    ggmlq_barrier(1 + group, 32*plan.slices);
-                }
+            const bool biased = __any_sync(0xffffffffu, any != 0);
+            if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
                 continue; /* all hidden */
             }
 
@@ -797,14 +753,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
             if constexpr (K::BYTE_VALUES) {
-                const uint8_t * const row = shared + k_at + stage, * const q_row = shared + k_q_at + stage, * const s_row = shared + k_s_at + stage;
+                const uint8_t * const row = k_tile + k_row;
                 int acc[BLOCK_ROWS][TILES][4];
 #pragma unroll
                 for (int plane = 0; plane < K::PLANES; ++plane) {
 #pragma unroll
                     for (int m = 0; m < BLOCK_ROWS; ++m) {
                         uint32_t a[4];
-                        ggmlq_decode_k_fragment<type_k, SLICE>(a, q_row + 16*m*K::PITCH, s_row + 16*m*K::PITCH, plane, k_shift, plan.unit, lut_k);
+                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
                             ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
@@ -822,7 +778,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
-                        const float4 f = *(const float4 *) (shared + q_scales_at + (n*K::SCALES*plan.slices + (K::PLANAR3 ? plane/4 : plane))*64);
+                        const float4 f = *(const float4 *) (q_scales + ((n*K::SCALES*plan.slices + slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane))*4 + t)*4);
 #pragma unroll
                         for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
@@ -856,6 +812,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
                 }
                 ggmlq_barrier(1 + group, 32*plan.slices);
+                ++met;
 #pragma unroll
                 for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
                     float4 total = all[32*i];
@@ -880,7 +837,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     const int column = 8*(i/4%TILES) + 2*t + i%2, token = 16*(i/4/TILES) + k_token + 8*(i%4/2);
-                    const uint16_t b = many_masks ? mask_tile()[column*ROWS + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now, token/2) >> 16*(token % 2));
+                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now, token/2) >> 16*(token % 2));
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
                     x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
                 }
@@ -964,10 +921,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 };
                 if constexpr (V::BYTE_VALUES) {
-                    const uint8_t * const v_q = shared + v_q_at + stage + 16*m*V::PITCH, * const v_s = V_SIGNS_APART ? shared + v_s_at + stage + 16*m*V::PITCH : v_q + 8;
-                    const uint8_t * const v_scale = shared + v_scale_at + stage + 16*m*V::PITCH;
-                    v_pair a0 = v_pair::load(v_q, v_s, v_scale, v_next, g, v_shift, plan.unit);
-                    v_pair a1 = v_pair::load(v_q + 8*V::PITCH, v_s + 8*V::PITCH, v_scale + 8*V::PITCH, v_next, g, v_shift, plan.unit);
+                    const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH, * const row4 = v_tile + v_row4 + 16*m*V::PITCH;
+                    typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
+                    pair a0 = pair::load(row, row4, g, v_shift, plan.unit), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, plan.unit);
                     if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
                         uint32_t odd[4];
                         odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
@@ -1013,10 +969,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
-        /* A group that had one tile less meets once more, for compute-sanitizer's racecheck: it counts the barriers of each warp, whichever they are, and takes what
-         * warps of unequal counts do on either side of a __syncthreads() for unordered (tests/cuda/racecheck_barriers.cu). */
-        if (__builtin_expect(plan.slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
-            ggmlq_barrier(1 + group, 32*plan.slices);
+        /* Groups with a tile less, or with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
+         * a __syncthreads() to be unordered (docs/CUDA-ATTENTION.md). */
+        if (__builtin_expect(plan.slices > 1, 0)) {
+#pragma unroll 1
+            for (; met < (tile1 - tile0 + groups - 1)/groups; ++met) {
+                ggmlq_barrier(1 + group, 32*plan.slices);
+            }
         }
         bool odd = false;
 #pragma unroll
@@ -1041,7 +1000,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             break;
         }
     }
-    ggmlq_admit_next_kernel(); /* not earlier: its blocks would then take the places of those that end first, which costs 5 % where the loop is long */
+    ggmlq_admit_next_kernel(); /* not at the start: the next kernel's blocks would then take the places of those that end first, which is slower for long loops */
 
     /* Groups of warps -> one sum, under a common maximum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
 #pragma unroll
