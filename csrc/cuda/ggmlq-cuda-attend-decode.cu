@@ -169,6 +169,7 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     const int tiles = (plan->n_kv + instance->rows - 1)/instance->rows;
     plan->tiles_per_split = tiles/plan->splits;
     plan->longer_splits   = tiles%plan->splits;
+    plan->short_loop      = plan->tiles_per_split*plan->slices < 4*instance->warps;
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
     const dim3 blocks((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), threads((unsigned) (32*instance->warps));

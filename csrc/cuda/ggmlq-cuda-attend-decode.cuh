@@ -674,6 +674,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         float first_query[2][4];
         if (!careful) {
             ggmlq_await_previous_kernel();
+            if (plan.short_loop) {
+                ggmlq_admit_next_kernel();
+            }
             if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
                 found = *(volatile unsigned long long *) counter;
             }
@@ -712,7 +715,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
         }
-        int stage = 0, parity = 0, met = 0;
+        int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = tile0 + group; tile < tile1; tile += groups) {
             ggmlq_copy_async_wait<STAGES - 2>();
@@ -740,6 +743,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             const bool biased = __any_sync(0xffffffffu, any != 0);
             if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
+                if (plan.slices > 1) {
+                    ggmlq_barrier(1 + group, 32*plan.slices);
+                }
                 continue; /* all hidden */
             }
 
@@ -812,7 +818,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
                 }
                 ggmlq_barrier(1 + group, 32*plan.slices);
-                ++met;
 #pragma unroll
                 for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
                     float4 total = all[32*i];
@@ -969,13 +974,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
-        /* Groups with a tile less, or with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
+        /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
          * a __syncthreads() to be unordered (docs/CUDA-ATTENTION.md). */
-        if (__builtin_expect(plan.slices > 1, 0)) {
-#pragma unroll 1
-            for (; met < (tile1 - tile0 + groups - 1)/groups; ++met) {
-                ggmlq_barrier(1 + group, 32*plan.slices);
-            }
+        if (__builtin_expect(plan.slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
+            ggmlq_barrier(1 + group, 32*plan.slices);
         }
         bool odd = false;
 #pragma unroll
@@ -1000,7 +1002,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             break;
         }
     }
-    ggmlq_admit_next_kernel(); /* not at the start: the next kernel's blocks would then take the places of those that end first, which is slower for long loops */
+    ggmlq_admit_next_kernel(); /* not before a long loop: the next kernel's blocks would take the places of those that end first, and that is slower */
 
     /* Groups of warps -> one sum, under a common maximum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
 #pragma unroll
