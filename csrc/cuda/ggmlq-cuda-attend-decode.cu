@@ -6,6 +6,8 @@
 #include "ggmlq-cuda-attend.h"
 #include "ggmlq-cuda-attend-decode.h"
 
+#include <stdlib.h>
+
 #if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA)
 
 bool    ggmlq_cuda_attend_decode_supports       (const struct ggmlq_attend_params *)                 { return false; }
@@ -13,6 +15,10 @@ int64_t ggmlq_cuda_attend_decode_workspace_bytes(const struct ggmlq_attend_param
 int     ggmlq_cuda_attend_decode_launch         (const struct ggmlq_attend_params *, void *, void *) { return GGMLQ_ERROR_SHAPE; }
 
 #else
+
+#if CUDART_VERSION >= 12030
+#    define GGMLQ_DECODE_OVERLAPS /* programmatic dependent launch, as in llama.cpp */
+#endif
 
 typedef const ggmlq_decode_instance * (* instance_list)(int i);
 
@@ -70,9 +76,9 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     const int slots = multiprocessors*resident;
     const int64_t blocks = (int64_t) plan->units*splits, waves = (blocks + slots - 1)/slots;
     const int64_t tiles = (plan->n_kv + instance->rows - 1)/instance->rows, groups = instance->warps/plan->slices;
-    const int64_t turns = ((tiles + splits - 1)/splits + groups - 1)/groups;
+    const double turns = (double) ((tiles + splits - 1)/splits)/(double) groups; /* not rounded up: the groups share a multiprocessor */
     const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
-    const double loop = (double) (waves*turns)*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
+    const double loop = (double) waves*turns*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
     return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits > 1 ? 0.14*splits : 0.0);
 }
 
@@ -102,11 +108,14 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->out_aligned  = is_aligned(p->out, p->out_stride, 16);
 
     int resident;
-    if (cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, instance->kernel) != cudaSuccess ||
+        cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) plan->shared_bytes) != cudaSuccess || resident < 1) {
         (void) cudaGetLastError();
         return false;
     }
+    plan->overlaps = device.capability >= 90 && attributes.ptxVersion >= 90; /* compiled for less, it would not wait for the kernel before it */
     const int slots = resident*device.multiprocessors, columns = 8*instance->tiles;
     const int64_t tiles = (p->n_kv + instance->rows - 1)/instance->rows;
     int64_t most = instance->sum_bytes/4/columns; /* the combining block keeps a factor a split and column */
@@ -170,10 +179,28 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     const int tiles = (plan->n_kv + instance->rows - 1)/instance->rows;
     plan->tiles_per_split = tiles/plan->splits;
     plan->longer_splits   = tiles%plan->splits;
+    plan->short_loop      = plan->tiles_per_split*plan->slices < 4*instance->warps;
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
-    (void) cudaLaunchKernel(instance->kernel, dim3((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), dim3((unsigned) (32*instance->warps)), args,
-                            (size_t) plan->shared_bytes, (cudaStream_t) stream);
+    const dim3 blocks((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), threads((unsigned) (32*instance->warps));
+#ifdef GGMLQ_DECODE_OVERLAPS
+    static const char * const wanted = getenv("GGML_CUDA_PDL"); /* 0 forbids it there, too */
+    if (plan->overlaps && (wanted == NULL || atoi(wanted) != 0)) {
+        cudaLaunchAttribute attribute = {};
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim          = blocks;
+        config.blockDim         = threads;
+        config.dynamicSmemBytes = (size_t) plan->shared_bytes;
+        config.stream           = (cudaStream_t) stream;
+        config.attrs            = &attribute;
+        config.numAttrs         = 1;
+        (void) cudaLaunchKernelExC(&config, instance->kernel, args);
+        return ggmlq_cuda_launched();
+    }
+#endif
+    (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);
     return ggmlq_cuda_launched();
 }
 

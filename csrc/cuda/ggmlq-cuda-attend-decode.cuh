@@ -79,6 +79,20 @@ GGMLQ_DEVICE unsigned long long ggmlq_count_arrival(unsigned long long * counter
     return before;
 }
 
+/* Programmatic dependent launch: until the first a kernel may run beside the one before it in the stream; after it, what that one wrote is there. After
+ * the second in all blocks the next kernel may start that way. Nothing in launches that don't ask for it. */
+GGMLQ_DEVICE void ggmlq_await_previous_kernel(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+GGMLQ_DEVICE void ggmlq_admit_next_kernel(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 GGMLQ_DEVICE void ggmlq_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 
 GGMLQ_DEVICE uint32_t ggmlq_half2_bits(__half2 h) { return *(const uint32_t *) &h; }
@@ -496,7 +510,7 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
-                                                                               uint8_t * __restrict__ workspace) {
+                                                                               uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
     typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
     typedef typename S::K K;
@@ -611,9 +625,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     unsigned long long * const counter = (unsigned long long *) workspace + unit;
     unsigned long long found = 0; /* judged once it is here, after the copies have started */
-    if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
-        found = *(volatile unsigned long long *) counter;
-    }
 
     const bool softcap = p.logit_softcap != 0.0f;
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
@@ -662,6 +673,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
         float first_query[2][4];
         if (!careful) {
+            ggmlq_await_previous_kernel();
+            if (plan.short_loop) {
+                ggmlq_admit_next_kernel();
+            }
+            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
+                found = *(volatile unsigned long long *) counter;
+            }
             ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
         }
 #pragma unroll 1
@@ -725,6 +743,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             const bool biased = __any_sync(0xffffffffu, any != 0);
             if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
+                if (plan.slices > 1) {
+                    ggmlq_barrier(1 + group, 32*plan.slices);
+                }
                 continue; /* all hidden */
             }
 
@@ -953,6 +974,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
+        /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
+         * a __syncthreads() to be unordered (docs/CUDA-ATTENTION.md). */
+        if (__builtin_expect(plan.slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
+            ggmlq_barrier(1 + group, 32*plan.slices);
+        }
         bool odd = false;
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
@@ -976,6 +1002,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             break;
         }
     }
+    ggmlq_admit_next_kernel(); /* not before a long loop: the next kernel's blocks would take the places of those that end first, and that is slower */
 
     /* Groups of warps -> one sum, under a common maximum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
 #pragma unroll

@@ -18,6 +18,8 @@ struct ggmlq_decode_plan {
     bool    v_in_k;       /* V's rows are K's                                                      */
     bool    one_mask;     /* all columns see the same mask row                                     */
     bool    mask_aligned, q_aligned, out_aligned; /* to 16 bytes                                    */
+    bool    overlaps;     /* the kernel is launched before the one ahead of it in the stream has ended   */
+    bool    short_loop;   /* a few tiles for each warp                                             */
     int     queries_at, scales_at, exchange_at, shared_bytes; /* in shared memory                       */
     unsigned k_step, v_step; /* bytes from a warp's tile to its next                              */
     unsigned k_copy_step, v_copy_step; /* bytes from a row that a lane copies to its next         */

@@ -2,7 +2,7 @@
  *
  * The decode attention kernel alone: checked against float64, then timed.
  *
- *   bench_attend check          every case of the list against float64; exit status 1 if one fails
+ *   bench_attend check [a b]    every case of the list (or those numbered a to b - 1) against float64; exit status 1 if one fails
  *   bench_attend time [search]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
  *
  * Build: see docs/CUDA-ATTENTION.md. The float64 side decodes rows with ggmlq-codec.c and knows nothing of rotations.
@@ -328,10 +328,10 @@ static void time_case(const bench_case & c, double target, bool search, double c
             int resident = 0;
             CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, variant->kernel, 32*variant->warps, base.shared_bytes));
             const int full = resident*132/base.units;
-            int tried[] = { base.splits, full, full/2, full*2, full*3/2, 4, 8, 16, 33, 66 };
+            const int tried[] = { base.splits, full, full/2, full*2, full*3/2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 33, 36, 40, 44, 48, 56, 64, 66, 96, 128, 132 };
             printf("    variant %2d slice %3d tiles %d warps %2d rows %d x%d resident:", v, variant->slice, variant->tiles, variant->warps, variant->rows, resident);
             float best = 1e9f; int best_splits = 0;
-            for (int i = 0; i < 10; ++i) {
+            for (int i = 0; i < (int) (sizeof(tried)/sizeof(tried[0])); ++i) {
                 const int splits = tried[i];
                 bool again = splits < 2 || splits > variant->sum_bytes/4/(8*variant->tiles) || splits*variant->rows > c.n_kv;
                 for (int j = 0; j < i; ++j) again |= tried[j] == splits;
@@ -356,8 +356,15 @@ int main(int argc, char ** argv) {
     const std::string what = argc > 1 ? argv[1] : "check";
     enum { T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGMLQ_TYPE_F16, Q = GGMLQ_TYPE_Q8_0 };
     if (what == "check") {
-        int failed = 0, count = 0;
-        auto run = [&](bench_case c, const ggmlq_decode_instance * forced = NULL) { failed += !check(c, forced); ++count; };
+        int failed = 0, count = 0, number = 0;
+        const int first = argc > 3 ? atoi(argv[2]) : 0, last = argc > 3 ? atoi(argv[3]) : INT32_MAX;
+        auto run = [&](bench_case c, const ggmlq_decode_instance * forced = NULL) {
+            if (number >= first && number < last) {
+                failed += !check(c, forced);
+                ++count;
+            }
+            ++number;
+        };
         const int pairs[][2] = { { T, T }, { P, P }, { T, P }, { P, T }, { H, T }, { T, H }, { Q, T }, { T, Q }, { H, P }, { P, H }, { Q, P }, { P, Q } };
         for (auto & pair : pairs) {
             for (int size : { 64, 96, 128, 192, 256, 512 }) {
@@ -381,6 +388,8 @@ int main(int argc, char ** argv) {
         for (int v = 0; bench_variant(v); ++v) {
             const ggmlq_decode_instance * i = bench_variant(v);
             run({ i->type_k, i->type_v, i->slice, 2, 8*i->tiles, 1, 3001, 1, 1, 1, false, false, 0, 0, 2, true }, i);
+            run({ i->type_k, i->type_v, i->slice, 3, i->tiles, 8, 517, 2, 2, 1, false, true, 0, 8, 4, true }, i);
+            run({ i->type_k, i->type_v, i->slice, 8, i->tiles, 8, 32768, 3, 1, 1, i->type_k == i->type_v, false, 20, 0, 3, false }, i);
         }
         printf("%d of %d failed\n", failed, count);
         return failed != 0;
