@@ -130,13 +130,14 @@ def test_perplexity_is_that_of_the_cpu(programs, text, request, model, k, v):  #
                                                ("smollm2", "tq3_0", "tq3_0", "tensor"), ("smollm2", "q8_0", "tq3_0", "tensor")])  # fmt: skip
 def test_several_gpus_give_what_one_gives(programs, text, request, model, k, v, mode):  # noqa: F811
     """Two GPUs if there are, else llama.cpp's two virtual ones on the same card. CUDA has no -sm row any more, and -sm tensor can't split
-    the one KV head of Gemma."""
+    the one KV head of Gemma. -sm tensor adds up products in other parts, and a cached value that is rounded to another code redraws what the
+    type loses: 1 to 2 % of the perplexity of so few tokens."""
     path = request.getfixturevalue(model)
     one, _ = perplexity(programs, text, path, k, v, "-dev", "CUDA0")
     two, log = perplexity(programs, text, path, k, v, "-dev", "CUDA0,CUDA1", "-sm", mode, "-ts", "1,1", env={"GGML_CUDA_DEVICES": "2"})
     if mode == "layer":
         assert "CUDA0 KV buffer size" in log and "CUDA1 KV buffer size" in log
-    assert two == pytest.approx(one, rel=0.01)
+    assert two == pytest.approx(one, rel=0.01 if mode == "layer" else 0.03)
 
 
 @pytest.mark.parametrize("unified", ["--kv-unified", "--no-kv-unified"])
