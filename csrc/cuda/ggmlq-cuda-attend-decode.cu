@@ -6,8 +6,6 @@
 #include "ggmlq-cuda-attend.h"
 #include "ggmlq-cuda-attend-decode.h"
 
-#include <stdlib.h>
-
 #if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA)
 
 bool    ggmlq_cuda_attend_decode_supports       (const struct ggmlq_attend_params *)                 { return false; }
@@ -15,10 +13,6 @@ int64_t ggmlq_cuda_attend_decode_workspace_bytes(const struct ggmlq_attend_param
 int     ggmlq_cuda_attend_decode_launch         (const struct ggmlq_attend_params *, void *, void *) { return GGMLQ_ERROR_SHAPE; }
 
 #else
-
-#if CUDART_VERSION >= 12030
-#    define GGMLQ_DECODE_OVERLAPS /* programmatic dependent launch, as in llama.cpp */
-#endif
 
 typedef const ggmlq_decode_instance * (* instance_list)(int i);
 
@@ -183,24 +177,9 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
     const dim3 blocks((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), threads((unsigned) (32*instance->warps));
-#ifdef GGMLQ_DECODE_OVERLAPS
-    static const char * const wanted = getenv("GGML_CUDA_PDL"); /* 0 forbids it there, too */
-    if (plan->overlaps && (wanted == NULL || atoi(wanted) != 0)) {
-        cudaLaunchAttribute attribute = {};
-        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attribute.val.programmaticStreamSerializationAllowed = 1;
-        cudaLaunchConfig_t config = {};
-        config.gridDim          = blocks;
-        config.blockDim         = threads;
-        config.dynamicSmemBytes = (size_t) plan->shared_bytes;
-        config.stream           = (cudaStream_t) stream;
-        config.attrs            = &attribute;
-        config.numAttrs         = 1;
-        (void) cudaLaunchKernelExC(&config, instance->kernel, args);
-        return ggmlq_cuda_launched();
+    if (!plan->overlaps || !ggmlq_launch_waiting(instance->kernel, blocks, threads, (size_t) plan->shared_bytes, (cudaStream_t) stream, args)) {
+        (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);
     }
-#endif
-    (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);
     return ggmlq_cuda_launched();
 }
 

@@ -79,20 +79,6 @@ GGMLQ_DEVICE unsigned long long ggmlq_count_arrival(unsigned long long * counter
     return before;
 }
 
-/* Programmatic dependent launch: until the first a kernel may run beside the one before it in the stream; after it, what that one wrote is there. After
- * the second in all blocks the next kernel may start that way. Nothing in launches that don't ask for it. */
-GGMLQ_DEVICE void ggmlq_await_previous_kernel(void) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-GGMLQ_DEVICE void ggmlq_admit_next_kernel(void) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 GGMLQ_DEVICE void ggmlq_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 
 GGMLQ_DEVICE uint32_t ggmlq_half2_bits(__half2 h) { return *(const uint32_t *) &h; }
@@ -673,9 +659,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
         float first_query[2][4];
         if (!careful) {
-            ggmlq_await_previous_kernel();
+            ggmlq_wait_for_previous();
             if (plan.short_loop) {
-                ggmlq_admit_next_kernel();
+                ggmlq_let_next_start();
             }
             if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
                 found = *(volatile unsigned long long *) counter;
@@ -1002,7 +988,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             break;
         }
     }
-    ggmlq_admit_next_kernel(); /* not before a long loop: the next kernel's blocks would take the places of those that end first, and that is slower */
+    ggmlq_let_next_start(); /* not before a long loop: the next kernel's blocks would take the places of those that end first, and that is slower */
 
     /* Groups of warps -> one sum, under a common maximum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
 #pragma unroll

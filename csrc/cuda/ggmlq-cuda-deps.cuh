@@ -56,6 +56,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <type_traits>
 
 #include "ggmlq-cuda.h"
 
@@ -70,7 +71,7 @@ int ggmlq_cuda_launched(void);
 #    define GGMLQ_EARLY_LAUNCH
 #endif
 
-/* In a kernel launched by ggmlq_launch_early, before the first access to memory that the call was given; all threads. */
+/* In a kernel launched by ggmlq_launch_early or .._waiting, before the first access to memory that the call was given; all threads. */
 GGMLQ_DEVICE void ggmlq_wait_for_previous(void) {
 #if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -115,28 +116,41 @@ template <auto kernel> static bool ggmlq_waits_for_previous(void) {
 }
 #endif
 
-/* Launches such a kernel; false, and nothing is done: it has to be launched as others are. GGML_CUDA_PDL=0 forbids it, as in llama.cpp. */
-template <auto kernel, typename... arguments_t>
-static bool ggmlq_launch_early(unsigned int grid, unsigned int block, cudaStream_t stream, const arguments_t &... arguments) {
+/* Launches a kernel that waits; false, and nothing is done: it has to be launched as others are. GGML_CUDA_PDL=0 forbids it, as in llama.cpp. */
+static inline bool ggmlq_launch_waiting(const void * kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, void ** arguments) {
 #ifdef GGMLQ_EARLY_LAUNCH
-    static const char * wanted = getenv("GGML_CUDA_PDL");
-    if ((!wanted || atoi(wanted) != 0) && ggmlq_waits_for_previous<kernel>()) {
+    static const char * const wanted = getenv("GGML_CUDA_PDL");
+    if (!wanted || atoi(wanted) != 0) {
         cudaLaunchAttribute attribute = {};
         attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attribute.val.programmaticStreamSerializationAllowed = 1;
         cudaLaunchConfig_t config = {};
-        config.gridDim  = dim3(grid);
-        config.blockDim = dim3(block);
-        config.stream   = stream;
-        config.attrs    = &attribute;
-        config.numAttrs = 1;
-        (void) cudaLaunchKernelEx(&config, kernel, arguments...); /* cudaGetLastError has its error too */
+        config.gridDim          = grid;
+        config.blockDim         = block;
+        config.dynamicSmemBytes = shared_bytes;
+        config.stream           = stream;
+        config.attrs            = &attribute;
+        config.numAttrs         = 1;
+        (void) cudaLaunchKernelExC(&config, kernel, arguments); /* cudaGetLastError has its error too */
         return true;
     }
 #else
-    (void) grid; (void) block; (void) stream; ((void) arguments, ...);
+    (void) kernel; (void) grid; (void) block; (void) shared_bytes; (void) stream; (void) arguments;
 #endif
     return false;
+}
+
+/* The same, if the device's code of the kernel has the wait. */
+template <auto kernel, typename... arguments_t>
+static bool ggmlq_launch_early(unsigned int grid, unsigned int block, cudaStream_t stream, const arguments_t &... arguments) {
+#ifdef GGMLQ_EARLY_LAUNCH
+    static_assert(std::is_same<decltype(kernel), void (*)(arguments_t...)>::value, "their addresses are all that is passed on");
+    void * pointers[] = { const_cast<void *>(static_cast<const void *>(&arguments))... };
+    return ggmlq_waits_for_previous<kernel>() && ggmlq_launch_waiting((const void *) kernel, dim3(grid), dim3(block), 0, stream, pointers);
+#else
+    (void) grid; (void) block; (void) stream; ((void) arguments, ...);
+    return false;
+#endif
 }
 
 template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {

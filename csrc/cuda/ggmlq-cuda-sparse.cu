@@ -84,9 +84,7 @@ gather_visible(const struct selection s) {
     const uint32_t query = token%s.queries, seq = token/s.queries, seq_kv = seq/s.seq_repeats;
     const uint16_t * const mask = (const uint16_t *) (s.mask + query*s.mask_token + seq%s.mask_seqs*s.mask_seq);
 
-#if __CUDA_ARCH__ >= 900 && !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA)
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); /* attention may start, and waits for the end of this where it needs the rows */
-#endif
+    ggmlq_let_next_start(); /* attention waits for the end of this where it needs the rows */
     uint4 hidden;
     hidden.x = hidden.y = hidden.z = hidden.w = (uint32_t) MINUS_INFINITY*0x10001u;
 

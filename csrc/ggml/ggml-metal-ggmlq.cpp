@@ -205,7 +205,7 @@ struct attention_f16 {
 static int plan_f16(const ggml_tensor * op, const attention_f16 & f16, steps & result) {
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
     const ggmlq_cuda_view out = view_of(op);
-    ggmlq_metal_launch launch;
+    ggmlq_metal_launch launch = {};
     int error = GGMLQ_OK;
     if (ggmlq_ggml_is_cache_type(k->type)) {
         const ggmlq_cuda_view to = view_of(&f16.to.q), from = view_of(q);
