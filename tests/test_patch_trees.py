@@ -99,6 +99,7 @@ NOT_APPLICABLE = {
         "metal-plain-arithmetic",
         "metal-ops-include",
         "metal-encode",
+        "metal-attention-f16",
         "metal-buffer-include",
         "metal-buffer-size",
         *NOT_BEFORE_2026,
