@@ -2,12 +2,16 @@
 """Positional centering (pyggmlq/center.py): attention scores don't change, whatever mean, scale, positions and RoPE."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyggmlq import center
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def angles(rng, positions, n_rot, kind):
@@ -149,3 +153,68 @@ def test_shorter_is_what_it_says():
 def test_bad_input_is_told_so(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.fixture
+def make_hard_keys(monkeypatch):
+    pytest.importorskip("gguf")
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import make_hard_keys
+    import make_random_gguf
+
+    def make(folder, *options):
+        """A model of random weights and its copy with hard keys: the readers of both, and the angle."""
+        import gguf
+
+        model, hard = folder / "model.gguf", folder / "hard.gguf"
+        if not model.exists():
+            shape = ["--layers", "2", "--heads", "4", "--heads-kv", "2", "--head-size", "64", "--embd", "96", "--type", "q8_0"]
+            make_random_gguf.write(make_random_gguf.parse([str(model), *shape]))
+        angle = make_hard_keys.write(make_hard_keys.parse([str(model), str(hard), *options]))
+        return gguf.GGUFReader(model), gguf.GGUFReader(hard), angle
+
+    make.module, make.error = make_hard_keys, make_hard_keys.HardKeysError
+    return make
+
+
+def test_hard_keys_differ_in_the_bias_alone(make_hard_keys, tmp_path):
+    old, new, angle = make_hard_keys(tmp_path, "--bias", "70", "--tokens", "100")
+    assert angle == pytest.approx(100 * 10000 ** (-62 / 64))
+    assert [(key, field.contents(), field.types) for key, field in old.fields.items() if not key.startswith("GGUF.")] == [
+        (key, field.contents(), field.types) for key, field in new.fields.items() if not key.startswith("GGUF.")
+    ]
+    tensors = {tensor.name: tensor for tensor in new.tensors}
+    for tensor in old.tensors:
+        copy = tensors.pop(tensor.name)
+        assert copy.tensor_type == tensor.tensor_type and list(copy.shape) == list(tensor.shape) and np.array_equal(copy.data, tensor.data)
+    wanted = np.zeros(128, np.float32)
+    wanted[[62, 126]] = 70
+    assert {name: tensor.data.tolist() for name, tensor in tensors.items()} == {f"blk.{i}.attn_k.bias": wanted.tolist() for i in range(2)}
+
+    # a bias that is there already is added to
+    (tmp_path / "hard.gguf").rename(tmp_path / "model.gguf")
+    _, new, _ = make_hard_keys(tmp_path, "--bias", "5", "--tokens", "100")
+    (bias,) = (tensor.data for tensor in new.tensors if tensor.name == "blk.1.attn_k.bias")
+    assert bias[[61, 62, 126]].tolist() == [0, 75, 75]
+
+
+def test_what_hard_keys_can_not_be_made_of_is_said(make_hard_keys, tmp_path):
+    with pytest.raises(make_hard_keys.error, match=r"turns by 0\.137 rad in 1024 tokens, wanted at most 0\.02: at most 149 tokens"):
+        make_hard_keys(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.gguf"}
+    make_hard_keys(tmp_path, "--tokens", "149")
+    with pytest.raises(make_hard_keys.error, match="exists already"):
+        make_hard_keys(tmp_path, "--tokens", "149")
+    with pytest.raises(make_hard_keys.error, match="can't be read as GGUF"):
+        make_hard_keys.module.write(make_hard_keys.module.parse([__file__, str(tmp_path / "other.gguf")]))
+    with pytest.raises(SystemExit):
+        make_hard_keys.module.parse(["model.gguf", "hard.gguf", "--bias", "nan"])
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "gemma.gguf", "gemma3")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(make_hard_keys.error, match="the architecture is gemma3, wanted llama"):
+        make_hard_keys.module.write(make_hard_keys.module.parse([str(tmp_path / "gemma.gguf"), str(tmp_path / "other.gguf")]))
