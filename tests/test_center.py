@@ -177,7 +177,7 @@ def make_hard_keys(monkeypatch):
     return make
 
 
-def test_hard_keys_differ_in_the_bias_alone(make_hard_keys, tmp_path):
+def test_hard_keys_differ_in_bias_and_frequency_alone(make_hard_keys, tmp_path):
     old, new, angle = make_hard_keys(tmp_path, "--bias", "70", "--tokens", "100")
     assert angle == pytest.approx(100 * 10000 ** (-62 / 64))
     assert [(key, field.contents(), field.types) for key, field in old.fields.items() if not key.startswith("GGUF.")] == [
@@ -189,13 +189,18 @@ def test_hard_keys_differ_in_the_bias_alone(make_hard_keys, tmp_path):
         assert copy.tensor_type == tensor.tensor_type and list(copy.shape) == list(tensor.shape) and np.array_equal(copy.data, tensor.data)
     wanted = np.zeros(128, np.float32)
     wanted[[62, 126]] = 70
+    assert tensors.pop("rope_freqs.weight").data.tolist() == [1] * 31 + [1000]
     assert {name: tensor.data.tolist() for name, tensor in tensors.items()} == {f"blk.{i}.attn_k.bias": wanted.tolist() for i in range(2)}
 
-    # a bias that is there already is added to
+    # what is there already is added to, or multiplied
     (tmp_path / "hard.gguf").rename(tmp_path / "model.gguf")
-    _, new, _ = make_hard_keys(tmp_path, "--bias", "5", "--tokens", "100")
-    (bias,) = (tensor.data for tensor in new.tensors if tensor.name == "blk.1.attn_k.bias")
-    assert bias[[61, 62, 126]].tolist() == [0, 75, 75]
+    _, new, slower = make_hard_keys(tmp_path, "--bias", "5", "--tokens", "100", "--slower", "2")
+    tensors = {tensor.name: tensor.data for tensor in new.tensors}
+    assert slower == pytest.approx(angle / 1000)
+    assert tensors["blk.1.attn_k.bias"][[61, 62, 126]].tolist() == [0, 75, 75] and tensors["rope_freqs.weight"][-2:].tolist() == [1, 2000]
+    (tmp_path / "hard.gguf").unlink()
+    _, new, _ = make_hard_keys(tmp_path, "--tokens", "100", "--slower", "1")
+    assert [t.data.tolist() for t in new.tensors if t.name == "rope_freqs.weight"] == [tensors["rope_freqs.weight"].tolist()[:-1] + [1000]]
 
 
 def test_what_hard_keys_can_not_be_made_of_is_said(make_hard_keys, tmp_path):
