@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from test_llama_cpp import gemma, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
+from test_llama_cpp import complete, gemma, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
 from test_llama_states import PREFIX, kld, probe, start  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.llama
@@ -113,3 +113,14 @@ def test_what_can_not_be_centered_is_said(start, smollm2):  # noqa: F811
     # ggml's attention, not ours, reads q5_0: it can't add the missing term
     log = logits(start, "smollm2", "tq3_0", "q5_0", CENTERED)[1]
     assert "keys are not centered: CPU has no attention for centered keys of type tq3_0 with values of type q5_0" in log
+
+
+def test_the_argument(programs, smollm2):  # noqa: F811
+    """--kv-center of llama.cpp's programs is stronger than the variable; a wrong value of either is refused before the model is loaded."""
+    for argument, env, centered in ("auto", "off", True), ("off", "auto", False):
+        text, log, status = complete(programs, smollm2, "tq3_0", "f16", "-fa", "on", "--kv-center", argument, n_predict=2, env={"GGMLQ_KV_CENTER": env})
+        assert status == 0 and ("keys are centered: 30 layers" in log) == centered, log
+    _, log, status = complete(programs, smollm2, "tq3_0", "f16", "--kv-center", "on")
+    assert status == 1 and """error while handling argument "--kv-center": it is 'on', wanted off, auto or all""" in log and "loading model" not in log
+    _, log, status = complete(programs, smollm2, "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"})
+    assert status == 1 and """error while handling environment variable "GGMLQ_KV_CENTER": it is 'on', wanted off, auto or all""" in log

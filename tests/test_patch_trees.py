@@ -55,6 +55,9 @@ NOT_BEFORE_2026_10 = {
     "center-cpu-supports",
     "center-state-save",
     "center-state-restore",
+    "center-common-member",
+    "center-common-argument",
+    "center-common-context",
 }
 NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
     "deepseek4-indexer-size",

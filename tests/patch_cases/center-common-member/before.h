@@ -1,0 +1,9 @@
+struct common_params_speculative {
+    ggml_type cache_type_v = GGML_TYPE_F16; // KV cache data type for the V
+};
+struct common_params {
+    ggml_type cache_type_k = GGML_TYPE_F16; // KV cache data type for the K
+    ggml_type cache_type_v = GGML_TYPE_F16; // KV cache data type for the V
+
+    int other = 0;
+};
