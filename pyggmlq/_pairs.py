@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import llama
-from ._types import cache_types, foreign_types, type_info, unturned_types
+from ._types import cache_types, foreign_types, type_info, wants_attn_rot
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Case:
     @property
     def wants_attn_rot(self) -> bool:
         """Whether llama.cpp's own rotation is for one of the sides, or both."""
-        unturned = [info.name for info in unturned_types()]
-        return any(block_size(name)[0] > 1 and name not in unturned for name in (self.k, self.v))
+        return any(wants_attn_rot(name, block_size(name)[0]) for name in (self.k, self.v))
 
 
 def block_size(name: str) -> tuple[int, int]:

@@ -69,10 +69,13 @@ def foreign_types() -> tuple[TypeInfo, ...]:
 
 
 @lru_cache(maxsize=None)
-def unturned_types() -> tuple[TypeInfo, ...]:
-    """The KV-cache types that llama.cpp's own rotation (attn_rot) is left out for."""
-    names = _UNTURNED.findall(_text())
-    return tuple(info for info in cache_types() if info.name in names)
+def _unturned() -> frozenset[str]:
+    return frozenset(_UNTURNED.findall(_text()))
+
+
+def wants_attn_rot(name: str, block_length: int) -> bool:
+    """Whether llama.cpp's own rotation (attn_rot) is for rows of a type that are K or V, not both: `ggmlq_llama_wants_attn_rot`."""
+    return block_length > 1 and name not in _unturned()
 
 
 def type_info(name: str) -> TypeInfo:

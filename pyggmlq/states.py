@@ -16,7 +16,7 @@ import numpy as np
 from . import _gguf_file, api
 from ._files import appearing
 from ._hadamard import hadamard, largest_block
-from ._types import TypeInfo, cache_types, foreign_types, unturned_types
+from ._types import TypeInfo, cache_types, foreign_types, wants_attn_rot
 
 __all__ = ["Conversion", "HeadSizes", "StateError", "convert_state", "model_head_sizes", "row_types"]
 
@@ -312,7 +312,7 @@ def _plan(rows: _Rows, wanted: dict[str, TypeInfo | None], head_sizes: HeadSizes
     n = rows.row_bytes // source.block_bytes * source.block_length
     if n % target.block_length:
         raise StateError(f"found {rows.which} rows of {n} values, wanted a multiple of {target.block_length} ({target.name})")
-    turns = rotation and _wants_attn_rot(source) != _wants_attn_rot(target)
+    turns = rotation and wants_attn_rot(source.name, source.block_length) != wants_attn_rot(target.name, target.block_length)
     return _Plan(rows, source, target, n, _rotation(rows.which, n, head_sizes) if turns else 0)
 
 
@@ -353,11 +353,6 @@ _FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f
 
 def _quantized(info: TypeInfo) -> bool:
     return info.name not in _FLOATS
-
-
-def _wants_attn_rot(info: TypeInfo) -> bool:
-    """As `ggmlq_llama_wants_attn_rot` says of rows that are K or V, not both."""
-    return _quantized(info) and info not in unturned_types()
 
 
 def _row_bytes(info: TypeInfo, n: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from make_random_gguf import _FILE_TYPES, _SPECIAL, _TYPES, _add_tokenizer
+from make_random_gguf import _FILE_TYPES, _TYPES, _add_tokenizer, _check_sizes
 
 ARCHITECTURE = "deepseek4"
 HEAD_SIZE, ROTATED, INDEXER_HEAD_SIZE = 512, 64, 128
@@ -55,13 +55,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--ratios: found {ratio}, wanted 0, 4 or 128")
     if options.heads % options.groups:
         parser.error(f"--heads: found {options.heads}, wanted a multiple of the {options.groups} of --groups")
-    if options.vocab < len(_SPECIAL) + 256:
-        parser.error(f"--vocab: found {options.vocab}, wanted at least {len(_SPECIAL) + 256}")
     if options.experts < 2:
         parser.error(f"--experts: found {options.experts}, wanted at least 2")
-    for name in ("embd", "lora", "ff", "head_size", "indexer_head_size"):
-        if getattr(options, name) % 32:
-            parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, wanted a multiple of 32")
+    _check_sizes(parser, options, ("embd", "lora", "ff", "head_size", "indexer_head_size"))
     if min(options.head_size, options.indexer_head_size) < ROTATED:
         parser.error(f"--head-size, --indexer-head-size: found {min(options.head_size, options.indexer_head_size)}, wanted at least {ROTATED}")
     return options

@@ -41,12 +41,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.ff = options.ff or 3 * options.embd
     if options.heads % options.heads_kv:
         parser.error(f"--heads: found {options.heads}, wanted a multiple of the {options.heads_kv} of --heads-kv")
+    _check_sizes(parser, options, ("embd", "ff", "head_size"))
+    return options
+
+
+def _check_sizes(parser: argparse.ArgumentParser, options: argparse.Namespace, widths: tuple[str, ...]) -> None:
+    """Exits with status 2 if the vocabulary can't hold the tokenizer, or one of `widths` isn't a whole number of q8_0 blocks."""
     if options.vocab < len(_SPECIAL) + 256:
         parser.error(f"--vocab: found {options.vocab}, wanted at least {len(_SPECIAL) + 256}")
-    for name in ("embd", "ff", "head_size"):
+    for name in widths:
         if getattr(options, name) % 32:
             parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, wanted a multiple of 32")
-    return options
 
 
 def write(options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from make_random_gguf import _FILE_TYPES, _SPECIAL, _TYPES, _add_tokenizer
+from make_random_gguf import _FILE_TYPES, _TYPES, _add_tokenizer, _check_sizes
 
 LATENT, ROTATED, HEAD, INDEXER_HEADS, INDEXER_HEAD_SIZE = 512, 64, 128, 64, 128
 
@@ -38,11 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--type", choices=sorted(_TYPES), default="f16", help="of the matrices (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    if options.vocab < len(_SPECIAL) + 256:
-        parser.error(f"--vocab: found {options.vocab}, wanted at least {len(_SPECIAL) + 256}")
-    for name in ("embd", "lora", "ff"):
-        if getattr(options, name) % 32:
-            parser.error(f"--{name}: found {getattr(options, name)}, wanted a multiple of 32")
+    _check_sizes(parser, options, ("embd", "lora", "ff"))
     return options
 
 

@@ -62,8 +62,8 @@ static inline void ggmlq_llama_require_device(ggml_backend_dev_t dev, ggml_type 
 }
 
 // Whether llama.cpp's own rotation (attn_rot) is for rows of `type`: of those that it rotates, the quantized ones, not the types
-// that it would harm (docs/LAB.md). Where a row is K and V at once (MLA, DeepSeek) it is for all: without it they lose twice as
-// much (docs/DEEPSEEK.md).
+// that it would harm (docs/LAB.md). Where a row is K and V at once it is for all: DeepSeek-V4's lose twice as much without it
+// (docs/DEEPSEEK.md), and those of MLA no graph rotates.
 static inline bool ggmlq_llama_wants_attn_rot(ggml_type type, bool k_is_v) {
     if (!k_is_v) {
         switch ((int) type) {
