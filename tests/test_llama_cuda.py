@@ -159,7 +159,8 @@ ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 @pytest.mark.parametrize("kind", ["f16", *OURS])
 def test_ds4_gpu_and_cpu_agree(ds4, ds4_text, kind):  # noqa: F811
     """The same program with and without a device. Where an activation is rounded differently a cached value may get another code, whose step is
-    as large as what the type loses; so the difference is a part of that. With f16 what remains is the rounding of products."""
+    as large as what the type loses; so the difference is a part of that: on a CPU, rounding all activations to 11 bits or not makes 0.2 of the row error
+    (planar3 0.039, tq3_0 0.033). With f16 what remains is the rounding of products, there 0.003."""
     found = []
     for env in ({}, ON_CPU):
         p = ds4("selecting", kind, env)

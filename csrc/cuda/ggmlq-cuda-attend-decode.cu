@@ -33,13 +33,19 @@ static bool is_aligned(const void * data, const int64_t stride[3], int64_t align
     return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
 }
 
+static bool v_is_in_k(const ggmlq_attend_params * p) {
+    return p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
+}
+
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
     const ggmlq_decode_instance * best = NULL;
     for (size_t l = 0; l < sizeof(instance_lists)/sizeof(instance_lists[0]); ++l) {
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
-            const bool several = p->head_size_k > instance->slice; /* slices: then 16 warps, where there is such an instance */
-            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles && slice_fits(p->head_size_k, instance->slice) &&
+            const bool several = p->head_size_v > instance->slice; /* slices: then 16 warps, where there is such an instance */
+            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
+                instance->tail == p->head_size_k - p->head_size_v && slice_fits(p->head_size_v, instance->slice) &&
+                instance->tail <= 32*(p->head_size_v/instance->slice) /* a plane for a warp */ &&
                 (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
                 best = instance;
             }
@@ -87,14 +93,14 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->seqs_per_kv = (int) (p->n_seqs/p->n_seqs_kv);
     plan->columns     = plan->group*(int) p->n_queries;
     plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
-    plan->slices      = (int) p->head_size_k/instance->slice;
+    plan->slices      = (int) p->head_size_v/instance->slice;
     const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
     instance->place(plan, p);
     if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
         return false;
     }
     plan->units = (int) units;
-    plan->v_in_k = p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
+    plan->v_in_k = v_is_in_k(p);
     plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
     plan->unit         = 65536;
     plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
@@ -139,7 +145,7 @@ static const int64_t MOST_BY_8 = 6 << 20;
 
 /* The instance that takes most columns at once, but no more than there are, and fits this device; NULL: none. */
 static const ggmlq_decode_instance * make_plan(const ggmlq_attend_params * p, ggmlq_decode_plan * plan) {
-    if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || p->head_size_k != p->head_size_v ||
+    if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || (p->head_size_k != p->head_size_v && !v_is_in_k(p)) ||
         p->n_seqs*GGMLQ_DECODE_MAX_QUERIES*GGMLQ_DECODE_MAX_GROUP/8 > 65535 /* the grid's third axis */) {
         return NULL;
     }
