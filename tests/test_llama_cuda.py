@@ -172,10 +172,10 @@ def test_ds4_gpu_and_cpu_agree(ds4, ds4_text, kind):  # noqa: F811
     assert abs(more.mean()) < 4 * more.std() / np.sqrt(MORE) + 0.02
 
 
-@pytest.mark.parametrize("model, kind, limit", [("selecting", "f16", 0.05), ("selecting", "planar3", 0.18), ("mla", "tq3_0", 0.16), ("dsa", "tq3_0", 0.4)])
+@pytest.mark.parametrize("model, kind, limit", [("selecting", "f16", 0.05), ("selecting", "planar3", 0.18), ("mla", "tq3_0", 0.16), ("dsa", "tq3_0", 0.45)])
 def test_gpu_and_cpu_agree_token_by_token(ds4, model, kind, limit):  # noqa: F811
-    """Behind so many tokens that the rows which a token sees are gathered, but for MLA, which sees all: docs/DEEPSEEK.md. A limit is about what the type loses, and
-    twice what rounding activations to 11 bits does on a CPU. Caches that have nothing to do with each other differ by 1.4."""
+    """Behind so many tokens that the rows which a token sees are gathered, but for MLA, which sees all: docs/DEEPSEEK.md. A limit is at most what the type loses, and
+    at least twice what rounding activations to 11 bits does on a CPU (0.016, 0.078, 0.026, 0.224). Logits that have nothing to do with each other differ by 1.4."""
     found = []
     for env in ({}, ON_CPU):
         p = ds4(model, kind, env, n_ctx=LONG + MORE)
