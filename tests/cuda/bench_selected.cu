@@ -67,6 +67,28 @@ static float median_by_16(const ggmlq_attend_params & p, uint8_t * workspace) {
     return median_us([&] { ggmlq_decode_plan each = plan; ok(launch(&p, instance, &each, workspace, stream)); });
 }
 
+/* Other numbers of splits than what `estimate` chooses. */
+static void search(const char * what, const ggmlq_attend_params & p, uint8_t * workspace) {
+    for (int tiles : { 1, 2, 4 }) {
+        const ggmlq_decode_instance * instance = find_instance(&p, tiles);
+        ggmlq_decode_plan plan;
+        if (!instance || !plan_instance(&p, instance, &plan)) {
+            continue;
+        }
+        printf("    %s, %lld rows, %d columns, chosen %d:", what, (long long) p.n_kv, 8*tiles, plan.splits);
+        for (int splits : { plan.splits, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64 }) {
+            const int64_t parts = (int64_t) plan.units*splits;
+            ggmlq_decode_plan pl = plan;
+            if (splits > instance->sum_bytes/32/tiles || splits*instance->rows > p.n_kv) continue;
+            pl.splits      = splits;
+            pl.partials_at = pl.stats_at + parts*64*tiles;
+            if (pl.partials_at + parts*pl.slices*tiles*instance->m_tiles*512 > 256 << 20) continue;
+            printf(" %d:%.1f", splits, median_us([&] { ggmlq_decode_plan each = pl; ok(launch(&p, instance, &each, workspace, stream)); }));
+        }
+        printf("\n");
+    }
+}
+
 /* Every byte random, but for scales that give values of about 1. */
 static std::vector<uint8_t> make_rows(int type, int64_t head, int64_t n, std::mt19937 & random) {
     const int64_t row = ggmlq_row_bytes(type, head), block = type == GGMLQ_TYPE_TQ3_0 ? 14 : 50, scale = type == GGMLQ_TYPE_TQ3_0 ? 12 : 0;
@@ -88,9 +110,10 @@ static double difference(const std::vector<float> & found, const std::vector<flo
     return std::sqrt(error/square);
 }
 
-int main(void) {
+int main(int argc, char ** argv) {
+    const bool searching = argc > 1 && strcmp(argv[1], "search") == 0;
     enum { HEAD_V = 512 };
-    const std::vector<int64_t> few = { 1, 4, 8 }, rows_v4 = { 2048, 4096, 8192, 16384, 33024, 66048, 131328, 262400 }, rows_mla = { 4096, 16384, 49152, 131072 };
+    const std::vector<int64_t> few = { 1, 4, 8 }, rows_v4 = { 1280, 2048, 4096, 8192, 16384, 33024, 66048, 131328, 262400 }, rows_mla = { 4096, 16384, 49152, 131072 };
     const shape shapes[] = {
         { GGMLQ_TYPE_TQ3_0,   512,  64,  640, few, rows_v4 }, { GGMLQ_TYPE_PLANAR3, 512, 64, 640, few, rows_v4 },
         { GGMLQ_TYPE_TQ3_0,   576,  16, 2048, { 1 }, rows_mla }, { GGMLQ_TYPE_TQ3_0, 576, 128, 2048, { 1, 4 }, rows_mla },
@@ -100,6 +123,7 @@ int main(void) {
     printf("%s, us\n%-8s %4s %5s %6s %7s %8s %8s %10s %8s %10s %8s   difference to attention over all, to the plain kernel\n", prop.name, "type", "head", "heads", "tokens", "rows", "call", "gather", "attention", "by 16", "over all", "by 16");
     bool good = true;
     for (const shape & c : shapes) for (int64_t n_queries : c.queries) for (int64_t n_kv : c.rows) {
+        if (searching && (n_queries > 1 || n_kv > 8192)) continue;
         std::mt19937 random(1);
         const std::vector<uint8_t> rows = make_rows(c.type, c.head_k, n_kv, random);
         std::vector<uint16_t> mask(n_kv*n_queries, 0xfc00);
@@ -143,6 +167,11 @@ int main(void) {
         good = good && same;
         const layout l = lay_out(&p, c.most, workspace);
         const selection s = select(&p, c.most, &l, workspace);
+        if (searching) {
+            printf("%s, %lld heads of %lld\n", c.type == GGMLQ_TYPE_TQ3_0 ? "tq3_0" : "planar3", (long long) c.heads, (long long) c.head_k);
+            if (n_kv > 4000) search("gathered", l.dense, workspace + l.attention);
+            search("all", p, workspace);
+        }
         const float call      = median_us([&] { ok(ggmlq_cuda_attend_selected(&p, c.most, workspace, stream)); });
         const float gathering = median_us([&] { ok(gather(s, l.tokens, stream)); });
         const float attention = median_us([&] { ok(ggmlq_cuda_attend(&l.dense, workspace + l.attention, stream)); });
