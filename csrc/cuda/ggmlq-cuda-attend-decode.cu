@@ -70,7 +70,7 @@ static bool get_device_info(device_info * info) {
     return true;
 }
 
-/* Microseconds on an H100, fitted to head size 128; only their proportions matter. A turn is one tile in every group of warps, memory_time what
+/* Microseconds on an H100, fitted to head sizes 128 and, for four slices, 512 (bench_selected search); only their proportions matter. A turn is one tile in every group of warps, memory_time what
  * reading the cache takes all multiprocessors together. */
 static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, int splits, int multiprocessors, int resident, double memory_time) {
     const int slots = multiprocessors*resident;
@@ -78,8 +78,9 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     const int64_t tiles = (plan->n_kv + instance->rows - 1)/instance->rows, groups = instance->warps/plan->slices;
     const double turns = (double) ((tiles + splits - 1)/splits)/(double) groups; /* not rounded up: the groups share a multiprocessor */
     const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
-    const double loop = (double) waves*turns*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
-    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits > 1 ? 0.14*splits : 0.0);
+    const bool   wide = plan->slices > 2; /* one block on a multiprocessor in any case; the last one adds up 16 ranges at once */
+    const double loop = (double) waves*turns*(wide ? 1.86*instance->rows/16 : turn), memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
+    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits == 1 ? 0.0 : wide ? 1.5*((splits + 15)/16) : 0.14*splits);
 }
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
