@@ -7,6 +7,7 @@
 
 #include "ggml-cuda-ggmlq.cuh"
 #include "ggml-ggmlq-attend.h"
+#include "ggml-impl.h"
 #include "ggmlq-cuda-sparse.h"
 
 static_assert((int) GGML_TYPE_F32 == (int) GGMLQ_CUDA_F32 && (int) GGML_TYPE_F16 == (int) GGMLQ_CUDA_F16 &&
@@ -71,6 +72,42 @@ bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst
     const ggmlq_cuda_view rows = view_of(dst), values = view_of(dst->src[0]), indices = view_of(dst->src[1]);
     require_ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
     return true;
+}
+
+static bool share_memory(const ggml_tensor * a, const ggml_tensor * b) {
+    const char * from = (const char *) a->data, * other = (const char *) b->data;
+    return from < other + ggml_nbytes(b) && other < from + ggml_nbytes(a);
+}
+
+/* Whether b may run at the time of a, its results unseen by a and a's by it. */
+static bool independent(const ggml_tensor * a, const ggml_tensor * b) {
+    bool apart = !share_memory(a, b);
+    for (int i = 0; i < 2; ++i) {
+        apart = apart && !share_memory(a, b->src[i]) && !share_memory(a->src[i], b);
+    }
+    return apart;
+}
+
+int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
+    ggml_tensor * k = graph->nodes[i];
+    if (k->op != GGML_OP_SET_ROWS || !ggmlq_ggml_is_cache_type(k->type)) {
+        return 0;
+    }
+    int next = i + 1;
+    while (next < graph->n_nodes && ggmlq_ggml_cuda_is_view(graph->nodes[next])) {
+        ++next;
+    }
+    if (next == graph->n_nodes) {
+        return 0;
+    }
+    ggml_tensor * v = graph->nodes[next];
+    if (v->op != GGML_OP_SET_ROWS || v->type != k->type || v->flags != k->flags || v->src[1]->type != k->src[1]->type || !independent(k, v)) {
+        return 0;
+    }
+    const ggmlq_cuda_view rows[2] = { view_of(k), view_of(v) }, values[2] = { view_of(k->src[0]), view_of(v->src[0]) },
+                       indices[2] = { view_of(k->src[1]), view_of(v->src[1]) };
+    require_ok(ggmlq_cuda_set_rows_pair(rows, values, indices, index_bytes(k->src[1]), ctx.stream()), __func__);
+    return next - i;
 }
 
 bool ggmlq_ggml_cuda_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
