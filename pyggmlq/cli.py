@@ -340,7 +340,7 @@ def bench_llama_command(
     devices: str = typer.Option("", "--devices", metavar="N,..", help="GPUs, as nvidia-smi counts them; depths are spread over them. Their memory is watched."),
     threads: int = typer.Option(4, "--threads", min=1, help="llama-bench's -t."),
     llama_args: str = typer.Option("-ngl 99", "--llama-args", help="Further arguments of llama-bench."),
-    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Also write every sample to this file."),
+    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Also write every sample to this file, after each."),
 ) -> None:
     """Time a whole model in llama.cpp with each cache type, in turns, at several depths of the cache."""
     from .bench import model as whole
@@ -359,17 +359,17 @@ def bench_llama_command(
     console, start = _wide_console(), time.monotonic()
     with console.status("measuring", refresh_per_second=2) as status:
 
-        def finished(row: whole.Row, depth: whole.Depth) -> None:
-            status.update(Text(f"{time.monotonic() - start:.0f} s; last: {row.k}/{row.v} at depth {depth.tokens}"))
+        def measured(rows: List[whole.Row]) -> None:
+            status.update(Text(f"{time.monotonic() - start:.0f} s; {sum(len(row.decode) + len(row.prefill) for row in rows)} samples"))
+            if json_file:
+                whole.write(json_file, options, rows, time.monotonic() - start)
 
         try:
-            rows = whole.run(options, finished)
+            rows = whole.run(options, measured)
         except (BenchError, OSError) as error:
             status.stop()
             show([f"error: {error}"], error=True)
             raise typer.Exit(1) from None
-    if json_file:
-        whole.write(json_file, options, rows, time.monotonic() - start)
     show(whole.table(rows, n_prompt))
 
 

@@ -72,7 +72,7 @@ def each_programs(request):
 
 # Attention in parts, which several machines or GPUs can share by -k.
 ATTENTION = [*[f"type_K={name}" for name in OURS], f"type_K=(?!{'|'.join(OURS)}).*type_V=({'|'.join(OURS)})"]
-ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "GET_ROWS": 8, "CPY": 12, "CONT": 6, "CONCAT": 16, "MUL_MAT": 30},
+ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "SET_ROWS_PAIR": 15, "GET_ROWS": 8, "CPY": 12, "CONT": 6, "CONCAT": 16, "MUL_MAT": 30},
                      "older_programs": {"SET_ROWS": 8, "GET_ROWS": 4, "CPY": 12, "MUL_MAT": 30}}  # fmt: skip
 
 

@@ -100,8 +100,9 @@ def parse_devices(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def run(options: Options, finished: Callable[[Row, Depth], None] = lambda row, depth: None) -> list[Row]:
-    """Measure everything; `finished` is called after each pair's last round of a depth. BenchError if a llama-bench fails.
+def run(options: Options, measured: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
+    """Measure everything; `measured` is called after each sample with the rows that have one, by one thread at a time.
+    BenchError if a llama-bench fails.
 
     The deepest come first: they take longest, and the device that is free next takes the next.
     """
@@ -111,39 +112,35 @@ def run(options: Options, finished: Callable[[Row, Depth], None] = lambda row, d
     free: SimpleQueue = SimpleQueue()
     for device in options.devices or (None,):
         free.put(device)
-    stop = threading.Event()
+    stop, reporting = threading.Event(), threading.Lock()
+    ours = {info.name for info in cache_types()}
 
-    def measure(depth: Depth) -> list[Row]:
-        if stop.is_set():
-            return []
+    def row(depth: Depth, pair: Case) -> Row:
+        patched = options.unmodified is None or pair.k in ours or pair.v in ours
+        return Row(depth.tokens, pair.k, pair.v, "patched" if patched else "unmodified")
+
+    rows = {depth: [row(depth, pair) for pair in options.pairs] for depth in options.depths}
+    every = [row for depth in options.depths for row in rows[depth]]
+
+    def measure(depth: Depth) -> None:
         device = free.get()
         try:
-            return _depth(options, depth, device, stop, finished)
+            for number in range(depth.rounds):
+                for row in rows[depth] if number % 2 == 0 else rows[depth][::-1]:  # a drift then favours nobody
+                    if stop.is_set():
+                        return
+                    _sample(options, row, device)
+                    with reporting:
+                        measured([row for row in every if row.decode or row.prefill])
         except BaseException:
             stop.set()
             raise
         finally:
             free.put(device)
 
-    order = sorted(options.depths, key=lambda depth: -depth.tokens)
     with ThreadPoolExecutor(max(1, len(options.devices))) as pool:
-        found = dict(zip(order, pool.map(measure, order)))
-    return [row for depth in options.depths for row in found[depth]]
-
-
-def _depth(options: Options, depth: Depth, device: int | None, stop: threading.Event, finished: Callable[[Row, Depth], None]) -> list[Row]:
-    ours = {info.name for info in cache_types()}
-    rows = []
-    for pair in options.pairs:
-        patched = options.unmodified is None or pair.k in ours or pair.v in ours
-        rows.append(Row(depth.tokens, pair.k, pair.v, "patched" if patched else "unmodified"))
-    for number in range(depth.rounds):
-        for row in rows if number % 2 == 0 else rows[::-1]:  # a drift then favours nobody
-            if not stop.is_set():
-                _sample(options, row, device)
-                if number == depth.rounds - 1:
-                    finished(row, depth)
-    return rows
+        list(pool.map(measure, sorted(options.depths, key=lambda depth: -depth.tokens)))
+    return every
 
 
 def _sample(options: Options, row: Row, device: int | None) -> None:
