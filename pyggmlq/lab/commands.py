@@ -189,7 +189,7 @@ def fit_command(
     reserve: str = typer.Option("1G", "--reserve", metavar="SIZE", callback=_size, help="Of --memory, for what is neither: compute buffers, other programs."),
     pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides."),
     ubatch: int = typer.Option(512, "--ubatch", min=1, help="llama.cpp's -ub, on which the cache of sliding windows depends."),
-    cuda: bool = typer.Option(False, "--cuda", help="Also count the f16 copy of one layer's K and V that prefill on CUDA makes."),
+    cuda: bool = typer.Option(False, "--cuda", help="Also count what prefill on CUDA works with: the mask, an f16 copy of one layer."),
     layers: bool = typer.Option(False, "--layers", help="Also list the layers."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
 ) -> None:  # fmt: skip

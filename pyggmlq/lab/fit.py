@@ -114,14 +114,14 @@ class Model:
             sizes[2] += layer.state_bytes
         return sizes[0], sizes[1], sizes[2]
 
-    def copy_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
-        """Bytes that prefill on CUDA takes beside the cache: K and V of one layer in f16, where they aren't.
+    def work_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
+        """Bytes that attention of `n_ubatch` tokens on CUDA works with, at most: the mask, and K and V of one layer in f16 where they aren't.
 
-        Exact for our types; for llama.cpp's own it is the most, since they lie in its compute buffer where that has room.
+        The copies of llama.cpp's own types, and the mask, lie in its compute buffer where that has room; those of ours never do.
         """
-        sides = ((case.k, "k_values"), (case.v, "v_values"))
-        copied = [name for type_name, name in sides if type_name not in ("f16", "f32")]
-        return max((2 * self.cells(layer, n_ctx, n_ubatch) * sum(getattr(layer, name) for name in copied) for layer in self.layers), default=0)
+        copied = [name for type_name, name in ((case.k, "k_values"), (case.v, "v_values")) if type_name not in ("f16", "f32")]
+        layers = [(self.cells(layer, n_ctx, n_ubatch), sum(getattr(layer, name) for name in copied)) for layer in self.layers if layer.k_values]
+        return max((2 * cells * values for cells, values in layers), default=0) + max((2 * cells * n_ubatch for cells, _ in layers), default=0)
 
     def refusal(self, case: Case) -> str | None:
         """Why llama.cpp would not make this cache, if it would not."""
@@ -135,11 +135,11 @@ class Model:
         return None
 
     def longest_context(self, case: Case, budget: int, n_ubatch: int = 512, cuda: bool = False) -> int | None:
-        """The longest context, a multiple of 256, whose cache takes at most `budget` bytes, with `cuda` together with `copy_bytes`;
+        """The longest context, a multiple of 256, whose cache takes at most `budget` bytes, with `cuda` together with `work_bytes`;
         0 if none does. None if the cache doesn't grow with the context.
         """
         def fits(n: int) -> bool:
-            return sum(self.cache_bytes(case, n * PAD, n_ubatch)) + (self.copy_bytes(case, n * PAD, n_ubatch) if cuda else 0) <= budget
+            return sum(self.cache_bytes(case, n * PAD, n_ubatch)) + (self.work_bytes(case, n * PAD, n_ubatch) if cuda else 0) <= budget
 
         if not any(layer.k_values and not layer.windowed for layer in self.layers):
             return None if fits(1) else 0
@@ -305,7 +305,7 @@ class _Reader:
 
 
 def row(model: Model, case: Case, budget: int | None, n_ctx: int | None, n_ubatch: int, cuda: bool = False) -> dict[str, Any]:
-    """What one pair takes, in bytes: at the longest context that `budget` bytes allow, or at `n_ctx` if that is given. `bytes_copy`
+    """What one pair takes, in bytes: at the longest context that `budget` bytes allow, or at `n_ctx` if that is given. `bytes_work`
     is 0 but with `cuda`.
 
     `n_ctx` of the result is None if the cache is the same at any context.
@@ -314,9 +314,9 @@ def row(model: Model, case: Case, budget: int | None, n_ctx: int | None, n_ubatc
     if n_ctx is None and not refused:
         n_ctx = model.longest_context(case, budget or 0, n_ubatch, cuda)
     sizes = (0, 0, 0) if refused else model.cache_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch)
-    copied = model.copy_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch) if cuda and not refused else 0
+    work = model.work_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch) if cuda and not refused else 0
     return {"k": case.k, "v": case.v, "bits_k": bits_per_value(case.k), "bits_v": bits_per_value(case.v), "n_ctx": n_ctx,
-            "bytes_k": sizes[0], "bytes_v": sizes[1], "bytes_state": sizes[2], "bytes_copy": copied, "refused": refused}  # fmt: skip
+            "bytes_k": sizes[0], "bytes_v": sizes[1], "bytes_state": sizes[2], "bytes_work": work, "refused": refused}  # fmt: skip
 
 
 def default_pairs() -> list[Case]:

@@ -39,8 +39,8 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
 
 def fit(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `pyggmlq fit`."""
-    names = ("bytes_k", "bytes_v", "bytes_state", *(["bytes_copy"] if any(row["bytes_copy"] for row in rows) else []))
-    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", *(["copy MiB"] if "bytes_copy" in names else []), "sum MiB")
+    names = ("bytes_k", "bytes_v", "bytes_state", *(["bytes_work"] if any(row["bytes_work"] for row in rows) else []))
+    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", *(["work MiB"] if "bytes_work" in names else []), "sum MiB")
     table = _table(None, ("cache K/V",), right)
     for row in rows:
         pair, bits = f"{row['k']}/{row['v']}", f"{row['bits_k']:g}/{row['bits_v']:g}"
