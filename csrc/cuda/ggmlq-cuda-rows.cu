@@ -123,17 +123,20 @@ GGMLQ_DEVICE uint8_t * target_address(const struct target & t, struct raw_index 
  * blocks that come early take places at random, which a larger grid of theirs then lacks: 512 tokens took 9 instead of 5 us. */
 enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64 };
 
-/* What is encoded from where to where. */
+/* What is encoded from where to where. `turned`: how many adjacent values llama.cpp's own rotation turns before, 0: none; then `encoded` may
+ * also be floats. */
 struct encoding {
     struct walk values, encoded;
     struct row_index index;
     uint32_t n_blocks;
+    int      turned;
+    float    turn_scale;
 };
 
-/* n encodings (n: 1 or 2) in one launch, as planes of the grid. */
+/* So many encodings in one launch, as planes of the grid. */
 template <int n> struct encodings { struct encoding e[n]; };
 
-template <int type, bool wide, int n> static __global__ void __launch_bounds__(THREADS)
+template <int type, bool wide, int n, bool turns> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct encodings<n> all) {
     typedef ggmlq_encoder<type, wide> E;
     const struct encoding & e = all.e[n == 1 ? 0 : blockIdx.y];
@@ -156,6 +159,17 @@ encode_rows(const struct encodings<n> all) {
         E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
     } else {
         E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);
+    }
+    if constexpr (turns) {
+        if (e.turned != 0) {
+            E::turn(v, lane, e.turned, e.turn_scale);
+        }
+        if (e.encoded.type == GGMLQ_CUDA_F32) {
+            for (int i = 0; i < E::VALUES && number < e.n_blocks && lane % E::THREADS < E::GROUP; i += 4) {
+                ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) to.base + 4*(8*i + 4*(lane % E::GROUP)), v + i);
+            }
+            return;
+        }
     }
     const struct raw_index raw = load_index(to, e.index.bytes);
     const typename E::fields fields = E::encode(v, lane);
@@ -258,42 +272,47 @@ static const struct row_index no_index = { NULL, 0, 0, 0, 0, 0, 1, 1 };
 /* Of n units, each worked on by `each` threads. */
 static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
 
-template <int type, bool wide, int n> static void launch_encode(const struct encodings<n> & all, int64_t most, void * stream) {
-    const dim3 grid(grid_of(most, ggmlq_encoder<type, wide>::THREADS), n);
-    if (!ggmlq_launch_early<encode_rows<type, wide, n>>(grid, THREADS, (cudaStream_t) stream, all)) {
-        encode_rows<type, wide, n><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
+template <int type, bool wide, int n, bool turns> static void launch_encode(const struct encodings<n> & all, int planes, int64_t most, void * stream) {
+    const dim3 grid(grid_of(most, ggmlq_encoder<type, wide>::THREADS), planes);
+    if (!ggmlq_launch_early<encode_rows<type, wide, n, turns>>(grid, THREADS, (cudaStream_t) stream, all)) {
+        encode_rows<type, wide, n, turns><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
     }
 }
 
-/* Of rows of one type. */
-template <int n> static int encode(int type, const struct encodings<n> & all, void * stream) {
+/* The first `planes` of them; rows of one type. */
+template <int type, int n, bool turns> static int encode_all(const struct encodings<n> & all, int planes, void * stream) {
     int64_t most = 0, sum = 0;
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < planes; ++i) {
         most = all.e[i].n_blocks > most ? all.e[i].n_blocks : most;
         sum += all.e[i].n_blocks;
     }
-    const bool wide = sum <= WIDE_VALUES/ggmlq_type_info_get(type)->block_length;
-    if (type == GGMLQ_TYPE_TQ3_0) {
-        (wide ? launch_encode<GGMLQ_TYPE_TQ3_0, true, n> : launch_encode<GGMLQ_TYPE_TQ3_0, false, n>)(all, most, stream);
+    if (sum <= WIDE_VALUES/ggmlq_cache_type<type>::LENGTH) {
+        launch_encode<type, true, n, turns>(all, planes, most, stream);
     } else {
-        (wide ? launch_encode<GGMLQ_TYPE_PLANAR3, true, n> : launch_encode<GGMLQ_TYPE_PLANAR3, false, n>)(all, most, stream);
+        launch_encode<type, false, n, turns>(all, planes, most, stream);
     }
     return ggmlq_cuda_launched();
 }
 
-/* Blocks to encode, or an error. */
-static int64_t make_encoding(struct encoding * e, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index) {
-    const int64_t n_blocks = count_blocks(values, ggmlq_type_info_get(rows->type)->block_length);
-    e->values   = make_walk(values, rows->type);
-    e->encoded  = make_walk(rows, rows->type);
-    e->index    = index;
-    e->n_blocks = (uint32_t) n_blocks;
+template <int n> static int encode(int type, const struct encodings<n> & all, void * stream) {
+    return type == GGMLQ_TYPE_TQ3_0 ? encode_all<GGMLQ_TYPE_TQ3_0, n, false>(all, n, stream) : encode_all<GGMLQ_TYPE_PLANAR3, n, false>(all, n, stream);
+}
+
+/* Blocks to encode, or an error. `type`: of the blocks; rows may also be floats. */
+static int64_t make_encoding(struct encoding * e, int type, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, int turned) {
+    const int64_t n_blocks = count_blocks(values, ggmlq_type_info_get(type)->block_length);
+    e->values     = make_walk(values, type);
+    e->encoded    = make_walk(rows, type);
+    e->index      = index;
+    e->n_blocks   = (uint32_t) n_blocks;
+    e->turned     = turned;
+    e->turn_scale = turned ? 1/sqrtf((float) turned) : 0.0f;
     return n_blocks;
 }
 
 static int encode_one(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, void * stream) {
     struct encodings<1> one;
-    const int64_t n_blocks = make_encoding(&one.e[0], values, rows, index);
+    const int64_t n_blocks = make_encoding(&one.e[0], rows->type, values, rows, index, 0);
     return n_blocks <= 0 ? (int) n_blocks : encode(rows->type, one, stream);
 }
 
@@ -340,7 +359,7 @@ int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct 
         if (error) {
             return error;
         }
-        n_blocks[i] = make_encoding(&both.e[i], &values[i], &rows[i], make_index(&indices[i], index_bytes, rows[i].ne[1]));
+        n_blocks[i] = make_encoding(&both.e[i], rows[i].type, &values[i], &rows[i], make_index(&indices[i], index_bytes, rows[i].ne[1]), 0);
     }
     if (rows[0].type != rows[1].type) {
         return GGMLQ_ERROR_TYPE;
@@ -350,6 +369,37 @@ int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct 
         return ggmlq_cuda_set_rows(&rows[i], &values[i], &indices[i], index_bytes, stream);
     }
     return encode(rows[0].type, both, stream);
+}
+
+int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2], const struct ggmlq_cuda_view indices[2],
+                               int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3], void * stream) {
+    struct encodings<3> all;
+    const int planes = to ? 3 : 2;
+    for (int i = 0; i < planes; ++i) {
+        const struct ggmlq_cuda_view * out = i < 2 ? &rows[i] : to, * in = i < 2 ? &values[i] : from;
+        if (i < 2 ? out->type != GGMLQ_TYPE_PLANAR3 : out->type != GGMLQ_CUDA_F32 || in->type != GGMLQ_CUDA_F32) {
+            return GGMLQ_ERROR_TYPE;
+        }
+        if (turned[i] != 64 && turned[i] != 128 && (turned[i] != 0 || i == 2)) {
+            return GGMLQ_ERROR_LENGTH;
+        }
+        int error = i < 2 ? ggmlq_cuda_set_rows_check(out, in, &indices[i], index_bytes) : ggmlq_check_view(in, 128);
+        error = error || i < 2 ? error : ggmlq_check_view(out, 128);
+        if (error) {
+            return error;
+        }
+        for (int axis = 0; axis < 4 && i == 2; ++axis) {
+            if (in->ne[axis] != out->ne[axis]) {
+                return GGMLQ_ERROR_SHAPE;
+            }
+        }
+        const struct row_index index = i < 2 ? make_index(&indices[i], index_bytes, rows[i].ne[1]) : no_index;
+        const int64_t n_blocks = make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, in, out, index, turned[i]);
+        if (n_blocks <= 0) { /* no caller stores nothing, and a thread needs a block to follow */
+            return n_blocks < 0 ? (int) n_blocks : GGMLQ_ERROR_SHAPE;
+        }
+    }
+    return encode_all<GGMLQ_TYPE_PLANAR3, 3, true>(all, planes, stream);
 }
 
 int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,

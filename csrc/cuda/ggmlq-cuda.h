@@ -60,6 +60,13 @@ GGMLQ_CUDA_API int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, cons
 GGMLQ_CUDA_API int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
                                             const struct ggmlq_cuda_view indices[2], int index_bytes, void * stream);
 
+/* The same for planar3 rows of values that are first turned as llama.cpp does it (attn_rot): turned[i] adjacent values each, 64 or 128 (0: none),
+ * by a Walsh-Hadamard transform over their square root. Unless `to` is NULL also to <- from, turned by turned[2]: f32 of equal shapes, rows of
+ * whole blocks of 128. No view may be empty. */
+GGMLQ_CUDA_API int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
+                                              const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
+                                              const struct ggmlq_cuda_view * from, const int turned[3], void * stream);
+
 /* values[i, i2, i3] <- decoded rows[index[i, i2, i3], i2, i3]: ggml's GET_ROWS. values: f32, f16 or bf16. indices: ne = { values.ne[1],
  * values.ne[2], values.ne[3], 1 }, rows.ne[2] and [3] the same. */
 GGMLQ_CUDA_API int ggmlq_cuda_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,

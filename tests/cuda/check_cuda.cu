@@ -429,6 +429,65 @@ static std::string check_set_rows_pair() {
     }
     return "";
 }
+
+/* llama.cpp's kernel for its own rotation, step by step. */
+static void turn_as_llama(float * x, int64_t n, int length) {
+    const float scale = 1/sqrtf((float) length);
+    for (int64_t i = 0; i < n; ++i) {
+        x[i] *= scale;
+    }
+    for (int half = 1; half < length; half *= 2) {
+        for (int64_t i = 0; i < n; ++i) {
+            if ((i & half) == 0) {
+                const float a = x[i], b = x[i + half];
+                x[i]        = a + b;
+                x[i + half] = a - b;
+            }
+        }
+    }
+}
+
+/* Values turned and stored, and turned and written, in one launch. */
+static std::string check_set_rows_turned() {
+    static const int lengths[][3] = { { 128, 64, 128 }, { 0, 128, 64 }, { 64, 0, 128 } };
+    for (const auto & turned : lengths) for (int64_t tokens : { 1, 3, 129 }) for (int64_t blocks : { 1, 5 }) for (int with_query = 0; with_query < 2; ++with_query) {
+        struct ggmlq_cuda_view values[2], rows[2], indices[2], from, to;
+        std::vector<std::unique_ptr<device_bytes>> memory; /* of each: values, indices, rows */
+        std::vector<uint8_t> wanted[2];
+        const int64_t n = 128*blocks, query_n = 512, n_rows = 2*tokens;
+        for (int i = 0; i < 2; ++i) {
+            std::vector<float> x = normals(tokens*n);
+            std::vector<int64_t> index(tokens);
+            spread(&values[i], NULL, GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+            wanted[i].assign(spread(&rows[i], NULL, GGMLQ_TYPE_PLANAR3, n, n_rows, 1, 1, 2*i), 0xcd);
+            memory.emplace_back(new device_bytes(x));
+            if (turned[i]) {
+                turn_as_llama(x.data(), tokens*n, turned[i]);
+            }
+            for (int64_t t = 0; t < tokens; ++t) {
+                index[t] = (5*t + 1 + i) % n_rows; /* n_rows is no multiple of 5 */
+                ggmlq_encode_row(GGMLQ_TYPE_PLANAR3, &x[t*n], &wanted[i][row_at(rows[i], index[t], 0, 0)], n);
+            }
+            memory.emplace_back(new device_bytes(index));
+            memory.emplace_back(new device_bytes(std::vector<uint8_t>(wanted[i].size(), 0xcd)));
+            values[i].data = memory[3*i]->data();
+            rows[i].data   = memory[3*i + 2]->data();
+            const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+            indices[i] = view(memory[3*i + 1]->data(), 0, ne, nb);
+        }
+        std::vector<float> q = normals(tokens*query_n);
+        device_bytes d_from(q), d_to(q.size()*4);
+        spread(&from, d_from.data(), GGMLQ_CUDA_F32, query_n, tokens, 1, 1, 0);
+        spread(&to,   d_to.data(),   GGMLQ_CUDA_F32, query_n, tokens, 1, 1, 0);
+        turn_as_llama(q.data(), tokens*query_n, turned[2]);
+        ok(ggmlq_cuda_set_rows_turned(rows, values, indices, 8, with_query ? &to : NULL, with_query ? &from : NULL, turned, NULL));
+        for (int i = 0; i < 2; ++i) {
+            require(memory[3*i + 2]->host<uint8_t>() == wanted[i], "turned by %d, %lld tokens, %lld blocks, rows of number %d", turned[i], (long long) tokens, (long long) blocks, i);
+        }
+        require(!with_query || d_to.host<float>() == q, "queries turned by %d, %lld tokens", turned[2], (long long) tokens);
+    }
+    return "";
+}
 #endif
 
 static std::string check_set_rows() {
@@ -462,7 +521,8 @@ static std::string check_set_rows() {
 #ifdef GGMLQ_CHECK_METAL
     return "";
 #else
-    return check_set_rows_pair();
+    const std::string failed = check_set_rows_pair();
+    return failed.empty() ? check_set_rows_turned() : failed;
 #endif
 }
 
@@ -897,6 +957,11 @@ static std::string check_errors() {
                                      two_indices[2] = { index, index }, bad_values[2] = { values, changed(values, [](auto & v) { v.nb[0] = 8; }) };
         expect(ggmlq_cuda_set_rows_pair(two_rows, two_values, two_indices, 8, NULL), GGMLQ_ERROR_TYPE, "a pair of two types");
         expect(ggmlq_cuda_set_rows_pair(two_rows, bad_values, two_indices, 8, NULL), GGMLQ_ERROR_SHAPE, "a pair: values not adjacent");
+        const int turned[3] = { 64, 32, 128 };
+        const struct ggmlq_cuda_view planar3[2] = { two_rows[1], two_rows[1] };
+        expect(ggmlq_cuda_set_rows_turned(two_rows, two_values, two_indices, 8, NULL, NULL, turned, NULL), GGMLQ_ERROR_TYPE, "turned rows of tq3_0");
+        expect(ggmlq_cuda_set_rows_turned(planar3, two_values, two_indices, 8, NULL, NULL, turned, NULL), GGMLQ_ERROR_LENGTH, "turned by 32");
+        expect(ggmlq_cuda_set_rows_turned(planar3, two_values, two_indices, 8, &rows, &values, turned, NULL), GGMLQ_ERROR_LENGTH, "turned by 32");
     }
 #endif
     expect(ggmlq_cuda_get_rows(&values, &rows, &index, 8, NULL), GGMLQ_ERROR_SHAPE, "get_rows: indices don't repeat");
