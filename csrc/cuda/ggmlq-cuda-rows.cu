@@ -371,11 +371,9 @@ int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct 
     return encode(rows[0].type, both, stream);
 }
 
-int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2], const struct ggmlq_cuda_view indices[2],
-                               int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3], void * stream) {
-    struct encodings<3> all;
-    const int planes = to ? 3 : 2;
-    for (int i = 0; i < planes; ++i) {
+int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2], const struct ggmlq_cuda_view indices[2],
+                                     int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3]) {
+    for (int i = 0; i < (to ? 3 : 2); ++i) {
         const struct ggmlq_cuda_view * out = i < 2 ? &rows[i] : to, * in = i < 2 ? &values[i] : from;
         if (i < 2 ? out->type != GGMLQ_TYPE_PLANAR3 : out->type != GGMLQ_CUDA_F32 || in->type != GGMLQ_CUDA_F32) {
             return GGMLQ_ERROR_TYPE;
@@ -385,21 +383,33 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
         }
         int error = i < 2 ? ggmlq_cuda_set_rows_check(out, in, &indices[i], index_bytes) : ggmlq_check_view(in, 128);
         error = error || i < 2 ? error : ggmlq_check_view(out, 128);
+        error = error ? error : countable(in, 128);
         if (error) {
             return error;
         }
-        for (int axis = 0; axis < 4 && i == 2; ++axis) {
-            if (in->ne[axis] != out->ne[axis]) {
-                return GGMLQ_ERROR_SHAPE;
+        for (int axis = 0; axis < 4; ++axis) {
+            if (in->ne[axis] == 0 || (i == 2 && in->ne[axis] != out->ne[axis])) {
+                return GGMLQ_ERROR_SHAPE; /* no caller stores nothing, and a thread needs a block to follow */
             }
         }
-        const struct row_index index = i < 2 ? make_index(&indices[i], index_bytes, rows[i].ne[1]) : no_index;
-        const int64_t n_blocks = make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, in, out, index, turned[i]);
-        if (n_blocks <= 0) { /* no caller stores nothing, and a thread needs a block to follow */
-            return n_blocks < 0 ? (int) n_blocks : GGMLQ_ERROR_SHAPE;
-        }
     }
-    return encode_all<GGMLQ_TYPE_PLANAR3, 3, true>(all, planes, stream);
+    return GGMLQ_OK;
+}
+
+int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2], const struct ggmlq_cuda_view indices[2],
+                               int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3], void * stream) {
+    const int error = ggmlq_cuda_set_rows_turned_check(rows, values, indices, index_bytes, to, from, turned);
+    if (error) {
+        return error;
+    }
+    struct encodings<3> all;
+    for (int i = 0; i < 2; ++i) {
+        (void) make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, &values[i], &rows[i], make_index(&indices[i], index_bytes, rows[i].ne[1]), turned[i]);
+    }
+    if (to) {
+        (void) make_encoding(&all.e[2], GGMLQ_TYPE_PLANAR3, from, to, no_index, turned[2]);
+    }
+    return encode_all<GGMLQ_TYPE_PLANAR3, 3, true>(all, to ? 3 : 2, stream);
 }
 
 int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,

@@ -94,6 +94,9 @@ GGMLQ_CUDA_API int     ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, co
  * address. */
 GGMLQ_CUDA_API int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                                              const struct ggmlq_cuda_view * indices, int index_bytes);
+GGMLQ_CUDA_API int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
+                                                    const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
+                                                    const struct ggmlq_cuda_view * from, const int turned[3]);
 GGMLQ_CUDA_API int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
                                              const struct ggmlq_cuda_view * indices, int index_bytes);
 GGMLQ_CUDA_API int ggmlq_cuda_copy_check    (const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src);

@@ -451,6 +451,9 @@ static void turn_as_llama(float * x, int64_t n, int length) {
 static std::string check_set_rows_turned() {
     static const int lengths[][3] = { { 128, 64, 128 }, { 0, 128, 64 }, { 64, 0, 128 } };
     for (const auto & turned : lengths) for (int64_t tokens : { 1, 3, 129 }) for (int64_t blocks : { 1, 5 }) for (int with_query = 0; with_query < 2; ++with_query) {
+        if (tokens == 129 && (blocks == 1 || turned[0] != 128)) {
+            continue; /* the emulator is slow */
+        }
         struct ggmlq_cuda_view values[2], rows[2], indices[2], from, to;
         std::vector<std::unique_ptr<device_bytes>> memory; /* of each: values, indices, rows */
         std::vector<uint8_t> wanted[2];
