@@ -73,7 +73,7 @@ def each_programs(request):
 # Attention in parts: with pytest-xdist (-n 8) they run side by side, since each keeps four processor cores busy, not a GPU.
 ATTENTION = [f"hsk=({heads}),.*{types}" for heads in ("64|96|128", "192|256", "512|576")
              for types in (*[f"type_K={name}" for name in OURS], f"type_K=(?!{'|'.join(OURS)}).*type_V=({'|'.join(OURS)})")]  # fmt: skip
-ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "GET_ROWS": 8, "CPY": 12, "CONT": 6, "CONCAT": 16, "MUL_MAT": 30},
+ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "SET_ROWS_PAIR": 15, "GET_ROWS": 8, "CPY": 12, "CONT": 6, "CONCAT": 16, "MUL_MAT": 30},
                      "older_programs": {"SET_ROWS": 8, "GET_ROWS": 4, "CPY": 12, "MUL_MAT": 30}}  # fmt: skip
 
 

@@ -189,6 +189,7 @@ def fit_command(
     reserve: str = typer.Option("1G", "--reserve", metavar="SIZE", callback=_size, help="Of --memory, for what is neither: compute buffers, other programs."),
     pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides."),
     ubatch: int = typer.Option(512, "--ubatch", min=1, help="llama.cpp's -ub, on which the cache of sliding windows depends."),
+    cuda: bool = typer.Option(False, "--cuda", help="Also count what prefill on CUDA works with: the mask, an f16 copy of one layer."),
     layers: bool = typer.Option(False, "--layers", help="Also list the layers."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
 ) -> None:  # fmt: skip
@@ -211,7 +212,7 @@ def fit_command(
                     f"{model.name} has {found.weight_bytes / fit.MIB:.0f} MiB of weights, which with {reserve} of --reserve is more than {memory}: "
                     "a part of the model would have to lie elsewhere"
                 )
-        rows = [fit.row(found, case, budget, context, ubatch) for case in chosen]
+        rows = [fit.row(found, case, budget, context, ubatch, cuda) for case in chosen]
     if as_json:
         fields = {key: value for key, value in vars(found).items() if key not in ("layers", "notes")}
         typer.echo(json.dumps({"command": "fit", "ok": True, "model": fields, "notes": found.notes, "budget_bytes": budget,

@@ -39,7 +39,8 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
 
 def fit(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `pyggmlq fit`."""
-    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", "sum MiB")
+    names = ("bytes_k", "bytes_v", "bytes_state", *(["bytes_work"] if any(row["bytes_work"] for row in rows) else []))
+    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", *(["work MiB"] if "bytes_work" in names else []), "sum MiB")
     table = _table(None, ("cache K/V",), right)
     for row in rows:
         pair, bits = f"{row['k']}/{row['v']}", f"{row['bits_k']:g}/{row['bits_v']:g}"
@@ -47,8 +48,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> Table:
             table.add_row(pair, bits, "refused")
             continue
         context = "any" if row["n_ctx"] is None else "none fits" if row["n_ctx"] == 0 else str(row["n_ctx"])
-        sizes = [f"{row[name] / (1 << 20):.2f}" for name in ("bytes_k", "bytes_v", "bytes_state")]
-        table.add_row(pair, bits, context, *sizes, f"{(row['bytes_k'] + row['bytes_v'] + row['bytes_state']) / (1 << 20):.2f}")
+        table.add_row(pair, bits, context, *(f"{size / (1 << 20):.2f}" for size in [*map(row.get, names), sum(map(row.get, names))]))
     return table
 
 
