@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pyggmlq import fetch
 from pyggmlq.llama import CMAKE_OPTIONS
 
 CACHE = Path(__file__).parents[1] / ".cache" / "llama"
@@ -43,7 +44,9 @@ def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
     folder = tree.with_name(tree.name + suffix)
     ccache = shutil.which("ccache")
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
-    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *flags, *launchers])
+    # CMake would ask git, and the checkout around .cache would answer with a commit of its own.
+    commits = [f"-DLLAMA_BUILD_COMMIT={pinned.commit}" for version, pinned in fetch.TREES.items() if tree.name.startswith(version)]
+    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers])
     run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
     return folder / "bin"
 

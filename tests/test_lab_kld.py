@@ -15,6 +15,7 @@ from pyggmlq import _gguf_file, _tree, fetch, llama
 from pyggmlq._pairs import Case, bits_per_value
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, kld, record, require
+from pyggmlq.lab.runs import Setting
 
 from llama_build import CACHE, build, patched, sync
 from stand_ins import StandIns, needs_scripts
@@ -310,10 +311,10 @@ def test_rows_that_agree_in_every_digit_are_an_alarm():
     def row(k: str, v: str, kld_value: float) -> kld.Row:
         sizes = [160 * bits_per_value(name) / 16 for name in (k, v)]
         found = llama.Divergence(10.0 + kld_value, 0.5, kld_value, 0.001, 0.5, kld_value, 90.0, 1.0, 1.1, 0.01, 0.1, 0.6)
-        return kld.Row("demo", 512, Case(k, v), "on", 16, (True, True), llama.KvMemory(k, v, *sizes), found)
+        return kld.Row("demo", 512, Case(k, v), Setting(), 16, (True, True), llama.KvMemory(k, v, *sizes), found)
 
     rows = [row("f16", "f16", 0.0), row("f16", "planar3", 0.1), row("q8_0", "planar3", 0.1)]
-    assert kld.alarms(rows) == ["demo, context 512, q8_0/planar3: equals f16/planar3, attn_rot on, in every digit"]
+    assert kld.alarms(rows) == ["demo, context 512, q8_0/planar3: equals f16/planar3 in every digit"]
     assert kld.alarms([*rows[:2], row("q8_0", "planar3", 0.11)]) == []
     assert "wanted at most 0.001" in kld.alarms([row("f16", "f16", 0.01)])[0]
 

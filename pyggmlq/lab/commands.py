@@ -118,6 +118,7 @@ _PROGRAMS = typer.Option(
     None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
 )
 _ATTN_ROT = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches.")
+_KV_CENTER = typer.Option("off", "--kv-center", metavar="off,auto", help="Centered keys (docs/CENTERING.md): auto for those of our types, all for those of any.")
 _DEVICE = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie.")
 _LLAMA_ARGS = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'.")
 _JSON = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run.")
@@ -136,6 +137,7 @@ def kld_command(
     context: str = typer.Option("512", "--context", metavar="N,..", help="Windows of that many tokens."),
     windows: int = typer.Option(16, "--windows", min=1, help="Windows per run; the second half of each is scored."),
     attn_rot: str = _ATTN_ROT,
+    kv_center: str = _KV_CENTER,
     device: str = _DEVICE,
     llama_args: str = _LLAMA_ARGS,
     kept: bool = typer.Option(False, "--kept", help="Run nothing: show and write what earlier runs of the same grid, or of its parts, measured."),
@@ -151,12 +153,12 @@ def kld_command(
 
     _check_sources(model, programs, tree, cmake)
     contexts = _numbers(context, 256, "--context")  # llama-perplexity gives no statistics on fewer
-    rotations = _words(attn_rot, ["on", "off"], "--attn-rot")
+    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _words(kv_center, ["off", "auto", "all"], "--kv-center")
     with _working(work_dir, "kld") as (work, steps):
         chosen = _pairs(pairs, "--pairs") if pairs else kld.default_pairs()
         options = kld.Options(
-            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations), kept=kept,
-            threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
+            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations), centers=tuple(centers),
+            kept=kept, threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
         )  # fmt: skip
         data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
         if kept and not data["rows"]:
@@ -276,6 +278,7 @@ def needle_command(
     depths: str = typer.Option("0,25,50,75,100", "--depths", metavar="PERCENT,..", help="Where the needle lies; 0 is the beginning."),
     needles: int = typer.Option(8, "--needles", min=1, help="Needles at each depth."),
     attn_rot: str = _ATTN_ROT,
+    kv_center: str = _KV_CENTER,
     device: str = _DEVICE,
     llama_args: str = _LLAMA_ARGS,
     tree: Optional[Path] = _TREE,
@@ -293,11 +296,11 @@ def needle_command(
     contexts, places = _numbers(context, 128, "--context"), _numbers(depths, 0, "--depths")
     if max(places) > 100:
         raise typer.BadParameter(f"--depths: found {depths!r}, wanted percent of the haystack, 0 to 100")
-    rotations = _words(attn_rot, ["on", "off"], "--attn-rot")
+    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _words(kv_center, ["off", "auto", "all"], "--kv-center")
     with _working(work_dir, "needle") as (work, steps):
         options = needle.Options(
             models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), depths=tuple(places), needles=needles,
-            rotations=tuple(rotations), threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
+            rotations=tuple(rotations), centers=tuple(centers), threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
         )  # fmt: skip
         data = needle.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
     console = _console()

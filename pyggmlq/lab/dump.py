@@ -62,7 +62,7 @@ def run(options: Options, steps: Steps) -> dict[str, Any]:
     }  # fmt: skip
     parts = options.work_dir / "dump" / f"{title}-{Steps.key('dump', {**facts, 'programs': programs})}"
     parts.mkdir(parents=True, exist_ok=True)
-    watch, environment = _watch(steps, options.windows), runs.environment(options.attn_rot)
+    watch, environment = _watch(steps, options.windows), runs.Setting(options.attn_rot).environment
     tools = llama.Tools(folder, options.work_dir / "logs", options.threads, watch, options.extra, environment)
     with steps.named(f"dumping {path.name}"):
         try:

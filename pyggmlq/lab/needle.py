@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -75,35 +75,32 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
     path = runs.text_file(options.text, tree, options, steps)
     text = path.read_text(encoding="utf-8", errors="replace").replace("\x1e", " ").replace("\x1f", " ")
     with steps.named("reading the built programs"):
-        programs = _tree.programs_hash(folder, TARGETS)
+        programs = {"sha256": _tree.programs_hash(folder, TARGETS), **runs.version(folder, TARGETS[0])}
     data = record.start(
-        record.NEEDLE, llama_cpp={"sha256": programs}, models=[], notes=[], text=runs.text_facts(path),
+        record.NEEDLE, llama_cpp=programs, models=[], notes=[], text=runs.text_facts(path),
         options={"contexts": options.contexts, "depths": options.depths, "needles": options.needles, "extra": options.extra},
     )  # fmt: skip
     for name in options.models:
         subject = runs.subject(name, options, steps)
         data["models"].append(subject.facts)
-        inputs = {"programs": programs, "model": subject.sha256, "text": data["text"]["sha256"], "depths": options.depths,
+        inputs = {"programs": programs["sha256"], "model": subject.sha256, "text": data["text"]["sha256"], "depths": options.depths,
                   "needles": options.needles, "extra": options.extra, "results": ["nll", "exact", "tokens", "device"]}  # fmt: skip
         tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra)
         for n_ctx in options.contexts:
-            for rotation in options.rotations:
-                for case in options.pairs:
-                    if rotation == "off" and case.is_reference and "on" in options.rotations:
-                        continue  # nothing of f16 is rotated
-                    _measure(data, tools, steps, options, subject, text, n_ctx, case, rotation, inputs)
-                    finished(data)
+            for case, setting in options.settings():
+                _measure(data, tools, steps, options, subject, text, n_ctx, case, setting, inputs)
+                finished(data)
     return data
 
 
 def _measure(
     data: dict[str, Any], tools: llama.Tools, steps: Steps, options: Options, subject: runs.Subject, text: str, n_ctx: int, case: Case,
-    rotation: str, inputs: dict[str, Any],
+    setting: runs.Setting, inputs: dict[str, Any],
 ) -> None:  # fmt: skip
     """Append the rows of one pair."""
     title = subject.title
-    name = f"{title}, needle in {n_ctx}, {case}" + ("" if rotation == "on" else ", attn_rot off")
-    tools = replace(tools, environment=runs.environment(rotation))
+    name = f"{title}, needle in {n_ctx}, {case}{setting}"
+    tools = replace(tools, environment=setting.environment)
 
     def score(asked: list[Question], k: str, v: str, room: int) -> tuple[list[llama.Score], str]:
         cases = options.work_dir / f"{slug(name)}.cases"
@@ -131,18 +128,20 @@ def _measure(
             if sentence is None:
                 raise
             return {"refused": sentence}
+        if setting.ignored(log):
+            return {"refused": setting.ignored(log)}
         placement = llama.parse_placement(log)
         scores = [{"depth": one.depth, "nll": got.nll, "exact": got.exact, "tokens": got.n_context} for one, got in zip(asked, found)]
         return {"refused": None, "scores": scores, "device": placement.device if placement else None}
 
-    found = steps.kept(name, {**inputs, "n_ctx": n_ctx, "attn_rot": rotation}, measure)
+    found = steps.kept(name, {**inputs, "n_ctx": n_ctx, **asdict(setting)}, measure)
     if found["refused"]:
         data["notes"].append(f"{title}, refused by llama.cpp: {found['refused']}")
     scores = found.get("scores", [])
     for depth in options.depths:
         mine = [one for one in scores if one["depth"] == depth]
         data["rows"].append({
-            "model": title, "n_ctx": n_ctx, "k": case.k, "v": case.v, "attn_rot": rotation, "depth": depth, "needles": len(mine),
+            "model": title, "n_ctx": n_ctx, "k": case.k, "v": case.v, **asdict(setting), "depth": depth, "needles": len(mine),
             "nll": mean(one["nll"] for one in mine) if mine else None, "found": mean(one["exact"] for one in mine) if mine else None,
             "nll_without": mean(one["nll"] for one in scores if one["depth"] is None) if mine else None,
             "tokens": round(mean(one["tokens"] for one in mine)) if mine else None, "device": found.get("device"), "refused": found["refused"],
