@@ -73,6 +73,18 @@ def test_what_a_rotation_harms_is_said():
     assert "K q4_0, V q4_0 is better without" not in found, "a difference within the error"
 
 
+def test_centered_keys_are_a_cache_of_their_own():
+    """With the size of plain ones; what is advised is the better of the two."""
+    centered = [{**kld_row("tq3_0", v, kld), "kv_center": "auto", "centered_layers": 30} for v, kld in (("tq3_0", 0.035), ("f16", 0.01))]
+    found = advice(REFERENCE, Q4, BOTH_3, *ALONE, *centered)
+    assert "K tq3_0 centered, V tq3_0: mean KLD 0.0350" in found and "smaller than q4_0 for both, and no worse" in found
+    assert "The smallest cache" not in found, "that one has been named"
+    assert "K tq3_0, V f16: centering K makes the mean KLD 0.0100±0.0010 instead of 0.1800±0.0010." in found
+    assert "tq3_0 in K costs 9.0 times" in found, "plain ones"
+    page = report.as_markdown(report.sections([kld_record(REFERENCE, BOTH_3, *centered)]))
+    assert "| tq3_0 centered | tq3_0 |" in page and "| tq3_0 | tq3_0 |" in page
+
+
 def test_each_model_has_its_own_advice():
     found = advice(REFERENCE, Q4, BOTH_3, kld_row("f16", "f16", 0, "Other"), kld_row("q4_0", "q4_0", 0.3, "Other"), kld_row("tq3_0", "tq3_0", 0.1, "Other"))
     assert "Demo, context 512. Nothing measured" in found and "Other, context 512. K tq3_0" in found

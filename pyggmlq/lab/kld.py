@@ -151,6 +151,8 @@ class _Grid:
             if row.divergence and f16:
                 # The program's own ratio is to what it reads from the file, where no probability is below e^-16 of the highest.
                 row.divergence = replace(row.divergence, ppl_ratio=row.divergence.ppl / f16.ppl)
+                if case.is_reference:  # to itself; the program's error is the root of what rounding left, NaN at times
+                    row.divergence = replace(row.divergence, ppl_ratio_error=0.0)
             if row.rotated == (False, False):
                 plain.add((case, setting.kv_center))
             yield row

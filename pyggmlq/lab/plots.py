@@ -11,6 +11,7 @@ from typing import Any
 from .._files import write_atomically
 from .._types import cache_types
 from . import LabError, require
+from .tables import key, pair
 
 OURS = tuple(info.name for info in cache_types())
 KINDS = (".png", ".svg", ".pdf")
@@ -55,11 +56,13 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
             ours, off = row["k"] in OURS or row["v"] in OURS, row["attn_rot"] == "off"
             axis.errorbar(share, row["kld"], yerr=row["kld_error"], fmt="*" if ours else "o", markersize=11 if ours else 6,
                           color="C1" if ours else "C0", markerfacecolor="none" if off else None)  # fmt: skip
-            pair = row["k"] if row["k"] == row["v"] else f"{row['k']}/{row['v']}"
+            if off:
+                continue  # its name stands beside the full one
             crowded = any(abs(share - x) < 8 and 0.8 < row["kld"] / y < 1.25 for x, y in named)
             named.append((share, row["kld"]))
-            axis.annotate(pair + (" unrotated" if off else ""), (share, row["kld"]), xytext=(6, -10 if crowded else 4), textcoords="offset points", fontsize=8)
-        axis.set(title=f"{model}, context {n_ctx}", xlabel="cache, % of f16", yscale="log", ylabel="mean KLD" if i == 0 else "")
+            axis.annotate(key(row) if key(row) == row["v"] else pair(row), (share, row["kld"]), xytext=(6, -10 if crowded else 4), textcoords="offset points", fontsize=8)
+        unrotated = any(row["attn_rot"] == "off" for row in here)
+        axis.set(title=f"{model}, context {n_ctx}", xlabel="cache, % of f16" + ("; hollow: attn_rot off" if unrotated else ""), yscale="log", ylabel="mean KLD" if i == 0 else "")
         axis.margins(x=0.18)
         _grid(axis)
     return figure

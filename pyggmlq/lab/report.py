@@ -15,7 +15,7 @@ from .._files import write_atomically
 from .._types import cache_types
 from ..bench import record as bench_record
 from . import LabError, attention, fit, plots, record
-from .tables import number, rotated
+from .tables import key, number, rotated
 
 KINDS = (".html", ".md", ".png")
 
@@ -103,6 +103,11 @@ def _loss(row: dict[str, Any]) -> float:
     return row["kld"]
 
 
+def _size_and_loss(row: dict[str, Any]) -> tuple[float, float]:
+    """Of two of one size the better: a type with and without centering."""
+    return _size(row), row["kld"]
+
+
 def recommendations(data: dict[str, Any]) -> dict[str, list[str]]:
     """Sentences that follow from the rows of a kld record, by model and context: what is best at a size, what is smallest, and
     where the loss is."""
@@ -119,7 +124,7 @@ def recommendations(data: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[str]:
-    by_pair = {(row["k"], row["v"]): row for row in rows}
+    by_pair = {(key(row), row["v"]): row for row in rows}
     ours = [info.name for info in cache_types()]
     known = by_pair.get(("q4_0", "q4_0"))
     told: list[dict[str, Any]] = []
@@ -128,16 +133,16 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
         better = [row for row in rows if row["kld"] <= known["kld"] and row is not known]
         smaller = [row for row in better if _size(row) < _size(known)]
         if smaller:
-            told.append(min(smaller, key=_size))
+            told.append(min(smaller, key=_size_and_loss))
             yield f"{_described(told[-1], reference)}: smaller than q4_0 for both, and no worse ({_described(known, reference)})."
         else:
             yield f"Nothing measured is smaller than q4_0 for both and as good ({_described(known, reference)})."
             if better:
-                told.append(min(better, key=_size))
+                told.append(min(better, key=_size_and_loss))
                 yield f"Better, and the smallest that is: {_described(told[-1], reference)}."
     careful = [by_pair["q8_0", name] for name in ours if ("q8_0", name) in by_pair]
-    for lead, candidates, key in (("With keys of 8 bits", careful, _loss), ("The smallest cache", rows, _size)):
-        row = min(candidates, key=key, default=None)
+    for lead, candidates, order in (("With keys of 8 bits", careful, _loss), ("The smallest cache", rows, _size_and_loss)):
+        row = min(candidates, key=order, default=None)
         if row is not None and not any(row is other for other in told):
             told.append(row)
             yield f"{lead}: {_described(row, reference)}."
@@ -146,20 +151,24 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
         if k_only and v_only and v_only["kld"] > 0:
             times = k_only["kld"] / v_only["kld"]
             yield f"{name} in K costs {times:.1f} times what it costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
+    for (k, v), row in by_pair.items():
+        plain = by_pair.get((row["k"], v))
+        if k != row["k"] and plain:
+            yield f"K {row['k']}, V {v}: centering K makes the mean KLD {row['kld']:.4f}±{row['kld_error']:.4f} instead of {plain['kld']:.4f}±{plain['kld_error']:.4f}."
 
 
 def _rotation_advice(rows: list[dict[str, Any]], unrotated: list[dict[str, Any]]) -> Iterator[str]:
     """Pairs that do better without llama.cpp's rotation, by more than three standard errors."""
-    by_pair = {(row["k"], row["v"]): row for row in rows}
+    by_pair = {(key(row), row["v"]): row for row in rows}
     for off in unrotated:
-        on = by_pair.get((off["k"], off["v"]))
+        on = by_pair.get((key(off), off["v"]))
         if on and off["kld"] + 3 * (off["kld_error"] + on["kld_error"]) < on["kld"]:
-            yield f"K {off['k']}, V {off['v']} is better without llama.cpp's attn_rot: mean KLD {off['kld']:.4f} instead of {on['kld']:.4f}."
+            yield f"K {key(off)}, V {off['v']} is better without llama.cpp's attn_rot: mean KLD {off['kld']:.4f} instead of {on['kld']:.4f}."
 
 
 def _described(row: dict[str, Any], reference: dict[str, Any]) -> str:
     return (
-        f"K {row['k']}, V {row['v']}: mean KLD {row['kld']:.4f}±{row['kld_error']:.4f}, perplexity × {number(row['ppl_ratio'], 3)}, "
+        f"K {key(row)}, V {row['v']}: mean KLD {row['kld']:.4f}±{row['kld_error']:.4f}, perplexity × {number(row['ppl_ratio'], 3)}, "
         f"{row['same_top']:.1f} % same top token, {_size(reference) / _size(row):.1f} × smaller than f16"
     )
 
@@ -175,7 +184,7 @@ def _kld_sections(data: dict[str, Any]) -> Iterator[Section]:
         for row in rows:
             if not row["refused"]:
                 table.rows.append((
-                    row["k"], row["v"], rotated(row), f"{row['bits_k']:g}", f"{row['bits_v']:g}", f"{_size(row):.2f}",
+                    key(row), row["v"], rotated(row), f"{row['bits_k']:g}", f"{row['bits_v']:g}", f"{_size(row):.2f}",
                     f"{number(row['ppl_ratio'], 4)} ± {number(row['ppl_ratio_error'], 4)}", f"{number(row['kld'], 4)} ± {number(row['kld_error'], 4)}",
                     number(row["kld_median"], 4), number(row["kld_999"], 3), number(row["kld_max"], 2), f"{row['same_top']:.1f} %",
                 ))  # fmt: skip
@@ -199,7 +208,7 @@ def _needle_sections(data: dict[str, Any]) -> Iterator[Section]:
             continue
         reference = {row["depth"]: row["nll"] for row in rows if (row["k"], row["v"]) == ("f16", "f16")}
         table = Table(("K", "V", "attn_rot", "depth", "needles", "found", "NLL", "above f16", "NLL without"), [
-            (row["k"], row["v"], row["attn_rot"], f"{row['depth']} %", str(row["needles"]), f"{100 * row['found']:.0f} %", number(row["nll"], 2),
+            (key(row), row["v"], row["attn_rot"], f"{row['depth']} %", str(row["needles"]), f"{100 * row['found']:.0f} %", number(row["nll"], 2),
              number(row["nll"] - reference[row["depth"]], 2) if row["depth"] in reference else "–", number(row["nll_without"], 2))
             for row in rows
         ], 3)  # fmt: skip
