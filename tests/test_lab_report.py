@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -160,6 +161,48 @@ def test_the_page_holds_every_figure_and_loads_nothing(files: list[Path], tmp_pa
     assert "| tq3_0 | tq3_0 | K+V | 3.5 | 3.5 | 7.00 |" in markdown and "| 3.44 |" in markdown
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.rglob("*.new"))
+
+
+# Two frames of the page, as wide as a phone and a desk, tell how they were laid out.
+FRAMES = """<pre id="told"></pre>{frames}<script>
+onload = () => {{ told.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {{
+  const page = frame.contentDocument, root = page.scrollingElement, colour = (element, name) => frame.contentWindow.getComputedStyle(element)[name];
+  const cell = page.querySelector("td"), wide = [...page.querySelectorAll(".wide")];
+  return {{width: root.clientWidth, needs: root.scrollWidth, ink: colour(page.body, "color"), paper: colour(page.body, "backgroundColor"),
+          cell: parseFloat(colour(cell, "fontSize")), text: parseFloat(colour(page.querySelector("p"), "fontSize")), drawing: colour(page.querySelector("svg text"), "fill"),
+          scrolls: wide.filter(part => part.scrollWidth > part.clientWidth).length, parts: wide.length}};
+}})); }};
+</script>"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_lays_the_page_out(files: list[Path], tmp_path: Path, scheme: str):
+    """On a phone nothing but tables and drawings is wider than the screen, and those scroll by themselves; letters are readable in both schemes."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not browser:
+        pytest.skip("no chromium is installed: docs/LAB.md says when the page was last looked at in one")
+    page = tmp_path / "page.html"
+    report.write(files, page)
+    frames = "".join(f'<iframe src="page.html" style="border: 0; width: {width}px; height: 800px"></iframe>' for width in (390, 1280))
+    (tmp_path / "frames.html").write_text(FRAMES.format(frames=frames), encoding="utf-8")
+    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files", "--window-size=1800,900",
+                           f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+                           (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=300)  # fmt: skip
+    told = re.search(r'<pre id="told">(\[.+\])</pre>', done.stdout)
+    assert told, done.stderr[-2000:]
+    phone, desk = json.loads(told[1])
+
+    def brightness(colour: str) -> float:
+        return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 765
+
+    assert (phone["width"], desk["width"]) == (390, 1280)
+    for frame in (phone, desk):
+        assert frame["needs"] <= frame["width"], "the page itself must not scroll sideways"
+        assert frame["text"] >= 15 and frame["cell"] >= 13
+        assert brightness(frame["drawing"]) == brightness(frame["ink"])
+        ink, paper = brightness(frame["ink"]), brightness(frame["paper"])
+        assert (ink < 0.2 and paper > 0.9) if scheme == "light" else (ink > 0.8 and paper < 0.2)
+    assert phone["scrolls"] > desk["scrolls"], "wide parts scroll on a phone"
 
 
 def test_memory_of_a_model_is_that_of_fit(tmp_path: Path):
