@@ -7,6 +7,7 @@ window that isn't there. In the end they become one file, tensor by tensor. docs
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -69,6 +70,8 @@ def run(options: Options, steps: Steps) -> dict[str, Any]:
             found = tools.dump_rows(f"{title}-dump", path, options.text, parts, options.case.k, options.case.v,
                                     n_ctx=options.n_ctx, windows=options.windows, tokens=options.tokens)  # fmt: skip
         except llama.ToolError as error:
+            with contextlib.suppress(OSError):  # windows that are whole stay
+                parts.rmdir()
             said = error.log.read_text(encoding="utf-8", errors="replace")
             sentence = error.refusal((options.case.k, options.case.v))
             short = runs.too_short(error)

@@ -15,6 +15,7 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
+#include "log.h"
 
 #include <algorithm>
 #include <cinttypes>
@@ -519,5 +520,6 @@ int main(int argc, char ** argv) {
         std::fprintf(stderr, "error: %s\n", problem.what());
     }
     llama_backend_free();
+    common_log_pause(common_log_main());  // a thread of its own writes it, and what it hasn't written yet would be lost
     return status;
 }
