@@ -355,7 +355,7 @@ def test_default_pairs_are_those_of_an_honest_table():
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LabError, match=r"matplotlib is not installed: pip install 'pyggmlq\[lab\]'"):
-        require("matplotlib")
+        require("matplotlib.figure")
 
 
 def test_metadata_equals_what_gguf_reads(tmp_path: Path):

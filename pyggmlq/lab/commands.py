@@ -229,7 +229,10 @@ def fit_command(
         for layer in found.layers:
             window = f"window {found.window}" if layer.windowed else "full"
             console.print(f"layer {layer.index:3}  {window:<12} K {layer.k_values:6} V {layer.v_values:6} values a token, state {layer.state_bytes} bytes")
-    _say(console, "note:", [*found.notes, *dict.fromkeys(row["refused"] for row in rows if row["refused"])], "yellow")
+    notes = [*found.notes, *dict.fromkeys(row["refused"] for row in rows if row["refused"])]
+    if found.n_ctx_train and any((row["n_ctx"] or 0) > found.n_ctx_train for row in rows):
+        notes.append(f"contexts above {found.n_ctx_train} fit, but the model wasn't trained for them")
+    _say(console, "note:", notes, "yellow")
 
 
 def dump_command(

@@ -139,7 +139,7 @@ def pairs(layers: Sequence[dict[str, Any]], codecs: Sequence[str]) -> Any | None
     image = None
     for i, name in enumerate(names):
         axis = figure.add_subplot(1, len(names), i + 1)
-        grid = [layer["pairs"][name] + [float("nan")] * (width - len(layer["pairs"][name])) for layer in some]
+        grid = [shares + [float("nan")] * (width - len(shares)) for shares in (layer["pairs"].get(name, []) for layer in some)]
         image = axis.imshow(grid, norm=require("matplotlib.colors").LogNorm(1e-4, 1), cmap="inferno", aspect="auto", interpolation="nearest")
         axis.set(title=name, xlabel="RoPE pair", ylabel="layer" if i == 0 else "")
         axis.title.set_fontsize(9)

@@ -218,10 +218,10 @@ def _needle_sections(data: dict[str, Any]) -> Iterator[Section]:
 
 
 def _telling(data: dict[str, Any]) -> list[str]:
-    """Codecs of an attention record that a heat map is drawn for: ours and q4_0, without and with a rotation before."""
+    """Codecs of an attention record that a heat map is drawn for: ours and q4_0, without and with a rotation before, and centered."""
     names = [*(info.name for info in cache_types()), "q4_0"]
     found = {row["codec"] for row in data["rows"]}
-    return [name for base in names for name in (base, f"h+{base}") if name in found] or sorted(found)[:6]
+    return [name for base in names for name in (base, f"h+{base}", f"c+h+{base}") if name in found] or sorted(found)[:6]
 
 
 def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
@@ -240,7 +240,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
                 f"{len(few)} of {len(here)} heads have {100 * share:.0f} % of the divergence that K causes, the worst (layer.head): {worst}."
             )
     text = ["Each layer by itself, with the model's own queries, from rows that `pyggmlq dump-kv` wrote. “h+”: after a Hadamard transform of a head, "
-            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from."]  # fmt: skip
+            "as llama.cpp's attn_rot; “c+”: keys centered before that; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from."]  # fmt: skip
     head = ("codec", "bits", "logit error", "K: KLD", "K: top-1", "K: output", "V: output", "worst head", "its KLD")
     table = Table(head, [
         (row["codec"], number(row["bits"], 3), number(row["logit_error"], 4), number(row["k_kld"], 5), f"{100 * row['k_top1']:.1f} %",
@@ -252,7 +252,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
         cells = []
         for codec in telling:
             values = [row["k_kld"] for row in rows if (row["layer"], row["codec"]) == (layer, codec)]
-            cells.append(number(sum(values) / len(values), 4))
+            cells.append(number(sum(values) / len(values), 4) if values else "–")
         by_layer.rows.append((str(layer), *cells))
     drawings = [partial(plots.heat, rows, telling), partial(plots.pairs, data["layers"], telling)]
     yield Section(f"Where K hurts: {name}", text, drawings, [table, by_layer], {"K against V, and the worst heads": sentences} if sentences else {})

@@ -130,7 +130,7 @@ over 512 keys with normal queries. parameters, madds: of the rotation of a row. 
 ATTENTION_LEGEND = """
 Each layer by itself, with the model's own queries. logit error: rms, in nats, without what is the same for all keys. K: KLD of the attention weights, share of
 queries whose heaviest key stays, and squared error of the head's output if only K goes through the codec; V: output if only V does. `cache ..`: what was
-dumped. h+: after a Hadamard transform of a head, as llama.cpp's attn_rot. worst head: LAYER.HEAD."""
+dumped. h+: after a Hadamard transform of a head, as llama.cpp's attn_rot; c+: keys centered before that, as --kv-center. worst head: LAYER.HEAD."""
 
 NEEDLE_LEGEND = """
 NLL: -log p of the answer in nats, mean over needles; %: of answers that greedy decoding finds. Columns are depths, 0 % being the beginning.
