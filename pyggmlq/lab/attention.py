@@ -24,10 +24,10 @@ FIRST_QUERY = 16
 
 
 def default_codecs() -> list[Codec]:
-    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`), ours also with centered
-    keys (`c+`); other encoders of tq3_0."""
+    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`), ours and q4_0 also with
+    centered keys (`c+`); other encoders of tq3_0."""
     names = ("tq3_0", "tq3_0:rms", "tq3_0:search", "tq3_0:queries", "planar3", "q8_0", "q5_0", "q4_0", "iq4_nl")
-    chosen = {*names, *(f"h+{name}" for name in names), *(f"c+{name}" for base in names[:1] + names[4:5] for name in (base, f"h+{base}"))}
+    chosen = {prefix + name for prefix in ("", "h+") for name in names} | {prefix + name for prefix in ("c+", "c+h+") for name in ("tq3_0", "planar3", "q4_0")}
     return [codec for codec in known.all_codecs() if codec.name in chosen]
 
 

@@ -353,6 +353,9 @@ def eval_command(
         if dumps:
             _eval_dump(dumps[0], chosen if only else attention.default_codecs(), n_queries, json_file, csv_file, plot_file)
             return
+        chosen = [codec for codec in chosen if not codec.centered]
+        if not chosen:
+            raise typer.BadParameter(f"--only: found {only!r}, which names centered keys (c+) alone, wanted a dump of `dump-kv` beside it: made rows have no positions")
         sets = {}
         for name in data or sources.MADE:
             if name in sources.MADE:
