@@ -91,6 +91,12 @@ def test_each_model_has_its_own_advice():
     assert "Demo, context 512. Nothing measured" in found and "Other, context 512. K tq3_0" in found
 
 
+def test_two_records_of_one_model_and_context_keep_their_advice():
+    lists = report.sections([kld_record(REFERENCE, Q4, BOTH_3), *[kld_record(REFERENCE, Q4, Q8_3)] * 2])[0].lists
+    assert [re.sub(r"(record \d), .*", r"\1", heading) for heading in lists] == ["Demo, context 512", "Demo, context 512 (record 2", "Demo, context 512 (record 3"]
+    assert "q8_0" not in str(lists["Demo, context 512"])
+
+
 def test_an_alarm_comes_before_all_advice():
     data = kld_record(REFERENCE, Q4, alarms=["Demo: nothing was quantized"])
     first = report.sections([data])[0]

@@ -5,6 +5,7 @@ itself, or Markdown."""
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,10 +70,12 @@ def sections(records: Sequence[dict[str, Any]], models: Sequence[fit.Model] = ()
     kinds = (record.KLD, record.EVAL, record.ATTENTION, record.NEEDLE, record.BENCH)
     by_kind = {kind: [data for data in records if data["format"] == kind] for kind in kinds}
     advice, wrong = {}, []
-    for data in by_kind[record.KLD]:
+    for i, data in enumerate(by_kind[record.KLD], 1):
         if data.get("alarms"):
             wrong.append("ALARM: some results can't be right, so trust none of what follows: " + "; ".join(data["alarms"]))
-        advice.update(recommendations(data))
+        for place, sentences in recommendations(data).items():
+            # Two records of one model and context don't share a reference: each has advice of its own.
+            advice[place if place not in advice else f"{place} (record {i}, {', '.join(devices(data, data['rows']))})"] = sentences
     found = [Section("What to use", wrong, lists=advice)] if advice or wrong else []
     found += [section for data in by_kind[record.KLD] for section in _kld_sections(data)]
     found += [section for data in by_kind[record.NEEDLE] for section in _needle_sections(data)]
@@ -343,9 +346,9 @@ def as_html(page: Sequence[Section]) -> str:
     parts = []
     for section in page:
         parts.append(f"<section><h2>{html.escape(section.title)}</h2>")
-        parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.text]
+        parts += [f"<p>{_html_text(sentence)}</p>" for sentence in section.text]
         for heading, sentences in section.lists.items():
-            items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+            items = "".join(f"<li>{_html_text(sentence)}</li>" for sentence in sentences)
             parts.append(f"<h3>{html.escape(heading)}</h3><ul>{items}</ul>")
         figures = [figure for figure in (draw() for draw in section.drawings) if figure is not None]
         parts += [f'<div class="wide">{plots.as_svg(figure)}</div>' for figure in figures]
@@ -355,6 +358,11 @@ def as_html(page: Sequence[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>KV-cache quality</title><style>{_STYLE}</style></head>\n<body><h1>KV-cache quality</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _html_text(sentence: str) -> str:
+    """What stands between backquotes is code, as in Markdown."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(sentence))
 
 
 def _html_table(table: Table) -> str:
