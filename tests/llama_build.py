@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pyggmlq.fetch import lock_file
+from pyggmlq import fetch
 from pyggmlq.llama import CMAKE_OPTIONS
 
 CACHE = Path(__file__).parents[1] / ".cache" / "llama"
@@ -22,7 +22,7 @@ def alone(folder: Path):
     """One process at a time, so that several test runs can share a tree and its build."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.lock", "w") as file:
-        lock_file(file)
+        fetch.lock_file(file)
         yield
 
 
@@ -55,8 +55,10 @@ def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
     folder = tree.with_name(tree.name + suffix)
     ccache = shutil.which("ccache")
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
+    # CMake would ask git, and the checkout around .cache would answer with a commit of its own.
+    commits = [f"-DLLAMA_BUILD_COMMIT={pinned.commit}" for version, pinned in fetch.TREES.items() if tree.name.startswith(version)]
     with alone(tree):
-        run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *flags, *launchers])
+        run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers])
         run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
     return folder / "bin"
 

@@ -135,6 +135,7 @@ def test_the_command_counts_weights_and_reserve(tmp_path: Path):
     assert rows["f16", "f16"]["n_ctx"] < rows["q8_0", "tq3_0"]["n_ctx"] < rows["tq3_0", "tq3_0"]["n_ctx"]
     assert "multiple of 128" in rows["planar3", "planar3"]["refused"]
     table = invoke(path, "--memory", "200M", "--reserve", "50M").output
+    assert "note: contexts above 8192 fit, but the model wasn't trained for them" in table
     assert str(rows["f16", "f16"]["n_ctx"]) in table and table.count("multiple of 128") == 2  # K, and V beside q8_0
 
 
