@@ -19,6 +19,7 @@ typedef const ggmlq_decode_instance * (* instance_list)(int i);
 static const instance_list instance_lists[] = {
     ggmlq_decode_instances_tq3_0, ggmlq_decode_instances_planar3, ggmlq_decode_instances_f16_k,
     ggmlq_decode_instances_f16_v, ggmlq_decode_instances_q8_0_k,  ggmlq_decode_instances_q8_0_v,
+    ggmlq_decode_instances_wide,
 };
 
 /* The widest slice of which the head is 1, 2 or 4. */
@@ -39,8 +40,11 @@ static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
             const bool several = p->head_size_k > instance->slice; /* slices: then 16 warps, where there is such an instance */
+            if (instance->combine && (several || (p->mask && p->mask_heads > 1))) {
+                continue;
+            }
             if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles && slice_fits(p->head_size_k, instance->slice) &&
-                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
+                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice || (instance->combine && instance->slice == best->slice))) {
                 best = instance;
             }
         }
@@ -126,7 +130,7 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
             plan->splits = splits;
         }
     }
-    const int64_t parts = plan->splits > 1 ? units*plan->splits : 0;
+    const int64_t parts = plan->splits > 1 || instance->combine ? units*plan->splits : 0;
     plan->stats_at        = (8*units + 15)/16*16;
     plan->partials_at     = plan->stats_at + parts*columns*8;
     plan->workspace_bytes = parts == 0 ? 0 : plan->partials_at + parts*plan->slices*instance->tiles*instance->m_tiles*32*16;
@@ -179,6 +183,12 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     const dim3 blocks((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), threads((unsigned) (32*instance->warps));
     if (!plan->overlaps || !ggmlq_launch_waiting(instance->kernel, blocks, threads, (size_t) plan->shared_bytes, (cudaStream_t) stream, args)) {
         (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);
+    }
+    if (instance->combine) {
+        const dim3 parts((unsigned) (16*plan->units));
+        if (!plan->overlaps || !ggmlq_launch_waiting(instance->combine, parts, dim3(256), 0, (cudaStream_t) stream, args)) {
+            (void) cudaLaunchKernel(instance->combine, parts, dim3(256), args, 0, (cudaStream_t) stream);
+        }
     }
     return ggmlq_cuda_launched();
 }

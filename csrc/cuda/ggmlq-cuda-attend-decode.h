@@ -31,6 +31,7 @@ struct ggmlq_decode_instance {
     int type_k, type_v, slice, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
     void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
+    const void * combine; /* a kernel that adds up the ranges, or NULL: the last block does */
 };
 
 /* The instances of one file; NULL after the last. */
@@ -41,6 +42,7 @@ GGMLQ_DECODE_FILE(f16_k)
 GGMLQ_DECODE_FILE(f16_v)
 GGMLQ_DECODE_FILE(q8_0_k)
 GGMLQ_DECODE_FILE(q8_0_v)
+GGMLQ_DECODE_FILE(wide)
 #undef GGMLQ_DECODE_FILE
 
 #endif
