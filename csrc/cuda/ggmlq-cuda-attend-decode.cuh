@@ -416,18 +416,29 @@ template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v
     }
 }
 
+/* One place forward: what an index that changes would put into local memory. */
+template <int AHEAD> GGMLQ_DEVICE void ggmlq_decode_next_item(float (* items)[2][4]) {
+#pragma unroll
+    for (int i = 8; i < 8*AHEAD; ++i) {
+        items[i/8 - 1][i/4%2][i%4] = items[i/8][i/4%2][i%4];
+    }
+}
+
 /* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
- * in threes of a fragment's columns, see scores(). `v`: what fetch_query got for the first item. */
-template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_queries(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries, float * scales,
-                                                                                    int first_column, int head_kv, int seq, float factor) {
+ * in threes of a fragment's columns, see scores(). `first_items`: what fetch_query got for the first AHEAD items of the thread. */
+template <class S, int type, int SLICE, int AHEAD = 1> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
+                                                                                                    uint8_t * queries, float * scales, int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
+    float (& v)[2][4] = first_items[0];
     const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32, pitch = S::query_pitch(plan.slices);
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
         int column, plane;
         ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
-        if (first != 0) {
+        if (first != 0 && AHEAD == 1) {
             ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
+        } else if (first != 0) {
+            ggmlq_decode_next_item<AHEAD>(first_items);
         }
         if constexpr (K::OURS) {
             ggmlq_rotate_plane<type>(v, lane, plane % 4);
@@ -682,7 +693,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
                 atomicCAS(counter, found, GGMLQ_COUNT_START);
             }
-            ggmlq_decode_load_queries<S, type_k, SLICE>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+            ggmlq_decode_load_queries<S, type_k, SLICE>(&first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
             __syncthreads();
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {

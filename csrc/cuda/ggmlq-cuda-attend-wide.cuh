@@ -133,14 +133,14 @@ template <int type> GGMLQ_DEVICE void ggmlq_wide_unpack(uint8_t * to, const uint
 }
 
 /* Query rows -> shared memory as halves, rotated like K and multiplied by `factor`, in the order of K's fields: see ggmlq_plane_words_hold. */
-template <class S, int type> GGMLQ_DEVICE void ggmlq_wide_load_queries(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries,
-                                                                       int first_column, int head_kv, int seq, float factor) {
+template <class S, int type> GGMLQ_DEVICE void ggmlq_wide_load_queries(float (* items)[2][4], uint8_t * queries, float factor) {
+    float (& v)[2][4] = items[0];
     const int lane = threadIdx.x % 32, t = lane % 4;
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*4; first += 32) {
         const int column = (first + threadIdx.x/4)/4, plane = (first + threadIdx.x/4) % 4;
         if (first != 0) {
-            ggmlq_decode_fetch_query<S, 128>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
+            ggmlq_decode_next_item<4>(items);
         }
         ggmlq_rotate_plane<type>(v, lane, plane);
         uint8_t * const to = queries + column*S::QUERY_PITCH + 2*(32*plane + 16*(t % 2) + 4*(t/2));
@@ -260,14 +260,17 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
     }
     const bool softcap = p.logit_softcap != 0.0f;
     {
-        float first_query[2][4];
-        ggmlq_decode_fetch_query<S, 128>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
+        float items[4][2][4]; /* all that this thread prepares */
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            ggmlq_decode_fetch_query<S, 128>(items[i], p, plan, 32*i + threadIdx.x/4, first_column, head_kv, seq);
+        }
         copy_rows(tile0, 0);
         const float factor = softcap ? p.scale/p.logit_softcap : p.scale*LOG2E;
         if constexpr (HALF_K) {
-            ggmlq_wide_load_queries<S, type_k>(first_query, p, plan, queries, first_column, head_kv, seq, factor*ggmlq_wide_type<type_k>::UNIT);
+            ggmlq_wide_load_queries<S, type_k>(items, queries, factor*ggmlq_wide_type<type_k>::UNIT);
         } else {
-            ggmlq_decode_load_queries<S, type_k, 128>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, factor);
+            ggmlq_decode_load_queries<S, type_k, 128, 4>(items, p, plan, queries, q_scales, first_column, head_kv, seq, factor);
         }
     }
     mask_words next_mask = load_mask(tile0);

@@ -162,6 +162,7 @@ decode_rows(const struct walk values, const struct walk encoded, const struct ro
     const int      plane  = pair % T::PLANES;
     const struct place p  = place_of(values, pair/T::PLANES);
     const struct target from = target_of(encoded, index, pair/T::PLANES, p);
+    ggmlq_wait_for_previous();
     const uint8_t * in = target_address(from, load_index(from, index.bytes), index.bytes);
     float v[2][4] = { { 0.0f } };
 #pragma unroll
@@ -188,6 +189,7 @@ rotate_rows(const struct walk dst, const struct walk src, uint32_t n_planes, boo
     const int      plane  = pair % T::PLANES;
     const struct place p  = place_of(src, pair/T::PLANES);
     const int64_t  at     = 4*(GGMLQ_PLANE*plane + 4*t);
+    ggmlq_wait_for_previous();
     float v[2][4];
     for (int h = 0; h < 2; ++h) {
         ggmlq_load_floats(GGMLQ_CUDA_F32, address(src, p, p.i1) + at + 64*h, 4, v[h]);
@@ -269,17 +271,27 @@ static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
     return ggmlq_cuda_launched();
 }
 
+template <int type> static void launch_decode(const struct walk & to, const struct walk & from, const struct row_index & index, int64_t n, bool rotated, void * stream) {
+    const unsigned int grid = grid_of(n, PLANE_THREADS);
+    if (!ggmlq_launch_early<decode_rows<type>>(grid, THREADS, (cudaStream_t) stream, to, from, index, (uint32_t) n, rotated)) {
+        decode_rows<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
+    }
+}
+
+template <int type> static void launch_rotate(const struct walk & to, const struct walk & from, int64_t n, bool back, void * stream) {
+    const unsigned int grid = grid_of(n, PLANE_THREADS);
+    if (!ggmlq_launch_early<rotate_rows<type>>(grid, THREADS, (cudaStream_t) stream, to, from, (uint32_t) n, back)) {
+        rotate_rows<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
+    }
+}
+
 static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, bool rotated, void * stream) {
     const int64_t n = count_blocks(values, GGMLQ_PLANE);
     if (n <= 0) {
         return (int) n;
     }
     const struct walk to = make_walk(values, rows->type), from = make_walk(rows, rows->type);
-    if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        decode_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
-    } else {
-        decode_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
-    }
+    (rows->type == GGMLQ_TYPE_TQ3_0 ? launch_decode<GGMLQ_TYPE_TQ3_0> : launch_decode<GGMLQ_TYPE_PLANAR3>)(to, from, index, n, rotated, stream);
     return ggmlq_cuda_launched();
 }
 
@@ -372,11 +384,7 @@ static int rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggm
         return (int) n;
     }
     const struct walk to = make_walk(dst, type), from = make_walk(src, type);
-    if (type == GGMLQ_TYPE_TQ3_0) {
-        rotate_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
-    } else {
-        rotate_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
-    }
+    (type == GGMLQ_TYPE_TQ3_0 ? launch_rotate<GGMLQ_TYPE_TQ3_0> : launch_rotate<GGMLQ_TYPE_PLANAR3>)(to, from, n, back, stream);
     return ggmlq_cuda_launched();
 }
 

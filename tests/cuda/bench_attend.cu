@@ -3,7 +3,7 @@
  * The decode attention kernel alone: checked against float64, then timed.
  *
  *   bench_attend check [a b]    every case of the list (or those numbered a to b - 1) against float64; exit status 1 if one fails
- *   bench_attend time [search]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
+ *   bench_attend time [search] [number]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
  *
  * Build: see docs/CUDA-ATTENTION.md. The float64 side decodes rows with ggmlq-codec.c and knows nothing of rotations.
  */
@@ -395,7 +395,7 @@ int main(int argc, char ** argv) {
         return failed != 0;
     }
     const bool search = argc > 2 && std::string(argv[2]) == "search";
-    const int  only   = argc > 2 && !search ? atoi(argv[2]) : -1; /* one case of the list, for a profiler */
+    const int  only   = argc > 2 + search ? atoi(argv[2 + search]) : -1; /* one case of the list, for a profiler */
     int index = 0;
     cudaStream_t stream; CUDA(cudaStreamCreate(&stream));
     double copy_rate = 0;
