@@ -63,7 +63,7 @@ def test_every_kernel_is_emulated():
     assert files - left_out == set(build.KERNELS)
     for name in left_out:
         text = (build.ROOT / "csrc" / "cuda" / f"ggmlq-cuda-{name}.cu").read_text(encoding="utf-8")
-        assert '#include "ggmlq-cuda-attend-decode.inc"' in text and "__global__" not in text
+        assert re.search(r'#include "ggmlq-cuda-attend-(decode\.inc|wide\.cuh)"', text) and "__global__" not in text
 
 
 def test_launches_are_translated():

@@ -185,7 +185,7 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
         (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);
     }
     if (instance->combine) {
-        const dim3 parts((unsigned) (16*plan->units));
+        const dim3 parts((unsigned) (4*instance->tiles*plan->units));
         if (!plan->overlaps || !ggmlq_launch_waiting(instance->combine, parts, dim3(256), 0, (cudaStream_t) stream, args)) {
             (void) cudaLaunchKernel(instance->combine, parts, dim3(256), args, 0, (cudaStream_t) stream);
         }

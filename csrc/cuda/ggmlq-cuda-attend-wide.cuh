@@ -3,7 +3,7 @@
  * Attention for few queries on tensor cores, 32 columns at once: the kernel, and the one that adds up its parts. Words, planes and fragments:
  * ggmlq-cuda-attend-decode.cuh; design and measurements: docs/CUDA-ATTENTION.md.
  *
- * Four warps share a tile of 64*BM tokens. Each copies 16*BM rows of K and V, computes their scores, and unpacks their values to halves; weights and values
+ * Four warps share a tile of 64*FRAGMENTS tokens. Each copies 16*FRAGMENTS rows of K and V, computes their scores, and unpacks their values to halves; weights and values
  * meet in shared memory. Then each warp holds the sums of 32 of the 128 values, over all tokens of the tile: nothing is unpacked twice, and a sum lies
  * in one warp only. A turn has two barriers: one agrees on the maxima, and says that the last turn's weights and values have been used; one says that
  * the new ones are there.
@@ -30,12 +30,12 @@ template <int type> struct ggmlq_wide_type {
     static constexpr float UNIT = 1024.0f*ggmlq_cache_type<type>::UNIT; /* of the sums */
 };
 
-template <int type_k, int type_v, int BM, bool HALF_K> struct ggmlq_wide_shape {
+template <int type_k, int type_v, int TILES, int FRAGMENTS, bool HALF_K> struct ggmlq_wide_shape {
     typedef ggmlq_decode_rows<type_k, 128> K;
     typedef ggmlq_decode_rows<type_v, 128> V;
     enum {
-        WARPS = 4, TILES = 4, COLUMNS = 32, STAGES = 2,
-        WARP_ROWS = 16*BM, ROWS = WARPS*WARP_ROWS,
+        WARPS = 4, COLUMNS = 8*TILES, STAGES = 2,
+        WARP_ROWS = 16*FRAGMENTS, ROWS = WARPS*WARP_ROWS,
         K_BYTES = WARP_ROWS*K::PITCH, V_BYTES = WARP_ROWS*V::PITCH, STAGE_BYTES = K_BYTES + V_BYTES,
         VALUE_PITCH  = 2*128 + 16,  /* of a token: its values as halves, and 8 more: 1 where a block's scale isn't finite (four), 1, zeros */
         WEIGHT_PITCH = 2*COLUMNS + 16,
@@ -70,6 +70,17 @@ template <int type_k, int type_v, int BM, bool HALF_K> struct ggmlq_wide_shape {
 constexpr __host__ __device__ int ggmlq_wide_value(int position) { return ggmlq_plane_value(position/16, position/4 % 2, position/8 % 2, position % 4); }
 
 #ifdef GGMLQ_DECODE_DEVICE
+
+/* Bytes of halves by fields. The first two words are held in registers: `zero` is 0, which the compiler doesn't know, or they are copied to one again for every use. */
+struct ggmlq_wide_luts { ggmlq_decode_lut low, high; };
+
+template <int type> GGMLQ_DEVICE ggmlq_wide_luts ggmlq_wide_tables(uint32_t zero) {
+    typedef ggmlq_wide_type<type> T;
+    ggmlq_wide_luts luts = { { T::LOW0 ^ zero, T::LOW4 }, { T::HIGH0 ^ zero, T::HIGH4 } };
+    ggmlq_keep(luts.low.low);
+    ggmlq_keep(luts.high.low);
+    return luts;
+}
 
 /* Two blocks of 32 values of a row in shared memory, numbers 2*half and 2*half + 1. */
 struct ggmlq_wide_blocks { uint32_t q[2][2], s[2], scale[2]; };
@@ -110,8 +121,7 @@ template <int type> GGMLQ_DEVICE ggmlq_wide_blocks ggmlq_wide_load_blocks(const 
 }
 
 /* A block -> 32 halves scale*level/1024, in the order of ggmlq_wide_value. `scale`: twice. */
-template <int type> GGMLQ_DEVICE void ggmlq_wide_unpack(uint8_t * to, const uint32_t q[2], uint32_t s, uint32_t scale) {
-    typedef ggmlq_wide_type<type> T;
+GGMLQ_DEVICE void ggmlq_wide_unpack(uint8_t * to, const uint32_t q[2], uint32_t s, uint32_t scale, const ggmlq_wide_luts & luts) {
     uint32_t even = s & 0x55555555u, odd = s & 0xaaaaaaaau;
     ggmlq_keep(even); /* or they are shifted first and masked twice */
     ggmlq_keep(odd);
@@ -124,7 +134,7 @@ template <int type> GGMLQ_DEVICE void ggmlq_wide_unpack(uint8_t * to, const uint
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
             const uint32_t selector = j ? fields >> 16 : fields;
-            const uint32_t low = ggmlq_permute(T::LOW0, T::LOW4, selector), high = ggmlq_permute(T::HIGH0, T::HIGH4, selector);
+            const uint32_t low = ggmlq_permute(luts.low.low, luts.low.high, selector), high = ggmlq_permute(luts.high.low, luts.high.high, selector);
             h[2*j]     = ggmlq_half2_bits(__hfma2(ggmlq_half2_from_bits(ggmlq_permute(low, high, 0x5140)), factor, minus));
             h[2*j + 1] = ggmlq_half2_bits(__hfma2(ggmlq_half2_from_bits(ggmlq_permute(low, high, 0x7362)), factor, minus));
         }
@@ -140,7 +150,7 @@ template <class S, int type> GGMLQ_DEVICE void ggmlq_wide_load_queries(float (* 
     for (int first = 0; first < S::COLUMNS*4; first += 32) {
         const int column = (first + threadIdx.x/4)/4, plane = (first + threadIdx.x/4) % 4;
         if (first != 0) {
-            ggmlq_decode_next_item<4>(items);
+            ggmlq_decode_next_item<S::COLUMNS/8>(items);
         }
         ggmlq_rotate_plane<type>(v, lane, plane);
         uint8_t * const to = queries + column*S::QUERY_PITCH + 2*(32*plane + 16*(t % 2) + 4*(t/2));
@@ -167,14 +177,14 @@ GGMLQ_DEVICE void ggmlq_wide_k_halves(uint32_t a[2][4], const uint32_t low[4], c
 
 #endif
 
-template <int type_k, int type_v, int BM, int BLOCKS, bool HALF_K>
+template <int type_k, int type_v, int TILES, int FRAGMENTS, int BLOCKS, bool HALF_K>
 __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                        uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    typedef ggmlq_wide_shape<type_k, type_v, BM, HALF_K> S;
+    typedef ggmlq_wide_shape<type_k, type_v, TILES, FRAGMENTS, HALF_K> S;
     typedef typename S::K K;
     typedef typename S::V V;
-    enum { TILES = S::TILES, COLUMNS = S::COLUMNS, WARPS = S::WARPS, ROWS = S::ROWS, WARP_ROWS = S::WARP_ROWS };
+    enum { COLUMNS = S::COLUMNS, WARPS = S::WARPS, ROWS = S::ROWS, WARP_ROWS = S::WARP_ROWS };
     const float LOG2E = 1.44269504f, LOWEST = -1e30f;
 
     extern __shared__ __align__(16) uint8_t shared[];
@@ -220,16 +230,16 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         v_chunk += plan.v_step;
     };
 
-    /* Lane 4*query + t holds tokens 4*BM*t.. of a warp's rows. */
+    /* Lane 4*query + t holds tokens 4*FRAGMENTS*t.. of a warp's rows. */
     const uint8_t * const mask_row = (const uint8_t *) p.mask + min(g, (int) p.n_queries - 1)*p.mask_stride[0] + (p.mask && seq > 0 ? (seq % (int) p.mask_seqs)*p.mask_stride[2] : 0);
-    struct mask_words { uint32_t w[2*BM]; };
+    struct mask_words { uint32_t w[2*FRAGMENTS]; };
     auto load_mask = [&](int tile) {
         mask_words m = {};
-        const int token = tile*ROWS + warp*WARP_ROWS + 4*BM*t;
+        const int token = tile*ROWS + warp*WARP_ROWS + 4*FRAGMENTS*t;
         if (__builtin_expect(tile*ROWS + (warp + 1)*WARP_ROWS <= plan.n_kv && (p.mask == NULL || plan.mask_aligned), 1)) {
             if (p.mask && tile < tile1) {
 #pragma unroll
-                for (int i = 0; i < BM; ++i) {
+                for (int i = 0; i < FRAGMENTS; ++i) {
                     const uint2 two = *(const uint2 *) (mask_row + 2*token + 8*i);
                     m.w[2*i]     = two.x;
                     m.w[2*i + 1] = two.y;
@@ -237,7 +247,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
             }
         } else if (tile < tile1) {
 #pragma unroll
-            for (int i = 0; i < 4*BM; ++i) {
+            for (int i = 0; i < 4*FRAGMENTS; ++i) {
                 m.w[i/2] |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : p.mask ? *(const uint16_t *) (mask_row + 2*(token + i)) : 0) << 16*(i % 2);
             }
         }
@@ -260,9 +270,9 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
     }
     const bool softcap = p.logit_softcap != 0.0f;
     {
-        float items[4][2][4]; /* all that this thread prepares */
+        float items[TILES][2][4]; /* all that this thread prepares */
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < TILES; ++i) {
             ggmlq_decode_fetch_query<S, 128>(items[i], p, plan, 32*i + threadIdx.x/4, first_column, head_kv, seq);
         }
         copy_rows(tile0, 0);
@@ -270,13 +280,17 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         if constexpr (HALF_K) {
             ggmlq_wide_load_queries<S, type_k>(items, queries, factor*ggmlq_wide_type<type_k>::UNIT);
         } else {
-            ggmlq_decode_load_queries<S, type_k, 128, 4>(items, p, plan, queries, q_scales, first_column, head_kv, seq, factor);
+            ggmlq_decode_load_queries<S, type_k, 128, TILES>(items, p, plan, queries, q_scales, first_column, head_kv, seq, factor);
         }
     }
     mask_words next_mask = load_mask(tile0);
     __syncthreads();
 
-    const ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0);
+    const uint32_t zero = threadIdx.x & (plan.unit ^ 65536);
+    const ggmlq_wide_luts luts_v = ggmlq_wide_tables<type_v>(zero), luts_k = type_k == type_v ? luts_v : ggmlq_wide_tables<type_k>(zero);
+    ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0);
+    lut_k.low ^= zero;
+    ggmlq_keep(lut_k.low);
     const uint32_t k_shift = t/2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
     const uint8_t * const query_row = queries + g*S::QUERY_PITCH + (HALF_K ? 16 : 8)*t;
@@ -306,17 +320,17 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         next_mask = load_mask(tile + 1);
         uint32_t any = 0, differs = 0;
 #pragma unroll
-        for (int i = 0; i < 2*BM; ++i) {
+        for (int i = 0; i < 2*FRAGMENTS; ++i) {
             any     |= mask.w[i];
             differs |= mask.w[i] ^ 0xfc00fc00u;
         }
         const bool biased = __any_sync(0xffffffffu, any != 0);
         const bool hidden = biased && !__any_sync(0xffffffffu, differs != 0); /* all of the warp's tokens */
 
-        float s[BM][TILES][4];
+        float s[FRAGMENTS][TILES][4];
         if (__builtin_expect(!hidden, 1)) {
 #pragma unroll
-            for (int m = 0; m < BM; ++m) {
+            for (int m = 0; m < FRAGMENTS; ++m) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
                     s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
@@ -324,7 +338,6 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
             }
             const uint8_t * const row = k_tile + k_row;
             if constexpr (HALF_K) {
-                typedef ggmlq_wide_type<type_k> T;
 #pragma unroll
                 for (int plane = 0; plane < K::PLANES; ++plane) {
                     uint4 q[TILES];
@@ -333,12 +346,12 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                         q[n] = *(const uint4 *) (query_row + 8*n*S::QUERY_PITCH + 64*plane);
                     }
 #pragma unroll
-                    for (int m = 0; m < BM; ++m) {
+                    for (int m = 0; m < FRAGMENTS; ++m) {
                         const uint8_t * const from = row + 16*m*K::PITCH;
                         const uint32_t scale[2] = { ggmlq_read_shared_u16(from + K::scale_at(plane))*0x10001u, ggmlq_read_shared_u16(from + K::scale_at(plane) + 8*K::PITCH)*0x10001u };
                         uint32_t low[4], high[4], a[2][4];
-                        ggmlq_decode_k_fragment<type_k, 128>(low,  from, plane, t, k_shift, plan.unit, { T::LOW0,  T::LOW4 });
-                        ggmlq_decode_k_fragment<type_k, 128>(high, from, plane, t, k_shift, plan.unit, { T::HIGH0, T::HIGH4 });
+                        ggmlq_decode_k_fragment<type_k, 128>(low,  from, plane, t, k_shift, plan.unit, luts_k.low);
+                        ggmlq_decode_k_fragment<type_k, 128>(high, from, plane, t, k_shift, plan.unit, luts_k.high);
                         ggmlq_wide_k_halves(a, low, high, scale);
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
@@ -348,7 +361,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                     }
                 }
             } else {
-                int acc[BM][TILES][4];
+                int acc[FRAGMENTS][TILES][4];
 #pragma unroll
                 for (int plane = 0; plane < K::PLANES; ++plane) {
                     uint2 q[TILES];
@@ -357,7 +370,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                         q[n] = *(const uint2 *) (query_row + 8*n*S::QUERY_PITCH + 32*plane);
                     }
 #pragma unroll
-                    for (int m = 0; m < BM; ++m) {
+                    for (int m = 0; m < FRAGMENTS; ++m) {
                         uint32_t a[4];
                         ggmlq_decode_k_fragment<type_k, 128>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
 #pragma unroll
@@ -368,9 +381,9 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                     if (K::PLANAR3 && plane != 3) {
                         continue;
                     }
-                    float scale[BM][2];
+                    float scale[FRAGMENTS][2];
 #pragma unroll
-                    for (int m = 0; m < BM; ++m) {
+                    for (int m = 0; m < FRAGMENTS; ++m) {
                         const uint8_t * const at = row + 16*m*K::PITCH + K::scale_at(plane);
                         scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
                         scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*K::PITCH));
@@ -379,7 +392,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                     for (int n = 0; n < TILES; ++n) {
                         const float4 f = *(const float4 *) (q_scales + ((n*K::SCALES + (K::PLANAR3 ? 0 : plane))*4 + t)*4);
 #pragma unroll
-                        for (int m = 0; m < BM; ++m) {
+                        for (int m = 0; m < FRAGMENTS; ++m) {
 #pragma unroll
                             for (int i = 0; i < 4; ++i) {
                                 s[m][n][i] = fmaf(scale[m][i/2], fmaf(__int_as_float(acc[m][n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
@@ -391,19 +404,19 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
             /* Scores in units of log 2. */
             if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
 #pragma unroll
-                for (int i = 0; i < 4*BM*TILES; ++i) {
+                for (int i = 0; i < 4*FRAGMENTS*TILES; ++i) {
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
                     x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
                 }
             }
             if (__builtin_expect(biased, 0)) { /* 0xfc00 hides, whatever the score is */
 #pragma unroll
-                for (int i = 0; i < 2*BM; ++i) {
-                    *(uint32_t *) (masks + g*WARP_ROWS + 4*BM*t + 2*i) = mask.w[i];
+                for (int i = 0; i < 2*FRAGMENTS; ++i) {
+                    *(uint32_t *) (masks + g*WARP_ROWS + 4*FRAGMENTS*t + 2*i) = mask.w[i];
                 }
                 __syncwarp();
 #pragma unroll
-                for (int i = 0; i < 4*BM*TILES; ++i) {
+                for (int i = 0; i < 4*FRAGMENTS*TILES; ++i) {
                     const int column = 8*(i/4%TILES) + 2*t + i%2;
                     const uint16_t b = masks[column_tokens[column]*WARP_ROWS + 16*(i/4/TILES) + g + 8*(i%4/2)];
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
@@ -412,7 +425,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
             }
         } else {
 #pragma unroll
-            for (int i = 0; i < 4*BM*TILES; ++i) {
+            for (int i = 0; i < 4*FRAGMENTS*TILES; ++i) {
                 s[i/4/TILES][i/4%TILES][i%4] = -INFINITY;
             }
         }
@@ -426,13 +439,18 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
             for (int e = 0; e < 2; ++e) {
                 top[n][e] = fmaxf(s[0][n][e], s[0][n][e + 2]);
 #pragma unroll
-                for (int m = 1; m < BM; ++m) {
+                for (int m = 1; m < FRAGMENTS; ++m) {
                     top[n][e] = fmaxf(top[n][e], fmaxf(s[m][n][e], s[m][n][e + 2]));
                 }
                 exceeds |= top[n][e] > max[n][e] + 8.0f;
             }
         }
-        if (__builtin_expect(__syncthreads_or(exceeds), 0)) {
+        const bool warp_exceeds = __any_sync(0xffffffffu, exceeds);
+        const int  votes = __syncthreads_count(lane < 8 ? warp_exceeds : lane == 8 && !hidden); /* 8 times the warps that exceed, plus those that see something */
+        if (__builtin_expect(votes == 0, 0)) {
+            continue;
+        }
+        if (__builtin_expect(votes >= 8, 0)) {
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
 #pragma unroll
@@ -469,7 +487,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         }
 
 #pragma unroll
-        for (int m = 0; m < BM; ++m) {
+        for (int m = 0; m < FRAGMENTS; ++m) {
             uint8_t * const to = weights + (warp*WARP_ROWS + 16*m + g)*S::WEIGHT_PITCH + 4*t;
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
@@ -484,7 +502,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         }
         if (__builtin_expect(!hidden, 1)) {
 #pragma unroll
-            for (int m = 0; m < BM; ++m) {
+            for (int m = 0; m < FRAGMENTS; ++m) {
                 ggmlq_wide_blocks b = ggmlq_wide_load_blocks<type_v>(v_tile + v_row + 16*m*V::PITCH, v_half);
                 uint8_t * const to = values + (warp*WARP_ROWS + 16*m + v_token)*S::VALUE_PITCH;
                 uint32_t scale[2], odd = 0;
@@ -495,17 +513,19 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                     odd |= finite ? 0 : 0x3c00u << 16*i;
                 }
                 *(uint32_t *) (to + 2*128 + 4*v_half) = odd;
-                ggmlq_wide_unpack<type_v>(to + 128*v_half,      b.q[0], b.s[0], scale[0]);
-                ggmlq_wide_unpack<type_v>(to + 128*v_half + 64, b.q[1], b.s[1], scale[1]);
+                ggmlq_wide_unpack(to + 128*v_half,      b.q[0], b.s[0], scale[0], luts_v);
+                ggmlq_wide_unpack(to + 128*v_half + 64, b.q[1], b.s[1], scale[1], luts_v);
             }
         }
         __syncthreads();
 
 #pragma unroll
-        for (int i = 0; i < WARPS*BM; ++i) {
-            uint32_t b[2][4];
-            ggmlq_load_matrices<true>(b[0], weight_from + 16*i*S::WEIGHT_PITCH);
-            ggmlq_load_matrices<true>(b[1], weight_from + 16*i*S::WEIGHT_PITCH + 32);
+        for (int i = 0; i < WARPS*FRAGMENTS; ++i) {
+            uint32_t b[TILES/2][4];
+#pragma unroll
+            for (int n = 0; n < TILES/2; ++n) {
+                ggmlq_load_matrices<true>(b[n], weight_from + 16*i*S::WEIGHT_PITCH + 32*n);
+            }
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
                 uint32_t a[4];
@@ -519,11 +539,13 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         uint32_t extra[4]; /* of the warp's own tokens */
         ggmlq_load_matrices<true>(extra, extra_from);
 #pragma unroll
-        for (int m = 0; m < BM; ++m) {
+        for (int m = 0; m < FRAGMENTS; ++m) {
             const uint32_t a[4] = { extra[2*m], 0, extra[2*m + 1], 0 };
-            uint32_t b[2][4];
-            ggmlq_load_matrices<true>(b[0], weight_from + (warp*WARP_ROWS + 16*m)*S::WEIGHT_PITCH);
-            ggmlq_load_matrices<true>(b[1], weight_from + (warp*WARP_ROWS + 16*m)*S::WEIGHT_PITCH + 32);
+            uint32_t b[TILES/2][4];
+#pragma unroll
+            for (int n = 0; n < TILES/2; ++n) {
+                ggmlq_load_matrices<true>(b[n], weight_from + (warp*WARP_ROWS + 16*m)*S::WEIGHT_PITCH + 32*n);
+            }
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
                 ggmlq_mma_f16(sum[n], a, make_uint2(b[n/2][2*(n % 2)], b[n/2][2*(n % 2) + 1]));
@@ -576,16 +598,16 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
 /* Parts of a unit -> output, rotated back. A block of threads takes 8 columns of one unit and 32 values; four groups of 64 threads share the parts. */
 enum { GGMLQ_WIDE_MOST_SPLITS = 256 };
 
-template <int type_v> __global__ void __launch_bounds__(256) ggmlq_attend_wide_combine(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
+template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_attend_wide_combine(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                       const uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    enum { TILES = 4, COLUMNS = 32, PART_ITEMS = TILES*8*32, BATCH = 8, PITCH = 32 + 4 };
+    enum { COLUMNS = 8*TILES, PART_ITEMS = TILES*8*32, BATCH = 8, PITCH = 32 + 4 };
     const float LOG2E = 1.44269504f, LOWEST = -1e30f;
     __shared__ float  factors[GGMLQ_WIDE_MOST_SPLITS*8], results[8];
     __shared__ float4 sums[4*64];
     __shared__ __align__(16) float rows[8*PITCH];
 
-    const int lane = threadIdx.x % 32, warp = threadIdx.x/32, tile = blockIdx.x % TILES, plane = blockIdx.x/TILES % 4, unit = blockIdx.x/16;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x/32, tile = blockIdx.x % TILES, plane = blockIdx.x/TILES % 4, unit = blockIdx.x/(4*TILES);
     const int head_kv = unit % plan.heads_kv, z = unit/plan.heads_kv, seq = z/plan.chunks, chunk = z - seq*plan.chunks, first_column = chunk*COLUMNS + 8*tile;
     ggmlq_wait_for_previous();
     ggmlq_let_next_start();
@@ -695,16 +717,16 @@ template <int type_v> __global__ void __launch_bounds__(256) ggmlq_attend_wide_c
 #endif
 }
 
-template <int type_k, int type_v, int BM, int BLOCKS, bool HALF_K> ggmlq_decode_instance ggmlq_wide_make_instance(void) {
-    typedef ggmlq_wide_shape<type_k, type_v, BM, HALF_K> S;
+template <int type_k, int type_v, int TILES, int FRAGMENTS, int BLOCKS, bool HALF_K> ggmlq_decode_instance ggmlq_wide_make_instance(void) {
+    typedef ggmlq_wide_shape<type_k, type_v, TILES, FRAGMENTS, HALF_K> S;
     ggmlq_decode_instance instance = {};
     instance.type_k = type_k; instance.type_v = type_v;
-    instance.slice = 128; instance.tiles = S::TILES; instance.warps = S::WARPS; instance.rows = S::ROWS; instance.m_tiles = 8;
+    instance.slice = 128; instance.tiles = TILES; instance.warps = S::WARPS; instance.rows = S::ROWS; instance.m_tiles = 8;
     instance.sum_bytes = 4*S::COLUMNS*GGMLQ_WIDE_MOST_SPLITS;
     instance.align_k = S::K::ALIGN; instance.align_v = S::V::ALIGN;
     instance.place   = S::place;
-    instance.kernel  = (const void *) ggmlq_attend_wide_kernel<type_k, type_v, BM, BLOCKS, HALF_K>;
-    instance.combine = (const void *) ggmlq_attend_wide_combine<type_v>;
+    instance.kernel  = (const void *) ggmlq_attend_wide_kernel<type_k, type_v, TILES, FRAGMENTS, BLOCKS, HALF_K>;
+    instance.combine = (const void *) ggmlq_attend_wide_combine<type_v, TILES>;
     return instance;
 }
 

@@ -384,6 +384,9 @@ int main(int argc, char ** argv) {
             run({ type, type, 512, 1, 64, 1, 4096, 4, 2, 2, true, false, 0, 0, 2, false });
             run({ type, type, 128, 1, 1, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false });
             run({ type, type, 128, 4, 8, 8, 2000, 1, 2, 2, false, true, 30, 8, 3, true });
+            run({ type, type, 128, 2, 4, 8, 3000, 2, 1, 1, false, false, 0, 0, 2, true });
+            run({ type, type, 128, 1, 64, 1, 1500, 1, 2, 1, true, true, 0, 0, 2, true });
+            run({ type, type, 128, 8, 4, 8, 32768, 4, 1, 1, false, false, 0, 0, 4, false });
         }
         for (int v = 0; bench_variant(v); ++v) {
             const ggmlq_decode_instance * i = bench_variant(v);
