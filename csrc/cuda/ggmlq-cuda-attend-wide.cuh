@@ -39,7 +39,7 @@ template <int type_k, int type_v, int TILES, int FRAGMENTS, bool HALF_K> struct 
         K_BYTES = WARP_ROWS*K::PITCH, V_BYTES = WARP_ROWS*V::PITCH, STAGE_BYTES = K_BYTES + V_BYTES,
         VALUE_PITCH  = 2*128 + 16,  /* of a token: its values as halves, and 8 more: 1 where a block's scale isn't finite (four), 1, zeros */
         WEIGHT_PITCH = 2*COLUMNS + 16,
-        QUERY_PITCH  = HALF_K ? 2*128 + 64 : 128 + 16,
+        QUERY_PITCH  = HALF_K ? 2*128 + 64 : 128 + 32, /* queries of neighbouring columns in other banks */
         VALUES_AT  = WARPS*STAGES*STAGE_BYTES,
         WEIGHTS_AT = VALUES_AT + ROWS*VALUE_PITCH,
         MASKS_AT   = WEIGHTS_AT + ROWS*WEIGHT_PITCH,  /* [warp][query][token] */
@@ -254,9 +254,9 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         return m;
     };
 
-    /* What isn't written in a turn must not be NaN, since a weight of 0 doesn't hide that. */
-    for (int i = threadIdx.x; i < ROWS*S::VALUE_PITCH/16; i += 128) {
-        ((uint4 *) values)[i] = make_uint4(0, 0, i % (S::VALUE_PITCH/16) == 16 ? 0x3c00u : 0, 0);
+    /* The first turn adds weights of 0. What isn't written in a turn must not be NaN, which a weight of 0 doesn't hide. */
+    for (int i = threadIdx.x; i < ROWS*(S::VALUE_PITCH + S::WEIGHT_PITCH)/16; i += 128) {
+        ((uint4 *) values)[i] = make_uint4(0, 0, i < ROWS*S::VALUE_PITCH/16 && i % (S::VALUE_PITCH/16) == 16 ? 0x3c00u : 0, 0);
     }
     if (threadIdx.x < COLUMNS) {
         int token = 0, head = 0;
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
     const uint8_t * const query_row = queries + g*S::QUERY_PITCH + (HALF_K ? 16 : 8)*t;
     const uint32_t value_from  = ggmlq_shared_address(values)  + (lane % 8 + 8*(lane/16))*S::VALUE_PITCH + 64*warp + 16*(lane/8 % 2);
     const uint32_t weight_from = ggmlq_shared_address(weights) + lane % 16*S::WEIGHT_PITCH + 16*(lane/16);
-    const uint32_t extra_from  = ggmlq_shared_address(values)  + (warp*WARP_ROWS + lane % WARP_ROWS)*S::VALUE_PITCH + 2*128;
+    const uint32_t extra_from  = ggmlq_shared_address(values)  + (warp*WARP_ROWS + lane % 8 + 8*(lane/16))*S::VALUE_PITCH + 2*128;
 
     /* Sums of weights times values, rows g and g + 8 of two fragments of 16 positions; of weights times the 8 extra values, row g ([2], [3]: unused); maxima, the same in all warps. */
     float o[2][TILES][4], sum[TILES][4], max[TILES][2];
@@ -308,6 +308,42 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         }
         max[n][0] = max[n][1] = LOWEST;
     }
+    /* Weights times values of 16 tokens a step; the tile's steps are spread over the next one's scores, which wait for other units. */
+    auto add_values = [&](int first, int last) {
+#pragma unroll
+        for (int i = first; i < last; ++i) {
+            uint32_t b[TILES/2][4];
+#pragma unroll
+            for (int n = 0; n < TILES/2; ++n) {
+                ggmlq_load_matrices<true>(b[n], weight_from + 16*i*S::WEIGHT_PITCH + 32*n);
+            }
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+                uint32_t a[4];
+                ggmlq_load_matrices<true>(a, value_from + 16*i*S::VALUE_PITCH + 32*m);
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    ggmlq_mma_f16(o[m][n], a, make_uint2(b[n/2][2*(n % 2)], b[n/2][2*(n % 2) + 1]));
+                }
+            }
+        }
+    };
+    auto add_extras = [&](void) { /* of the warp's own tokens */
+#pragma unroll
+        for (int m = 0; m < FRAGMENTS; ++m) {
+            uint32_t a[4], b[TILES/2][4];
+            ggmlq_load_matrices<true>(a, extra_from + 16*m*S::VALUE_PITCH); /* rows g + 8 repeat rows g */
+#pragma unroll
+            for (int n = 0; n < TILES/2; ++n) {
+                ggmlq_load_matrices<true>(b[n], weight_from + (warp*WARP_ROWS + 16*m)*S::WEIGHT_PITCH + 32*n);
+            }
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                ggmlq_mma_f16(sum[n], a, make_uint2(b[n/2][2*(n % 2)], b[n/2][2*(n % 2) + 1]));
+            }
+        }
+    };
+
     int stage = 0;
 #pragma unroll 1
     for (int tile = tile0; tile < tile1; ++tile) {
@@ -359,6 +395,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                             ggmlq_mma_f16(s[m][n], a[1], make_uint2(q[n].z, q[n].w));
                         }
                     }
+                    add_values(plane*FRAGMENTS, (plane + 1)*FRAGMENTS);
                 }
             } else {
                 int acc[FRAGMENTS][TILES][4];
@@ -378,6 +415,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                             ggmlq_mma_s8(acc[m][n], a, q[n], K::PLANAR3 && plane != 0 ? acc[m][n] : start);
                         }
                     }
+                    add_values(plane*FRAGMENTS, (plane + 1)*FRAGMENTS);
                     if (K::PLANAR3 && plane != 3) {
                         continue;
                     }
@@ -401,6 +439,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                     }
                 }
             }
+            add_extras();
             /* Scores in units of log 2. */
             if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
 #pragma unroll
@@ -424,6 +463,8 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                 }
             }
         } else {
+            add_values(0, WARPS*FRAGMENTS);
+            add_extras();
 #pragma unroll
             for (int i = 0; i < 4*FRAGMENTS*TILES; ++i) {
                 s[i/4/TILES][i/4%TILES][i%4] = -INFINITY;
@@ -447,7 +488,12 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         }
         const bool warp_exceeds = __any_sync(0xffffffffu, exceeds);
         const int  votes = __syncthreads_count(lane < 8 ? warp_exceeds : lane == 8 && !hidden); /* 8 times the warps that exceed, plus those that see something */
-        if (__builtin_expect(votes == 0, 0)) {
+        if (__builtin_expect(votes == 0, 0)) { /* nothing to add in the next turn */
+#pragma unroll
+            for (int i = 16*lane; i < WARP_ROWS*S::WEIGHT_PITCH; i += 512) {
+                *(uint4 *) (weights + warp*WARP_ROWS*S::WEIGHT_PITCH + i) = make_uint4(0, 0, 0, 0);
+            }
+            __syncthreads();
             continue;
         }
         if (__builtin_expect(votes >= 8, 0)) {
@@ -518,40 +564,9 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
             }
         }
         __syncthreads();
-
-#pragma unroll
-        for (int i = 0; i < WARPS*FRAGMENTS; ++i) {
-            uint32_t b[TILES/2][4];
-#pragma unroll
-            for (int n = 0; n < TILES/2; ++n) {
-                ggmlq_load_matrices<true>(b[n], weight_from + 16*i*S::WEIGHT_PITCH + 32*n);
-            }
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-                uint32_t a[4];
-                ggmlq_load_matrices<true>(a, value_from + 16*i*S::VALUE_PITCH + 32*m);
-#pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-                    ggmlq_mma_f16(o[m][n], a, make_uint2(b[n/2][2*(n % 2)], b[n/2][2*(n % 2) + 1]));
-                }
-            }
-        }
-        uint32_t extra[4]; /* of the warp's own tokens */
-        ggmlq_load_matrices<true>(extra, extra_from);
-#pragma unroll
-        for (int m = 0; m < FRAGMENTS; ++m) {
-            const uint32_t a[4] = { extra[2*m], 0, extra[2*m + 1], 0 };
-            uint32_t b[TILES/2][4];
-#pragma unroll
-            for (int n = 0; n < TILES/2; ++n) {
-                ggmlq_load_matrices<true>(b[n], weight_from + (warp*WARP_ROWS + 16*m)*S::WEIGHT_PITCH + 32*n);
-            }
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) {
-                ggmlq_mma_f16(sum[n], a, make_uint2(b[n/2][2*(n % 2)], b[n/2][2*(n % 2) + 1]));
-            }
-        }
     }
+    add_values(0, WARPS*FRAGMENTS);
+    add_extras();
     ggmlq_copy_async_wait<0>();
     ggmlq_let_next_start();
 
