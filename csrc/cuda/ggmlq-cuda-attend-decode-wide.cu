@@ -12,8 +12,8 @@
 const ggmlq_decode_instance * ggmlq_decode_instances_wide(int i) {
     enum { T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3 };
     static const ggmlq_decode_instance instances[] = {
-        ggmlq_wide_make_instance<T, T, 4, 2, 2, true>(),  ggmlq_wide_make_instance<T, P, 4, 2, 2, true>(),
-        ggmlq_wide_make_instance<P, P, 4, 2, 2, false>(), ggmlq_wide_make_instance<P, T, 4, 2, 2, false>(),
+        ggmlq_wide_make_instance<T, T, 4, 1, 3, true>(),  ggmlq_wide_make_instance<T, P, 4, 1, 3, true>(),
+        ggmlq_wide_make_instance<P, P, 4, 1, 3, false>(), ggmlq_wide_make_instance<P, T, 4, 1, 3, false>(),
     };
     return i < (int) (sizeof(instances)/sizeof(instances[0])) ? &instances[i] : NULL;
 }

@@ -254,9 +254,9 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         return m;
     };
 
-    /* The first turn adds weights of 0. What isn't written in a turn must not be NaN, which a weight of 0 doesn't hide. */
-    for (int i = threadIdx.x; i < ROWS*(S::VALUE_PITCH + S::WEIGHT_PITCH)/16; i += 128) {
-        ((uint4 *) values)[i] = make_uint4(0, 0, i < ROWS*S::VALUE_PITCH/16 && i % (S::VALUE_PITCH/16) == 16 ? 0x3c00u : 0, 0);
+    /* What isn't written in a turn must not be NaN, which a weight of 0 doesn't hide. */
+    for (int i = threadIdx.x; i < ROWS*S::VALUE_PITCH/16; i += 128) {
+        ((uint4 *) values)[i] = make_uint4(0, 0, i % (S::VALUE_PITCH/16) == 16 ? 0x3c00u : 0, 0);
     }
     if (threadIdx.x < COLUMNS) {
         int token = 0, head = 0;
@@ -308,10 +308,9 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         }
         max[n][0] = max[n][1] = LOWEST;
     }
-    /* Weights times values of 16 tokens a step; the tile's steps are spread over the next one's scores, which wait for other units. */
-    auto add_values = [&](int first, int last) {
+    auto add_values = [&](void) { /* weights times values, 16 tokens a step */
 #pragma unroll
-        for (int i = first; i < last; ++i) {
+        for (int i = 0; i < WARPS*FRAGMENTS; ++i) {
             uint32_t b[TILES/2][4];
 #pragma unroll
             for (int n = 0; n < TILES/2; ++n) {
@@ -395,7 +394,6 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                             ggmlq_mma_f16(s[m][n], a[1], make_uint2(q[n].z, q[n].w));
                         }
                     }
-                    add_values(plane*FRAGMENTS, (plane + 1)*FRAGMENTS);
                 }
             } else {
                 int acc[FRAGMENTS][TILES][4];
@@ -415,7 +413,6 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                             ggmlq_mma_s8(acc[m][n], a, q[n], K::PLANAR3 && plane != 0 ? acc[m][n] : start);
                         }
                     }
-                    add_values(plane*FRAGMENTS, (plane + 1)*FRAGMENTS);
                     if (K::PLANAR3 && plane != 3) {
                         continue;
                     }
@@ -439,7 +436,6 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                     }
                 }
             }
-            add_extras();
             /* Scores in units of log 2. */
             if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
 #pragma unroll
@@ -463,8 +459,6 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
                 }
             }
         } else {
-            add_values(0, WARPS*FRAGMENTS);
-            add_extras();
 #pragma unroll
             for (int i = 0; i < 4*FRAGMENTS*TILES; ++i) {
                 s[i/4/TILES][i/4%TILES][i%4] = -INFINITY;
@@ -488,12 +482,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         }
         const bool warp_exceeds = __any_sync(0xffffffffu, exceeds);
         const int  votes = __syncthreads_count(lane < 8 ? warp_exceeds : lane == 8 && !hidden); /* 8 times the warps that exceed, plus those that see something */
-        if (__builtin_expect(votes == 0, 0)) { /* nothing to add in the next turn */
-#pragma unroll
-            for (int i = 16*lane; i < WARP_ROWS*S::WEIGHT_PITCH; i += 512) {
-                *(uint4 *) (weights + warp*WARP_ROWS*S::WEIGHT_PITCH + i) = make_uint4(0, 0, 0, 0);
-            }
-            __syncthreads();
+        if (__builtin_expect(votes == 0, 0)) {
             continue;
         }
         if (__builtin_expect(votes >= 8, 0)) {
@@ -564,9 +553,9 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
             }
         }
         __syncthreads();
+        add_values();
+        add_extras();
     }
-    add_values(0, WARPS*FRAGMENTS);
-    add_extras();
     ggmlq_copy_async_wait<0>();
     ggmlq_let_next_start();
 

@@ -119,9 +119,9 @@ GGMLQ_DEVICE uint8_t * target_address(const struct target & t, struct raw_index 
 
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
-/* WIDE_VALUES: up to so many a call, a warp a block is faster (48 tokens of 8 heads of 128, on an H100). SMALL_GRID: the next kernel's thread
+/* MANY_PLANES: from so many on, a thread decodes four of them. WIDE_VALUES: up to so many a call, a warp a block is faster (48 tokens of 8 heads of 128, on an H100). SMALL_GRID: the next kernel's thread
  * blocks that come early take places at random, which a larger grid of theirs then lacks: 512 tokens took 9 instead of 5 us. */
-enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64 };
+enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64, MANY_PLANES = 16384 };
 
 template <int type, bool wide> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_blocks) {
@@ -152,30 +152,35 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     E::store(fields, lane, number < n_blocks ? out : NULL);
 }
 
-/* Four threads a plane pair. */
-template <int type> static __global__ void __launch_bounds__(THREADS)
+/* Four threads a plane pair, or PLANES of them one after the other, whose places they compute once. */
+template <int type, int PLANES> static __global__ void __launch_bounds__(THREADS)
 decode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_planes, bool rotated) {
     typedef ggmlq_cache_type<type> T;
     const int lane = threadIdx.x % 32, t = lane % PLANE_THREADS;
-    const uint32_t number = blockIdx.x*(THREADS/PLANE_THREADS) + threadIdx.x/PLANE_THREADS;
-    const uint32_t pair   = number < n_planes ? number : n_planes - 1;
-    const int      plane  = pair % T::PLANES;
+    const uint32_t number = PLANES*(blockIdx.x*(THREADS/PLANE_THREADS) + threadIdx.x/PLANE_THREADS);
+    const uint32_t pair   = number < n_planes ? number : n_planes - PLANES;
+    const int      first  = pair % T::PLANES;
     const struct place p  = place_of(values, pair/T::PLANES);
     const struct target from = target_of(encoded, index, pair/T::PLANES, p);
     ggmlq_wait_for_previous();
     const uint8_t * in = target_address(from, load_index(from, index.bytes), index.bytes);
-    float v[2][4] = { { 0.0f } };
+    uint8_t * const out = address(values, p, p.i1);
+    float values_of[PLANES][2][4] = {}; /* all are loaded before the first is stored: for all that compilers know, that changes what is loaded */
 #pragma unroll
-    for (int h = 0; h < 2 && in; ++h) {
-        ggmlq_decode_quad<type>(in, GGMLQ_PLANE*plane + 16*h + 4*t, v[h]);
+    for (int i = 0; i < 2*PLANES && in; ++i) {
+        ggmlq_decode_quad<type>(in, GGMLQ_PLANE*(first + i/2) + 16*(i%2) + 4*t, values_of[i/2][i%2]);
     }
-    if (!rotated) {
-        ggmlq_unrotate_plane<type>(v, lane, plane);
-    }
-    if (number < n_planes && in) {
-        uint8_t * out = address(values, p, p.i1);
-        for (int h = 0; h < 2; ++h) {
-            ggmlq_store_floats(values.type, out + (GGMLQ_PLANE*plane + 16*h + 4*t)*(values.type == GGMLQ_CUDA_F32 ? 4 : 2), v[h]);
+#pragma unroll
+    for (int i = 0; i < PLANES; ++i) {
+        const int plane = first + i;
+        float (& v)[2][4] = values_of[i];
+        if (!rotated) {
+            ggmlq_unrotate_plane<type>(v, lane, plane % T::PLANES);
+        }
+        if (number < n_planes && in) {
+            for (int h = 0; h < 2; ++h) {
+                ggmlq_store_floats(values.type, out + (GGMLQ_PLANE*plane + 16*h + 4*t)*(values.type == GGMLQ_CUDA_F32 ? 4 : 2), v[h]);
+            }
         }
     }
 }
@@ -271,10 +276,10 @@ static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
     return ggmlq_cuda_launched();
 }
 
-template <int type> static void launch_decode(const struct walk & to, const struct walk & from, const struct row_index & index, int64_t n, bool rotated, void * stream) {
-    const unsigned int grid = grid_of(n, PLANE_THREADS);
-    if (!ggmlq_launch_early<decode_rows<type>>(grid, THREADS, (cudaStream_t) stream, to, from, index, (uint32_t) n, rotated)) {
-        decode_rows<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
+template <int type, int PLANES> static void launch_decode(const struct walk & to, const struct walk & from, const struct row_index & index, int64_t n, bool rotated, void * stream) {
+    const unsigned int grid = grid_of(n/PLANES, PLANE_THREADS);
+    if (!ggmlq_launch_early<decode_rows<type, PLANES>>(grid, THREADS, (cudaStream_t) stream, to, from, index, (uint32_t) n, rotated)) {
+        decode_rows<type, PLANES><<<grid, THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
     }
 }
 
@@ -291,7 +296,12 @@ static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda
         return (int) n;
     }
     const struct walk to = make_walk(values, rows->type), from = make_walk(rows, rows->type);
-    (rows->type == GGMLQ_TYPE_TQ3_0 ? launch_decode<GGMLQ_TYPE_TQ3_0> : launch_decode<GGMLQ_TYPE_PLANAR3>)(to, from, index, n, rotated, stream);
+    const bool many = n >= MANY_PLANES && values->ne[0] % (4*GGMLQ_PLANE) == 0;
+    if (rows->type == GGMLQ_TYPE_TQ3_0) {
+        (many ? launch_decode<GGMLQ_TYPE_TQ3_0, 4> : launch_decode<GGMLQ_TYPE_TQ3_0, 1>)(to, from, index, n, rotated, stream);
+    } else {
+        (many ? launch_decode<GGMLQ_TYPE_PLANAR3, 4> : launch_decode<GGMLQ_TYPE_PLANAR3, 1>)(to, from, index, n, rotated, stream);
+    }
     return ggmlq_cuda_launched();
 }
 
