@@ -283,26 +283,31 @@ static std::vector<uint8_t> encoded_rows(int type, int64_t n_rows, int64_t n) {
 static std::string check_decoder() {
     for (int type : CACHE_TYPES) {
         const int64_t length = ggmlq_type_info_get(type)->block_length;
-        const int64_t n_blocks = (quick ? 3000 : 200000)*32/length + 1, n = n_blocks*length;
-        const std::vector<uint8_t> rows = random_blocks(type, n_blocks);
-        for (int offset : { 0, 1, 2 }) {
-            device_bytes src(rows, offset);
-            for (int rotated = 0; rotated < 2; ++rotated) {
-                std::vector<float> wanted(n);
-                (rotated ? ggmlq_decode_row_rotated : ggmlq_decode_row)(type, rows.data(), wanted.data(), n);
-                for (int target : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16, GGMLQ_CUDA_BF16 }) {
-                    device_bytes dst(std::vector<uint8_t>(row_bytes(target, n), 0xcd));
-                    struct ggmlq_cuda_view from, to;
-                    spread(&from, src.data(), type,   n, 1, 1, 1, 0);
-                    spread(&to,   dst.data(), target, n, 1, 1, 1, 0);
-                    ok((rotated ? ggmlq_cuda_decode_rotated : ggmlq_cuda_copy)(&to, &from, NULL));
-                    const std::vector<uint8_t> found = dst.host<uint8_t>();
-                    int64_t wrong = 0;
-                    for (int64_t i = 0; i < n; ++i) {
-                        const float w = target == GGMLQ_CUDA_F32 ? wanted[i] : from_16(target, to_16(target, wanted[i]));
-                        wrong += !same_float(value_at(target, found.data(), i), w);
+        for (int many = 0; many < 2; ++many) { /* so many, and a whole number of 128 values: another kernel */
+            const int64_t n_blocks = many ? 16640*32/length : (quick ? 3000 : 200000)*32/length + 1, n = n_blocks*length;
+            const std::vector<uint8_t> rows = random_blocks(type, n_blocks);
+            for (int offset : { 0, 1, 2 }) {
+                if (quick && many && offset != 2) {
+                    continue;
+                }
+                device_bytes src(rows, offset);
+                for (int rotated = 0; rotated < 2; ++rotated) {
+                    std::vector<float> wanted(n);
+                    (rotated ? ggmlq_decode_row_rotated : ggmlq_decode_row)(type, rows.data(), wanted.data(), n);
+                    for (int target : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16, GGMLQ_CUDA_BF16 }) {
+                        device_bytes dst(std::vector<uint8_t>(row_bytes(target, n), 0xcd));
+                        struct ggmlq_cuda_view from, to;
+                        spread(&from, src.data(), type,   n, 1, 1, 1, 0);
+                        spread(&to,   dst.data(), target, n, 1, 1, 1, 0);
+                        ok((rotated ? ggmlq_cuda_decode_rotated : ggmlq_cuda_copy)(&to, &from, NULL));
+                        const std::vector<uint8_t> found = dst.host<uint8_t>();
+                        int64_t wrong = 0;
+                        for (int64_t i = 0; i < n; ++i) {
+                            const float w = target == GGMLQ_CUDA_F32 ? wanted[i] : from_16(target, to_16(target, wanted[i]));
+                            wrong += !same_float(value_at(target, found.data(), i), w);
+                        }
+                        require(wrong == 0, "%s to %s, rotated %d, offset %d: %lld of %lld values differ", type_name(type), type_name(target), rotated, offset, (long long) wrong, (long long) n);
                     }
-                    require(wrong == 0, "%s to %s, rotated %d, offset %d: %lld of %lld values differ", type_name(type), type_name(target), rotated, offset, (long long) wrong, (long long) n);
                 }
             }
         }
