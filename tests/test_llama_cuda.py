@@ -41,6 +41,7 @@ from test_llama_ds4 import (  # noqa: F401
     test_ds4_logits_differ_from_f16_by_what_the_rows_lose,
     test_ds4_restored_goes_on_as_without_the_interruption,
     test_ds4_state_of_another_type_is_converted,
+    test_rows_of_576_are_as_far_off_as_those_of_other_types,
 )
 from test_llama_states import probe, start, test_a_converted_state_goes_on_as_one_of_that_type, test_server_restores_slots_of_other_types  # noqa: F401
 
