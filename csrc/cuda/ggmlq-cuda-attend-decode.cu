@@ -122,6 +122,9 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     int64_t most = instance->sum_bytes/4/columns; /* the combining block keeps a factor a split and column */
     most = most > 4*slots/plan->units + 1 ? 4*slots/plan->units + 1 : most;
     most = most > tiles ? tiles : most;
+    if (plan->slices > 2 && plan->units <= slots && most > slots/plan->units) {
+        most = slots/plan->units; /* a second wave cost up to a quarter */
+    }
     const int64_t row_bytes = ggmlq_row_bytes(p->type_k, p->head_size_k) + (plan->v_in_k ? 0 : ggmlq_row_bytes(p->type_v, p->head_size_v));
     const double memory_time = (double) (p->n_kv*p->n_heads_kv*p->n_seqs_kv)*(double) row_bytes/3.0e6;
     double least = estimate(instance, plan, 1, device.multiprocessors, resident, memory_time);

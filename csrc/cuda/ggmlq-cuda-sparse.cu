@@ -267,7 +267,8 @@ static struct selection select(const struct ggmlq_attend_params * p, int64_t mos
 
 static int gather(const struct selection & s, int64_t tokens, void * stream) {
     const dim3 grid((s.padded + SLOTS - 1)/SLOTS, (unsigned int) tokens, 1);
-    if (!ggmlq_launch_early<gather_visible>(grid, THREADS, (cudaStream_t) stream, s)) {
+    const bool early = s.n_kv < 4*ROUND; /* a microsecond less; above, one or two more */
+    if (!early || !ggmlq_launch_early<gather_visible>(grid, THREADS, (cudaStream_t) stream, s)) {
         gather_visible<<<grid, THREADS, 0, (cudaStream_t) stream>>>(s);
     }
     return ggmlq_cuda_launched();
