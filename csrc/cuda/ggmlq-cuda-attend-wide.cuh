@@ -31,6 +31,7 @@ template <int type> struct ggmlq_wide_type {
 };
 
 template <int type_k, int type_v, int TILES, int FRAGMENTS, bool HALF_K> struct ggmlq_wide_shape {
+    enum { TAIL = 0, TAIL_PLANES = 0 }; /* see ggmlq_decode_shape */
     typedef ggmlq_decode_rows<type_k, 128> K;
     typedef ggmlq_decode_rows<type_v, 128> V;
     enum {
