@@ -19,6 +19,7 @@ typedef const ggmlq_decode_instance * (* instance_list)(int i);
 static const instance_list instance_lists[] = {
     ggmlq_decode_instances_tq3_0, ggmlq_decode_instances_planar3, ggmlq_decode_instances_f16_k,
     ggmlq_decode_instances_f16_v, ggmlq_decode_instances_q8_0_k,  ggmlq_decode_instances_q8_0_v,
+    ggmlq_decode_instances_term_tq3_0, ggmlq_decode_instances_term_planar3, ggmlq_decode_instances_term_f16_v, ggmlq_decode_instances_term_q8_0_v,
 };
 
 /* The widest slice of which the head is 1, 2 or 4. */
@@ -27,10 +28,15 @@ static bool slice_fits(int64_t head_size, int slice) {
 }
 
 /* Tokens apart in memory: what a few hundred of them span is added in 32 bits. */
-static bool is_near(const int64_t stride[3]) { return stride[0] >= 0 && stride[0] < 1 << 20; }
+static bool is_near(const int64_t stride[]) { return stride[0] >= 0 && stride[0] < 1 << 20; }
 
 static bool is_aligned(const void * data, const int64_t stride[3], int64_t align) {
     return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
+}
+
+/* c is copied in pieces of 16 bytes, four of a row at a time, and part in such pieces. */
+static bool term_fits(const ggmlq_attend_params * p) {
+    return p->c == NULL || (p->c_size % 32 == 0 && is_near(p->c_stride) && ((int64_t) (uintptr_t) p->c | p->c_stride[0] | p->c_stride[1] | (int64_t) (uintptr_t) p->part | p->part_stride) % 16 == 0 && p->n_seqs_kv*p->part_stride < INT32_MAX);
 }
 
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
@@ -39,13 +45,13 @@ static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
             const bool several = p->head_size_k > instance->slice; /* slices: then 16 warps, where there is such an instance */
-            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles && slice_fits(p->head_size_k, instance->slice) &&
-                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
+            if (instance->term == (p->c != NULL) && instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles && slice_fits(p->head_size_k, instance->slice) &&
+                (tiles > 1 || instance->warps == 12 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
                 best = instance;
             }
         }
     }
-    return best && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
+    return best && term_fits(p) && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
 }
 
 struct device_info { int multiprocessors, capability, shared_bytes; };

@@ -155,8 +155,24 @@ static_assert(ggmlq_plane_words_hold(0), "order of the queries");
 
 /* --- the kernel ------------------------------------------------------------------------------------------------- */
 
+#ifdef GGMLQ_DECODE_DEVICE
+
+/* Token and head of a column; most often there is one token. */
+GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int column, int & token, int & head) {
+    token = 0;
+    head  = column;
+    if (plan.columns != plan.group) {
+        token = column/plan.group;
+        head -= token*plan.group;
+    }
+}
+
+#endif
+
+#include "ggmlq-cuda-attend-term.cuh"
+
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES> struct ggmlq_decode_shape {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, bool TERM> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE> K;
     typedef ggmlq_decode_rows<type_v, SLICE> V;
     enum {
@@ -166,7 +182,8 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         V_BYTES     = ROWS*V::PITCH,
         MASK_BYTES  = COLUMNS*ROWS*2,
         STAGE_BYTES = K_BYTES + V_BYTES + MASK_BYTES,
-        PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
+        TERM_BYTES  = TERM ? ggmlq_term_c_bytes(SLICE, ROWS) : 0, /* of c one stage: a warp reads it at the start of a turn */
+        PIPE_BYTES  = WARPS*(STAGES*STAGE_BYTES + TERM_BYTES),
         SUM_BYTES   = WARPS*TILES*M_TILES*32*16
     };
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0, "stages stay aligned");
@@ -197,6 +214,13 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         plan->scales_at    = scales_at(plan->slices);
         plan->exchange_at  = exchange_at(plan->slices);
         plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
+        if (TERM) {
+            plan->c_step      = (unsigned) (WARPS/plan->slices*ROWS*p->c_stride[0]);
+            plan->c_copy_step = (unsigned) (8*p->c_stride[0]);
+            plan->part_lanes  = p->part ? ROWS/8 : 0;
+            plan->w_at        = plan->shared_bytes;
+            plan->shared_bytes += ggmlq_term_w_bytes(SLICE*plan->slices, COLUMNS);
+        }
     }
 };
 
@@ -374,16 +398,6 @@ template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int 
 #define GGMLQ_SUM_BITS  0x4b400000
 #define GGMLQ_SUM_FLOAT 12582912.0f
 
-/* Token and head of a column; most often there is one token. */
-GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int column, int & token, int & head) {
-    token = 0;
-    head  = column;
-    if (plan.columns != plan.group) {
-        token = column/plan.group;
-        head -= token*plan.group;
-    }
-}
-
 /* item = column*planes + plane; a division by a constant where a head is one slice. */
 template <int SLICE> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
     column = plan.slices == 1 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32));
@@ -494,11 +508,11 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
 #define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
 #define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS>
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, bool TERM>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TERM> S;
     typedef typename S::K K;
     typedef typename S::V V;
     enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16 };
@@ -609,6 +623,30 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         return word;
     };
 
+    /* The term of centered keys: rows c and factors of the next tile, copied when this one's have been read. */
+    uint8_t * const c_tile = front + WARPS*STAGES*S::STAGE_BYTES + warp*S::TERM_BYTES;
+    uint8_t * const c_part = c_tile + S::TERM_BYTES - 2*ROWS;
+    const uint8_t * c_chunk = NULL;
+    uint32_t c_matrix = ggmlq_shared_address(c_tile) + ggmlq_term_matrix<SLICE>(lane), c_place = ggmlq_shared_address(c_tile) + ggmlq_term_place(g, t);
+    auto copy_c = [&](int tile) {
+        const uint32_t to_part = ggmlq_shared_address(c_part) + 16*lane;
+        const unsigned from_part = (unsigned) seq_kv*(unsigned) p.part_stride + 2*ROWS*tile + 16*lane;
+        if (__builtin_expect(tile < inner1 && (slice + 1)*SLICE <= (int) p.c_size, 1)) {
+            ggmlq_term_copy<SLICE, ROWS>(c_place, c_chunk, plan.c_copy_step);
+            if (lane < plan.part_lanes) {
+                ggmlq_copy_async(to_part, (const uint8_t *) p.part + from_part, 16);
+            }
+        } else if (tile < tile1) {
+            ggmlq_term_copy_some<SLICE, ROWS>(c_place, c_chunk, plan.c_copy_step, p, slice, ggmlq_decode_token(g), plan.n_kv - tile*ROWS);
+            const int left = 2*plan.n_kv - (2*ROWS*tile + 16*lane);
+            if (lane < plan.part_lanes) {
+                ggmlq_copy_async(to_part, (const uint8_t *) p.part + (left > 0 ? from_part : 0), left > 16 ? 16 : left < 0 ? 0 : left);
+            }
+        }
+        ggmlq_copy_async_commit();
+        c_chunk += plan.c_step;
+    };
+
     unsigned long long * const counter = (unsigned long long *) workspace + unit;
     unsigned long long found = 0; /* judged once it is here, after the copies have started */
 
@@ -633,6 +671,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         ggmlq_keep(k_row);
         ggmlq_keep(v_row);
         ggmlq_keep(v_row4);
+        if (TERM) {
+            ggmlq_keep(c_matrix);
+            ggmlq_keep(c_place);
+        }
     }
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
@@ -668,6 +710,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
         }
+        if constexpr (TERM) {
+            c_chunk = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + (first_token + ggmlq_decode_token(g))*p.c_stride[0] + 2*slice*SLICE + 16*t;
+            ggmlq_term_clear<SLICE, ROWS>(c_tile, p, lane);
+            copy_c(tile0 + group);
+        }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
             copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
@@ -683,6 +730,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 atomicCAS(counter, found, GGMLQ_COUNT_START);
             }
             ggmlq_decode_load_queries<S, type_k, SLICE>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+            if constexpr (TERM) {
+                ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, (softcap ? p.scale/p.logit_softcap : p.scale*LOG2E)*(1.0f/GGMLQ_TERM_UNIT));
+            }
             __syncthreads();
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
@@ -704,7 +754,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = tile0 + group; tile < tile1; tile += groups) {
-            ggmlq_copy_async_wait<STAGES - 2>();
+            ggmlq_copy_async_wait<TERM ? 0 : STAGES - 2>();
             __syncwarp();
             copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const uint8_t * const k_tile = pipe + stage;
@@ -732,10 +782,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 if (plan.slices > 1) {
                     ggmlq_barrier(1 + group, 32*plan.slices);
                 }
+                if constexpr (TERM) {
+                    copy_c(tile + groups);
+                }
                 continue; /* all hidden */
             }
 
-            /* One more term of the score (a product with an f16 row that all heads share, say) would be one more call of mma_f16 on s. */
             float s[BLOCK_ROWS][TILES][4];
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
@@ -743,6 +795,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 for (int n = 0; n < TILES; ++n) {
                     s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
                 }
+            }
+            if constexpr (TERM) {
+                ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_matrix, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, plan.slices*(SLICE/32)*512, c_part + 2*ggmlq_decode_token(g), lane);
+                __syncwarp();
+                copy_c(tile + groups);
             }
             if constexpr (K::BYTE_VALUES) {
                 const uint8_t * const row = k_tile + k_row;
@@ -1210,10 +1267,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
-    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS> };
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, bool TERM> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TERM> S;
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, S::place,
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TERM> };
     return instance;
 }
 

@@ -25,10 +25,13 @@ struct ggmlq_decode_plan {
     unsigned k_copy_step, v_copy_step; /* bytes from a row that a lane copies to its next         */
     unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
+    unsigned c_step, c_copy_step; /* centered keys: bytes of c from a warp's tile to its next, from a row that a lane copies to its next */
+    int     part_lanes, w_at; /* that copy factors; in shared memory                                   */
 };
 
 struct ggmlq_decode_instance {
     int type_k, type_v, slice, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
+    bool term;            /* for centered keys, and for no others */
     void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
 };
@@ -41,6 +44,10 @@ GGMLQ_DECODE_FILE(f16_k)
 GGMLQ_DECODE_FILE(f16_v)
 GGMLQ_DECODE_FILE(q8_0_k)
 GGMLQ_DECODE_FILE(q8_0_v)
+GGMLQ_DECODE_FILE(term_tq3_0)
+GGMLQ_DECODE_FILE(term_planar3)
+GGMLQ_DECODE_FILE(term_f16_v)
+GGMLQ_DECODE_FILE(term_q8_0_v)
 #undef GGMLQ_DECODE_FILE
 
 #endif
