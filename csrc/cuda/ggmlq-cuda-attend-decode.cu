@@ -34,9 +34,9 @@ static bool is_aligned(const void * data, const int64_t stride[3], int64_t align
     return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
 }
 
-/* c is copied in pieces of 16 bytes, four of a row at a time, and part in such pieces. */
+/* Rows of c and part are copied in pieces of 16 bytes. */
 static bool term_fits(const ggmlq_attend_params * p) {
-    return p->c == NULL || (p->c_size % 32 == 0 && is_near(p->c_stride) && ((int64_t) (uintptr_t) p->c | p->c_stride[0] | p->c_stride[1] | (int64_t) (uintptr_t) p->part | p->part_stride) % 16 == 0 && p->n_seqs_kv*p->part_stride < INT32_MAX);
+    return p->c == NULL || (p->c_size % 8 == 0 && is_near(p->c_stride) && ((int64_t) (uintptr_t) p->c | p->c_stride[0] | p->c_stride[1] | (int64_t) (uintptr_t) p->part | p->part_stride) % 16 == 0 && p->n_seqs_kv*p->part_stride < INT32_MAX);
 }
 
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {

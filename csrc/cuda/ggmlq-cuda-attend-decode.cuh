@@ -182,7 +182,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         V_BYTES     = ROWS*V::PITCH,
         MASK_BYTES  = COLUMNS*ROWS*2,
         STAGE_BYTES = K_BYTES + V_BYTES + MASK_BYTES,
-        TERM_BYTES  = TERM ? ggmlq_term_c_bytes(SLICE, ROWS) : 0, /* of c one stage: a warp reads it at the start of a turn */
+        TERM_BYTES  = TERM ? ggmlq_term_c_bytes<SLICE, ROWS>() : 0, /* of c one stage: a warp reads it at the start of a turn */
         PIPE_BYTES  = WARPS*(STAGES*STAGE_BYTES + TERM_BYTES),
         SUM_BYTES   = WARPS*TILES*M_TILES*32*16
     };
@@ -216,7 +216,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
         if (TERM) {
             plan->c_step      = (unsigned) (WARPS/plan->slices*ROWS*p->c_stride[0]);
-            plan->c_copy_step = (unsigned) (8*p->c_stride[0]);
+            plan->c_copy_step = (unsigned) (32/ggmlq_term_rows<SLICE>::LANES*p->c_stride[0]);
             plan->part_lanes  = p->part ? ROWS/8 : 0;
             plan->w_at        = plan->shared_bytes;
             plan->shared_bytes += ggmlq_term_w_bytes(SLICE*plan->slices, COLUMNS);
@@ -624,23 +624,23 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     };
 
     /* The term of centered keys: rows c and factors of the next tile, copied when this one's have been read. */
+    typedef ggmlq_term_rows<SLICE> C;
     uint8_t * const c_tile = front + WARPS*STAGES*S::STAGE_BYTES + warp*S::TERM_BYTES;
-    uint8_t * const c_part = c_tile + S::TERM_BYTES - 2*ROWS;
     const uint8_t * c_chunk = NULL;
-    uint32_t c_matrix = ggmlq_shared_address(c_tile) + ggmlq_term_matrix<SLICE>(lane), c_place = ggmlq_shared_address(c_tile) + ggmlq_term_place(g, t);
     auto copy_c = [&](int tile) {
-        const uint32_t to_part = ggmlq_shared_address(c_part) + 16*lane;
+        const uint32_t to = ggmlq_shared_address(c_tile), to_part = to + ROWS*C::PITCH + 16*lane;
         const unsigned from_part = (unsigned) seq_kv*(unsigned) p.part_stride + 2*ROWS*tile + 16*lane;
-        if (__builtin_expect(tile < inner1 && (slice + 1)*SLICE <= (int) p.c_size, 1)) {
-            ggmlq_term_copy<SLICE, ROWS>(c_place, c_chunk, plan.c_copy_step);
+        const int left = (int) p.c_size - slice*SLICE - 8*(lane % C::LANES);
+        if (__builtin_expect(tile < inner1, 1)) {
+            ggmlq_term_copy<SLICE, ROWS, false>(to, c_chunk, plan.c_copy_step, left, ROWS, lane, p.c);
             if (lane < plan.part_lanes) {
                 ggmlq_copy_async(to_part, (const uint8_t *) p.part + from_part, 16);
             }
         } else if (tile < tile1) {
-            ggmlq_term_copy_some<SLICE, ROWS>(c_place, c_chunk, plan.c_copy_step, p, slice, ggmlq_decode_token(g), plan.n_kv - tile*ROWS);
-            const int left = 2*plan.n_kv - (2*ROWS*tile + 16*lane);
+            ggmlq_term_copy<SLICE, ROWS, true>(to, c_chunk, plan.c_copy_step, left, plan.n_kv - tile*ROWS, lane, p.c);
+            const int part_left = 2*plan.n_kv - (2*ROWS*tile + 16*lane);
             if (lane < plan.part_lanes) {
-                ggmlq_copy_async(to_part, (const uint8_t *) p.part + (left > 0 ? from_part : 0), left > 16 ? 16 : left < 0 ? 0 : left);
+                ggmlq_copy_async(to_part, (const uint8_t *) p.part + (part_left > 0 ? from_part : 0), part_left > 16 ? 16 : part_left < 0 ? 0 : part_left);
             }
         }
         ggmlq_copy_async_commit();
@@ -671,10 +671,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         ggmlq_keep(k_row);
         ggmlq_keep(v_row);
         ggmlq_keep(v_row4);
-        if (TERM) {
-            ggmlq_keep(c_matrix);
-            ggmlq_keep(c_place);
-        }
     }
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
@@ -711,7 +707,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
         }
         if constexpr (TERM) {
-            c_chunk = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + (first_token + ggmlq_decode_token(g))*p.c_stride[0] + 2*slice*SLICE + 16*t;
+            c_chunk = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + (first_token + lane/C::LANES)*p.c_stride[0] + 2*slice*SLICE + 16*(lane % C::LANES);
             ggmlq_term_clear<SLICE, ROWS>(c_tile, p, lane);
             copy_c(tile0 + group);
         }
@@ -797,7 +793,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
             if constexpr (TERM) {
-                ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_matrix, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, plan.slices*(SLICE/32)*512, c_part + 2*ggmlq_decode_token(g), lane);
+                ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, plan.slices*(SLICE/32)*512, lane);
                 __syncwarp();
                 copy_c(tile + groups);
             }

@@ -10,49 +10,38 @@
 /* w becomes halves: divided by this, which the factors of c have too, it may be as large as 1e7, and what is rounded away of small values is far below a score's error. */
 #define GGMLQ_TERM_UNIT 256.0f
 
-/* Bytes in shared memory: of ROWS tokens SLICE values of c, and then the factors; of w. */
-constexpr __host__ __device__ int ggmlq_term_c_bytes(int slice, int rows)     { return 2*slice*rows + 2*rows; }
+/* Bytes in shared memory: of ROWS tokens SLICE values of c, as rows of f16 keys lie there, and then the factors; of w. */
+template <int SLICE> struct ggmlq_term_rows : ggmlq_decode_rows<GGMLQ_TYPE_F16, SLICE> {};
+template <int SLICE, int ROWS> constexpr __host__ __device__ int ggmlq_term_c_bytes(void) { return ROWS*ggmlq_term_rows<SLICE>::PITCH + 2*ROWS; }
 constexpr __host__ __device__ int ggmlq_term_w_bytes(int slices, int columns) { return 2*slices*columns; }
 
 #ifdef GGMLQ_DECODE_DEVICE
 
-/* Where the 16 bytes of piece `piece` (8 values) of row `row` lie in 512 bytes of 8 rows and 4 pieces: such that one piece of all rows lies in all banks. */
-GGMLQ_DEVICE int ggmlq_term_place(int row, int piece) { return 64*(row % 8) + 16*(piece % 4 ^ row/2 % 4); }
-
 /* Before the first copy: values that c doesn't have are 0, factors 1. */
 template <int SLICE, int ROWS> GGMLQ_DEVICE void ggmlq_term_clear(uint8_t * to, const ggmlq_attend_params & p, int lane) {
 #pragma unroll 1
-    for (int i = 0; i < SLICE*ROWS/256; ++i) {
-        *(uint4 *) (to + 512*i + 16*lane) = make_uint4(0, 0, 0, 0);
+    for (int i = lane; i < ROWS*ggmlq_term_rows<SLICE>::PITCH/16; i += 32) {
+        *(uint4 *) (to + 16*i) = make_uint4(0, 0, 0, 0);
     }
     if (lane < ROWS && p.part == NULL) {
-        ((uint16_t *) (to + 2*SLICE*ROWS))[lane] = 0x3c00;
+        ((uint16_t *) (to + ROWS*ggmlq_term_rows<SLICE>::PITCH))[lane] = 0x3c00;
     }
     __syncwarp();
 }
 
-/* Rows of c -> shared memory; a lane takes pieces lane%4 + 4*j of rows lane/4 + 8*i. to, chunk: its first 16 bytes; step: to the token 8 further. */
-template <int SLICE, int ROWS> GGMLQ_DEVICE void ggmlq_term_copy(uint32_t to, const uint8_t * chunk, unsigned step) {
+/* Rows of c -> shared memory; chunk: this lane's 16 bytes of its first row; left: of c's bytes from that lane's on. `count` rows are there. */
+template <int SLICE, int ROWS, bool last> GGMLQ_DEVICE void ggmlq_term_copy(uint32_t to, const uint8_t * chunk, unsigned step, int left, int count, int lane, const void * anywhere) {
+    typedef ggmlq_term_rows<SLICE> R;
+    enum { STEP = 32/R::LANES };
+    const int x = lane % R::LANES;
+    to += lane/R::LANES*R::PITCH + 16*x;
+    if ((R::CHUNKS == R::LANES || x < R::CHUNKS) && left > 0) {
 #pragma unroll
-    for (int i = 0; i < ROWS/8; ++i) {
-#pragma unroll
-        for (int j = 0; j < SLICE/32; ++j) {
-            ggmlq_copy_async(to + (i*(SLICE/32) + j)*512, chunk + 64*j, 16);
+        for (int i = 0; i < ROWS; i += STEP) {
+            const bool there = !last || i + lane/R::LANES < count;
+            ggmlq_copy_async(to + i*R::PITCH, there ? chunk : anywhere, there ? 16 : 0);
+            chunk += step;
         }
-        chunk += step;
-    }
-}
-
-/* Where c has no value for some of the slice, or the cache but `count` of the tokens: these become 0, values stay what they are. */
-template <int SLICE, int ROWS> GGMLQ_DEVICE void ggmlq_term_copy_some(uint32_t to, const uint8_t * chunk, unsigned step, const ggmlq_attend_params & p, int slice, int row, int count) {
-#pragma unroll 1
-    for (int i = 0; i < ROWS/8; ++i) {
-        const bool there = row + 8*i < count;
-#pragma unroll 1
-        for (int j = 0; j < SLICE/32 && slice*SLICE + 32*j < (int) p.c_size; ++j) {
-            ggmlq_copy_async(to + (i*(SLICE/32) + j)*512, there ? chunk + 64*j : (const uint8_t *) p.c, there ? 16 : 0);
-        }
-        chunk += step;
     }
 }
 
@@ -78,19 +67,18 @@ template <int COLUMNS, int SLICE> GGMLQ_DEVICE void ggmlq_term_load_w(const ggml
     }
 }
 
-/* Where a lane reads matrices of c: ggmlq_term_scores. */
-template <int SLICE> GGMLQ_DEVICE int ggmlq_term_matrix(int lane) { return lane/8 % 2*(SLICE/32*512) + ggmlq_term_place(lane, lane/16); }
-
-/* s <- factors * <w, c>. c: the tile, at this lane's matrix; w: this lane's first 16 bytes; pitch: of w, from 8 columns to the next; part: of row g. */
-template <int SLICE, int TILES, int ROWS> GGMLQ_DEVICE void ggmlq_term_scores(float s[ROWS/16][TILES][4], uint32_t c, const uint8_t * w, int pitch, const uint8_t * part, int lane) {
-    const uint32_t c2 = c + 32 - 16*(lane & 4); /* two pieces further */
+/* s <- factors * <w, c>. c: the tile; w: this lane's first 16 bytes; pitch: of w, from 8 columns to the next. */
+template <int SLICE, int TILES, int ROWS> GGMLQ_DEVICE void ggmlq_term_scores(float s[ROWS/16][TILES][4], const uint8_t * c, const uint8_t * w, int pitch, int lane) {
+    typedef ggmlq_term_rows<SLICE> R;
+    const uint8_t * const part = c + ROWS*R::PITCH + 2*ggmlq_decode_token(lane/4);
+    const uint32_t address = ggmlq_shared_address(c) + ggmlq_decode_token(lane % 16)*R::PITCH + 16*(lane/16);
 #pragma unroll
     for (int m = 0; m < ROWS/16; ++m) {
 #pragma unroll
         for (int j = 0; j < SLICE/32; ++j) {
             uint32_t a0[4], a1[4];
-            ggmlq_load_matrices<false>(a0, c + (2*m*(SLICE/32) + j)*512);
-            ggmlq_load_matrices<false>(a1, c2 + (2*m*(SLICE/32) + j)*512);
+            ggmlq_load_matrices<false>(a0, address + 16*m*R::PITCH + 64*j);
+            ggmlq_load_matrices<false>(a1, address + 16*m*R::PITCH + 64*j + 32);
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
                 const uint4 b = *(const uint4 *) (w + n*pitch + j*512);
