@@ -27,6 +27,9 @@
 
 #include "ggmlq-block.h"
 #include "ggmlq-cuda-sparse.h"
+#ifndef GGMLQ_CHECK_METAL
+#    include "ggmlq-cuda-center.h"
+#endif
 
 static const double U = 1.0/16777216.0; /* unit roundoff of float32 */
 static const int CACHE_TYPES[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 };
@@ -802,6 +805,48 @@ static void check_attention_case(const struct attention_case & c) {
     }
 }
 
+#ifndef GGMLQ_CHECK_METAL
+/* ggmlq-cuda-center.h: what is filled in is the product, rounded once more to a half; nothing else is written. */
+static void check_widened(int64_t length, int64_t at, int64_t term, bool with_part) {
+    const int64_t n_kv = 37, heads_kv = 2, seqs_kv = 2, n_queries = 3, heads = 4, seqs = 4, c_row = term + 3;
+    std::vector<uint16_t> c(c_row*n_kv*seqs_kv), part(n_kv*seqs_kv);
+    for (auto & value : c)    { value = ggmlq_half_from_float(random_normal()); }
+    for (auto & value : part) { value = random_below(3) == 0 ? 0 : 0x3c00; }
+    const std::vector<float> w = normals(heads*n_queries*seqs*(term + 1));
+    device_bytes dc(c), dpart(part), dw(w);
+    struct ggmlq_attend_params p = {};
+    p.w = (const float *) dw.data(); p.w_stride[0] = 4*(term + 1)*heads; p.w_stride[1] = 4*(term + 1); p.w_stride[2] = p.w_stride[0]*n_queries;
+    p.c = (const uint16_t *) dc.data(); p.c_stride[0] = 2*c_row; p.c_stride[1] = 2*c_row*n_kv; p.c_size = term;
+    p.part = with_part ? (const uint16_t *) dpart.data() : NULL; p.part_stride = 2*n_kv;
+
+    struct ggmlq_cuda_view keys, queries;
+    device_bytes dk(std::vector<uint16_t>(1 + (length + 2)*n_kv*heads_kv*seqs_kv, 0x7e01)), dq(std::vector<uint32_t>(1 + (length + 1)*n_queries*heads*seqs, 0x7fc00001));
+    const int64_t ne_k[4] = { length, n_kv, heads_kv, seqs_kv }, nb_k[4] = { 2, 2*(length + 2)*heads_kv, 2*(length + 2), 2*(length + 2)*heads_kv*n_kv };
+    const int64_t ne_q[4] = { length, n_queries, heads, seqs }, nb_q[4] = { 4, 4*(length + 1), 4*(length + 1)*n_queries, 4*(length + 1)*n_queries*heads };
+    keys    = view(dk.data(), GGMLQ_CUDA_F16, ne_k, nb_k);
+    queries = view(dq.data(), GGMLQ_CUDA_F32, ne_q, nb_q);
+    ok(ggmlq_cuda_center_keys(&keys, at, &p, NULL));
+    ok(ggmlq_cuda_center_queries(&queries, at, &p, NULL));
+    const std::vector<uint16_t> k = dk.host<uint16_t>();
+    const std::vector<uint32_t> q = dq.host<uint32_t>();
+    for (int64_t s = 0; s < seqs_kv; ++s) for (int64_t t = 0; t < n_kv; ++t) for (int64_t h = 0; h < heads_kv; ++h) for (int64_t j = 0; j < length + 2; ++j) {
+        const uint16_t found = k[(s*nb_k[3] + h*nb_k[2] + t*nb_k[1])/2 + j];
+        const float factor = with_part ? ggmlq_half_to_float(part[s*n_kv + t]) : 1;
+        const float wanted = j - at < term ? 256*factor*ggmlq_half_to_float(c[(s*n_kv + t)*c_row + std::max<int64_t>(j - at, 0)]) : 0;
+        require(j < at || j >= length ? found == 0x7e01 : ggmlq_half_to_float(found) == wanted, "keys of %lld, value %lld: %04x, wanted %g", (long long) length, (long long) j, found, wanted);
+    }
+    for (int64_t s = 0; s < seqs; ++s) for (int64_t h = 0; h < heads; ++h) for (int64_t t = 0; t < n_queries; ++t) for (int64_t j = 0; j < length + 1; ++j) {
+        const uint32_t bits = q[(s*nb_q[3] + h*nb_q[2] + t*nb_q[1])/4 + j];
+        float found;
+        memcpy(&found, &bits, 4);
+        const float wanted = j - at < term ? w[((s*n_queries + t)*heads + h)*(term + 1) + std::max<int64_t>(j - at, 0)]/256 : 0;
+        require(j < at || j >= length ? bits == 0x7fc00001 : found == wanted, "queries of %lld, value %lld: %g, wanted %g", (long long) length, (long long) j, found, wanted);
+    }
+    require(ggmlq_cuda_center_keys(&queries, at, &p, NULL) == GGMLQ_ERROR_TYPE && ggmlq_cuda_center_queries(&keys, at, &p, NULL) == GGMLQ_ERROR_TYPE, "types exchanged");
+    require(ggmlq_cuda_center_keys(&keys, length - term + 1, &p, NULL) == GGMLQ_ERROR_SHAPE, "a row too short was taken");
+}
+#endif
+
 static std::string check_attention() {
     static const int types[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3, GGMLQ_TYPE_F16, GGMLQ_TYPE_F32, GGMLQ_TYPE_Q8_0, GGMLQ_TYPE_Q4_0 };
     const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGMLQ_TYPE_F16;
@@ -851,6 +896,9 @@ static std::string check_attention() {
         check_attention_case({ P, P, 128, 128, n_kv, 2, 17, 1, 1, 1, n_kv > 2, n_kv > 2, 0, n_kv > 2 ? 8.0f : 0, 1, n_kv > 2, 0, 96 });
     }
     check_attention_case({ P, T, 128, 128, 600, 70, 4, 2, 3, 3, true, true, 0, 0, 0, true, 520, 64 });
+    check_widened(256, 128, 128, true);
+    check_widened(128, 64, 30, false);
+    check_widened(96, 32, 64, true);
 #endif
     if (!quick) {
         check_attention_case({ T, T, 128, 128, 20000, 1, 8, 1, 1, 1, true, false, 0, 0, 1, true });

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-KERNELS = ["rows", "dot", "attend", "attend-plain", "attend-decode", "center", "sparse", "indexer", "memory"]
+KERNELS = ["rows", "dot", "attend", "attend-plain", "attend-decode", "attend-term", "center", "sparse", "indexer", "memory"]
 FLAGS = [
     "-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE",  # fortified longjmp knows one stack only
     "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-D__HIP_PLATFORM_AMD__", "-DPYGGMLQ_CUDA_LIBRARY",
@@ -100,6 +100,25 @@ def build(folder, flags=(), csrc=ROOT / "csrc", units=(*KERNELS, "check_cuda"), 
     run(cxx, check, *common, "-o", folder / "check_emulated")
     run(cxx, "-shared", *common, "-o", folder / "ggmlq-hip.so")
     return folder / "check_emulated", folder / "ggmlq-hip.so"
+
+
+def build_adapter(folder, tree, others, flags=()):
+    """check_adapter in that folder: ggml-cuda-ggmlq.cu of a patched tree, over the emulated kernels of the folder `others`."""
+    folder, (cxx, cc) = Path(folder), compilers()
+    folder.mkdir(parents=True, exist_ok=True)
+    source, here = tree / "ggml" / "src", HERE / "ggml-cuda"
+    common = ["-O1", "-g0", "-w", "-ffunction-sections", "-fdata-sections", *flags,
+              *(f"-I{path}" for path in (here, source / "ggml-cuda", source, tree / "ggml" / "include", ROOT / "csrc"))]  # fmt: skip
+    units = {
+        "adapter": [cxx, "-std=c++17", "-x", "c++", source / "ggml-cuda" / "ggml-cuda-ggmlq.cu"], "check": [cxx, "-std=c++17", here / "check_adapter.cpp"],
+        "threading": [cxx, "-std=c++17", source / "ggml-threading.cpp"],
+        **{name: [cc, '-DGGML_VERSION="0"', '-DGGML_COMMIT="0"', source / f"{name}.c"] for name in ("ggml", "ggml-quants", "ggml-ggmlq", "ggmlq-codec")},
+    }  # fmt: skip
+    for name, (compiler, *arguments) in units.items():
+        run(compiler, *common, *arguments, "-c", "-o", folder / f"{name}.o")
+    run(cxx, "-Wl,--gc-sections", *flags, *(folder / f"{name}.o" for name in units), *(others / f"{name}.o" for name in (*KERNELS, "emulate")), "-lm",
+        "-o", folder / "check_adapter")  # fmt: skip
+    return folder / "check_adapter"
 
 
 def build_faults(folder):
