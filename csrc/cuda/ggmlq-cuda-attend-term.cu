@@ -60,36 +60,42 @@ template <int SIZE> static __global__ void __launch_bounds__(32*WARPS) attend_te
     int tile = blockIdx.x*WARPS + warp;
     load(min(tile, plan.tiles - 1));
 
-#pragma unroll 1
-    for (int item = threadIdx.x; item < fragments*(SIZE/32)*32; item += 32*WARPS) {
-        const int fragment = first_fragment + item/(SIZE/32*32), value = item/32 % (SIZE/32)*32 + 8*(item % 4);
-        const int unit = fragment/plan.unit_fragments, head_kv = unit % plan.heads_kv, chunk = unit/plan.heads_kv;
-        const int in_unit = 8*(fragment - unit*plan.unit_fragments) + item/4 % 8, column = chunk*plan.columns_at_once + in_unit;
-        uint32_t pair[4] = { 0, 0, 0, 0 };
-        if (column < plan.columns && value < (int) p.c_size) {
-            const int token = column/plan.group, head = head_kv*plan.group + column % plan.group;
-            const float4 * const w = (const float4 *) ((const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2] + 4*value);
-            const float4 x = w[0], y = w[1];
-            const float f = plan.factor*(1.0f/UNIT);
-            pair[0] = ggmlq_half2_bits(__floats2half2_rn(x.x*f, x.y*f)); pair[1] = ggmlq_half2_bits(__floats2half2_rn(x.z*f, x.w*f));
-            pair[2] = ggmlq_half2_bits(__floats2half2_rn(y.x*f, y.y*f)); pair[3] = ggmlq_half2_bits(__floats2half2_rn(y.z*f, y.w*f));
+    /* w: all loads before the first use. */
+    enum { ITEMS = most_fragments(SIZE)*SIZE/(32*WARPS) };
+    float4 w[ITEMS][2];
+#pragma unroll
+    for (int k = 0; k < ITEMS; ++k) {
+        const int item = threadIdx.x + k*32*WARPS, fragment = first_fragment + item/SIZE, value = item/32 % (SIZE/32)*32 + 8*(item % 4);
+        const int unit = fragment/plan.unit_fragments, chunk = unit/plan.heads_kv, head_kv = unit - chunk*plan.heads_kv;
+        const int column = chunk*plan.columns_at_once + 8*(fragment - unit*plan.unit_fragments) + item/4 % 8, token = column/plan.group, head = head_kv*plan.group + column - token*plan.group;
+        w[k][0] = w[k][1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (item < fragments*SIZE && column < plan.columns && value < (int) p.c_size) {
+            const float4 * const from = (const float4 *) ((const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2] + 4*value);
+            w[k][0] = from[0];
+            w[k][1] = from[1];
         }
-        *(uint4 *) (shared + 16*item) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+    }
+    const float f = plan.factor*(1.0f/UNIT);
+#pragma unroll
+    for (int k = 0; k < ITEMS; ++k) {
+        *(uint4 *) (shared + 16*(threadIdx.x + k*32*WARPS)) = make_uint4(
+            ggmlq_half2_bits(__floats2half2_rn(w[k][0].x*f, w[k][0].y*f)), ggmlq_half2_bits(__floats2half2_rn(w[k][0].z*f, w[k][0].w*f)),
+            ggmlq_half2_bits(__floats2half2_rn(w[k][1].x*f, w[k][1].y*f)), ggmlq_half2_bits(__floats2half2_rn(w[k][1].z*f, w[k][1].w*f)));
     }
     __syncthreads();
 
 #pragma unroll 1
     for (; tile < plan.tiles; tile += gridDim.x*WARPS) {
-#pragma unroll 1
+#pragma unroll 4
         for (int i = 0; i < fragments; ++i) {
             const int fragment = first_fragment + i, unit = fragment/plan.unit_fragments, pair = 4*(fragment - unit*plan.unit_fragments) + t;
             float s[2][4] = {};
 #pragma unroll
             for (int j = 0; j < SIZE/32; ++j) {
-                const uint4 w = *(const uint4 *) (shared + (i*(SIZE/32) + j)*512 + 16*lane);
+                const uint4 b = *(const uint4 *) (shared + (i*(SIZE/32) + j)*512 + 16*lane);
                 const uint32_t a0[4] = { rows[0][j].x, rows[1][j].x, rows[0][j].y, rows[1][j].y }, a1[4] = { rows[0][j].z, rows[1][j].z, rows[0][j].w, rows[1][j].w };
-                ggmlq_mma_f16(s[0], a0, make_uint2(w.x, w.y));
-                ggmlq_mma_f16(s[1], a1, make_uint2(w.z, w.w));
+                ggmlq_mma_f16(s[0], a0, make_uint2(b.x, b.y));
+                ggmlq_mma_f16(s[1], a1, make_uint2(b.z, b.w));
             }
             if (pair < plan.pairs) {
                 const int64_t at = ((int64_t) (seq*(plan.seq_fragments/plan.unit_fragments) + unit)*plan.tiles + tile)*plan.pairs + pair;

@@ -102,21 +102,24 @@ def build(folder, flags=(), csrc=ROOT / "csrc", units=(*KERNELS, "check_cuda"), 
     return folder / "check_emulated", folder / "ggmlq-hip.so"
 
 
-def build_adapter(folder, tree, others, flags=()):
-    """check_adapter in that folder: ggml-cuda-ggmlq.cu of a patched tree, over the emulated kernels of the folder `others`."""
+def build_adapter(folder, tree, others, again=False):
+    """check_adapter in that folder: ggml-cuda-ggmlq.cu of a patched tree, over the emulated kernels of the folder `others`. `again`: only that file
+    has changed since the last time."""
     folder, (cxx, cc) = Path(folder), compilers()
     folder.mkdir(parents=True, exist_ok=True)
     source, here = tree / "ggml" / "src", HERE / "ggml-cuda"
-    common = ["-O1", "-g0", "-w", "-ffunction-sections", "-fdata-sections", *flags,
-              *(f"-I{path}" for path in (here, source / "ggml-cuda", source, tree / "ggml" / "include", ROOT / "csrc"))]  # fmt: skip
+    common = ["-O1", "-g0", "-w", "-ffunction-sections", "-fdata-sections",
+              *(f"-I{path}" for path in (folder, here, source / "ggml-cuda", source, tree / "ggml" / "include", ROOT / "csrc"))]  # fmt: skip
+    (folder / "ggml-version.h").write_text('#define GGML_VERSION "0"\n#define GGML_COMMIT "0"\n', encoding="utf-8")  # CMake makes it
+    shutil.copy(source / "ggml-cuda" / "ggml-cuda-ggmlq.cu", folder / "adapter.cpp")  # beside it lie upstream's headers, which come first
     units = {
-        "adapter": [cxx, "-std=c++17", "-x", "c++", source / "ggml-cuda" / "ggml-cuda-ggmlq.cu"], "check": [cxx, "-std=c++17", here / "check_adapter.cpp"],
+        "adapter": [cxx, "-std=c++17", folder / "adapter.cpp"], "check": [cxx, "-std=c++17", here / "check_adapter.cpp"],
         "threading": [cxx, "-std=c++17", source / "ggml-threading.cpp"],
         **{name: [cc, '-DGGML_VERSION="0"', '-DGGML_COMMIT="0"', source / f"{name}.c"] for name in ("ggml", "ggml-quants", "ggml-ggmlq", "ggmlq-codec")},
     }  # fmt: skip
-    for name, (compiler, *arguments) in units.items():
+    for name, (compiler, *arguments) in list(units.items())[: 1 if again else None]:
         run(compiler, *common, *arguments, "-c", "-o", folder / f"{name}.o")
-    run(cxx, "-Wl,--gc-sections", *flags, *(folder / f"{name}.o" for name in units), *(others / f"{name}.o" for name in (*KERNELS, "emulate")), "-lm",
+    run(cxx, "-Wl,--gc-sections", *(folder / f"{name}.o" for name in units), *(others / f"{name}.o" for name in (*KERNELS, "emulate")), "-lm",
         "-o", folder / "check_adapter")  # fmt: skip
     return folder / "check_adapter"
 

@@ -57,6 +57,12 @@ static bool upstream_supports(int, const ggml_tensor * op) {
         op->ne[2] == q->ne[1] && op->ne[3] == q->ne[3] && q->ne[2] % k->ne[2] == 0 && k->ne[2] == v->ne[2] && std::find(std::begin(sizes), std::end(sizes), k->ne[0]) != std::end(sizes);
 }
 
+static double slope(double max_bias, int64_t heads, int64_t head) {
+    int64_t n = 1;
+    while (2*n <= heads) n *= 2;
+    return max_bias == 0 ? 1 : head < n ? std::pow(2, -max_bias/n*(head + 1)) : std::pow(2, -max_bias/2/n*(2*(head - n) + 1));
+}
+
 void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * op) {
     if (ggmlq_ggml_cuda_flash_attn_ext(ctx, op, upstream_supports)) { /* the hook */
         return;
@@ -75,7 +81,7 @@ void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * op)
             for (int64_t j = 0; j < k->ne[0]; ++j) dot += (double) *(float *) element(q, j, t, h, s)*ggml_fp16_to_fp32(*(ggml_fp16_t *) element(k, j, i, hk, sk));
             dot *= numbers[0];
             dot  = numbers[2] != 0 ? numbers[2]*std::tanh(dot/numbers[2]) : dot;
-            score[i] = dot + (mask ? ggml_fp16_to_fp32(*(ggml_fp16_t *) element(mask, i, t, 0, s % mask->ne[3])) : 0);
+            score[i] = dot + slope(numbers[1], q->ne[2], h)*(mask ? ggml_fp16_to_fp32(*(ggml_fp16_t *) element(mask, i, t, 0, s % mask->ne[3])) : 0);
             top = std::max(top, score[i]);
         }
         total = sinks ? std::exp(((const float *) sinks->data)[h] - top) : 0;
