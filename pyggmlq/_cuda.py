@@ -226,13 +226,13 @@ def get_rows(rows, indices, type, out):
 
 
 def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out, term=None):
-    assert term is None, "api.py has refused it: no kernel here adds it"
     if out.size == 0:
         return
-    with _Call(*(array for array in (q, k, v, mask, sinks, out) if array is not None)) as call:
+    with _Call(*(array for array in (q, k, v, mask, sinks, out, *(term or ())) if array is not None)) as call:
         p = attend_params(
             call.read(q), call.read(k), call.read(v), type_k, type_v, None if mask is None else call.read(mask),
             None if sinks is None else call.read(sinks), scale, max_bias, logit_softcap, call.write(out),
+            None if term is None else tuple(map(call.read, term)),
         )  # fmt: skip
         error = lib.ggmlq_cuda_attend_check(p)
         if error:
@@ -249,7 +249,7 @@ def attend_kernel(p):
     return ffi.string(lib.ggmlq_cuda_attend_kernel(p)).decode()
 
 
-def attend_params(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, out):
+def attend_params(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, out, term=None):
     """struct ggmlq_attend_params of arrays on the device, all with four axes: sequence, head, token, value."""
 
     def strides(array):
@@ -270,5 +270,9 @@ def attend_params(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_s
         p.mask_heads, p.mask_seqs = mask.shape[1], mask.shape[0]
     if sinks is not None:
         p.sinks = ffi.cast("float *", sinks.address)
+    if term is not None:
+        w, c = term
+        p.w, p.w_stride = ffi.cast("float *", w.address), strides(w)
+        p.c, p.c_stride, p.c_size = ffi.cast("uint16_t *", c.address), [c.strides[2], c.strides[0]], c.shape[3]
     p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
     return p

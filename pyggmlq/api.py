@@ -296,7 +296,7 @@ def flash_attn(
     scale: default 1/sqrt(head_size).  max_bias: ALiBi, multiplies the mask by a slope per head.
     logit_softcap: score = cap * tanh(score / cap), before the mask; 0 is off.
     term: (w, c), float32 ([n_seqs,] n_heads, n_queries, r) and float16 ([n_seqs_kv,] n_kv, r), r at most head_size: w c^T is added to
-        q k^T, which is what centered keys lack (pyggmlq.center). On "cpu" and "reference" only.
+        q k^T, which is what centered keys lack (pyggmlq.center). Not on "metal".
     Returns float32 ([n_seqs,] n_heads, n_queries, head_size of v). A query that may look at nothing gives zeros.
 
     Semantics are those of ggml's FLASH_ATTN_EXT. "cpu" rounds the query to 8 bits where K is tq3_0 or planar3;
@@ -351,15 +351,17 @@ def flash_attn(
 
 def _term(term, q_shape, k_shape, module, backend):
     """(w, c) with four axes each: sequence, head, token, value; c has one head."""
-    if backend in _gpu.PLATFORMS:
-        raise ValueError(f'term: backend {backend!r} can\'t add it, wanted "cpu" or "reference"')
+    if backend == "metal":
+        raise ValueError('term: backend "metal" can\'t add it, wanted "cpu", "reference", "cuda" or "hip"')
     if not isinstance(term, tuple) or len(term) != 2:
         raise TypeError(f"term: found {_kind(term)}, wanted a tuple (w, c)")
     w, c = _array("term: w", term[0], np.float32, module), _array("term: c", term[1], np.float16, module)
     _axes("term: w", w, (3, 4), "([n_seqs,] n_heads, n_queries, r)")
     _axes("term: c", c, (2, 3), "([n_seqs_kv,] n_kv, r)")
     w, c = _four_axes(_rows_contiguous(w)), _rows_contiguous(c)
-    c = c.reshape((1,) * (3 - c.ndim) + c.shape)[:, None]
+    if isinstance(c, CudaArray) and not c.flags.c_contiguous:
+        c = c.copy(order="C")  # else it can't get an axis for the head
+    c = c.reshape((c.shape[0] if c.ndim == 3 else 1, 1, *c.shape[-2:]))
     if w.shape[:3] != q_shape[:3] or not 1 <= w.shape[3] <= q_shape[3]:
         raise ValueError(f"term: found w {w.shape}, wanted {q_shape[:3]} as in q and 1 to {q_shape[3]} values")
     if c.shape != (k_shape[0], 1, k_shape[2], w.shape[3]):

@@ -59,6 +59,8 @@ def on_device(function, wrap=lambda array: array, backend="cuda"):
         bound = inspect.signature(function).bind(*arguments, **options)
         mirror, given, wrapped = Mirror(), dict(bound.arguments), {}
         for name, value in given.items():
+            if name == "term" and value is not None:
+                bound.arguments[name] = tuple(wrap(mirror(array)) for array in value)
             if isinstance(value, np.ndarray) and name != "indices":
                 if id(value) not in wrapped:  # `out` may be an input
                     wrapped[id(value)] = wrap(mirror(value))

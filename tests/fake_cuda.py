@@ -216,8 +216,12 @@ class FakeLibrary:
             mask = operand(p.mask, p.mask_stride, (p.mask_seqs, p.mask_heads, p.n_queries, p.n_kv), 1)
         if p.sinks:
             sinks = strided(self.address(p.sinks), (p.n_heads,), (4,), np.float32)
+        term = None
+        if p.c:
+            w = operand(p.w, p.w_stride, (p.n_seqs, p.n_heads, p.n_queries, p.c_size), 0)
+            term = w, strided(self.address(p.c), (p.n_seqs_kv, p.n_kv, p.c_size), (*list(p.c_stride)[::-1], 2), np.float16)
         out[...] = pyggmlq.flash_attn(
-            q, k, v, type_k=TYPES[p.type_k].name, type_v=TYPES[p.type_v].name, mask=mask, sinks=sinks,
+            q, k, v, type_k=TYPES[p.type_k].name, type_v=TYPES[p.type_v].name, mask=mask, sinks=sinks, term=term,
             scale=p.scale, max_bias=p.max_bias, logit_softcap=p.logit_softcap,
         )  # fmt: skip
         return 0

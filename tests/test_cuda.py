@@ -379,7 +379,7 @@ def test_vec_dot(name):
 # --- attention ---------------------------------------------------------------------------------------------------------------
 
 
-def oracle(q, k, v, type_k, type_v, mask=None, sinks=None, scale=None, max_bias=0.0, logit_softcap=0.0):
+def oracle(q, k, v, type_k, type_v, mask=None, sinks=None, scale=None, max_bias=0.0, logit_softcap=0.0, term=None):
     """float64 softmax over decoded rows, for a bound of every row: yields (index of sequence and head, wanted, weights, k, v).
     reference.flash_attn is the same without the weights; a test compares them."""
     four = lambda a: a.reshape((1,) * (4 - a.ndim) + a.shape)  # noqa: E731
@@ -389,7 +389,11 @@ def oracle(q, k, v, type_k, type_v, mask=None, sinks=None, scale=None, max_bias=
     slopes = reference.alibi_slopes(q.shape[1], max_bias)
     for s, h in np.ndindex(q.shape[:2]):
         kk, vv = (a[s // (q.shape[0] // a.shape[0]), h // (q.shape[1] // a.shape[1])] for a in (k, v))
-        score = scale * (q[s, h] @ kk.T)
+        score = q[s, h] @ kk.T
+        if term is not None:
+            w, c = term_of_row(term, s, h, q)
+            score = score + w @ c.T
+        score = scale * score
         if logit_softcap:
             score = logit_softcap * np.tanh(score / logit_softcap)
         if mask is not None:
@@ -401,6 +405,14 @@ def oracle(q, k, v, type_k, type_v, mask=None, sinks=None, scale=None, max_bias=
         total = weights.sum(axis=1, keepdims=True) + np.exp(sink - top)
         weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
         yield (s, h), weights @ vv, weights, kk, vv
+
+
+def term_of_row(term, s, h, q):
+    """(w, c) of a sequence and head in float64, or None."""
+    if term is None:
+        return None
+    w, c = (a.reshape((1,) * (n - a.ndim) + a.shape).astype(np.float64) for a, n in zip(term, (4, 3)))
+    return w[s, h], c[s // (len(w) // len(c))]
 
 
 def rotated(x, name):
@@ -424,7 +436,8 @@ def agree(q, k, v, type_k, type_v, kernel=None, sharp=True, **options):
     ratios = []
     for (s, h), wanted, weights, kk, vv in oracle(q, k, v, type_k, type_v, **options):
         error = np.linalg.norm(four_found[s, h] - wanted, axis=1)
-        bound = tolerances.attention_cuda(ran, type_k, rotated(four_q[s, h], type_k), rotated(kk, type_k), vv, weights, wanted, scale, bias)
+        term = term_of_row(options.get("term"), s, h, q)
+        bound = tolerances.attention_cuda(ran, type_k, rotated(four_q[s, h], type_k), rotated(kk, type_k), vv, weights, wanted, scale, bias, term)
         assert (error <= bound).all(), (ran, s, h, (error / np.maximum(bound, 1e-300)).max(), int((error > bound).sum()), len(error))
         ratios.append(bound / np.maximum(np.linalg.norm(wanted, axis=1), 1e-30))
     # The bound can tell a right result from a wrong one. It is 0.02 to 0.16: 8-bit queries and large scales make it wide.
@@ -561,6 +574,40 @@ def test_hidden_and_visible_nan(name, n_queries):
     v[1, 7], k[0, 9] = v[1, 6], 0xFF
     found = pyggmlq.flash_attn(q, k, v, **options)
     assert np.isnan(found[:4]).all() and np.isfinite(found[4:]).all()
+
+
+@pytest.mark.parametrize("size", [1, 30, 32, 64, 128])
+@pytest.mark.parametrize("name", ["f16", "q8_0", "tq3_0", "planar3"])
+@pytest.mark.parametrize("n_queries", [1, 3, 17])
+def test_the_term_that_all_heads_share(name, size, n_queries):
+    """Of centered keys. The fast kernel takes it for keys of our types, where its rows are a multiple of 64 bytes."""
+    q, k, v = case(37, name, name if name in CACHE_TYPES else "tq3_0", n_heads=6, n_heads_kv=2, n_queries=n_queries, n_kv=301)
+    term = test_attention.term_of(37, q, k, size)
+    fast = name in CACHE_TYPES and size % 32 == 0 and n_queries <= 8
+    found = agree(q, k, v, name, name if name in CACHE_TYPES else "tq3_0", kernel="decode" if fast else "plain", term=term)
+    assert np.abs(found - agree(q, k, v, name, name if name in CACHE_TYPES else "tq3_0")).max() > 0.05
+
+
+@pytest.mark.parametrize("head", [64, 96, 192, 256, 512])
+@pytest.mark.parametrize("type_v", ["tq3_0", "f16", "q8_0"])
+def test_the_term_of_other_heads_and_sequences(head, type_v):
+    q, k, v = case(38, "tq3_0", type_v, n_heads=10, n_heads_kv=1, n_queries=2, n_kv=700, head=head, seqs=(4, 2))
+    options = dict(mask=test_attention.causal_mask(2, 700), sinks=np.linspace(-1, 1, 10, dtype=np.float32), logit_softcap=5.0)
+    agree(q, k, v, "tq3_0", type_v, term=test_attention.term_of(38, q, k, head), **options)
+
+
+@each_few_queries
+def test_a_term_where_the_token_is_hidden_has_no_influence(n_queries):
+    q, k, v = case(39, "tq3_0", "tq3_0", n_queries=n_queries)
+    w, c = test_attention.term_of(39, q, k, 128)
+    mask = np.zeros((n_queries, 70), np.float16)
+    mask[:, 40:] = -np.inf
+    options = dict(type_k="tq3_0", type_v="tq3_0", mask=mask, backend="cuda")
+    clean = pyggmlq.flash_attn(q, k, v, term=(w, c), **options)
+    c[40:] = np.nan
+    assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=(w, c), **options), clean) and np.isfinite(clean).all()
+    on_device = tuple(map(CudaArray.upload, (w, c)))
+    assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=on_device, **options), clean)
 
 
 @pytest.mark.parametrize("name", CACHE_TYPES)

@@ -16,7 +16,7 @@ import test_attention
 import test_vectors
 
 import pyggmlq
-from pyggmlq import CudaArray
+from pyggmlq import CudaArray, api
 
 pytest_plugins = ["pytester"]
 
@@ -156,6 +156,24 @@ def test_shapes(arrays, name, row_bytes):
 ])  # fmt: skip
 def test_the_tests_of_the_other_back_ends(arrays, test):
     test("cuda")
+
+
+def test_the_term_of_centered_keys(arrays):
+    """Contiguous and not, of one sequence and of several."""
+    for seqs in None, (4, 2):
+        q, k, v = test_attention.case(5, "tq3_0", "f16", seqs=seqs)
+        options = dict(type_k="tq3_0", type_v="f16")
+        w, c = test_attention.term_of(5, q, k, 64)
+        wanted = pyggmlq.flash_attn(q, k, v, term=(w, c), **options)
+        wide_w, wide_c = (np.concatenate([a, a], axis=-1) for a in (w, c))
+        for term in (w, c), (wide_w[..., :64], wide_c[..., :64]):
+            assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=term, backend="cuda", **options), wanted)
+
+
+def test_metal_has_no_term(library):
+    q, k, v = test_attention.case(5, "tq3_0", "f16")
+    with pytest.raises(ValueError, match='^term: backend "metal" can\'t add it, wanted "cpu", "reference", "cuda" or "hip"$'):
+        api._term(test_attention.term_of(5, q, k, 64), q[None].shape, k[None].shape, None, "metal")
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u8", ">i2"])

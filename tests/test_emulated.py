@@ -19,6 +19,7 @@ import test_api
 import test_attention
 
 import pyggmlq
+from pyggmlq import patch
 
 sys.path.insert(0, str(Path(__file__).parent / "emulate"))
 import build
@@ -63,7 +64,7 @@ def test_every_kernel_is_emulated():
     assert files - left_out == set(build.KERNELS)
     for name in left_out:
         text = (build.ROOT / "csrc" / "cuda" / f"ggmlq-cuda-{name}.cu").read_text(encoding="utf-8")
-        assert '#include "ggmlq-cuda-attend-decode.inc"' in text and "__global__" not in text
+        assert re.search(r'#include "ggmlq-cuda-attend-(decode\.inc|wide\.cuh)"', text) and "__global__" not in text
 
 
 def test_launches_are_translated():
@@ -72,6 +73,24 @@ def test_launches_are_translated():
     )
     with pytest.raises(ValueError, match="wanted a grid"):
         build.translate("k<<<1, 2>>>(x)")
+
+
+@pytest.mark.trees
+def test_attention_of_a_patched_tree(programs, llama_tree, tmp_path):
+    """What ggml-cuda's adapter makes of centered keys for upstream's f16 kernels, whose part is played by what they promise; and it would see an error."""
+    tree = tmp_path / "tree"
+    shutil.copytree(llama_tree("0.3.36"), tree, symlinks=True)
+    patch.patch(tree)
+    done = subprocess.run([build.build_adapter(tmp_path / "adapter", tree, programs[0].parent)], capture_output=True, text=True)
+    assert done.stdout == "ok\n", done.stdout + done.stderr
+    adapter = tree / "ggml" / "src" / "ggml-cuda" / "ggml-cuda-ggmlq.cu"
+    text = adapter.read_text(encoding="utf-8")
+    for right, wrong in (("first*group*p->w_stride[1]", "first*p->w_stride[1]"), ("first*group*(int64_t) sizeof(float)", "0"),
+                         ("return p->n_heads_kv; /* ALiBi", "return 1; /* ALiBi")):  # fmt: skip
+        assert text.count(right) == 1
+        adapter.write_text(text.replace(right, wrong), encoding="utf-8")
+        done = subprocess.run([build.build_adapter(tmp_path / "adapter", tree, programs[0].parent, again=True)], capture_output=True, text=True)
+        assert done.returncode == 1 and "the result is another" in done.stdout, (right, done.stdout + done.stderr)
 
 
 # --- it would see an error ------------------------------------------------------------------------------------------------
@@ -192,4 +211,7 @@ def test_the_same_bytes(hip, name):
     cache = pyggmlq.quantize(np.random.default_rng(4).standard_normal((1, 1, 70, 128), np.float32), name)
     options = dict(type_k=name, type_v=name)
     found, wanted = pyggmlq.flash_attn(q, cache, cache, backend="hip", **options), pyggmlq.flash_attn(q, cache, cache, backend="reference", **options)
+    assert np.allclose(found, wanted, rtol=0, atol=1e-5)
+    term = test_attention.term_of(6, q, cache, 100)
+    found, wanted = (pyggmlq.flash_attn(q, cache, cache, term=term, backend=backend, **options) for backend in ("hip", "reference"))
     assert np.allclose(found, wanted, rtol=0, atol=1e-5)

@@ -15,6 +15,7 @@ _loader = importlib.machinery.SourceFileLoader("hip_resources", str(ROOT / "tool
 hip_resources = importlib.util.module_from_spec(importlib.util.spec_from_loader("hip_resources", _loader))
 _loader.exec_module(hip_resources)
 TOOLS = hip_resources.find_tools()
+TENSOR_CORES = ("ggmlq-cuda-attend-decode", "ggmlq-cuda-attend-term", "ggmlq-cuda-attend-wide")  # kernels that HIP doesn't have
 
 
 @pytest.mark.skipif(isinstance(TOOLS, str), reason=str(TOOLS))
@@ -31,7 +32,7 @@ def test_no_kernel_spills(architecture):
 
 def test_the_table_of_the_docs_has_every_kernel():
     """Numbers may be older than the kernels; a kernel may not be missing."""
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "csrc" / "cuda").glob("*.cu*") if path.name != "ggmlq-cuda-attend-decode.cuh"]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "csrc" / "cuda").glob("*.cu*") if path.stem not in TENSOR_CORES]
     kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\(", "".join(sources))
     assert len(kernels) == "".join(sources).count("__global__") > 10
     table = (ROOT / "docs" / "HIP.md").read_text(encoding="utf-8").partition("\n## Resources\n")[2]
@@ -50,14 +51,15 @@ def test_a_spill_would_be_seen():
 
 
 def test_what_only_one_vendor_has_is_guarded():
-    """Votes, shuffles with a mask and assembly: in ggmlq-cuda-deps.cuh, and in the tensor-core kernel, which HIP doesn't compile."""
+    """Votes, shuffles with a mask and assembly: in ggmlq-cuda-deps.cuh, and in the tensor-core kernels, which HIP doesn't compile."""
     for path in sorted((ROOT / "csrc" / "cuda").glob("*")):
         text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        if path.name in ("ggmlq-cuda-deps.cuh", "ggmlq-cuda-attend-decode.cuh"):
+        if path.name in ("ggmlq-cuda-deps.cuh", *TENSOR_CORES):
             continue
         assert not re.search(r"\basm\b|_sync\(|__ballot|__activemask|__shfl|__dp4a|__byte_perm|__reduce_|\bw?mma\b", text), path.name
     for includer in (ROOT / "csrc" / "cuda").glob("*"):
         text = includer.read_text(encoding="utf-8")
-        if '#include "ggmlq-cuda-attend-decode.cuh"' in text:
-            before = text.partition('#include "ggmlq-cuda-attend-decode.cuh"')[0]
+        included = [name for name in TENSOR_CORES if f'#include "{name}"' in text]
+        if included and includer.name not in TENSOR_CORES:
+            before = text.partition(f'#include "{included[0]}"')[0]
             assert before.rstrip().endswith("#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA)"), includer.name

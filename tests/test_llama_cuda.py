@@ -41,8 +41,10 @@ from test_llama_ds4 import (  # noqa: F401
     test_ds4_logits_differ_from_f16_by_what_the_rows_lose,
     test_ds4_restored_goes_on_as_without_the_interruption,
     test_ds4_state_of_another_type_is_converted,
+    test_rows_of_576_are_as_far_off_as_those_of_other_types,
 )
-from test_llama_states import probe, start, test_a_converted_state_goes_on_as_one_of_that_type, test_server_restores_slots_of_other_types  # noqa: F401
+from test_llama_center import CENTERED, PLAIN, logits
+from test_llama_states import kld, probe, start, test_a_converted_state_goes_on_as_one_of_that_type, test_server_restores_slots_of_other_types  # noqa: F401
 
 pytestmark = [pytest.mark.cuda, pytest.mark.llama]
 
@@ -150,6 +152,40 @@ def test_server_with_four_slots(programs, smollm2, tmp_path, unified):  # noqa: 
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(ask, range(8)))
     assert all(len(answer.split()) > 5 for answer in answers)
+
+
+# --- centered keys --------------------------------------------------------------------------------------------------------------------
+
+AUTO = {"GGMLQ_KV_CENTER": "auto"}
+
+
+@pytest.mark.parametrize("model, options", [
+    ("smollm2", {}), ("gemma", {}), ("smollm2", dict(actions=[("drop", 8, 64)], at=128)), ("smollm2", dict(actions=[("copy",)], more=("streams",), seq=1)),
+], ids=["smollm2", "gemma", "keys that move", "a copied stream"])  # fmt: skip
+def test_centering_is_exact(start, model, options):  # noqa: F811
+    """test_llama_center.exact on the GPU. What f16 caches with and without flash attention differ by is the noise here."""
+    plain = {attention: logits(start, model, "f16", "f16", PLAIN, attention, **options)[0] for attention in ("on", "off")}
+    noise = max(kld(plain["on"], plain["off"]).mean(), kld(plain["off"], plain["on"]).mean(), 0.002)
+    assert noise < 0.01
+    for attention in ("on", "off"):
+        found, log = logits(start, model, "f16", "f16", CENTERED, attention, **options)
+        assert f"keys are centered: {dict(smollm2=30, gemma=18)[model]} layers" in log and "CUDA0 KV buffer size" in log
+        assert 0 < kld(plain[attention], found).mean() < 2 * noise
+
+
+@pytest.mark.parametrize("model, k, v, attention", [
+    ("smollm2", "tq3_0", "f16", "on"), ("smollm2", "tq3_0", "f16", "off"), ("smollm2", "tq3_0", "tq3_0", "on"), ("gemma", "tq3_0", "f16", "on"), ("gemma", "planar3", "planar3", "on"),
+])  # fmt: skip
+def test_centered_keys_lose_what_they_do_on_the_cpu(start, model, k, v, attention):  # noqa: F811
+    """Against each device's own f16 cache, since the weights' products differ more than that."""
+    lost = {}
+    for device, env in ("GPU", {}), ("CPU", {"CUDA_VISIBLE_DEVICES": ""}):
+        reference = logits(start, model, "f16", "f16", {**PLAIN, **env})[0]
+        found, log = logits(start, model, k, v, {**AUTO, **env}, attention)
+        assert "keys are centered" in log and ("CUDA0 KV buffer size" in log) == (device == "GPU")
+        lost[device] = kld(reference, found).mean()
+        assert lost[device] < kld(reference, logits(start, model, k, v, {**PLAIN, **env}, attention)[0]).mean() / 1.5
+    assert lost["GPU"] < 1.5 * lost["CPU"] + 0.01, lost
 
 
 # --- DeepSeek-V4, whole models of random weights -------------------------------------------------------------------------------------

@@ -70,9 +70,10 @@ def query_rounding_variance(kernel, type_k, q):
     return np.broadcast_to(step**2 / 12, blocks.shape).reshape(q.shape)
 
 
-def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias):
+def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias, term=None):
     """Norm of the error of every output row of a CUDA kernel against float64. q: (n_queries, n) and k: (n_kv, n), both as they
-    are multiplied, so rotated where K is; v: (n_kv, m); weights: (n_queries, n_kv), a row's sum is 1 or less (sinks); out: (n_queries, m).
+    are multiplied, so rotated where K is; v: (n_kv, m); weights: (n_queries, n_kv), a row's sum is 1 or less (sinks); out: (n_queries, m);
+    term: of centered keys, w (n_queries, r), which `decode` rounds to halves, and c (n_kv, r).
 
     Three shares. 1. Rounded queries, and in `decode` weights and values rounded to halves: errors taken as independent and
     uniform. A score is off by the sum over the query's errors; weight i then moves by w_i times that, and pulls the output by
@@ -83,7 +84,12 @@ def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias):
     """
     half = 0 if kernel == "plain" else HALF
     n_kv, norms = len(k), np.linalg.norm(v, axis=1)
-    score_variance = scale**2 * (query_rounding_variance(kernel, type_k, q) @ (k**2).T)
+    variance = query_rounding_variance(kernel, type_k, q)
+    if term is not None:
+        w, c = term
+        variance = np.concatenate([variance, query_rounding_variance(kernel, "f16", w)], axis=1)
+        q, k = np.concatenate([q, w], axis=1), np.concatenate([k, c], axis=1)
+    score_variance = scale**2 * (variance @ (k**2).T)
     pull = norms**2 + np.linalg.norm(out, axis=1, keepdims=True) ** 2
     deviation = np.sqrt((weights**2 * (score_variance + 2 * half**2 / 3) * pull).sum(axis=1))
     rounded = 6 * deviation + 2 * half * np.linalg.norm(out, axis=1)

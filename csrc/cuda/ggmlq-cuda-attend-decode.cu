@@ -19,6 +19,8 @@ typedef const ggmlq_decode_instance * (* instance_list)(int i);
 static const instance_list instance_lists[] = {
     ggmlq_decode_instances_tq3_0, ggmlq_decode_instances_planar3, ggmlq_decode_instances_f16_k,
     ggmlq_decode_instances_f16_v, ggmlq_decode_instances_q8_0_k,  ggmlq_decode_instances_q8_0_v,
+    ggmlq_decode_instances_wide,
+    ggmlq_decode_instances_term_tq3_0, ggmlq_decode_instances_term_planar3, ggmlq_decode_instances_term_f16_v, ggmlq_decode_instances_term_q8_0_v,
 };
 
 /* The widest slice of which the head is 1, 2 or 4. */
@@ -43,15 +45,18 @@ static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
             const bool several = p->head_size_v > instance->slice; /* slices: then 16 warps, where there is such an instance */
-            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
+            if (instance->combine && (several || (p->mask && p->mask_heads > 1))) {
+                continue;
+            }
+            if (instance->term == (p->c != NULL) && instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
                 instance->tail == p->head_size_k - p->head_size_v && slice_fits(p->head_size_v, instance->slice) &&
                 instance->tail <= 32*(p->head_size_v/instance->slice) /* a plane for a warp */ &&
-                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
+                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice || (instance->combine && instance->slice == best->slice))) {
                 best = instance;
             }
         }
     }
-    return best && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
+    return best && (p->c == NULL || ggmlq_term_supports(p)) && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
 }
 
 struct device_info { int multiprocessors, capability, shared_bytes; };
@@ -82,6 +87,9 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     const double loop = (double) waves*turns*(wide ? 1.86*instance->rows/16 : turn), memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
     return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits == 1 ? 0.0 : wide ? 1.5*((splits + 15)/16) : 0.14*splits);
 }
+
+/* More than that the terms of all columns and tokens may not take; without centered keys only f16 rows made of the cache do. */
+static const int64_t MOST_TERM_BYTES = 256 << 20;
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
     device_info device;
@@ -122,6 +130,9 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     int64_t most = instance->sum_bytes/4/columns; /* the combining block keeps a factor a split and column */
     most = most > 4*slots/plan->units + 1 ? 4*slots/plan->units + 1 : most;
     most = most > tiles ? tiles : most;
+    if (plan->slices > 2 && plan->units <= slots && most > slots/plan->units) {
+        most = slots/plan->units; /* a second wave cost up to a quarter */
+    }
     const int64_t row_bytes = ggmlq_row_bytes(p->type_k, p->head_size_k) + (plan->v_in_k ? 0 : ggmlq_row_bytes(p->type_v, p->head_size_v));
     const double memory_time = (double) (p->n_kv*p->n_heads_kv*p->n_seqs_kv)*(double) row_bytes/3.0e6;
     double least = estimate(instance, plan, 1, device.multiprocessors, resident, memory_time);
@@ -133,10 +144,18 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
             plan->splits = splits;
         }
     }
-    const int64_t parts = plan->splits > 1 ? units*plan->splits : 0;
+    const int64_t parts = plan->splits > 1 || instance->combine ? units*plan->splits : 0;
     plan->stats_at        = (8*units + 15)/16*16;
     plan->partials_at     = plan->stats_at + parts*columns*8;
     plan->workspace_bytes = parts == 0 ? 0 : plan->partials_at + parts*plan->slices*instance->tiles*instance->m_tiles*32*16;
+    if (p->c) {
+        const int at_once = plan->columns < columns ? plan->columns : columns;
+        plan->term_tiles      = (plan->n_kv + 15)/16;
+        plan->term_pairs      = (at_once + 1)/2;
+        plan->terms_at        = (plan->workspace_bytes + 127)/128*128;
+        plan->workspace_bytes = plan->terms_at + units*plan->term_tiles*plan->term_pairs*128;
+        return plan->workspace_bytes - plan->terms_at <= MOST_TERM_BYTES;
+    }
     return true;
 }
 
@@ -183,9 +202,21 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     plan->short_loop      = plan->tiles_per_split*plan->slices < 4*instance->warps;
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
+    if (p->c) {
+        const int error = ggmlq_term_launch(p, plan, instance->tiles, (uint8_t *) workspace + plan->terms_at, stream);
+        if (error) {
+            return error;
+        }
+    }
     const dim3 blocks((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), threads((unsigned) (32*instance->warps));
     if (!plan->overlaps || !ggmlq_launch_waiting(instance->kernel, blocks, threads, (size_t) plan->shared_bytes, (cudaStream_t) stream, args)) {
         (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);
+    }
+    if (instance->combine) {
+        const dim3 parts((unsigned) (4*instance->tiles*plan->units));
+        if (!plan->overlaps || !ggmlq_launch_waiting(instance->combine, parts, dim3(256), 0, (cudaStream_t) stream, args)) {
+            (void) cudaLaunchKernel(instance->combine, parts, dim3(256), args, 0, (cudaStream_t) stream);
+        }
     }
     return ggmlq_cuda_launched();
 }

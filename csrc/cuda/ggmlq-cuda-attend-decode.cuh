@@ -159,7 +159,7 @@ static_assert(ggmlq_plane_words_hold(0), "order of the queries");
 /* --- the kernel ------------------------------------------------------------------------------------------------- */
 
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0> struct ggmlq_decode_shape {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, bool TERM, int TAIL_VALUES = 0> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
     typedef ggmlq_decode_rows<type_v, SLICE, TAIL_VALUES> V;
     typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
@@ -171,13 +171,15 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         K_BYTES     = ROWS*K::PITCH,
         V_BYTES     = ROWS*V::PITCH,
         MASK_BYTES  = COLUMNS*ROWS*2,
-        TAIL_AT     = K_BYTES + V_BYTES + MASK_BYTES,
+        TERM_BYTES  = TERM ? TILES*512 : 0, /* of centered keys: what a thread's scores begin with */
+        TAIL_AT     = K_BYTES + V_BYTES + MASK_BYTES + TERM_BYTES,
         STAGE_BYTES = TAIL_AT + (TAIL ? (int) ROWS*T::PITCH : 0),
         PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
         SUM_BYTES   = WARPS*TILES*M_TILES*32*16
     };
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
     static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
+    static_assert(!TERM || ROWS == 16, "the terms come in tiles of 16 tokens");
 
     static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*(SLICE*slices + TAIL) + 16; }
     static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
@@ -425,18 +427,29 @@ template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v
     }
 }
 
+/* One place forward: what an index that changes would put into local memory. */
+template <int AHEAD> GGMLQ_DEVICE void ggmlq_decode_next_item(float (* items)[2][4]) {
+#pragma unroll
+    for (int i = 8; i < 8*AHEAD; ++i) {
+        items[i/8 - 1][i/4%2][i%4] = items[i/8][i/4%2][i%4];
+    }
+}
+
 /* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
- * in threes of a fragment's columns, see scores(). `v`: what fetch_query got for the first item. */
-template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_queries(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries, float * scales,
-                                                                                    int first_column, int head_kv, int seq, float factor) {
+ * in threes of a fragment's columns, see scores(). `first_items`: what fetch_query got for the first AHEAD items of the thread. */
+template <class S, int type, int SLICE, int AHEAD = 1> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
+                                                                                                    uint8_t * queries, float * scales, int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
+    float (& v)[2][4] = first_items[0];
     const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32 + S::TAIL_PLANES, pitch = S::query_pitch(plan.slices);
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
         int column, plane;
         ggmlq_decode_place_plane<SLICE, S::TAIL>(plan, first + threadIdx.x/4, column, plane);
-        if (first != 0) {
+        if (first != 0 && AHEAD == 1) {
             ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
+        } else if (first != 0) {
+            ggmlq_decode_next_item<AHEAD>(first_items);
         }
         if constexpr (K::OURS) {
             ggmlq_rotate_plane<type>(v, lane, plane % 4);
@@ -503,11 +516,11 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
 #define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
 #define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL>
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, bool TERM, int TAIL>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TERM, TAIL> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
@@ -571,7 +584,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint8_t * k_chunk = NULL, * v_chunk = NULL, * tail_chunk = NULL;
     const int inner1 = min(tile1, tiles - 1);
 
-    auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
+    /* Terms of the columns that there are, for the first slice of a head; other lanes keep zeros. */
+    auto copy_terms = [&](int tile, int at) {
+        const uint8_t * const from = workspace + plan.terms_at + ((int64_t) unit*plan.term_tiles + tile)*plan.term_pairs*128 + 128*t + 16*g;
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            if (tile < tile1 && 4*n + t < plan.term_pairs && slice == 0) {
+                ggmlq_copy_async(ggmlq_shared_address(pipe) + at + S::K_BYTES + S::V_BYTES + S::MASK_BYTES + 512*n + 16*lane, from + 512*n, 16);
+            }
+        }
+    };
+
+    auto copy_tile = [&](int tile, int at, bool terms = TERM) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
             ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
@@ -603,6 +627,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 for (int i = lane; i < COLUMNS*ROWS; i += 32) {
                     *(uint16_t *) (pipe + at + S::K_BYTES + S::V_BYTES + 2*i) = i % ROWS >= count ? 0xfc00 : *(const uint16_t *) (mask_rows[i/ROWS] + 2*(token + i % ROWS));
                 }
+            }
+        }
+        if constexpr (TERM) {
+            if (terms) {
+                copy_terms(tile, at);
             }
         }
         ggmlq_copy_async_commit();
@@ -685,9 +714,19 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         float first_query[2][4];
         if (!careful) {
-            ggmlq_wait_for_previous();
-            if (plan.short_loop) {
-                ggmlq_let_next_start();
+            if constexpr (TERM) { /* the kernel before this one computes terms, and nothing else that is read here */
+#pragma unroll 1
+                for (int i = 0; i < STAGES*TILES; ++i) {
+                    if (4*(i % TILES) + t < plan.term_pairs && slice == 0) {
+                        continue;
+                    }
+                    *(uint4 *) (pipe + i/TILES*S::STAGE_BYTES + S::K_BYTES + S::V_BYTES + S::MASK_BYTES + 512*(i % TILES) + 16*lane) = make_uint4(0, 0, 0, 0);
+                }
+            } else {
+                ggmlq_wait_for_previous();
+                if (plan.short_loop) {
+                    ggmlq_let_next_start();
+                }
             }
             if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
                 found = *(volatile unsigned long long *) counter;
@@ -696,7 +735,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
+            if constexpr (TERM) {
+                copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES, careful);
+            } else {
+                copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
+            }
         }
         uint32_t next_mask = many_masks ? 0 : load_mask(tile0 + group);
         if (!careful) { /* while the first tiles are on their way */
@@ -708,7 +751,21 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
                 atomicCAS(counter, found, GGMLQ_COUNT_START);
             }
-            ggmlq_decode_load_queries<S, type_k, SLICE>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+            ggmlq_decode_load_queries<S, type_k, SLICE>(&first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+            if constexpr (TERM) {
+                ggmlq_wait_for_previous();
+                if (plan.short_loop) {
+                    ggmlq_let_next_start();
+                }
+#pragma unroll 1
+                for (int i = 0; i < STAGES - 1; ++i) {
+                    copy_terms(tile0 + group + i*groups, i*S::STAGE_BYTES);
+                }
+                ggmlq_copy_async_commit();
+                if (STAGES > 2) {
+                    ggmlq_copy_async_wait<0>(); /* the loop counts groups as if they had come with their tiles */
+                }
+            }
             __syncthreads();
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
@@ -761,13 +818,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 continue; /* all hidden */
             }
 
-            /* One more term of the score (a product with an f16 row that all heads share, say) would be one more call of mma_f16 on s. */
             float s[BLOCK_ROWS][TILES][4];
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
-                    s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+                    if constexpr (TERM) {
+                        *(float4 *) s[m][n] = *(const float4 *) (k_tile + S::K_BYTES + S::V_BYTES + S::MASK_BYTES + 512*n + 16*lane);
+                    } else {
+                        s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+                    }
                 }
             }
             if constexpr (K::BYTE_VALUES) {
@@ -1245,10 +1305,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL> S;
-    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL> };
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, bool TERM, int TAIL> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TERM, TAIL> S;
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, S::place,
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TERM, TAIL>, NULL };
     return instance;
 }
 

@@ -25,13 +25,22 @@ struct ggmlq_decode_plan {
     unsigned k_copy_step, v_copy_step; /* bytes from a row that a lane copies to its next         */
     unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
+    int     term_tiles, term_pairs; /* centered keys: tiles of 16 tokens, pairs of columns of a unit   */
+    int64_t terms_at;     /* in the workspace                                                          */
 };
 
 struct ggmlq_decode_instance {
     int type_k, type_v, slice, tail, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
+    bool term;            /* for centered keys, and for no others */
     void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
+    const void * combine; /* a kernel that adds up the ranges, or NULL: the last block does */
 };
+
+/* Centered keys: whether their terms can be computed ahead, and that, to `terms`: [unit][tile][pair of columns][row g] of tokens g and g + 8 of both columns,
+ * multiplied by the factor of the scores. */
+bool ggmlq_term_supports(const ggmlq_attend_params * p);
+int  ggmlq_term_launch  (const ggmlq_attend_params * p, const ggmlq_decode_plan * plan, int tiles, uint8_t * terms, void * stream);
 
 /* The instances of one file; NULL after the last. */
 #define GGMLQ_DECODE_FILE(file) const ggmlq_decode_instance * ggmlq_decode_instances_##file(int i);
@@ -41,6 +50,11 @@ GGMLQ_DECODE_FILE(f16_k)
 GGMLQ_DECODE_FILE(f16_v)
 GGMLQ_DECODE_FILE(q8_0_k)
 GGMLQ_DECODE_FILE(q8_0_v)
+GGMLQ_DECODE_FILE(wide)
+GGMLQ_DECODE_FILE(term_tq3_0)
+GGMLQ_DECODE_FILE(term_planar3)
+GGMLQ_DECODE_FILE(term_f16_v)
+GGMLQ_DECODE_FILE(term_q8_0_v)
 #undef GGMLQ_DECODE_FILE
 
 #endif

@@ -4,7 +4,7 @@
  *
  * A block of threads takes up to ROWS query rows of one KV head (all heads of the GQA group, and as many query tokens as fit) and a
  * range of tokens. Tiles of TILE tokens go through shared memory, SLICE values at a time: unpacked to float, in the rotated
- * space for our types. Online softmax; the ranges are combined by a second kernel, which also rotates the output back.
+ * space for our types. So does c of centered keys. Online softmax; the ranges are combined by a second kernel, which also rotates the output back.
  */
 #include "ggmlq-cuda-codec.cuh"
 #include "ggmlq-cuda-attend.h"
@@ -130,8 +130,8 @@ static __device__ __forceinline__ float * output_row(const struct ggmlq_attend_p
     return (float *) ((uint8_t *) p.out + token*p.out_stride[0] + head*p.out_stride[1] + seq*p.out_stride[2]);
 }
 
-/* SLICES: of V, at most. blockIdx.x: split, then chunk of rows; y: KV head; z: sequence. */
-template <int ROWS, int SLICES> static __global__ void __launch_bounds__(THREADS, 1)
+/* SLICES: of V, at most. TERM: of centered keys. blockIdx.x: split, then chunk of rows; y: KV head; z: sequence. */
+template <int ROWS, int SLICES, bool TERM> static __global__ void __launch_bounds__(THREADS, 1)
 attend(const struct work w) {
     /* Thread of the second product: four values of PV_ROWS rows. */
     enum { PV_ROWS = ROWS*(SLICE/4)/THREADS, ROWS_PER_WARP = ROWS/WARPS };
@@ -141,6 +141,7 @@ attend(const struct work w) {
     __shared__ float shrink[ROWS];
     __shared__ const uint16_t * masks[ROWS];
     __shared__ float slopes[ROWS];
+    __shared__ __align__(16) float term_query[TERM ? ROWS : 1][SLICE]; /* a slice of w */
 
     const struct ggmlq_attend_params & p = w.p;
     const int lane  = threadIdx.x % 32, warp = threadIdx.x/32;
@@ -242,6 +243,48 @@ attend(const struct work w) {
                     }
                 }
                 __syncthreads();
+            }
+            if constexpr (TERM) {
+                const uint8_t * c = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + from*p.c_stride[0];
+                const uint16_t * part = p.part ? (const uint16_t *) ((const uint8_t *) p.part + seq_kv*p.part_stride) + from : NULL;
+                const int nc = (int) p.c_size;
+                float term[ROWS_PER_WARP];
+                for (int i = 0; i < ROWS_PER_WARP; ++i) {
+                    term[i] = 0.0f;
+                }
+                for (int j = 0; j < nc; j += SLICE) {
+                    load_tile(GGMLQ_CUDA_F16, c, p.c_stride[0], count, j, nc, tile);
+                    for (int i = threadIdx.x; i < n_rows*(SLICE/4); i += THREADS) {
+                        const int r = i/(SLICE/4), at = i%(SLICE/4)*4;
+                        const int token = (first + r)/w.group, head = head_kv*w.group + (first + r)%w.group;
+                        float f[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+                        if (j + at < nc) {
+                            ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2] + 4*(j + at), nc - j - at, f);
+                        }
+                        *(float4 *) &term_query[r][at] = make_float4(f[0], f[1], f[2], f[3]);
+                    }
+                    __syncthreads();
+#pragma unroll 4
+                    for (int d = 0; d < SLICE; d += 4) {
+                        const float4 key = *(const float4 *) &tile[lane][d];
+#pragma unroll
+                        for (int i = 0; i < ROWS_PER_WARP; ++i) {
+                            if (warp + WARPS*i < n_rows) {
+                                const float4 q = *(const float4 *) &term_query[warp + WARPS*i][d];
+                                term[i] = fmaf(key.x, q.x, term[i]);
+                                term[i] = fmaf(key.y, q.y, term[i]);
+                                term[i] = fmaf(key.z, q.z, term[i]);
+                                term[i] = fmaf(key.w, q.w, term[i]);
+                            }
+                        }
+                    }
+                    __syncthreads();
+                }
+                const float factor = !part ? 1.0f : lane < count ? ggmlq_half_value(part[lane]) : 0.0f;
+#pragma unroll
+                for (int i = 0; i < ROWS_PER_WARP; ++i) {
+                    score[i] = fmaf(factor, term[i], score[i]);
+                }
             }
 
 #pragma unroll
@@ -433,6 +476,18 @@ int64_t ggmlq_cuda_attend_plain_workspace_bytes(const struct ggmlq_attend_params
     return rows*plan.splits*(int64_t) sizeof(float)*(2 + (plan.splits > 1 ? p->head_size_v : 0));
 }
 
+template <bool TERM> static void launch_attend(const struct work & w, int rows, dim3 grid, cudaStream_t queue) {
+    if (rows == 8) {
+        attend<8, 16, TERM><<<grid, THREADS, 0, queue>>>(w);
+    } else if (w.p.head_size_v <= 128) {
+        attend<16, 2, TERM><<<grid, THREADS, 0, queue>>>(w);
+    } else if (w.p.head_size_v <= 256) {
+        attend<16, 4, TERM><<<grid, THREADS, 0, queue>>>(w);
+    } else {
+        attend<16, 8, TERM><<<grid, THREADS, 0, queue>>>(w);
+    }
+}
+
 int ggmlq_cuda_attend_plain_launch(const struct ggmlq_attend_params * p, void * workspace, void * stream) {
     const struct plan plan = make_plan(p);
     const int64_t rows = plan.rows_per_kv*p->n_heads_kv*p->n_seqs;
@@ -447,14 +502,10 @@ int ggmlq_cuda_attend_plain_launch(const struct ggmlq_attend_params * p, void * 
 
     const dim3 grid((unsigned int) (plan.chunks*plan.splits), (unsigned int) (p->n_heads_kv < 65535 ? p->n_heads_kv : 65535), (unsigned int) (p->n_seqs < 65535 ? p->n_seqs : 65535));
     const cudaStream_t queue = (cudaStream_t) stream;
-    if (plan.rows == 8) {
-        attend<8, 16><<<grid, THREADS, 0, queue>>>(w);
-    } else if (p->head_size_v <= 128) {
-        attend<16, 2><<<grid, THREADS, 0, queue>>>(w);
-    } else if (p->head_size_v <= 256) {
-        attend<16, 4><<<grid, THREADS, 0, queue>>>(w);
+    if (p->c) {
+        launch_attend<true>(w, plan.rows, grid, queue);
     } else {
-        attend<16, 8><<<grid, THREADS, 0, queue>>>(w);
+        launch_attend<false>(w, plan.rows, grid, queue);
     }
     const int error = ggmlq_cuda_launched();
     if (error) {

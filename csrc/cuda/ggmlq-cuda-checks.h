@@ -56,9 +56,9 @@ static inline int ggmlq_check_indices(const struct ggmlq_cuda_view * rows, const
     return GGMLQ_OK;
 }
 
-/* What ggmlq_attend takes, without centered keys, which no device knows; and query rows of all heads and sequences are numbered in 31 bits. */
+/* What ggmlq_attend takes, and query rows of all heads and sequences are numbered in 31 bits. */
 static inline int ggmlq_check_attend(const struct ggmlq_attend_params * p) {
-    const int error = p->c ? GGMLQ_ERROR_SHAPE : ggmlq_attend_check_shapes(p);
+    const int error = ggmlq_attend_check_shapes(p);
     if (error) {
         return error;
     }

@@ -119,9 +119,9 @@ GGMLQ_DEVICE uint8_t * target_address(const struct target & t, struct raw_index 
 
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
-/* WIDE_VALUES: up to so many a call, a warp a block is faster (48 tokens of 8 heads of 128, on an H100). SMALL_GRID: the next kernel's thread
- * blocks that come early take places at random, which a larger grid of theirs then lacks: 512 tokens took 9 instead of 5 us. */
-enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64 };
+/* MANY_PLANES: from so many on, a thread decodes four of them. WIDE_VALUES: up to so many a call, a warp a block is faster (48 tokens of 8
+ * heads of 128, on an H100). SMALL_GRID: the next kernel's thread blocks that come early take places at random, which a larger grid of theirs then lacks: 512 tokens took 9 instead of 5 us. */
+enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64, MANY_PLANES = 16384 };
 
 /* What is encoded from where to where. `turned`: how many adjacent values llama.cpp's own rotation turns before, 0: none; then `encoded` may
  * also be floats. */
@@ -177,29 +177,35 @@ encode_rows(const struct encodings<n> all) {
     E::store(fields, lane, number < e.n_blocks ? out : NULL);
 }
 
-/* Four threads a plane pair. */
-template <int type> static __global__ void __launch_bounds__(THREADS)
+/* Four threads a plane pair, or PLANES of them one after the other, whose places they compute once. */
+template <int type, int PLANES> static __global__ void __launch_bounds__(THREADS)
 decode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_planes, bool rotated) {
     typedef ggmlq_cache_type<type> T;
     const int lane = threadIdx.x % 32, t = lane % PLANE_THREADS;
-    const uint32_t number = blockIdx.x*(THREADS/PLANE_THREADS) + threadIdx.x/PLANE_THREADS;
-    const uint32_t pair   = number < n_planes ? number : n_planes - 1;
-    const int      plane  = pair % T::PLANES;
+    const uint32_t number = PLANES*(blockIdx.x*(THREADS/PLANE_THREADS) + threadIdx.x/PLANE_THREADS);
+    const uint32_t pair   = number < n_planes ? number : n_planes - PLANES;
+    const int      first  = pair % T::PLANES;
     const struct place p  = place_of(values, pair/T::PLANES);
     const struct target from = target_of(encoded, index, pair/T::PLANES, p);
+    ggmlq_wait_for_previous();
     const uint8_t * in = target_address(from, load_index(from, index.bytes), index.bytes);
-    float v[2][4] = { { 0.0f } };
+    uint8_t * const out = address(values, p, p.i1);
+    float values_of[PLANES][2][4] = {}; /* all are loaded before the first is stored: for all that compilers know, that changes what is loaded */
 #pragma unroll
-    for (int h = 0; h < 2 && in; ++h) {
-        ggmlq_decode_quad<type>(in, GGMLQ_PLANE*plane + 16*h + 4*t, v[h]);
+    for (int i = 0; i < 2*PLANES && in; ++i) {
+        ggmlq_decode_quad<type>(in, GGMLQ_PLANE*(first + i/2) + 16*(i%2) + 4*t, values_of[i/2][i%2]);
     }
-    if (!rotated) {
-        ggmlq_unrotate_plane<type>(v, lane, plane);
-    }
-    if (number < n_planes && in) {
-        uint8_t * out = address(values, p, p.i1);
-        for (int h = 0; h < 2; ++h) {
-            ggmlq_store_floats(values.type, out + (GGMLQ_PLANE*plane + 16*h + 4*t)*(values.type == GGMLQ_CUDA_F32 ? 4 : 2), v[h]);
+#pragma unroll
+    for (int i = 0; i < PLANES; ++i) {
+        const int plane = first + i;
+        float (& v)[2][4] = values_of[i];
+        if (!rotated) {
+            ggmlq_unrotate_plane<type>(v, lane, plane % T::PLANES);
+        }
+        if (number < n_planes && in) {
+            for (int h = 0; h < 2; ++h) {
+                ggmlq_store_floats(values.type, out + (GGMLQ_PLANE*plane + 16*h + 4*t)*(values.type == GGMLQ_CUDA_F32 ? 4 : 2), v[h]);
+            }
         }
     }
 }
@@ -213,6 +219,7 @@ rotate_rows(const struct walk dst, const struct walk src, uint32_t n_planes, boo
     const int      plane  = pair % T::PLANES;
     const struct place p  = place_of(src, pair/T::PLANES);
     const int64_t  at     = 4*(GGMLQ_PLANE*plane + 4*t);
+    ggmlq_wait_for_previous();
     float v[2][4];
     for (int h = 0; h < 2; ++h) {
         ggmlq_load_floats(GGMLQ_CUDA_F32, address(src, p, p.i1) + at + 64*h, 4, v[h]);
@@ -316,16 +323,31 @@ static int encode_one(const struct ggmlq_cuda_view * values, const struct ggmlq_
     return n_blocks <= 0 ? (int) n_blocks : encode(rows->type, one, stream);
 }
 
+template <int type, int PLANES> static void launch_decode(const struct walk & to, const struct walk & from, const struct row_index & index, int64_t n, bool rotated, void * stream) {
+    const unsigned int grid = grid_of(n/PLANES, PLANE_THREADS);
+    if (!ggmlq_launch_early<decode_rows<type, PLANES>>(grid, THREADS, (cudaStream_t) stream, to, from, index, (uint32_t) n, rotated)) {
+        decode_rows<type, PLANES><<<grid, THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
+    }
+}
+
+template <int type> static void launch_rotate(const struct walk & to, const struct walk & from, int64_t n, bool back, void * stream) {
+    const unsigned int grid = grid_of(n, PLANE_THREADS);
+    if (!ggmlq_launch_early<rotate_rows<type>>(grid, THREADS, (cudaStream_t) stream, to, from, (uint32_t) n, back)) {
+        rotate_rows<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
+    }
+}
+
 static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, bool rotated, void * stream) {
     const int64_t n = count_blocks(values, GGMLQ_PLANE);
     if (n <= 0) {
         return (int) n;
     }
     const struct walk to = make_walk(values, rows->type), from = make_walk(rows, rows->type);
+    const bool many = n >= MANY_PLANES && values->ne[0] % (4*GGMLQ_PLANE) == 0;
     if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        decode_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
+        (many ? launch_decode<GGMLQ_TYPE_TQ3_0, 4> : launch_decode<GGMLQ_TYPE_TQ3_0, 1>)(to, from, index, n, rotated, stream);
     } else {
-        decode_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, index, (uint32_t) n, rotated);
+        (many ? launch_decode<GGMLQ_TYPE_PLANAR3, 4> : launch_decode<GGMLQ_TYPE_PLANAR3, 1>)(to, from, index, n, rotated, stream);
     }
     return ggmlq_cuda_launched();
 }
@@ -481,11 +503,7 @@ static int rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggm
         return (int) n;
     }
     const struct walk to = make_walk(dst, type), from = make_walk(src, type);
-    if (type == GGMLQ_TYPE_TQ3_0) {
-        rotate_rows<GGMLQ_TYPE_TQ3_0><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
-    } else {
-        rotate_rows<GGMLQ_TYPE_PLANAR3><<<grid_of(n, PLANE_THREADS), THREADS, 0, (cudaStream_t) stream>>>(to, from, (uint32_t) n, back);
-    }
+    (type == GGMLQ_TYPE_TQ3_0 ? launch_rotate<GGMLQ_TYPE_TQ3_0> : launch_rotate<GGMLQ_TYPE_PLANAR3>)(to, from, n, back, stream);
     return ggmlq_cuda_launched();
 }
 

@@ -215,7 +215,7 @@ int ggmlq_cuda_attend_selected_check(const struct ggmlq_attend_params * p, int64
     if (error) {
         return error;
     }
-    if (most < 1 || !p->mask || p->n_heads_kv != 1 || p->mask_heads != 1 || (p->n_queries > 1 && p->n_seqs > 1) ||
+    if (p->c /* centered keys: c isn't gathered */ || most < 1 || !p->mask || p->n_heads_kv != 1 || p->mask_heads != 1 || (p->n_queries > 1 && p->n_seqs > 1) ||
         p->n_queries*p->n_seqs > 65535 || most > INT32_MAX/65536) {
         return GGMLQ_ERROR_SHAPE;
     }
@@ -267,7 +267,8 @@ static struct selection select(const struct ggmlq_attend_params * p, int64_t mos
 
 static int gather(const struct selection & s, int64_t tokens, void * stream) {
     const dim3 grid((s.padded + SLOTS - 1)/SLOTS, (unsigned int) tokens, 1);
-    if (!ggmlq_launch_early<gather_visible>(grid, THREADS, (cudaStream_t) stream, s)) {
+    const bool early = s.n_kv < 4*ROUND; /* a microsecond less; above, one or two more */
+    if (!early || !ggmlq_launch_early<gather_visible>(grid, THREADS, (cudaStream_t) stream, s)) {
         gather_visible<<<grid, THREADS, 0, (cudaStream_t) stream>>>(s);
     }
     return ggmlq_cuda_launched();

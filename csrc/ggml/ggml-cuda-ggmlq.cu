@@ -8,6 +8,7 @@
 #include "ggml-cuda-ggmlq.cuh"
 #include "ggml-ggmlq-attend.h"
 #include "ggml-impl.h"
+#include "ggmlq-cuda-center.h"
 #include "ggmlq-cuda-sparse.h"
 
 static_assert((int) GGML_TYPE_F32 == (int) GGMLQ_CUDA_F32 && (int) GGML_TYPE_F16 == (int) GGMLQ_CUDA_F16 &&
@@ -410,17 +411,151 @@ static void attend_f16(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     }
 }
 
-/* What attention_supported doesn't look at, and upstream's models don't have: its kernels for 576 read K in place of V, whatever V is,
- * and those with a softcap exist for three head sizes only; for others they stop the program. */
-static bool f16_kernels_take(const attention_f16 * f16, float logit_softcap) {
-    const int64_t head_size = f16->k.ne[0];
-    if (logit_softcap != 0.0f && (head_size != f16->v.ne[0] || (head_size != 128 && head_size != 256 && head_size != 512))) {
-        return false;
+/* The same of centered keys (docs/CENTERING.md): rows [k | part*c | 0] and [q | w | 0], of a length that upstream has kernels for. It is also that of a row of V,
+ * whose values past its end are those of the next row, and are dropped from the result. */
+static const int64_t WIDE_HEADS[] = { 64, 80, 96, 112, 128, 256, 512 };
+
+/* 0: none is long enough. */
+static int64_t wide_head(const ggmlq_attend_params * p) {
+    for (const int64_t size : WIDE_HEADS) {
+        if (p->head_size_k + p->c_size <= size && p->head_size_v <= size) {
+            return size;
+        }
     }
-    return head_size != 576 || f16->v_is_k;
+    return 0;
 }
 
-enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_SELECTED, ATTENTION_F16 };
+/* All KV heads, or so many that rows take no more memory than those of all heads that aren't centered. */
+static int64_t wide_heads_at_once(const ggmlq_attend_params * p, int64_t size) {
+    if (p->max_bias != 0.0f) {
+        return p->n_heads_kv; /* ALiBi: upstream numbers the heads that it is given */
+    }
+    const int64_t heads = p->n_heads_kv*(p->head_size_k + p->head_size_v)/(size + p->head_size_v);
+    return heads < 1 ? 1 : heads;
+}
+
+/* What upstream's kernels are given of `heads` KV heads. Addresses come later. */
+struct attention_wide {
+    ggml_tensor q, k, v, dst, sinks;
+
+    attention_wide(const ggml_tensor * op, int64_t size, int64_t heads) {
+        const int64_t group = op->src[0]->ne[2]/op->src[1]->ne[2];
+        q   = slice(op->src[0], GGML_TYPE_F32, size, heads*group);
+        k   = slice(op->src[1], GGML_TYPE_F16, size, heads);
+        v   = slice(op->src[2], GGML_TYPE_F16, op->src[2]->ne[0], heads);
+        v.ne[0] = size; /* strides stay */
+        dst = *op;
+        dst.ne[0] = size;
+        dst.ne[1] = heads*group;
+        dst = contiguous_like(&dst, GGML_TYPE_F32, nullptr);
+        dst.src[0] = &q;
+        dst.src[1] = &k;
+        dst.src[2] = &v;
+        if (op->src[4]) {
+            sinks = *op->src[4];
+            sinks.ne[0] = heads*group;
+            dst.src[4] = &sinks;
+        }
+        dst.src[GGMLQ_GGML_ATTEND_W] = dst.src[GGMLQ_GGML_ATTEND_C] = dst.src[GGMLQ_GGML_ATTEND_PART] = nullptr;
+    }
+    attention_wide(const attention_wide &) = delete;
+    attention_wide & operator=(const attention_wide &) = delete;
+
+private:
+    static ggml_tensor slice(const ggml_tensor * tensor, ggml_type type, int64_t size, int64_t heads) {
+        ggml_tensor t = *tensor;
+        t.ne[0] = size;
+        t.ne[2] = heads;
+        return contiguous_like(&t, type, nullptr);
+    }
+};
+
+static bool can_be_widened(const ggml_tensor * op, const ggmlq_attend_params * p) {
+    const ggml_type type = op->src[1]->type;
+    return (ggmlq_ggml_is_cache_type(type) || type == GGML_TYPE_F16) && can_become_f16(op->src[1]) && can_become_f16(op->src[2]) && wide_head(p) != 0;
+}
+
+/* Heads from `first` on. */
+static ggml_tensor heads_of(const ggml_tensor * tensor, int64_t first, int64_t count) {
+    ggml_tensor t = *tensor;
+    t.ne[2] = count;
+    t.data  = (char *) t.data + first*(int64_t) t.nb[2];
+    return t;
+}
+
+static void attend_wide(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const ggmlq_attend_params * p) {
+    const ggml_tensor * q = dst->src[0];
+    const ggml_tensor * k = dst->src[1];
+    const ggml_tensor * v = dst->src[2];
+    const int64_t size = wide_head(p), most = wide_heads_at_once(p, size), group = p->n_heads/p->n_heads_kv;
+
+    ggml_cuda_pool_alloc<float> q_buffer(ctx.pool());
+    ggml_cuda_pool_alloc<half>  k_buffer(ctx.pool());
+    ggml_cuda_pool_alloc<half>  v_buffer(ctx.pool());
+    ggml_cuda_pool_alloc<float> out_buffer(ctx.pool());
+    for (int64_t first = 0; first < p->n_heads_kv; first += most) {
+        const int64_t heads = first + most < p->n_heads_kv ? most : p->n_heads_kv - first;
+        attention_wide wide(dst, size, heads);
+        if (first == 0) {
+            q_buffer.alloc(ggml_nelements(&wide.q));
+            k_buffer.alloc(ggml_nelements(&wide.k));
+            v_buffer.alloc(p->head_size_v*wide.v.ne[1]*wide.v.ne[2]*wide.v.ne[3] + size);
+            out_buffer.alloc(ggml_nelements(&wide.dst));
+        }
+        wide.q.data   = q_buffer.get();
+        wide.k.data   = k_buffer.get();
+        wide.v.data   = v_buffer.get();
+        wide.dst.data = out_buffer.get();
+        wide.sinks.data = dst->src[4] ? (char *) dst->src[4]->data + first*group*(int64_t) sizeof(float) : nullptr;
+
+        const ggml_tensor q_from = heads_of(q, first*group, heads*group), k_from = heads_of(k, first, heads), v_from = heads_of(v, first, heads);
+        ggml_tensor q_to = wide.q, k_to = wide.k, v_to = wide.v, out_from = wide.dst;
+        q_to.ne[0] = q->ne[0];
+        k_to.ne[0] = k->ne[0];
+        v_to.ne[0] = out_from.ne[0] = v->ne[0];
+        if (ggmlq_ggml_is_cache_type(k->type)) {
+            const ggmlq_cuda_view to = view_of(&q_to), from = view_of(&q_from);
+            require_ok(ggmlq_cuda_rotate((int) k->type, &to, &from, ctx.stream()), __func__);
+            to_f16_rotated(ctx, &k_to, &k_from);
+        } else {
+            ggml_cuda_cpy(ctx, &q_from, &q_to);
+            ggml_cuda_cpy(ctx, &k_from, &k_to);
+        }
+        if (v->type == GGML_TYPE_F16) {
+            ggml_cuda_cpy(ctx, &v_from, &v_to);
+        } else {
+            to_f16_rotated(ctx, &v_to, &v_from);
+        }
+        ggmlq_attend_params part = *p;
+        part.w = (const float *) ((const char *) p->w + first*group*p->w_stride[1]);
+        const ggmlq_cuda_view keys = view_of(&wide.k), queries = view_of(&wide.q);
+        require_ok(ggmlq_cuda_center_keys   (&keys,    k->ne[0], &part, ctx.stream()), __func__);
+        require_ok(ggmlq_cuda_center_queries(&queries, q->ne[0], &part, ctx.stream()), __func__);
+
+        ggml_cuda_flash_attn_ext(ctx, &wide.dst);
+
+        ggml_tensor out = *dst; /* heads are before tokens */
+        out.ne[1] = heads*group;
+        out.data  = (char *) dst->data + first*group*(int64_t) dst->nb[1];
+        if (ggmlq_ggml_is_cache_type(v->type)) {
+            const ggmlq_cuda_view to = view_of(&out), from = view_of(&out_from);
+            require_ok(ggmlq_cuda_unrotate((int) v->type, &to, &from, ctx.stream()), __func__);
+        } else {
+            ggml_cuda_cpy(ctx, &out_from, &out);
+        }
+    }
+}
+
+/* What attention_supported doesn't look at, and upstream's models don't have: its kernels for 576 read K in place of V, whatever V is,
+ * and those with a softcap exist for three head sizes only; for others they stop the program. */
+static bool f16_kernels_take(int64_t head_size, int64_t head_size_v, bool v_is_k, float logit_softcap) {
+    if (logit_softcap != 0.0f && (head_size != head_size_v || (head_size != 128 && head_size != 256 && head_size != 512))) {
+        return false;
+    }
+    return head_size != 576 || v_is_k;
+}
+
+enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_SELECTED, ATTENTION_F16, ATTENTION_WIDE };
 
 /* Gathering pays where few of many rows are seen: on an H100 from 2048 rows for one query token (docs/DEEPSEEK.md); each further token costs
  * the dense kernel that much again. More queries than this share a tile of the dense kernels, or go through f16, and their gathered rows
@@ -447,9 +582,17 @@ static attention_way choose_attention(int device, const ggml_tensor * dst, const
     if (ours && strcmp(ggmlq_cuda_attend_kernel(p), "plain") != 0) {
         return ATTENTION_OURS;
     }
-    if (can_become_f16(dst->src[1]) && can_become_f16(dst->src[2])) {
+    if (p->c) {
+        if (can_be_widened(dst, p)) {
+            const int64_t size = wide_head(p), most = wide_heads_at_once(p, size);
+            const attention_wide wide(dst, size, most < p->n_heads_kv ? most : p->n_heads_kv);
+            if (f16_kernels_take(size, size, false, p->logit_softcap) && attention_supported(device, &wide.dst)) {
+                return ATTENTION_WIDE;
+            }
+        }
+    } else if (can_become_f16(dst->src[1]) && can_become_f16(dst->src[2])) {
         const attention_f16 f16(dst);
-        if (f16_kernels_take(&f16, p->logit_softcap) && attention_supported(device, &f16.dst)) {
+        if (f16_kernels_take(f16.k.ne[0], f16.v.ne[0], f16.v_is_k, p->logit_softcap) && attention_supported(device, &f16.dst)) {
             return ATTENTION_F16;
         }
     }
@@ -459,7 +602,7 @@ static attention_way choose_attention(int device, const ggml_tensor * dst, const
 bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * dst,
                                     ggmlq_ggml_cuda_attention_supported_t attention_supported) {
     ggmlq_attend_params p;
-    if (!ggmlq_ggml_attend_params(dst, &p)) {
+    if (!ggmlq_ggml_attend_params_centered(dst, &p)) {
         return false;
     }
     ggml_cuda_set_device(ctx.device);
@@ -479,6 +622,9 @@ bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor
         } break;
         case ATTENTION_F16:
             attend_f16(ctx, dst);
+            break;
+        case ATTENTION_WIDE:
+            attend_wide(ctx, dst, &p);
             break;
         case ATTENTION_REFUSED:
             GGML_ABORT("%s: K %s and V %s were refused by supports_op", __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type));
@@ -503,7 +649,7 @@ bool ggmlq_ggml_cuda_lightning_indexer(ggml_backend_cuda_context & ctx, ggml_ten
 /* --- what can be done ------------------------------------------------------------------------------------------- */
 
 bool ggmlq_ggml_cuda_involved(const ggml_tensor * op) {
-    bool involved = ggmlq_ggml_is_cache_type(op->type);
+    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]);
     for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
         involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
     }
@@ -551,12 +697,17 @@ bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_
         }
         case GGML_OP_FLASH_ATTN_EXT: {
             ggmlq_attend_params p;
-            if (!ggmlq_ggml_attend_params(op, &p)) {
+            if (!ggmlq_ggml_attend_params_centered(op, &p)) {
                 return false;
             }
-            static const uint16_t no_address_yet = 0;
+            alignas(256) static const uint16_t no_address_yet = 0;
+            alignas(256) static const float    no_w_yet = 0.0f;
             if (op->src[3] && !p.mask) {
                 p.mask = &no_address_yet;
+            }
+            if (op->src[GGMLQ_GGML_ATTEND_C] && !p.c) {
+                p.w = &no_w_yet;
+                p.c = p.part = &no_address_yet;
             }
             return choose_attention(device, op, &p, attention_supported) != ATTENTION_REFUSED;
         }

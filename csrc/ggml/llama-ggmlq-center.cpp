@@ -511,11 +511,23 @@ struct ggmlq_llama_center_access {
     }
 };
 
+// Whether the back end of `dev` does attention with this layer's types and a term whose rows c are of `type_c`.
+static bool ggmlq_llama_center_takes(ggml_backend_dev_t dev, const ggmlq_llama_center_layer & layer, int64_t n_rot, ggml_type type_v, int64_t head_size_v, ggml_type type_c) {
+    ggml_init_params params = { 8*ggml_tensor_overhead(), nullptr, true };
+    ggml_context_ptr ctx { ggml_init(params) };
+    const int64_t n = 256;
+    ggml_tensor * attention = ggml_flash_attn_ext(ctx.get(),
+        ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head),
+        ggml_new_tensor_3d(ctx.get(), layer.k->type, layer.head_size, n, layer.n_head_kv),
+        ggml_new_tensor_3d(ctx.get(), type_v, head_size_v, n, layer.n_head_kv), nullptr, 1.0f, 0.0f, 0.0f);
+    attention->src[GGMLQ_GGML_ATTEND_W] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, layer.n_head);
+    attention->src[GGMLQ_GGML_ATTEND_C] = ggml_new_tensor_3d(ctx.get(), type_c, n_rot, n, 1);
+    attention->src[GGMLQ_GGML_ATTEND_PART] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F16, n);
+    return ggml_backend_dev_supports_op(dev, attention);
+}
+
 // Empty, or why attention on the device of this layer's cache can't add w . c.
-static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, const llama_cparams & cparams, ggml_type type_v, int64_t head_size_v) {
-    if (!cparams.flash_attn) {
-        return "";
-    }
+static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, int64_t n_rot, const llama_cparams & cparams, ggml_type type_v, int64_t head_size_v) {
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
     if (!dev) { // the CPU's buffers don't name it
         dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
@@ -524,26 +536,23 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
         return "found no CPU back end";
     }
     const std::string name = ggml_backend_dev_name(dev);
-    if (ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
-        return name + " has no attention for centered keys (yet): keep the cache on the CPU (-nkvo) or turn flash attention off";
+    if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
+        return "the cache is spread over devices by heads (-sm tensor), whose positional rows would be, too: use -sm layer";
     }
-    // Back ends that don't know our types refuse nodes that have them, but would overlook w and c of others.
-    if (!ggmlq_llama_is_cache_type(layer.k->type) &&
-        (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU) || ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU))) {
-        return std::string("keys of type ") + ggml_type_name(layer.k->type) + " can be only where there is no GPU";
+    if (!cparams.flash_attn) {
+        return "";
     }
-    ggml_init_params params = { 8*ggml_tensor_overhead(), nullptr, true };
-    ggml_context_ptr ctx { ggml_init(params) };
-    const int64_t n = 256;
-    ggml_tensor * attention = ggml_flash_attn_ext(ctx.get(),
-        ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head),
-        ggml_new_tensor_3d(ctx.get(), layer.k->type, layer.head_size, n, layer.n_head_kv),
-        ggml_new_tensor_3d(ctx.get(), type_v, head_size_v, n, layer.n_head_kv), nullptr, 1.0f, 0.0f, 0.0f);
-    attention->src[GGMLQ_GGML_ATTEND_W] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head);
-    attention->src[GGMLQ_GGML_ATTEND_C] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, layer.head_size, n, 1);
-    attention->src[GGMLQ_GGML_ATTEND_PART] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F16, n);
-    if (!ggml_backend_dev_supports_op(dev, attention)) {
-        return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type) + " with values of type " + ggml_type_name(type_v);
+    const auto takes = [&](ggml_backend_dev_t device, ggml_type type_c) { return ggmlq_llama_center_takes(device, layer, n_rot, type_v, head_size_v, type_c); };
+    if (!takes(dev, GGML_TYPE_F16)) {
+        return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type) + " with values of type " + ggml_type_name(type_v) +
+            ": turn flash attention off" + (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ? "" : " or keep the cache on the CPU (-nkvo)");
+    }
+    // Who takes rows c of a type that they can't have overlooks them. Back ends that don't know our types refuse nodes that have them, so this is about others.
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t other = ggml_backend_dev_get(i);
+        if (takes(other, GGML_TYPE_I32)) {
+            return std::string(ggml_backend_dev_name(other)) + " would overlook that keys of type " + ggml_type_name(layer.k->type) + " are centered";
+        }
     }
     return "";
 }
@@ -595,7 +604,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
                 layer.reason = "its queries or keys weren't computed";
             }
             if (layer.rope >= 0) {
-                const std::string reason = ggmlq_llama_center_unsupported(layer, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
+                const std::string reason = ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope].n_rot, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
                 if (!reason.empty()) {
                     throw std::runtime_error(reason);
                 }

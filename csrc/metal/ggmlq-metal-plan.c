@@ -291,7 +291,7 @@ static int check_attend(const struct ggmlq_attend_params * p, int64_t most) {
     if (error) {
         return error;
     }
-    if (p->n_kv > INT32_MAX - CHUNK || most < 0 || most > INT32_MAX - CHUNK ||
+    if (p->c /* centered keys: no kernel here adds the term */ || p->n_kv > INT32_MAX - CHUNK || most < 0 || most > INT32_MAX - CHUNK ||
         (p->mask && (p->mask_heads > INT32_MAX || p->mask_seqs > INT32_MAX)) || (most > 0 && (!p->mask || p->mask_heads != 1))) {
         return GGMLQ_ERROR_SHAPE;
     }

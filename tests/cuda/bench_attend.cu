@@ -3,7 +3,8 @@
  * The decode attention kernel alone: checked against float64, then timed.
  *
  *   bench_attend check [a b]    every case of the list (or those numbered a to b - 1) against float64; exit status 1 if one fails
- *   bench_attend time [search]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
+ *   bench_attend time [search] [number]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
+ *   bench_attend center         the times of plain and of centered keys
  *
  * Build: see docs/CUDA-ATTENTION.md. The float64 side decodes rows with ggmlq-codec.c and knows nothing of rotations.
  */
@@ -87,14 +88,43 @@ struct bench_case {
     bool v_in_k, sinks;
     float softcap, max_bias, amplitude;
     bool nan_rows;  /* hidden tokens hold NaN */
+    int  term;      /* values of w and c of centered keys; 0: none. Without `part` if it is odd, of one less */
 };
 
 struct buffers {
     ggmlq_attend_params p;
-    std::vector<uint8_t> k, v; std::vector<float> q, sinks; std::vector<uint16_t> mask;
-    uint8_t * dk, * dv; float * dq, * dout, * dsinks; uint16_t * dmask; void * workspace;
+    std::vector<uint8_t> k, v; std::vector<float> q, sinks, w; std::vector<uint16_t> mask, c, part;
+    uint8_t * dk, * dv; float * dq, * dout, * dsinks, * dw; uint16_t * dmask, * dc, * dpart; void * workspace;
     int64_t k_bytes, v_bytes, out_floats;
 };
+
+template <typename T> static T * to_device(const std::vector<T> & values) {
+    T * data;
+    CUDA(cudaMalloc(&data, sizeof(T)*values.size())); CUDA(cudaMemcpy(data, values.data(), sizeof(T)*values.size(), cudaMemcpyHostToDevice));
+    return data;
+}
+
+/* c as RoPE makes it; w of which a score's spread is about that of q and K; a quarter of the keys isn't centered. */
+static void make_term(const bench_case & c, buffers & b) {
+    ggmlq_attend_params & p = b.p;
+    const int n = c.term & ~1, heads = c.heads_kv*c.group;
+    b.dw = NULL; b.dc = NULL; b.dpart = NULL;
+    if (n == 0) return;
+    b.w.resize((size_t) c.seqs*c.queries*heads*n);
+    for (size_t i = 0; i < b.w.size(); ++i) b.w[i] = (float) (c.amplitude*3*(hash32(i + 5)/4294967296.0 - 0.5)*(i % n == 3 ? 10 : 1));
+    b.c.resize((size_t) c.seqs_kv*c.n_kv*n); b.part.resize((size_t) c.seqs_kv*((c.n_kv + 7)/8*8));
+    for (int s = 0; s < c.seqs_kv; ++s) for (int t = 0; t < c.n_kv; ++t) {
+        b.part[(size_t) s*((c.n_kv + 7)/8*8) + t] = hash32(t + 1000003ull*s)%4 ? 0x3c00 : 0;
+        for (int i = 0; i < n/2; ++i) {
+            const double angle = (t + 100*s)*std::pow(10000.0, -2.0*i/n);
+            b.c[((size_t) s*c.n_kv + t)*n + 2*i] = ggmlq_half_from_float((float) std::cos(angle)); b.c[((size_t) s*c.n_kv + t)*n + 2*i + 1] = ggmlq_half_from_float((float) std::sin(angle));
+        }
+    }
+    b.dw = to_device(b.w); b.dc = to_device(b.c); b.dpart = to_device(b.part);
+    p.w = b.dw; p.w_stride[0] = 4ll*heads*n; p.w_stride[1] = 4*n; p.w_stride[2] = p.w_stride[0]*c.queries;
+    p.c = b.dc; p.c_stride[0] = 2*n; p.c_stride[1] = 2ll*n*c.n_kv; p.c_size = n;
+    if (c.term % 2 == 0) { p.part = b.dpart; p.part_stride = 2*((c.n_kv + 7)/8*8); }
+}
 
 static bool hidden(const bench_case & c, int query, int head, int seq, int token) {
     if (c.mask == 0 || c.mask == 4) return false;
@@ -154,11 +184,13 @@ static void make(const bench_case & c, buffers & b, int sets) {
     p.q = b.dq; p.k = b.dk; p.v = b.dv; p.out = b.dout; p.mask = b.dmask; p.sinks = b.dsinks;
     p.scale = 1.0f/std::sqrt((float) n); p.max_bias = c.max_bias; p.logit_softcap = c.softcap;
     b.workspace = NULL;
+    make_term(c, b);
 }
 
 static void release(buffers & b) {
     if (b.dv != b.dk) CUDA(cudaFree(b.dv));
     CUDA(cudaFree(b.dk)); CUDA(cudaFree(b.dq)); CUDA(cudaFree(b.dout)); CUDA(cudaFree(b.dmask)); CUDA(cudaFree(b.dsinks)); CUDA(cudaFree(b.workspace));
+    CUDA(cudaFree(b.dw)); CUDA(cudaFree(b.dc)); CUDA(cudaFree(b.dpart));
 }
 
 static double slope_of(const bench_case & c, int head) {
@@ -185,6 +217,12 @@ static void reference(const bench_case & c, const buffers & b, int seq, int hk, 
         for (int t = 0; t < c.n_kv; ++t) {
             double a = 0;
             for (int i = 0; i < n; ++i) a += (double) q[i]*k[(size_t) t*n + i];
+            if (b.p.c) {
+                const int m = (int) b.p.c_size;
+                double term = 0;
+                for (int i = 0; i < m; ++i) term += (double) b.w[((size_t) (seq*c.queries + token)*heads + head)*m + i]*ggmlq_half_to_float(b.c[((size_t) seq_kv*c.n_kv + t)*m + i]);
+                a += b.p.part ? term*ggmlq_half_to_float(b.part[seq_kv*b.p.part_stride/2 + t]) : term;
+            }
             a *= b.p.scale;
             if (c.softcap > 0) a = c.softcap*std::tanh(a/c.softcap);
             if (c.mask) {
@@ -210,7 +248,7 @@ static std::string name_of(const bench_case & c) {
     char text[256];
     auto type = [](int t) { return ggmlq_type_info_get(t)->name; };
     snprintf(text, sizeof(text), "%-7s %-7s D %3d kv heads %2d group %2d queries %d kv %6d", type(c.type_k), type(c.type_v), c.head_size, c.heads_kv, c.group, c.queries, c.n_kv);
-    return text;
+    return text + (c.term ? " term " + std::to_string(c.term) : std::string());
 }
 
 static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
@@ -307,22 +345,23 @@ static float median_us(const buffers & b, const ggmlq_decode_instance * instance
     return times[times.size()/2];
 }
 
-static void time_case(const bench_case & c, double target, bool search, double copy_rate, cudaStream_t stream) {
+static float time_case(const bench_case & c, double target, bool search, double copy_rate, cudaStream_t stream) {
     buffers b;
     const double bytes_set = (double) c.n_kv*c.heads_kv*(row_bytes(c.type_k, c.head_size) + (c.v_in_k ? 0 : row_bytes(c.type_v, c.head_size)))*c.seqs_kv;
     const int sets = (int) std::max(2.0, std::min(24.0, 250e6/bytes_set));
     make(c, b, sets);
-    if (!ggmlq_cuda_attend_decode_supports(&b.p)) { printf("NOT SUPPORTED %s\n", name_of(c).c_str()); release(b); return; }
-    CUDA(cudaMalloc(&b.workspace, 64 << 20));
+    if (!ggmlq_cuda_attend_decode_supports(&b.p)) { printf("NOT SUPPORTED %s\n", name_of(c).c_str()); release(b); return 0; }
+    CUDA(cudaMalloc(&b.workspace, 320 << 20));
     ggmlq_decode_plan plan;
     const ggmlq_decode_instance * instance = make_plan(&b.p, &plan);
+    if (getenv("TILES") && c.queries > 1) { instance = find_instance(&b.p, atoi(getenv("TILES"))); plan_instance(&b.p, instance, &plan); }
     const float us = median_us(b, instance, plan, sets, stream), floor_us = (float) (bytes_set/copy_rate*1e6);
     printf("%s%s  %7.1f us  target %6.1f %s  floor %5.1f (x%.2f)  %.2f TB/s  splits %d\n", name_of(c).c_str(), c.v_in_k ? " V=K" : "", us, target, us <= target ? "met   " : "MISSED", floor_us, us/floor_us, bytes_set/us*1e-6, plan.splits);
-    if (search) {
+    if (search && !c.term) {
         for (int v = -1;; ++v) {
             const ggmlq_decode_instance * variant = v < 0 ? instance : bench_variant(v);
             if (!variant) break;
-            if (v >= 0 && (variant->type_k != c.type_k || variant->type_v != c.type_v || c.head_size % variant->slice != 0 || (variant->tiles != instance->tiles && (variant->tiles > instance->tiles || c.queries*c.group <= 8)))) continue;
+            if (v >= 0 && (variant->term != (c.term > 0) || variant->type_k != c.type_k || variant->type_v != c.type_v || c.head_size % variant->slice != 0 || (variant->tiles != instance->tiles && (variant->tiles > instance->tiles || c.queries*c.group <= 8)))) continue;
             ggmlq_decode_plan base;
             if (!plan_instance(&b.p, variant, &base) || variant->warps % base.slices) continue;
             int resident = 0;
@@ -350,6 +389,7 @@ static void time_case(const bench_case & c, double target, bool search, double c
         }
     }
     release(b);
+    return us;
 }
 
 int main(int argc, char ** argv) {
@@ -384,18 +424,41 @@ int main(int argc, char ** argv) {
             run({ type, type, 512, 1, 64, 1, 4096, 4, 2, 2, true, false, 0, 0, 2, false });
             run({ type, type, 128, 1, 1, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false });
             run({ type, type, 128, 4, 8, 8, 2000, 1, 2, 2, false, true, 30, 8, 3, true });
+            run({ type, type, 128, 2, 4, 8, 3000, 2, 1, 1, false, false, 0, 0, 2, true });
+            run({ type, type, 128, 1, 64, 1, 1500, 1, 2, 1, true, true, 0, 0, 2, true });
+            run({ type, type, 128, 8, 4, 8, 32768, 4, 1, 1, false, false, 0, 0, 4, false });
+        }
+        for (auto & pair : pairs) { /* centered keys: every instance, c of the whole head and of a part */
+            if (pair[0] != T && pair[0] != P) continue;
+            for (int size : { 64, 96, 128, 192, 256, 512 }) {
+                if ((pair[0] == P || pair[1] == P) && size % 128) continue;
+                run({ pair[0], pair[1], size, 2, 4, 1, 777, 1, 1, 1, false, false, 0, 0, 2, false, size });
+                run({ pair[0], pair[1], size, 3, 5, 3, 301, 3, 2, 1, false, true, 0, 0, 3, true, size/2/32*32 });
+                run({ pair[0], pair[1], size, 2, 8, 5, 530, 2, 2, 2, false, true, 30, 0, 2, true, size + 1 });
+            }
+        }
+        for (int type : { T, P }) {
+            for (int kv : { 1, 15, 16, 17, 100, 1023 }) run({ type, type, 128, 2, 8, 1, kv, 0, 1, 1, false, false, 0, 0, 2, false, 128 });
+            run({ type, type, 128, 8, 8, 1, 32768, 4, 1, 1, false, false, 0, 0, 1, false, 128 });
+            run({ type, type, 128, 8, 4, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false, 128 });
+            run({ type, type, 128, 2, 8, 1, 4096, 5, 2, 2, false, false, 0, 0, 2, true, 32 });
+            run({ type, type, 128, 1, 12, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false, 64 });
         }
         for (int v = 0; bench_variant(v); ++v) {
             const ggmlq_decode_instance * i = bench_variant(v);
+            if (i->term) {
+                run({ i->type_k, i->type_v, i->slice, 2, 8*i->tiles, 1, 3001, 1, 1, 1, false, false, 0, 0, 2, true, i->slice }, i);
+                continue;
+            }
             run({ i->type_k, i->type_v, i->slice, 2, 8*i->tiles, 1, 3001, 1, 1, 1, false, false, 0, 0, 2, true }, i);
-            run({ i->type_k, i->type_v, i->slice, 3, i->tiles, 8, 517, 2, 2, 1, false, true, 0, 8, 4, true }, i);
+            run({ i->type_k, i->type_v, i->slice, 3, i->tiles, 8, 517, i->combine ? 1 : 2 /* it knows no mask of a head's own */, 2, 1, false, true, 0, 8, 4, true }, i);
             run({ i->type_k, i->type_v, i->slice, 8, i->tiles, 8, 32768, 3, 1, 1, i->type_k == i->type_v, false, 20, 0, 3, false }, i);
         }
         printf("%d of %d failed\n", failed, count);
         return failed != 0;
     }
     const bool search = argc > 2 && std::string(argv[2]) == "search";
-    const int  only   = argc > 2 && !search ? atoi(argv[2]) : -1; /* one case of the list, for a profiler */
+    const int  only   = argc > 2 + search ? atoi(argv[2 + search]) : -1; /* one case of the list, for a profiler */
     int index = 0;
     cudaStream_t stream; CUDA(cudaStreamCreate(&stream));
     double copy_rate = 0;
@@ -410,6 +473,17 @@ int main(int argc, char ** argv) {
     }
     cudaDeviceProp prop; CUDA(cudaGetDeviceProperties(&prop, 0));
     printf("%s, copy %.2f TB/s\n", prop.name, copy_rate*1e-12);
+    if (what == "center") { /* the same work without and with centered keys */
+        for (int type : { T, P }) for (int v : { type, (int) H, (int) Q }) for (int group : { 8, 4, 1 }) for (int queries : { 1, 8 }) for (int kv : { 4096, 32768, 131072 }) {
+            if ((v != type || group == 1) && (queries > 1 || kv != 32768 || (v != type && group == 1))) continue;
+            if (queries > 1 && kv != 32768) continue;
+            if (only >= 0 && only != index++) continue;
+            const float plain    = time_case({ type, v, 128, 8, group, queries, kv, 4, 1, 1, false, false, 0, 0, 1, false, 0 },   1e9, search, copy_rate, stream);
+            const float centered = time_case({ type, v, 128, 8, group, queries, kv, 4, 1, 1, false, false, 0, 0, 1, false, 128 }, 1e9, search, copy_rate, stream);
+            printf("    centered: x %.3f\n", centered/plain);
+        }
+        return 0;
+    }
     for (int type : { T, P }) {
         auto run = [&](int k, int v, int size, int heads_kv, int group, int queries, int kv, bool v_in_k, double target) {
             if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search, copy_rate, stream);

@@ -28,6 +28,9 @@
 
 #include "ggmlq-block.h"
 #include "ggmlq-cuda-sparse.h"
+#ifndef GGMLQ_CHECK_METAL
+#    include "ggmlq-cuda-center.h"
+#endif
 
 static const double U = 1.0/16777216.0; /* unit roundoff of float32 */
 static const int CACHE_TYPES[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 };
@@ -284,26 +287,31 @@ static std::vector<uint8_t> encoded_rows(int type, int64_t n_rows, int64_t n) {
 static std::string check_decoder() {
     for (int type : CACHE_TYPES) {
         const int64_t length = ggmlq_type_info_get(type)->block_length;
-        const int64_t n_blocks = (quick ? 3000 : 200000)*32/length + 1, n = n_blocks*length;
-        const std::vector<uint8_t> rows = random_blocks(type, n_blocks);
-        for (int offset : { 0, 1, 2 }) {
-            device_bytes src(rows, offset);
-            for (int rotated = 0; rotated < 2; ++rotated) {
-                std::vector<float> wanted(n);
-                (rotated ? ggmlq_decode_row_rotated : ggmlq_decode_row)(type, rows.data(), wanted.data(), n);
-                for (int target : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16, GGMLQ_CUDA_BF16 }) {
-                    device_bytes dst(std::vector<uint8_t>(row_bytes(target, n), 0xcd));
-                    struct ggmlq_cuda_view from, to;
-                    spread(&from, src.data(), type,   n, 1, 1, 1, 0);
-                    spread(&to,   dst.data(), target, n, 1, 1, 1, 0);
-                    ok((rotated ? ggmlq_cuda_decode_rotated : ggmlq_cuda_copy)(&to, &from, NULL));
-                    const std::vector<uint8_t> found = dst.host<uint8_t>();
-                    int64_t wrong = 0;
-                    for (int64_t i = 0; i < n; ++i) {
-                        const float w = target == GGMLQ_CUDA_F32 ? wanted[i] : from_16(target, to_16(target, wanted[i]));
-                        wrong += !same_float(value_at(target, found.data(), i), w);
+        for (int many = 0; many < 2; ++many) { /* so many, and a whole number of 128 values: another kernel */
+            const int64_t n_blocks = many ? 16640*32/length : (quick ? 3000 : 200000)*32/length + 1, n = n_blocks*length;
+            const std::vector<uint8_t> rows = random_blocks(type, n_blocks);
+            for (int offset : { 0, 1, 2 }) {
+                if (quick && many && offset != 2) {
+                    continue;
+                }
+                device_bytes src(rows, offset);
+                for (int rotated = 0; rotated < 2; ++rotated) {
+                    std::vector<float> wanted(n);
+                    (rotated ? ggmlq_decode_row_rotated : ggmlq_decode_row)(type, rows.data(), wanted.data(), n);
+                    for (int target : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16, GGMLQ_CUDA_BF16 }) {
+                        device_bytes dst(std::vector<uint8_t>(row_bytes(target, n), 0xcd));
+                        struct ggmlq_cuda_view from, to;
+                        spread(&from, src.data(), type,   n, 1, 1, 1, 0);
+                        spread(&to,   dst.data(), target, n, 1, 1, 1, 0);
+                        ok((rotated ? ggmlq_cuda_decode_rotated : ggmlq_cuda_copy)(&to, &from, NULL));
+                        const std::vector<uint8_t> found = dst.host<uint8_t>();
+                        int64_t wrong = 0;
+                        for (int64_t i = 0; i < n; ++i) {
+                            const float w = target == GGMLQ_CUDA_F32 ? wanted[i] : from_16(target, to_16(target, wanted[i]));
+                            wrong += !same_float(value_at(target, found.data(), i), w);
+                        }
+                        require(wrong == 0, "%s to %s, rotated %d, offset %d: %lld of %lld values differ", type_name(type), type_name(target), rotated, offset, (long long) wrong, (long long) n);
                     }
-                    require(wrong == 0, "%s to %s, rotated %d, offset %d: %lld of %lld values differ", type_name(type), type_name(target), rotated, offset, (long long) wrong, (long long) n);
                 }
             }
         }
@@ -678,6 +686,7 @@ struct attention_case {
     int     layout; /* 0: rows of a head adjacent; 1: all heads of a token adjacent, gaps, even addresses; 2: odd addresses */
     bool    poison; /* hidden rows hold NaN */
     int64_t from = 0; /* tokens before are hidden from all, whole ranges of them where tokens are split */
+    int64_t term = 0; /* values of w and c of centered keys; without `part` for one sequence */
 };
 
 /* Normal values as rows of any type; what they decode to. */
@@ -794,11 +803,31 @@ static void check_attention_case(const struct attention_case & c) {
     p.mask  = c.mask  ? (const uint16_t *) d_mask.data() : NULL;
     p.sinks = c.sinks ? (const float *) d_sinks.data() : NULL;
 
+    /* Layout 1: a value lies between rows, 2: and the first is at an odd place. A key of five has the factor 0, another one 0.75. */
+    const int64_t c_gap = c.layout ? 1 : 0, c_row = c.term + c_gap, w_row = c.term + c_gap;
+    std::vector<float> w = normals(std::max<int64_t>(w_row*c.n_queries*c.heads*c.seqs, 1));
+    std::vector<uint16_t> rows_c(c_row*c.n_kv*c.seqs_kv + 8), part(c.n_kv*c.seqs_kv + 8);
+    for (auto & value : rows_c) { value = ggmlq_half_from_float(random_normal()); }
+    for (auto & value : part)   { value = random_below(5) == 0 ? 0 : random_below(5) == 0 ? 0x3a00 : 0x3c00; }
+    if (c.poison && c.term) {
+        for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t t = run; t < run + 40 && t < c.n_kv; ++t) { rows_c[(s*c.n_kv + t)*c_row] = part[s*c.n_kv + t] = 0x7e00; }
+    }
+    device_bytes dw(w), dc(rows_c, c.layout == 2 ? 2 : 0), dpart(part);
+    if (c.term) {
+        p.w = (const float *) dw.data();
+        p.w_stride[0] = 4*w_row*c.heads; p.w_stride[1] = 4*w_row; p.w_stride[2] = 4*w_row*c.heads*c.n_queries;
+        p.c = (const uint16_t *) dc.data();
+        p.c_stride[0] = 2*c_row; p.c_stride[1] = 2*c_row*c.n_kv;
+        p.c_size = c.term;
+        p.part = c.seqs == 1 ? NULL : (const uint16_t *) dpart.data();
+        p.part_stride = 2*c.n_kv;
+    }
+
     char text[256];
     const char * kernel = ggmlq_cuda_attend_kernel(&p);
-    snprintf(text, sizeof(text), "%s: K %s %lld, V %s %lld, kv %lld, %lld queries, %lld/%lld heads, %lld/%lld sequences, mask %d, sinks %d, cap %g, alibi %g, layout %d", kernel ? kernel : "none",
+    snprintf(text, sizeof(text), "%s: K %s %lld, V %s %lld, kv %lld, %lld queries, %lld/%lld heads, %lld/%lld sequences, mask %d, sinks %d, cap %g, alibi %g, layout %d, term %lld", kernel ? kernel : "none",
              type_name(c.type_k), (long long) c.head_k, type_name(c.type_v), (long long) c.head_v, (long long) c.n_kv, (long long) c.n_queries, (long long) c.heads, (long long) c.heads_kv,
-             (long long) c.seqs, (long long) c.seqs_kv, c.mask, c.sinks, c.softcap, c.max_bias, c.layout);
+             (long long) c.seqs, (long long) c.seqs_kv, c.mask, c.sinks, c.softcap, c.max_bias, c.layout, (long long) c.term);
 
     const int64_t workspace_bytes = ggmlq_cuda_attend_workspace_bytes(&p);
     require(ggmlq_cuda_attend_check(&p) == GGMLQ_OK && workspace_bytes >= 0, "refused: %s", text);
@@ -817,7 +846,11 @@ static void check_attention_case(const struct attention_case & c) {
         const int64_t kv = s/(c.seqs/c.seqs_kv)*c.heads_kv + h/(c.heads/c.heads_kv);
         const float * query = &q[(s*c.heads*c.n_queries + h*c.n_queries + iq)*q_row/4];
         const uint16_t * m = c.mask ? &mask[((s%p.mask_seqs*p.mask_heads + h%p.mask_heads)*c.n_queries + iq)*(c.n_kv + 1)] : NULL;
-        double top = c.sinks ? sinks[h] : -INFINITY, norm_q = 0, norm_k = 0, norm_v = 0, bias_max = 0;
+        double top = c.sinks ? sinks[h] : -INFINITY, norm_q = 0, norm_k = 0, norm_v = 0, norm_w = 0, norm_c = 0, bias_max = 0;
+        const float * w_of_query = &w[(s*c.heads*c.n_queries + iq*c.heads + h)*w_row];
+        for (int64_t j = 0; j < c.term; ++j) {
+            norm_w += (double) w_of_query[j]*w_of_query[j];
+        }
         for (int64_t j = 0; j < c.head_k; ++j) {
             norm_q += (double) query[j]*query[j];
         }
@@ -830,6 +863,17 @@ static void check_attention_case(const struct attention_case & c) {
             }
             for (int64_t j = 0; j < c.head_v; ++j) {
                 square_v += (double) v[j]*v[j];
+            }
+            if (c.term) {
+                const int64_t at = s/(c.seqs/c.seqs_kv)*c.n_kv + t;
+                double term = 0, square_c = 0;
+                for (int64_t j = 0; j < c.term; ++j) {
+                    const double x = ggmlq_half_to_float(rows_c[at*c_row + j]);
+                    term     += w_of_query[j]*x;
+                    square_c += x*x;
+                }
+                dot   += term*(p.part ? ggmlq_half_to_float(part[at]) : 1);
+                norm_c = square_c > norm_c ? square_c : norm_c; /* not of NaN */
             }
             norm_k = std::max(norm_k, square);
             norm_v = std::max(norm_v, square_v);
@@ -857,7 +901,7 @@ static void check_attention_case(const struct attention_case & c) {
             }
         }
         /* tests/tolerances.py, attention: rotations of K and of the query (16 U each), the cap's tanh (8 U), the exponential (64 U). */
-        const double e = ((double) c.head_k + 40)*U*std::fabs(p.scale)*sqrt(norm_q*norm_k) + 16*U*bias_max + 8*U*c.softcap;
+        const double e = ((double) c.head_k + 40)*U*std::fabs(p.scale)*sqrt(norm_q*norm_k) + (double) c.term*U*std::fabs(p.scale)*sqrt(norm_w*norm_c) + 16*U*bias_max + 8*U*c.softcap;
         const double bound = (2*e + 2*(double) c.n_kv*U + 80*U)*sqrt(norm_v);
         double error = 0, norm = 0;
         const float * out = &found[(s*c.heads*c.n_queries + iq*c.heads + h)*out_row/4];
@@ -873,6 +917,48 @@ static void check_attention_case(const struct attention_case & c) {
         worst_attention = bound > 0 && !(error/bound <= worst_attention) ? error/bound : worst_attention;
     }
 }
+
+#ifndef GGMLQ_CHECK_METAL
+/* ggmlq-cuda-center.h: what is filled in is the product, rounded once more to a half; nothing else is written. */
+static void check_widened(int64_t length, int64_t at, int64_t term, bool with_part) {
+    const int64_t n_kv = 37, heads_kv = 2, seqs_kv = 2, n_queries = 3, heads = 4, seqs = 4, c_row = term + 3;
+    std::vector<uint16_t> c(c_row*n_kv*seqs_kv), part(n_kv*seqs_kv);
+    for (auto & value : c)    { value = ggmlq_half_from_float(random_normal()); }
+    for (auto & value : part) { value = random_below(3) == 0 ? 0 : 0x3c00; }
+    const std::vector<float> w = normals(heads*n_queries*seqs*(term + 1));
+    device_bytes dc(c), dpart(part), dw(w);
+    struct ggmlq_attend_params p = {};
+    p.w = (const float *) dw.data(); p.w_stride[0] = 4*(term + 1)*heads; p.w_stride[1] = 4*(term + 1); p.w_stride[2] = p.w_stride[0]*n_queries;
+    p.c = (const uint16_t *) dc.data(); p.c_stride[0] = 2*c_row; p.c_stride[1] = 2*c_row*n_kv; p.c_size = term;
+    p.part = with_part ? (const uint16_t *) dpart.data() : NULL; p.part_stride = 2*n_kv;
+
+    struct ggmlq_cuda_view keys, queries;
+    device_bytes dk(std::vector<uint16_t>(1 + (length + 2)*n_kv*heads_kv*seqs_kv, 0x7e01)), dq(std::vector<uint32_t>(1 + (length + 1)*n_queries*heads*seqs, 0x7fc00001));
+    const int64_t ne_k[4] = { length, n_kv, heads_kv, seqs_kv }, nb_k[4] = { 2, 2*(length + 2)*heads_kv, 2*(length + 2), 2*(length + 2)*heads_kv*n_kv };
+    const int64_t ne_q[4] = { length, n_queries, heads, seqs }, nb_q[4] = { 4, 4*(length + 1), 4*(length + 1)*n_queries, 4*(length + 1)*n_queries*heads };
+    keys    = view(dk.data(), GGMLQ_CUDA_F16, ne_k, nb_k);
+    queries = view(dq.data(), GGMLQ_CUDA_F32, ne_q, nb_q);
+    ok(ggmlq_cuda_center_keys(&keys, at, &p, NULL));
+    ok(ggmlq_cuda_center_queries(&queries, at, &p, NULL));
+    const std::vector<uint16_t> k = dk.host<uint16_t>();
+    const std::vector<uint32_t> q = dq.host<uint32_t>();
+    for (int64_t s = 0; s < seqs_kv; ++s) for (int64_t t = 0; t < n_kv; ++t) for (int64_t h = 0; h < heads_kv; ++h) for (int64_t j = 0; j < length + 2; ++j) {
+        const uint16_t found = k[(s*nb_k[3] + h*nb_k[2] + t*nb_k[1])/2 + j];
+        const float factor = with_part ? ggmlq_half_to_float(part[s*n_kv + t]) : 1;
+        const float wanted = j - at < term ? 256*factor*ggmlq_half_to_float(c[(s*n_kv + t)*c_row + std::max<int64_t>(j - at, 0)]) : 0;
+        require(j < at || j >= length ? found == 0x7e01 : ggmlq_half_to_float(found) == wanted, "keys of %lld, value %lld: %04x, wanted %g", (long long) length, (long long) j, found, wanted);
+    }
+    for (int64_t s = 0; s < seqs; ++s) for (int64_t h = 0; h < heads; ++h) for (int64_t t = 0; t < n_queries; ++t) for (int64_t j = 0; j < length + 1; ++j) {
+        const uint32_t bits = q[(s*nb_q[3] + h*nb_q[2] + t*nb_q[1])/4 + j];
+        float found;
+        memcpy(&found, &bits, 4);
+        const float wanted = j - at < term ? w[((s*n_queries + t)*heads + h)*(term + 1) + std::max<int64_t>(j - at, 0)]/256 : 0;
+        require(j < at || j >= length ? bits == 0x7fc00001 : found == wanted, "queries of %lld, value %lld: %g, wanted %g", (long long) length, (long long) j, found, wanted);
+    }
+    require(ggmlq_cuda_center_keys(&queries, at, &p, NULL) == GGMLQ_ERROR_TYPE && ggmlq_cuda_center_queries(&keys, at, &p, NULL) == GGMLQ_ERROR_TYPE, "types exchanged");
+    require(ggmlq_cuda_center_keys(&keys, length - term + 1, &p, NULL) == GGMLQ_ERROR_SHAPE, "a row too short was taken");
+}
+#endif
 
 static std::string check_attention() {
     static const int types[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3, GGMLQ_TYPE_F16, GGMLQ_TYPE_F32, GGMLQ_TYPE_Q8_0, GGMLQ_TYPE_Q4_0 };
@@ -912,6 +998,21 @@ static std::string check_attention() {
     check_attention_case({ P, P, 128, 128, 600, 2, 4, 2, 1, 1, true, true, 0, 0, 1, true, 520 });
     check_attention_case({ T, T, 128, 128, 65, 2, 4, 2, 6, 3, false, false, 0, 0, 0, false });
     check_attention_case({ P, P, 128, 128, 65, 2, 4, 2, 5, 1, false, false, 0, 0, 0, false });
+#ifndef GGMLQ_CHECK_METAL
+    for (int k : types) for (int layout = 0; layout < 3; ++layout) { /* centered keys */
+        check_attention_case({ k, T, 128, 128, 70, 3, 4, 2, 2, 1, true, false, 0, 0, layout, layout == 1, 0, 128 });
+    }
+    for (int64_t head : { 64, 96, 256, 512, 544, 1024 }) for (int64_t term : { head, head/2 + 2, (int64_t) 1 }) {
+        check_attention_case({ T, H, head, 40, 130, 2, 4, 2, 4, 2, true, true, term == 1 ? 5.0f : 0, 0, term == 1, false, 0, term });
+    }
+    for (int64_t n_kv : { 1, 31, 33, 300 }) {
+        check_attention_case({ P, P, 128, 128, n_kv, 2, 17, 1, 1, 1, n_kv > 2, n_kv > 2, 0, n_kv > 2 ? 8.0f : 0, 1, n_kv > 2, 0, 96 });
+    }
+    check_attention_case({ P, T, 128, 128, 600, 70, 4, 2, 3, 3, true, true, 0, 0, 0, true, 520, 64 });
+    check_widened(256, 128, 128, true);
+    check_widened(128, 64, 30, false);
+    check_widened(96, 32, 64, true);
+#endif
     if (!quick) {
         check_attention_case({ T, T, 128, 128, 20000, 1, 8, 1, 1, 1, true, false, 0, 0, 1, true });
         check_attention_case({ P, P, 128, 128, 20001, 2, 8, 2, 1, 1, false, true, 0, 0, 1, false });
@@ -1013,7 +1114,11 @@ static std::string check_errors() {
     expect(attend([](auto & c) { c.n_heads = 3; c.n_heads_kv = 2; }), GGMLQ_ERROR_SHAPE, "attend heads");
     expect(attend([](auto & c) { c.n_seqs_kv = 0; }), GGMLQ_ERROR_SHAPE, "attend sequences");
     expect(attend([](auto & c) { c.mask = (const uint16_t *) 16; }), GGMLQ_ERROR_SHAPE, "attend mask periods");
+    expect(attend([](auto & c) { c.c = (const uint16_t *) 16; c.c_size = 64; }), GGMLQ_ERROR_SHAPE, "attend with c and no w");
+    expect(attend([](auto & c) { c.w = (const float *) 16; c.c = (const uint16_t *) 16; c.c_size = 129; }), GGMLQ_ERROR_SHAPE, "attend with a row c longer than the head");
+#ifdef GGMLQ_CHECK_METAL
     expect(attend([](auto & c) { c.w = (const float *) 16; c.c = (const uint16_t *) 16; c.c_size = 64; }), GGMLQ_ERROR_SHAPE, "attend with centered keys");
+#endif
     expect(attend([](auto & c) { c.n_queries = (int64_t) 1 << 32; }), GGMLQ_ERROR_SHAPE, "attend too many rows");
 
     /* What the driver said: here, that there isn't as much memory. */

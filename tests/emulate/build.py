@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-KERNELS = ["rows", "dot", "attend", "attend-plain", "attend-decode", "sparse", "indexer", "memory"]
+KERNELS = ["rows", "dot", "attend", "attend-plain", "attend-decode", "attend-term", "center", "sparse", "indexer", "memory"]
 FLAGS = [
     "-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE",  # fortified longjmp knows one stack only
     "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-D__HIP_PLATFORM_AMD__", "-DPYGGMLQ_CUDA_LIBRARY",
@@ -100,6 +100,28 @@ def build(folder, flags=(), csrc=ROOT / "csrc", units=(*KERNELS, "check_cuda"), 
     run(cxx, check, *common, "-o", folder / "check_emulated")
     run(cxx, "-shared", *common, "-o", folder / "ggmlq-hip.so")
     return folder / "check_emulated", folder / "ggmlq-hip.so"
+
+
+def build_adapter(folder, tree, others, again=False):
+    """check_adapter in that folder: ggml-cuda-ggmlq.cu of a patched tree, over the emulated kernels of the folder `others`. `again`: only that file
+    has changed since the last time."""
+    folder, (cxx, cc) = Path(folder), compilers()
+    folder.mkdir(parents=True, exist_ok=True)
+    source, here = tree / "ggml" / "src", HERE / "ggml-cuda"
+    common = ["-O1", "-g0", "-w", "-ffunction-sections", "-fdata-sections",
+              *(f"-I{path}" for path in (folder, here, source / "ggml-cuda", source, tree / "ggml" / "include", ROOT / "csrc"))]  # fmt: skip
+    (folder / "ggml-version.h").write_text('#define GGML_VERSION "0"\n#define GGML_COMMIT "0"\n', encoding="utf-8")  # CMake makes it
+    shutil.copy(source / "ggml-cuda" / "ggml-cuda-ggmlq.cu", folder / "adapter.cpp")  # beside it lie upstream's headers, which come first
+    units = {
+        "adapter": [cxx, "-std=c++17", folder / "adapter.cpp"], "check": [cxx, "-std=c++17", here / "check_adapter.cpp"],
+        "threading": [cxx, "-std=c++17", source / "ggml-threading.cpp"],
+        **{name: [cc, '-DGGML_VERSION="0"', '-DGGML_COMMIT="0"', source / f"{name}.c"] for name in ("ggml", "ggml-quants", "ggml-ggmlq", "ggmlq-codec")},
+    }  # fmt: skip
+    for name, (compiler, *arguments) in list(units.items())[: 1 if again else None]:
+        run(compiler, *common, *arguments, "-c", "-o", folder / f"{name}.o")
+    run(cxx, "-Wl,--gc-sections", *(folder / f"{name}.o" for name in units), *(others / f"{name}.o" for name in (*KERNELS, "emulate")), "-lm",
+        "-o", folder / "check_adapter")  # fmt: skip
+    return folder / "check_adapter"
 
 
 def build_faults(folder):

@@ -70,7 +70,7 @@ def build_all(folder, csrc=build.ROOT / "csrc", flags=()):
     check = build.ROOT / "tests" / "cuda" / "check_cuda.cu"
     jobs = [
         lambda: compile_kernels(folder, csrc, flags),
-        lambda: build.compile_unit(check, folder / "check.o", root, flags),
+        lambda: build.compile_unit(check, folder / "check.o", root, [*flags, "-DGGMLQ_CHECK_METAL"]),
         # Memory and devices are those of the HIP emulator: a Mac's are in ggmlq-metal-device.mm.
         lambda: build.compile_unit(root / "cuda" / "ggmlq-cuda-memory.cu", folder / "memory.o", root, flags),
         lambda: build.run(cxx, *usual, "-c", build.HERE / "emulate.cpp", "-o", folder / "emulate.o"),

@@ -14,6 +14,16 @@ static std::vector<std::unique_ptr<test_case>> make_test_cases_perf() {
             }
             test_cases.emplace_back(new test_lightning_indexer(128, 64, kv, 1, 1, 1, type));
         }
+        for (int64_t kv : { 1280, 8192, 33024 }) { // dense: HCA
+            test_cases.emplace_back(new test_flash_attn_ext(512, 512, 1, { 64, 1 }, kv, 1, true, true, 0.0f, 0.0f, GGML_PREC_F32, type, type, { 0, 2, 1, 3 }, false, true, 0));
+        }
+        for (int64_t nh : { 16, 128 }) {
+            for (int64_t most : { 0, 2048 }) {
+                if (576 % ggml_blck_size(type) == 0) {
+                    test_cases.emplace_back(new test_flash_attn_ext(576, 512, 1, { nh, 1 }, 49152, 1, true, false, 0.0f, 0.0f, GGML_PREC_F32, type, type, { 0, 1, 2, 3 }, true, true, most));
+                }
+            }
+        }
     }
 
     // pyggmlq:end deepseek4-tests-speed

@@ -22,6 +22,9 @@ static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
                 for (int64_t most : { 64, 100, 640 }) {
                     if (kv > most) {
                         test_cases.emplace_back(new test_flash_attn_ext(512, 512, 1, { 8, 1 }, kv, nb, true, true, 0.0f, 0.0f, GGML_PREC_F32, ours, ours, { 0, 2, 1, 3 }, false, true, most));
+                        if (nb < 33 && 576 % ggml_blck_size(ours) == 0) {
+                            test_cases.emplace_back(new test_flash_attn_ext(576, 512, 1, { 20, 1 }, kv, nb, true, false, 0.0f, 0.0f, GGML_PREC_F32, ours, ours, { 0, 1, 2, 3 }, true, true, most));
+                        }
                     }
                 }
                 test_cases.emplace_back(new test_flash_attn_ext(128, 128, 1, { 8, 1 }, kv, nb, true, false, 0.0f, 0.0f, GGML_PREC_F32, ours, GGML_TYPE_Q8_0, { 0, 2, 1, 3 }, false, false, 200));

@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Instances of the decode kernel for centered keys, see ggmlq-cuda-attend-decode.def.
+ */
+#define GGMLQ_DECODE_INSTANCES tq3_0
+#define GGMLQ_DECODE_TERM 1
+#include "ggmlq-cuda-attend-decode.inc"

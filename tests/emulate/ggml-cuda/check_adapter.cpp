@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention of a patched tree's ggml-cuda-ggmlq.cu, with our kernels emulated. What it calls of upstream is no kernel here but what it promises: attention with
+ * rows of halves, of the head sizes that upstream has, computed from the tensors that it is given. Compared with our plain kernel, called without the adapter.
+ */
+#include "ggml-cuda-ggmlq.cuh"
+#include "ggml-ggmlq-attend.h"
+#include "ggmlq-cuda.h"
+#include "ggmlq-block.h"
+
+#include "convert.cuh"
+#include "cpy.cuh"
+#include "fattn.cuh"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+static int failures = 0, upstream_calls = 0;
+static std::string current;
+static void require(bool condition, const char * what) {
+    if (!condition) {
+        printf("wrong: %s: %s\n", current.c_str(), what);
+        ++failures;
+    }
+}
+
+/* --- upstream ----------------------------------------------------------------------------------------------------- */
+
+ggml_backend_buffer_type_t ggml_backend_buffer_get_type(ggml_backend_buffer_t) { return nullptr; }
+const char * ggml_backend_buft_name(ggml_backend_buffer_type_t) { return ""; }
+
+static void * element(const ggml_tensor * t, int64_t i0, int64_t i1, int64_t i2, int64_t i3) { return (char *) t->data + i0*t->nb[0] + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3]; }
+
+static void from_q8_0(const void * x, half * y, int64_t n0, int64_t n1, int64_t n2, int64_t n3, int64_t s1, int64_t s2, int64_t s3, void *) {
+    for (int64_t k = 0; k < n3; ++k) for (int64_t j = 0; j < n2; ++j) for (int64_t i = 0; i < n1; ++i) for (int64_t b = 0; b < n0/32; ++b) {
+        const uint8_t * block = (const uint8_t *) x + 34*(k*s3 + j*s2 + i*s1 + b);
+        for (int64_t e = 0; e < 32; ++e) *y++ = ggml_fp32_to_fp16(ggml_fp16_to_fp32(ggmlq_load_u16(block))*(float) (int8_t) block[2 + e]);
+    }
+}
+to_fp16_nc_cuda_t ggml_get_to_fp16_nc_cuda(ggml_type type) { return type == GGML_TYPE_Q8_0 ? from_q8_0 : nullptr; }
+
+void ggml_cuda_cpy(ggml_backend_cuda_context &, const ggml_tensor * from, ggml_tensor * to) {
+    require(from->type == to->type && ggml_are_same_shape(from, to), "a copy of another type or shape");
+    for (int64_t k = 0; k < to->ne[3]; ++k) for (int64_t j = 0; j < to->ne[2]; ++j) for (int64_t i = 0; i < to->ne[1]; ++i) {
+        memcpy(element(to, 0, i, j, k), element(from, 0, i, j, k), (size_t) to->ne[0]*to->nb[0]);
+    }
+}
+
+static bool upstream_supports(int, const ggml_tensor * op) {
+    const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
+    static const int64_t sizes[] = { 64, 80, 96, 112, 128, 256, 512 };
+    return k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && q->ne[0] == k->ne[0] && v->ne[0] == k->ne[0] && op->ne[0] == v->ne[0] && op->ne[1] == q->ne[2] &&
+        op->ne[2] == q->ne[1] && op->ne[3] == q->ne[3] && q->ne[2] % k->ne[2] == 0 && k->ne[2] == v->ne[2] && std::find(std::begin(sizes), std::end(sizes), k->ne[0]) != std::end(sizes);
+}
+
+static double slope(double max_bias, int64_t heads, int64_t head) {
+    int64_t n = 1;
+    while (2*n <= heads) n *= 2;
+    return max_bias == 0 ? 1 : head < n ? std::pow(2, -max_bias/n*(head + 1)) : std::pow(2, -max_bias/2/n*(2*(head - n) + 1));
+}
+
+void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * op) {
+    if (ggmlq_ggml_cuda_flash_attn_ext(ctx, op, upstream_supports)) { /* the hook */
+        return;
+    }
+    ++upstream_calls;
+    const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2], * mask = op->src[3], * sinks = op->src[4];
+    require(upstream_supports(0, op) && ggml_is_contiguous(op) && !op->src[GGMLQ_GGML_ATTEND_C], "upstream is given what it doesn't take");
+    float numbers[3];
+    memcpy(numbers, op->op_params, sizeof(numbers));
+    for (int64_t s = 0; s < q->ne[3]; ++s) for (int64_t h = 0; h < q->ne[2]; ++h) for (int64_t t = 0; t < q->ne[1]; ++t) {
+        const int64_t hk = h/(q->ne[2]/k->ne[2]), sk = s/(q->ne[3]/k->ne[3]);
+        std::vector<double> score(k->ne[1]), out(v->ne[0]);
+        double top = sinks ? ((const float *) sinks->data)[h] : -INFINITY, total = 0;
+        for (int64_t i = 0; i < k->ne[1]; ++i) {
+            double dot = 0;
+            for (int64_t j = 0; j < k->ne[0]; ++j) dot += (double) *(float *) element(q, j, t, h, s)*ggml_fp16_to_fp32(*(ggml_fp16_t *) element(k, j, i, hk, sk));
+            dot *= numbers[0];
+            dot  = numbers[2] != 0 ? numbers[2]*std::tanh(dot/numbers[2]) : dot;
+            score[i] = dot + slope(numbers[1], q->ne[2], h)*(mask ? ggml_fp16_to_fp32(*(ggml_fp16_t *) element(mask, i, t, 0, s % mask->ne[3])) : 0);
+            top = std::max(top, score[i]);
+        }
+        total = sinks ? std::exp(((const float *) sinks->data)[h] - top) : 0;
+        for (int64_t i = 0; i < k->ne[1]; ++i) {
+            if (score[i] == -INFINITY) continue;
+            const double weight = std::exp(score[i] - top);
+            total += weight;
+            for (int64_t j = 0; j < v->ne[0]; ++j) {
+                const uint8_t * at = (const uint8_t *) element(v, j, i, hk, sk);
+                out[j] += weight*ggml_fp16_to_fp32(*(const ggml_fp16_t *) at);
+            }
+        }
+        for (int64_t j = 0; j < v->ne[0]; ++j) *(float *) element(op, j, h, t, s) = (float) (out[j]/total);
+    }
+}
+
+/* --- cases ---------------------------------------------------------------------------------------------------------- */
+
+static std::mt19937 random_bits(1);
+static float normal() { return std::normal_distribution<float>()(random_bits); }
+
+/* A tensor of normal values; the rows of all heads of a token adjacent, as in a cache, where `like_cache`. */
+static ggml_tensor * make(ggml_context * ctx, ggml_type type, int64_t n0, int64_t n1, int64_t n2, int64_t n3, bool like_cache) {
+    ggml_tensor * t = like_cache ? ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, n0, n2, n1, n3), 0, 2, 1, 3) : ggml_new_tensor_4d(ctx, type, n0, n1, n2, n3);
+    for (int64_t k = 0; k < n3; ++k) for (int64_t j = 0; j < n2; ++j) for (int64_t i = 0; i < n1; ++i) {
+        std::vector<float> x(n0);
+        for (auto & value : x) value = normal();
+        void * row = element(t, 0, i, j, k);
+        if (type == GGML_TYPE_F32) memcpy(row, x.data(), 4*n0);
+        else if (type == GGML_TYPE_F16) for (int64_t e = 0; e < n0; ++e) ((ggml_fp16_t *) row)[e] = ggml_fp32_to_fp16(x[e]);
+        else if (type == GGML_TYPE_Q8_0) ggml_quantize_chunk(type, x.data(), row, 0, 1, n0, nullptr);
+        else require(ggmlq_encode_row((int) type, x.data(), row, n0) == 0, "rows can't be encoded");
+    }
+    return t;
+}
+
+struct attention_case {
+    int type_k, type_v;
+    int64_t head, head_v, n_rot, heads_kv, group, queries, n_kv, seqs;
+    bool sinks;
+    float softcap, max_bias;
+    bool upstream; /* wanted */
+};
+
+static void check(const attention_case & c) {
+    char text[200];
+    snprintf(text, sizeof(text), "K %s V %s heads %d x %d of %d/%d, n_rot %d, %d queries, cap %g, alibi %g", ggml_type_name((ggml_type) c.type_k), ggml_type_name((ggml_type) c.type_v), (int) c.heads_kv,
+             (int) c.group, (int) c.head, (int) c.head_v, (int) c.n_rot, (int) c.queries, c.softcap, c.max_bias);
+    current = text;
+    ggml_init_params params = { 64u << 20, nullptr, false };
+    ggml_context * ctx = ggml_init(params);
+    const int64_t heads = c.heads_kv*c.group;
+    ggml_tensor * q = make(ctx, GGML_TYPE_F32, c.head, c.queries, heads, c.seqs, true);
+    ggml_tensor * k = make(ctx, (ggml_type) c.type_k, c.head, c.n_kv, c.heads_kv, c.seqs, true);
+    ggml_tensor * v = make(ctx, (ggml_type) c.type_v, c.head_v, c.n_kv, c.heads_kv, c.seqs, true);
+    ggml_tensor * mask = make(ctx, GGML_TYPE_F16, c.n_kv, c.queries, 1, c.seqs, false);
+    for (int64_t i = 0; i < ggml_nelements(mask); ++i) ((ggml_fp16_t *) mask->data)[i] = ggml_fp32_to_fp16(i % 7 == 0 ? -INFINITY : -(float) (i % 5)/4);
+    ggml_tensor * op = ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f/std::sqrt((float) c.head), c.max_bias, c.softcap);
+    if (c.sinks) ggml_flash_attn_ext_add_sinks(op, make(ctx, GGML_TYPE_F32, heads, 1, 1, 1, false));
+    op->src[GGMLQ_GGML_ATTEND_W]    = make(ctx, GGML_TYPE_F32, c.n_rot, c.queries, heads, c.seqs, true);
+    op->src[GGMLQ_GGML_ATTEND_C]    = make(ctx, GGML_TYPE_F16, c.n_rot, c.n_kv, 1, c.seqs, false);
+    op->src[GGMLQ_GGML_ATTEND_PART] = make(ctx, GGML_TYPE_F16, c.n_kv, 1, 1, c.seqs, false);
+    for (int64_t i = 0; i < c.n_kv*c.seqs; ++i) ((uint16_t *) op->src[GGMLQ_GGML_ATTEND_PART]->data)[i] = i % 4 ? 0x3c00 : 0;
+
+    require(ggmlq_ggml_cuda_involved(op) && ggmlq_ggml_cuda_supports_op(0, op, upstream_supports), "the node is refused");
+    ggml_backend_cuda_context context;
+    upstream_calls = 0;
+    ggml_cuda_flash_attn_ext(context, op);
+    require((upstream_calls > 0) == c.upstream, upstream_calls ? "upstream was asked" : "upstream wasn't asked");
+    const int64_t n = ggml_nelements(op);
+    const std::vector<float> found((float *) op->data, (float *) op->data + n);
+
+    ggmlq_attend_params p;
+    require(ggmlq_ggml_attend_params_centered(op, &p) && ggmlq_cuda_attend_check(&p) == 0, "no parameters");
+    std::vector<uint8_t> workspace((size_t) ggmlq_cuda_attend_workspace_bytes(&p));
+    require(ggmlq_cuda_attend(&p, workspace.data(), nullptr) == 0, "the plain kernel failed");
+    double error = 0, norm = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const double wanted = ((float *) op->data)[i];
+        error += (found[i] - wanted)*(found[i] - wanted);
+        norm  += wanted*wanted;
+    }
+    require(error < 1e-5*norm, "the result is another"); /* halves; without the term it is of the size of the norm */
+    ggml_tensor * wrong = op->src[GGMLQ_GGML_ATTEND_C];
+    wrong->type = GGML_TYPE_I16;
+    require(!ggmlq_ggml_cuda_supports_op(0, op, upstream_supports), "rows c of another type are taken");
+    ggml_free(ctx);
+}
+
+int main() {
+    const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGML_TYPE_F16, Q = GGML_TYPE_Q8_0;
+    check({ T, T, 128, 128, 128, 4, 2, 17, 70, 1, false, 0, 0, true }); /* several rounds of KV heads */
+    check({ T, H, 128, 128, 128, 5, 3, 9, 40, 2, true, 0, 0, true });
+    check({ P, P, 128, 128, 64, 2, 4, 12, 33, 2, true, 20, 0, true });
+    check({ P, Q, 128, 128, 128, 3, 1, 9, 33, 1, false, 0, 8, true }); /* ALiBi: all heads at once */
+    check({ T, T, 64, 64, 64, 3, 3, 10, 40, 1, true, 0, 0, true });
+    check({ T, T, 64, 64, 32, 1, 4, 10, 40, 1, false, 0, 0, true });    /* 96 */
+    check({ T, T, 64, 64, 32, 1, 4, 10, 40, 1, false, 30, 0, false });  /* no softcap there */
+    check({ T, T, 256, 256, 256, 2, 2, 9, 40, 1, false, 0, 0, true });
+    check({ T, T, 512, 512, 512, 1, 2, 9, 20, 1, false, 0, 0, false }); /* none is long enough */
+    check({ H, H, 64, 64, 64, 2, 2, 9, 40, 2, true, 0, 0, true });
+    check({ H, T, 80, 96, 80, 2, 2, 9, 40, 1, false, 0, 0, true });
+    check({ Q, H, 64, 64, 64, 2, 2, 9, 40, 1, false, 0, 0, false });
+    printf(failures ? "%d wrong\n" : "ok\n", failures);
+    return failures != 0;
+}
