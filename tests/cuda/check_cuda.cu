@@ -287,7 +287,7 @@ static std::vector<uint8_t> encoded_rows(int type, int64_t n_rows, int64_t n) {
 static std::string check_decoder() {
     for (int type : CACHE_TYPES) {
         const int64_t length = ggmlq_type_info_get(type)->block_length;
-        for (int many = 0; many < 2; ++many) { /* so many, and a whole number of 128 values: another kernel */
+        for (int many = 0; many < 2; ++many) { /* so many planes: another kernel */
             const int64_t n_blocks = many ? 16640*32/length : (quick ? 3000 : 200000)*32/length + 1, n = n_blocks*length;
             const std::vector<uint8_t> rows = random_blocks(type, n_blocks);
             for (int offset : { 0, 1, 2 }) {
