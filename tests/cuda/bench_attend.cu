@@ -354,7 +354,6 @@ static float time_case(const bench_case & c, double target, bool search, double 
     CUDA(cudaMalloc(&b.workspace, 320 << 20));
     ggmlq_decode_plan plan;
     const ggmlq_decode_instance * instance = make_plan(&b.p, &plan);
-    if (getenv("TILES") && c.queries > 1) { instance = find_instance(&b.p, atoi(getenv("TILES"))); plan_instance(&b.p, instance, &plan); }
     const float us = median_us(b, instance, plan, sets, stream), floor_us = (float) (bytes_set/copy_rate*1e6);
     printf("%s%s  %7.1f us  target %6.1f %s  floor %5.1f (x%.2f)  %.2f TB/s  splits %d\n", name_of(c).c_str(), c.v_in_k ? " V=K" : "", us, target, us <= target ? "met   " : "MISSED", floor_us, us/floor_us, bytes_set/us*1e-6, plan.splits);
     if (search && !c.term) {
