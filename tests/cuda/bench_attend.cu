@@ -351,7 +351,7 @@ static float time_case(const bench_case & c, double target, bool search, double 
     const int sets = (int) std::max(2.0, std::min(24.0, 250e6/bytes_set));
     make(c, b, sets);
     if (!ggmlq_cuda_attend_decode_supports(&b.p)) { printf("NOT SUPPORTED %s\n", name_of(c).c_str()); release(b); return 0; }
-    CUDA(cudaMalloc(&b.workspace, 320 << 20));
+    CUDA(cudaMalloc(&b.workspace, 64 << 20));
     ggmlq_decode_plan plan;
     const ggmlq_decode_instance * instance = make_plan(&b.p, &plan);
     const float us = median_us(b, instance, plan, sets, stream), floor_us = (float) (bytes_set/copy_rate*1e6);
@@ -439,6 +439,7 @@ int main(int argc, char ** argv) {
             run({ type, type, 128, 8, 4, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false, 128 });
             run({ type, type, 128, 2, 8, 1, 4096, 5, 2, 2, false, false, 0, 0, 2, true, 32 });
             run({ type, type, 128, 1, 12, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false, 64 });
+            run({ type, type, 128, 2, 6, 2, 500, 1, 1, 1, false, false, 0, 0, 2, false, 40 });
         }
         for (int v = 0; bench_variant(v); ++v) {
             const ggmlq_decode_instance * i = bench_variant(v);
