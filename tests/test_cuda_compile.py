@@ -19,7 +19,8 @@ NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 ARCHITECTURE = "sm_90"
 
 # Bytes of stores. The decode kernels are held to 128 registers for the sake of occupancy, or with 32 columns use all that a thread can have.
-ALLOWED_SPILLS = {"ggmlq_attend_decode_kernel": 32}
+# Those for centered keys hold more; in the loop only those of 32 columns read some of it again.
+ALLOWED_SPILLS = {"ggmlq_attend_decode_kernel": 32, "ELb1EEv19ggmlq_attend_params17ggmlq_decode_plan": 96}
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="found no nvcc, neither on the path nor in /usr/local/cuda/bin")
 

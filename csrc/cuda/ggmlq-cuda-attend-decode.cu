@@ -29,10 +29,15 @@ static bool slice_fits(int64_t head_size, int slice) {
 }
 
 /* Tokens apart in memory: what a few hundred of them span is added in 32 bits. */
-static bool is_near(const int64_t stride[3]) { return stride[0] >= 0 && stride[0] < 1 << 20; }
+static bool is_near(const int64_t stride[]) { return stride[0] >= 0 && stride[0] < 1 << 20; }
 
 static bool is_aligned(const void * data, const int64_t stride[3], int64_t align) {
     return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
+}
+
+/* Rows of c and part are copied in pieces of 16 bytes. */
+static bool term_fits(const ggmlq_attend_params * p) {
+    return p->c == NULL || (p->c_size % 8 == 0 && is_near(p->c_stride) && ((int64_t) (uintptr_t) p->c | p->c_stride[0] | p->c_stride[1] | (int64_t) (uintptr_t) p->part | p->part_stride) % 16 == 0 && p->n_seqs_kv*p->part_stride < INT32_MAX);
 }
 
 static bool v_is_in_k(const ggmlq_attend_params * p) {
@@ -51,12 +56,12 @@ static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p
             if (instance->term == (p->c != NULL) && instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
                 instance->tail == p->head_size_k - p->head_size_v && slice_fits(p->head_size_v, instance->slice) &&
                 instance->tail <= 32*(p->head_size_v/instance->slice) /* a plane for a warp */ &&
-                (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice || (instance->combine && instance->slice == best->slice))) {
+                (tiles > 1 || instance->warps == 12 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice || (instance->combine && instance->slice == best->slice))) {
                 best = instance;
             }
         }
     }
-    return best && (p->c == NULL || ggmlq_term_supports(p)) && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
+    return best && term_fits(p) && is_near(p->k_stride) && is_near(p->v_stride) && is_aligned(p->k, p->k_stride, best->align_k) && is_aligned(p->v, p->v_stride, best->align_v) ? best : NULL;
 }
 
 struct device_info { int multiprocessors, capability, shared_bytes; };
@@ -87,9 +92,6 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     const double loop = (double) waves*turns*(wide ? 1.86*instance->rows/16 : turn), memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
     return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits == 1 ? 0.0 : wide ? 1.5*((splits + 15)/16) : 0.14*splits);
 }
-
-/* More than that the terms of all columns and tokens may not take; without centered keys only f16 rows made of the cache do. */
-static const int64_t MOST_TERM_BYTES = 256 << 20;
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
     device_info device;
@@ -148,14 +150,6 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->stats_at        = (8*units + 15)/16*16;
     plan->partials_at     = plan->stats_at + parts*columns*8;
     plan->workspace_bytes = parts == 0 ? 0 : plan->partials_at + parts*plan->slices*instance->tiles*instance->m_tiles*32*16;
-    if (p->c) {
-        const int at_once = plan->columns < columns ? plan->columns : columns;
-        plan->term_tiles      = (plan->n_kv + 15)/16;
-        plan->term_pairs      = (at_once + 1)/2;
-        plan->terms_at        = (plan->workspace_bytes + 127)/128*128;
-        plan->workspace_bytes = plan->terms_at + units*plan->term_tiles*plan->term_pairs*128;
-        return plan->workspace_bytes - plan->terms_at <= MOST_TERM_BYTES;
-    }
     return true;
 }
 
@@ -202,12 +196,6 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     plan->short_loop      = plan->tiles_per_split*plan->slices < 4*instance->warps;
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
-    if (p->c) {
-        const int error = ggmlq_term_launch(p, plan, instance->tiles, (uint8_t *) workspace + plan->terms_at, stream);
-        if (error) {
-            return error;
-        }
-    }
     const dim3 blocks((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), threads((unsigned) (32*instance->warps));
     if (!plan->overlaps || !ggmlq_launch_waiting(instance->kernel, blocks, threads, (size_t) plan->shared_bytes, (cudaStream_t) stream, args)) {
         (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);

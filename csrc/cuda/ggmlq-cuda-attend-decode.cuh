@@ -158,8 +158,24 @@ static_assert(ggmlq_plane_words_hold(0), "order of the queries");
 
 /* --- the kernel ------------------------------------------------------------------------------------------------- */
 
+#ifdef GGMLQ_DECODE_DEVICE
+
+/* Token and head of a column; most often there is one token. */
+GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int column, int & token, int & head) {
+    token = 0;
+    head  = column;
+    if (plan.columns != plan.group) {
+        token = column/plan.group;
+        head -= token*plan.group;
+    }
+}
+
+#endif
+
+#include "ggmlq-cuda-attend-term.cuh"
+
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, bool TERM, int TAIL_VALUES = 0> struct ggmlq_decode_shape {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
     typedef ggmlq_decode_rows<type_v, SLICE, TAIL_VALUES> V;
     typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
@@ -171,15 +187,14 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         K_BYTES     = ROWS*K::PITCH,
         V_BYTES     = ROWS*V::PITCH,
         MASK_BYTES  = COLUMNS*ROWS*2,
-        TERM_BYTES  = TERM ? TILES*512 : 0, /* of centered keys: what a thread's scores begin with */
-        TAIL_AT     = K_BYTES + V_BYTES + MASK_BYTES + TERM_BYTES,
+        TAIL_AT     = K_BYTES + V_BYTES + MASK_BYTES,
         STAGE_BYTES = TAIL_AT + (TAIL ? (int) ROWS*T::PITCH : 0),
-        PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
+        TERM_BYTES  = TERM ? ggmlq_term_c_bytes<SLICE, ROWS>() : 0, /* of c one stage: a warp reads it at the start of a turn */
+        PIPE_BYTES  = WARPS*(STAGES*STAGE_BYTES + TERM_BYTES),
         SUM_BYTES   = WARPS*TILES*M_TILES*32*16
     };
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
     static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
-    static_assert(!TERM || ROWS == 16, "the terms come in tiles of 16 tokens");
 
     static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*(SLICE*slices + TAIL) + 16; }
     static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
@@ -208,6 +223,13 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         plan->scales_at    = scales_at(plan->slices);
         plan->exchange_at  = exchange_at(plan->slices);
         plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
+        if (TERM) {
+            plan->c_step      = (unsigned) (WARPS/plan->slices*ROWS*p->c_stride[0]);
+            plan->c_copy_step = (unsigned) (32/ggmlq_term_rows<SLICE>::LANES*p->c_stride[0]);
+            plan->part_lanes  = p->part ? ROWS/8 : 0;
+            plan->w_at        = plan->shared_bytes;
+            plan->shared_bytes += ggmlq_term_w_bytes(SLICE*plan->slices, COLUMNS);
+        }
     }
 };
 
@@ -385,16 +407,6 @@ template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int 
 #define GGMLQ_SUM_BITS  0x4b400000
 #define GGMLQ_SUM_FLOAT 12582912.0f
 
-/* Token and head of a column; most often there is one token. */
-GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int column, int & token, int & head) {
-    token = 0;
-    head  = column;
-    if (plan.columns != plan.group) {
-        token = column/plan.group;
-        head -= token*plan.group;
-    }
-}
-
 /* item = column*planes + plane; a division by a constant where a head is one slice. */
 template <int SLICE, int TAIL = 0> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
     column = plan.slices == 1 && TAIL == 0 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32) + TAIL/32);
@@ -516,11 +528,11 @@ template <class S, int type, int SLICE, int AHEAD = 1> GGMLQ_DEVICE void ggmlq_d
 #define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
 #define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, bool TERM, int TAIL>
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TERM, TAIL> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
@@ -584,18 +596,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint8_t * k_chunk = NULL, * v_chunk = NULL, * tail_chunk = NULL;
     const int inner1 = min(tile1, tiles - 1);
 
-    /* Terms of the columns that there are, for the first slice of a head; other lanes keep zeros. */
-    auto copy_terms = [&](int tile, int at) {
-        const uint8_t * const from = workspace + plan.terms_at + ((int64_t) unit*plan.term_tiles + tile)*plan.term_pairs*128 + 128*t + 16*g;
-#pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-            if (tile < tile1 && 4*n + t < plan.term_pairs && slice == 0) {
-                ggmlq_copy_async(ggmlq_shared_address(pipe) + at + S::K_BYTES + S::V_BYTES + S::MASK_BYTES + 512*n + 16*lane, from + 512*n, 16);
-            }
-        }
-    };
-
-    auto copy_tile = [&](int tile, int at, bool terms = TERM) { /* at: the stage's first byte in the pipeline */
+    auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
             ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
@@ -629,11 +630,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
-        if constexpr (TERM) {
-            if (terms) {
-                copy_terms(tile, at);
-            }
-        }
         ggmlq_copy_async_commit();
         k_chunk += plan.k_step;
         v_chunk += plan.v_step;
@@ -657,6 +653,30 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
         return word;
+    };
+
+    /* The term of centered keys: rows c and factors of the next tile, copied when this one's have been read. */
+    typedef ggmlq_term_rows<SLICE> C;
+    uint8_t * const c_tile = front + WARPS*STAGES*S::STAGE_BYTES + warp*S::TERM_BYTES;
+    const uint8_t * c_chunk = NULL;
+    auto copy_c = [&](int tile) {
+        const uint32_t to = ggmlq_shared_address(c_tile), to_part = to + ROWS*C::PITCH + 16*lane;
+        const unsigned from_part = (unsigned) seq_kv*(unsigned) p.part_stride + 2*ROWS*tile + 16*lane;
+        const int left = (int) p.c_size - slice*SLICE - 8*(lane % C::LANES);
+        if (__builtin_expect(tile < inner1, 1)) {
+            ggmlq_term_copy<SLICE, ROWS, false>(to, c_chunk, plan.c_copy_step, left, ROWS, lane, p.c);
+            if (lane < plan.part_lanes) {
+                ggmlq_copy_async(to_part, (const uint8_t *) p.part + from_part, 16);
+            }
+        } else if (tile < tile1) {
+            ggmlq_term_copy<SLICE, ROWS, true>(to, c_chunk, plan.c_copy_step, left, plan.n_kv - tile*ROWS, lane, p.c);
+            const int part_left = 2*plan.n_kv - (2*ROWS*tile + 16*lane);
+            if (lane < plan.part_lanes) {
+                ggmlq_copy_async(to_part, (const uint8_t *) p.part + (part_left > 0 ? from_part : 0), part_left > 16 ? 16 : part_left < 0 ? 0 : part_left);
+            }
+        }
+        ggmlq_copy_async_commit();
+        c_chunk += plan.c_step;
     };
 
     unsigned long long * const counter = (unsigned long long *) workspace + unit;
@@ -714,32 +734,23 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         float first_query[2][4];
         if (!careful) {
-            if constexpr (TERM) { /* the kernel before this one computes terms, and nothing else that is read here */
-#pragma unroll 1
-                for (int i = 0; i < STAGES*TILES; ++i) {
-                    if (4*(i % TILES) + t < plan.term_pairs && slice == 0) {
-                        continue;
-                    }
-                    *(uint4 *) (pipe + i/TILES*S::STAGE_BYTES + S::K_BYTES + S::V_BYTES + S::MASK_BYTES + 512*(i % TILES) + 16*lane) = make_uint4(0, 0, 0, 0);
-                }
-            } else {
-                ggmlq_wait_for_previous();
-                if (plan.short_loop) {
-                    ggmlq_let_next_start();
-                }
+            ggmlq_wait_for_previous();
+            if (plan.short_loop) {
+                ggmlq_let_next_start();
             }
             if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
                 found = *(volatile unsigned long long *) counter;
             }
             ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
         }
+        if constexpr (TERM) {
+            c_chunk = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + (first_token + lane/C::LANES)*p.c_stride[0] + 2*slice*SLICE + 16*(lane % C::LANES);
+            ggmlq_term_clear<SLICE, ROWS>(c_tile, p, lane);
+            copy_c(tile0 + group);
+        }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            if constexpr (TERM) {
-                copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES, careful);
-            } else {
-                copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
-            }
+            copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
         }
         uint32_t next_mask = many_masks ? 0 : load_mask(tile0 + group);
         if (!careful) { /* while the first tiles are on their way */
@@ -753,18 +764,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             ggmlq_decode_load_queries<S, type_k, SLICE>(&first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
             if constexpr (TERM) {
-                ggmlq_wait_for_previous();
-                if (plan.short_loop) {
-                    ggmlq_let_next_start();
-                }
-#pragma unroll 1
-                for (int i = 0; i < STAGES - 1; ++i) {
-                    copy_terms(tile0 + group + i*groups, i*S::STAGE_BYTES);
-                }
-                ggmlq_copy_async_commit();
-                if (STAGES > 2) {
-                    ggmlq_copy_async_wait<0>(); /* the loop counts groups as if they had come with their tiles */
-                }
+                ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, (softcap ? p.scale/p.logit_softcap : p.scale*LOG2E)*(1.0f/GGMLQ_TERM_UNIT));
             }
             __syncthreads();
 #pragma unroll
@@ -787,7 +787,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = tile0 + group; tile < tile1; tile += groups) {
-            ggmlq_copy_async_wait<STAGES - 2>();
+            ggmlq_copy_async_wait<TERM ? 0 : STAGES - 2>();
             __syncwarp();
             copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const uint8_t * const k_tile = pipe + stage;
@@ -815,6 +815,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 if (plan.slices > 1) {
                     ggmlq_barrier(1 + group, 32*plan.slices);
                 }
+                if constexpr (TERM) {
+                    copy_c(tile + groups);
+                }
                 continue; /* all hidden */
             }
 
@@ -823,12 +826,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
-                    if constexpr (TERM) {
-                        *(float4 *) s[m][n] = *(const float4 *) (k_tile + S::K_BYTES + S::V_BYTES + S::MASK_BYTES + 512*n + 16*lane);
-                    } else {
-                        s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
-                    }
+                    s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
                 }
+            }
+            if constexpr (TERM) {
+                ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, plan.slices*(SLICE/32)*512, lane);
+                __syncwarp();
+                copy_c(tile + groups);
             }
             if constexpr (K::BYTE_VALUES) {
                 const uint8_t * const row = k_tile + k_row;
@@ -1305,10 +1309,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, bool TERM, int TAIL> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TERM, TAIL> S;
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TERM, TAIL>, NULL };
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM>, NULL };
     return instance;
 }
 

@@ -25,8 +25,8 @@ struct ggmlq_decode_plan {
     unsigned k_copy_step, v_copy_step; /* bytes from a row that a lane copies to its next         */
     unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
-    int     term_tiles, term_pairs; /* centered keys: tiles of 16 tokens, pairs of columns of a unit   */
-    int64_t terms_at;     /* in the workspace                                                          */
+    unsigned c_step, c_copy_step; /* centered keys: bytes of c from a warp's tile to its next, from a row that a lane copies to its next */
+    int     part_lanes, w_at; /* that copy factors; in shared memory                                   */
 };
 
 struct ggmlq_decode_instance {
@@ -36,11 +36,6 @@ struct ggmlq_decode_instance {
     const void * kernel;
     const void * combine; /* a kernel that adds up the ranges, or NULL: the last block does */
 };
-
-/* Centered keys: whether their terms can be computed ahead, and that, to `terms`: [unit][tile][pair of columns][row g] of tokens g and g + 8 of both columns,
- * multiplied by the factor of the scores. */
-bool ggmlq_term_supports(const ggmlq_attend_params * p);
-int  ggmlq_term_launch  (const ggmlq_attend_params * p, const ggmlq_decode_plan * plan, int tiles, uint8_t * terms, void * stream);
 
 /* The instances of one file; NULL after the last. */
 #define GGMLQ_DECODE_FILE(file) const ggmlq_decode_instance * ggmlq_decode_instances_##file(int i);

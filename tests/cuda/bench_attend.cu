@@ -351,10 +351,9 @@ static float time_case(const bench_case & c, double target, bool search, double 
     const int sets = (int) std::max(2.0, std::min(24.0, 250e6/bytes_set));
     make(c, b, sets);
     if (!ggmlq_cuda_attend_decode_supports(&b.p)) { printf("NOT SUPPORTED %s\n", name_of(c).c_str()); release(b); return 0; }
-    CUDA(cudaMalloc(&b.workspace, 320 << 20));
+    CUDA(cudaMalloc(&b.workspace, 64 << 20));
     ggmlq_decode_plan plan;
     const ggmlq_decode_instance * instance = make_plan(&b.p, &plan);
-    if (getenv("TILES") && c.queries > 1) { instance = find_instance(&b.p, atoi(getenv("TILES"))); plan_instance(&b.p, instance, &plan); }
     const float us = median_us(b, instance, plan, sets, stream), floor_us = (float) (bytes_set/copy_rate*1e6);
     printf("%s%s  %7.1f us  target %6.1f %s  floor %5.1f (x%.2f)  %.2f TB/s  splits %d\n", name_of(c).c_str(), c.v_in_k ? " V=K" : "", us, target, us <= target ? "met   " : "MISSED", floor_us, us/floor_us, bytes_set/us*1e-6, plan.splits);
     if (search && !c.term) {
@@ -443,6 +442,7 @@ int main(int argc, char ** argv) {
             run({ type, type, 128, 8, 4, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false, 128 });
             run({ type, type, 128, 2, 8, 1, 4096, 5, 2, 2, false, false, 0, 0, 2, true, 32 });
             run({ type, type, 128, 1, 12, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false, 64 });
+            run({ type, type, 128, 2, 6, 2, 500, 1, 1, 1, false, false, 0, 0, 2, false, 40 });
         }
         for (int v = 0; bench_variant(v); ++v) {
             const ggmlq_decode_instance * i = bench_variant(v);
