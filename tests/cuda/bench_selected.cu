@@ -4,7 +4,7 @@
  * first 512, 2048 rows seen): the call, its two kernels by themselves, and attention over all rows, which it has to beat; both with 16 columns at a time too.
  * Checked against each other, and for few rows against the plain kernel. Medians of replayed graphs, everything in the L2 cache as it is after the CONCAT before it.
  *
- * Build: see docs/DEEPSEEK.md.
+ * bench_selected search: up to 8192 rows and one token, other numbers of splits too. Build: see docs/DEEPSEEK.md.
  */
 #include "ggmlq-cuda-attend-decode.cu"
 #include "ggmlq-cuda-attend.cu"
