@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from . import llama
 from ._types import cache_types, foreign_types, type_info, wants_attn_rot
 
+OURS = tuple(info.name for info in cache_types())
+"""Names of the cache types of this package."""
+
 
 @dataclass(frozen=True)
 class Case:

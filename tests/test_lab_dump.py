@@ -362,3 +362,8 @@ def test_rows_of_a_real_model_are_those_that_its_cache_holds(llama_tree, tmp_pat
     assert layer.facts["rotation_k"] == 64 and layer.facts["rotation_v"] == 64
     np.testing.assert_allclose(layer.k, unrotated.k[::4], atol=1e-3)
     assert 0 < attention._relative(layer.k, layer.k_cache) < 0.05
+
+    broken = tmp_path / "broken.gguf"  # what llama.cpp says of it comes last in its log, which must be written to the end
+    broken.write_bytes(model.read_bytes().replace(b"blk.3.attn_k.weight", b"blk.3.attn_x.weight", 1))
+    done = CliRunner().invoke(app, ["dump-kv", str(broken), "--text", str(text), "-o", str(tmp_path / "none.safetensors"), "--programs", str(programs), "--work-dir", str(tmp_path)])
+    assert done.exit_code == 1 and "tensor 'blk.3.attn_k.weight' not found" in " ".join(done.output.split()) and not (tmp_path / "none.safetensors").exists()

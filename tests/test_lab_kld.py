@@ -353,7 +353,8 @@ def test_default_pairs_are_those_of_an_honest_table():
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LabError, match=r"matplotlib is not installed: pip install 'pyggmlq\[lab\]'"):
         require("matplotlib.figure")
 

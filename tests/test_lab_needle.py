@@ -123,5 +123,6 @@ def test_a_real_model_finds_what_is_there(llama_tree, tmp_path, tmp_path_factory
               str(Path(__file__).parents[1] / "README.md"), "--work-dir", str(tmp_path), "--json", str(tmp_path / "n.json"), "--context", "128",
               "--needles", "2", "--depths", "0,100", "--pairs", "f16,tq3_0"])  # fmt: skip
     assert done.exit_code == 0, done.output
+    assert record.read(tmp_path / "n.json")["llama_cpp"]["commit"] == fetch.TREES["0.3.36"].commit
     for row in record.read(tmp_path / "n.json")["rows"]:
         assert row["nll"] < row["nll_without"] - 3, "what is in the text is far more likely than a guess"

@@ -122,6 +122,16 @@ def test_rotation_is_that_of_the_last_context():
     assert llama.parse_rotation("llama_kv_cache_unified: size = 45.00 MiB\n") is None
 
 
+def test_centering_is_that_of_the_last_context():
+    start = STAMP + "llama_context: constructing llama_context\n"
+    centered = start + STAMP + "ggmlq_llama_center_calibrate: keys are centered: 30 layers, calibrated on 256 tokens in 3109 ms\n"
+    not_centered = start + STAMP + "ggmlq_llama_center_run: keys are not centered: found no layer that can be; not 0 (its keys have no RoPE)\n"
+    assert (llama.parse_centering(centered), llama.parse_not_centered(centered)) == (30, None)
+    assert llama.parse_centering(centered + not_centered) is None
+    assert llama.parse_not_centered(centered + not_centered) == "keys are not centered: found no layer that can be; not 0 (its keys have no RoPE)"
+    assert llama.parse_not_centered(start) is None
+
+
 def test_placement_names_the_devices_of_the_cache():
     log = (
         STAMP + "llama_prepare_model_devices: using device CUDA0 (Demo (TM) 80GB) (0000:01:00.0) - 80000 MiB free\n"

@@ -27,7 +27,7 @@ def default_codecs() -> list[Codec]:
     """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`), ours and q4_0 also with
     centered keys (`c+`); other encoders of tq3_0."""
     names = ("tq3_0", "tq3_0:rms", "tq3_0:search", "tq3_0:queries", "planar3", "q8_0", "q5_0", "q4_0", "iq4_nl")
-    chosen = {prefix + name for prefix in ("", "h+") for name in names} | {prefix + name for prefix in ("c+", "c+h+") for name in ("tq3_0", "planar3", "q4_0")}
+    chosen = {prefix + name for prefix in ("", "h+") for name in names} | {prefix + name for prefix in ("c+", "c+h+") for name in ("tq3_0", "tq3_0:queries", "planar3", "q4_0")}
     return [codec for codec in known.all_codecs() if codec.name in chosen]
 
 
@@ -91,12 +91,12 @@ def _stored(layer: Layer, codec: Codec, dump: Dump) -> tuple[np.ndarray, np.ndar
     def through(x: np.ndarray) -> np.ndarray:
         return codec.round_trip(np.ascontiguousarray(x.reshape(-1, x.shape[2]))).reshape(x.shape)
 
-    k = _keys_for_queries(layer, codec, dump.windows) if codec.for_queries else _centered_keys(layer, dump, through) if codec.centered else through(layer.k)
+    k = _centered_keys(layer, codec, dump) if codec.centered else _keys_for_queries(layer, codec, dump.windows) if codec.for_queries else through(layer.k)
     return k, None if layer.v is None else through(layer.v)
 
 
-def _centered_keys(layer: Layer, dump: Dump, through: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Keys that are centered and scaled (`pyggmlq.center`), go `through` a codec, and get back what attention adds to their scores."""
+def _centered_keys(layer: Layer, codec: Codec, dump: Dump) -> np.ndarray:
+    """Keys that are centered and scaled (`pyggmlq.center`), go through a codec, and get back what attention adds to their scores."""
     before, angle, rope = without_rope(layer, dump.positions), rope_angles(layer, dump.positions), layer.facts["rope"]
     out, windows, neox = np.empty_like(layer.k), np.unique(dump.windows), rope["mode"] == 2
 
@@ -107,10 +107,10 @@ def _centered_keys(layer: Layer, dump: Dump, through: Callable[[np.ndarray], np.
         here, there = dump.windows == window, dump.windows == other
         fitted = center.fit(by_head(before[there]), by_head(layer.q[there]), rope["n_dims"], neox)
         chosen, cos, sin = center.shorter(fitted, by_head(before[here])), np.cos(angle[here]), np.sin(angle[here])
-        stored = center.center(fitted, by_head(layer.k[here]), cos, sin, chosen)
-        back = by_head(through(by_head(stored).astype(np.float32))) / fitted.scale[:, None]
-        mean = fitted.mean[:, None] * chosen[:, None]
-        out[here] = by_head(back + center.rope(mean, cos, sin, neox))
+        stored = center.center(fitted, by_head(layer.k[here]), cos, sin, chosen).astype(np.float32)
+        queries, _ = center.query(fitted, by_head(layer.q[there]))
+        back = np.stack([_rounded(keys, of_head, codec) for keys, of_head in zip(stored, queries.reshape(len(stored), -1, queries.shape[2]))])
+        out[here] = by_head(back / fitted.scale[:, None] + center.rope(fitted.mean[:, None] * chosen[:, None], cos, sin, neox))
     return out
 
 
@@ -119,9 +119,15 @@ def _keys_for_queries(layer: Layer, codec: Codec, windows: np.ndarray) -> np.nda
     for window in np.unique(windows):
         here = windows == window
         for head in range(layer.k.shape[1]):
-            q = layer.q[~here, head * group : (head + 1) * group].reshape(-1, layer.q.shape[2]).astype(np.float64)
-            out[here, head] = codec.for_queries(np.ascontiguousarray(layer.k[here, head]), q.T @ q / len(q))
+            q = layer.q[~here, head * group : (head + 1) * group].reshape(-1, layer.q.shape[2])
+            out[here, head] = _rounded(layer.k[here, head], q, codec)
     return out
+
+
+def _rounded(keys: np.ndarray, queries: np.ndarray, codec: Codec) -> np.ndarray:
+    """Keys of a head, (n, head size), through a codec, which is told of `queries` if it wants to know them."""
+    keys, queries = np.ascontiguousarray(keys), queries.astype(np.float64)
+    return codec.for_queries(keys, queries.T @ queries / len(queries)) if codec.for_queries else codec.round_trip(keys)
 
 
 class _Exact:

@@ -360,6 +360,7 @@ def all_codecs() -> list[Codec]:
             if name.startswith("turboquant"):
                 methods.append(_sketched(f"{name}-qjl-{bits}", rotation, bits))
     mixed = [codec for codec in methods if not codec.name.startswith("turboquant")]
-    centered = [replace(codec, name=f"c+{codec.name}", centered=True) for plain in blocks for codec in (plain, _after_hadamard(plain))]
-    blocks += _encoders()
+    encoders = _encoders()
+    centered = [replace(codec, name=f"c+{codec.name}", centered=True) for plain in [*blocks, encoders[-1]] for codec in (plain, _after_hadamard(plain))]
+    blocks += encoders
     return blocks + [_after_hadamard(codec) for codec in blocks] + centered + methods + [_after_hadamard(codec) for codec in mixed]

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _gguf_file
-from .._pairs import Case, bits_per_value, block_size
-from .._types import cache_types
+from .._pairs import OURS, Case, bits_per_value, block_size
 from . import LabError
 
 MIB = 1 << 20
@@ -321,8 +320,7 @@ def row(model: Model, case: Case, budget: int | None, n_ctx: int | None, n_ubatc
 
 def default_pairs() -> list[Case]:
     """f16, ggml's usual types, ours, and ours for V beside a q8_0 K."""
-    ours = [info.name for info in cache_types()]
-    return [Case(name, name) for name in ("f16", "q8_0", "q4_0", *ours)] + [Case("q8_0", name) for name in ours]
+    return [Case(name, name) for name in ("f16", "q8_0", "q4_0", *OURS)] + [Case("q8_0", name) for name in OURS]
 
 
 def parse_size(text: str) -> int:

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import _tree, llama
-from .._pairs import Case, bits_per_value, divergence_alarms, memory_alarms
+from .._pairs import OURS, Case, bits_per_value, divergence_alarms, memory_alarms
 from .._steps import Steps, slug
-from .._types import cache_types
 from . import LabError, record, runs
 
 TARGETS = ("llama-perplexity",)
@@ -75,11 +74,10 @@ class Row:
 
 def default_pairs() -> list[Case]:
     """llama.cpp's types and ours on both sides; ours and q4_0 on one side; ours for V beside a q8_0 K. The f16 reference first."""
-    ours = [info.name for info in cache_types()]
-    pairs = [Case(name, name) for name in ("f16", "q8_0", "q5_0", "q4_0", "iq4_nl", *ours)]
-    for name in ("q4_0", *ours):
+    pairs = [Case(name, name) for name in ("f16", "q8_0", "q5_0", "q4_0", "iq4_nl", *OURS)]
+    for name in ("q4_0", *OURS):
         pairs += [Case(name, "f16"), Case("f16", name)]
-    return pairs + [Case("q8_0", name) for name in ours]
+    return pairs + [Case("q8_0", name) for name in OURS]
 
 
 def parse_pairs(text: str) -> list[Case]:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomically
-from .._types import cache_types
+from .._pairs import OURS
 from . import LabError, require
 from .tables import key, pair
 
-OURS = tuple(info.name for info in cache_types())
 KINDS = (".png", ".svg", ".pdf")
 
 

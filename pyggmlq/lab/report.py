@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomically
-from .._types import cache_types
+from .._pairs import OURS
 from ..bench import record as bench_record
 from . import LabError, attention, fit, plots, record
 from .tables import key, number, rotated
@@ -128,7 +128,6 @@ def recommendations(data: dict[str, Any]) -> dict[str, list[str]]:
 
 def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[str]:
     by_pair = {(key(row), row["v"]): row for row in rows}
-    ours = [info.name for info in cache_types()]
     known = by_pair.get(("q4_0", "q4_0"))
     told: list[dict[str, Any]] = []
     if known:
@@ -143,13 +142,13 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
             if better:
                 told.append(min(better, key=_size_and_loss))
                 yield f"Better, and the smallest that is: {_described(told[-1], reference)}."
-    careful = [by_pair["q8_0", name] for name in ours if ("q8_0", name) in by_pair]
+    careful = [by_pair["q8_0", name] for name in OURS if ("q8_0", name) in by_pair]
     for lead, candidates, order in (("With keys of 8 bits", careful, _loss), ("The smallest cache", rows, _size_and_loss)):
         row = min(candidates, key=order, default=None)
         if row is not None and not any(row is other for other in told):
             told.append(row)
             yield f"{lead}: {_described(row, reference)}."
-    for name in ours:
+    for name in OURS:
         k_only, v_only = by_pair.get((name, "f16")), by_pair.get(("f16", name))
         if k_only and v_only and v_only["kld"] > 0:
             times = k_only["kld"] / v_only["kld"]
@@ -222,7 +221,7 @@ def _needle_sections(data: dict[str, Any]) -> Iterator[Section]:
 
 def _telling(data: dict[str, Any]) -> list[str]:
     """Codecs of an attention record that a heat map is drawn for: ours and q4_0, without and with a rotation before, and centered."""
-    names = [*(info.name for info in cache_types()), "q4_0"]
+    names = [*OURS, "q4_0"]
     found = {row["codec"] for row in data["rows"]}
     return [name for base in names for name in (base, f"h+{base}", f"c+h+{base}") if name in found] or sorted(found)[:6]
 

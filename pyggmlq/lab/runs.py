@@ -12,12 +12,9 @@ from typing import Any
 
 from .. import _gguf_file, _tree, fetch, llama
 from .._files import write_atomically
-from .._pairs import Case
+from .._pairs import OURS, Case
 from .._steps import Steps
-from .._types import cache_types
 from . import LabError
-
-OURS = tuple(info.name for info in cache_types())
 
 
 @dataclass(frozen=True)
