@@ -82,14 +82,19 @@ NOT_APPLICABLE = {
     "0.3.16": {
         "llama-cache-rotation",
         "llama-cache-unrotated",
+        "llama-rotations-together",
+        "llama-rotations-together-iswa",
         "llama-shift-null-rotation",
         "llama-shift-partial-rotary",
         "tests-set-rows-error",
+        "tests-set-rows-pair",
+        "tests-set-rows-pairs",
         "tests-cpy-error",
         "tests-cont",
         "tests-attention-shapes",
         "tests-attention-speed",
         "cuda-set-rows",
+        "cuda-fuse-set-rows",
         "cuda-get-rows",
         "cuda-cpy",
         "cuda-concat",
@@ -107,7 +112,7 @@ NOT_APPLICABLE = {
         "metal-buffer-size",
         *NOT_BEFORE_2026,
     },
-    "0.3.28": {"tests-cont", *NOT_BEFORE_2026_10, "tests-attention-shapes", "tests-attention-speed"},
+    "0.3.28": {"tests-cont", "tests-set-rows-pair", "tests-set-rows-pairs", *NOT_BEFORE_2026_10, "tests-attention-shapes", "tests-attention-speed"},
     "0.3.36": set(),
 }
 UPSTREAM = {"0.3.16": None, "0.3.28": "0.13.1", "0.3.36": "0.25.3"}
