@@ -82,6 +82,7 @@ NOT_APPLICABLE = {
     "0.3.16": {
         "llama-cache-rotation",
         "llama-cache-unrotated",
+        "llama-rotations-include",
         "llama-rotations-together",
         "llama-rotations-together-iswa",
         "llama-shift-null-rotation",
