@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -141,6 +142,17 @@ def test_several_gpus_give_what_one_gives(programs, text, request, model, k, v, 
     if mode == "layer":
         assert "CUDA0 KV buffer size" in log and "CUDA1 KV buffer size" in log
     assert two == pytest.approx(one, rel=0.01 if mode == "layer" else 0.03)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_joined_launches_change_nothing(programs, text, tmp_path, name):  # noqa: F811
+    """Stores of K and V, for planar3 with llama.cpp's rotations before them, in one launch and in one each. Heads of 128, which no small model
+    has: noise answers alike only if all of it is alike."""
+    model = tmp_path / "random.gguf"
+    run([sys.executable, Path(__file__).parents[1] / "tools" / "make_random_gguf.py", model, "--layers", "3", "--heads", "8", "--heads-kv", "2", "--ff", "1024"])
+    joined, _ = perplexity(programs, text, model, name, name, "--chunks", "4")
+    apart, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env={"GGML_CUDA_DISABLE_FUSION": "1"})
+    assert joined == pytest.approx(apart, rel=1e-3)
 
 
 @pytest.mark.parametrize("unified", ["--kv-unified", "--no-kv-unified"])

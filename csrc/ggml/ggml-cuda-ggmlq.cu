@@ -107,18 +107,16 @@ static int next_computed(const ggml_cgraph * graph, int i) {
     return i;
 }
 
+#if __has_include("fwht.cuh")
+
 /* How many values llama.cpp's own rotation (attn_rot) turns at a time, if that is what the node does and our kernels can do too; else 0. */
 static int turns(const ggml_tensor * node) {
-#if __has_include("fwht.cuh") /* older trees have no hint, and multiply */
     const ggml_tensor * from = node->src[1];
     if (node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == GGML_HINT_SRC0_IS_HADAMARD && node->src[0]->type == GGML_TYPE_F32 &&
         node->type == GGML_TYPE_F32 && from->type == GGML_TYPE_F32 && ggml_is_contiguous(from) && ggml_is_contiguous(node) &&
         ggml_are_same_shape(from, node) && node->src[0]->ne[0] == node->ne[0] && (node->ne[0] == 64 || node->ne[0] == 128)) {
         return (int) node->ne[0];
     }
-#else
-    (void) node;
-#endif
     return 0;
 }
 
@@ -145,6 +143,14 @@ static bool only_for(const ggml_cgraph * graph, int i, int end, const ggml_tenso
     }
     return last == store->src[0];
 }
+
+#else /* older trees have no hint, and multiply */
+
+static int  turns(const ggml_tensor *)                                             { return 0; }
+static bool stores_all(const ggml_tensor *, const ggml_tensor *)                   { return false; }
+static bool only_for(const ggml_cgraph *, int, int, const ggml_tensor *)           { return false; }
+
+#endif
 
 /* Up to three rotations (of the queries, of K and V, in any order), then the two stores, nothing but views between them. */
 struct layer_stores {

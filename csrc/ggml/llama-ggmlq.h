@@ -77,6 +77,12 @@ static inline bool ggmlq_llama_wants_attn_rot(ggml_type type, bool k_is_v) {
     return ggml_is_quantized(type);
 }
 
+// Whether a GPU rotates, for caches of keys of this type, in the launch that stores them (ggmlq_ggml_cuda_fuse): a graph puts rotations and
+// stores together then.
+static inline bool ggmlq_llama_joins_attn_rot(ggml_type type_k) {
+    return ggmlq_llama_is_cache_type(type_k) && ggmlq_llama_wants_attn_rot(type_k, false);
+}
+
 // llama.cpp's condition for rotating a cache that wants it. `head_size_all`: of all layers; not positive if they differ.
 static inline bool ggmlq_llama_can_attn_rot(int32_t head_size_all, uint32_t head_size) {
     const char * disable = getenv("LLAMA_ATTN_ROT_DISABLE");

@@ -40,15 +40,17 @@ ROWS = (
 """(what, the profiler's name for it, factor to the unit of the table, digits)."""
 
 
-def profile(program: str, case: str) -> dict[str, float]:
-    """The profiler's numbers for one launch of a case, in base units."""
+def profile(program: str, case: str) -> tuple[str, dict[str, float]]:
+    """The name of the kernel, and the profiler's numbers for one launch of a case, in base units."""
     command = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--cache-control", "none", "--graph-profiling", "node",
-               "--kernel-name", "regex:attend", "--launch-skip", "30", "--launch-count", "1", "--metrics", ",".join(row[1] for row in ROWS), program, "time", case]  # fmt: skip
+               "--kernel-name", "regex:ggmlq_attend", "--launch-skip", "30", "--launch-count", "1", "--metrics", ",".join(row[1] for row in ROWS), program, "time", case]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = list(csv.reader(line for line in done.stdout.splitlines() if line.startswith('"')))
     if done.returncode or len(lines) < 3:  # names, units, numbers
         raise SystemExit(f"{' '.join(command)}\nended with {done.returncode} and printed no numbers:\n{done.stdout[-2000:]}")
-    return {name: float(text.replace(",", "")) for name, text in zip(lines[0], lines[-1]) if name in {row[1] for row in ROWS} and text}
+    found = dict(zip(lines[0], lines[-1]))
+    kernel = found["Kernel Name"].split("<")[0].split("(")[0].replace("void ", "")
+    return kernel, {name: float(found[name].replace(",", "")) for _, name, _, _ in ROWS if found.get(name)}
 
 
 def table(columns: dict[str, dict[str, float]]) -> list[str]:
@@ -63,4 +65,8 @@ def table(columns: dict[str, dict[str, float]]) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         raise SystemExit(__doc__)
-    print("\n".join(table({f"case {case}": profile(sys.argv[1], case) for case in sys.argv[2:]})))
+    columns = {}
+    for case in sys.argv[2:]:
+        kernel, numbers = profile(sys.argv[1], case)
+        columns[f"{kernel}, case {case}"] = numbers
+    print("\n".join(table(columns)))

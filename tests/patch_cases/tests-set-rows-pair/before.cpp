@@ -1,0 +1,8 @@
+struct test_cont : public test_case {
+    const ggml_type type;
+    const std::array<int64_t, 4> permute;
+};
+static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
+    // fusion
+    return test_cases;
+}
