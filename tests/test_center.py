@@ -2,6 +2,7 @@
 """Positional centering (pyggmlq/center.py): attention scores don't change, whatever mean, scale, positions and RoPE."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pyggmlq
 from pyggmlq import center
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +136,21 @@ def test_shorter_is_what_it_says():
     length = [(center.center(calibration, keys, one, none, np.full(200, c)) ** 2).sum((0, 2)) for c in (True, False)]
     found = center.shorter(calibration, keys)
     assert np.array_equal(found, length[0] < length[1]) and 20 < found.sum() < 180
+
+
+@pytest.mark.parametrize("name", center.GAIN)
+def test_gain_makes_up_for_what_rounding_takes(name):
+    """Rows of normal values come back shorter; after the gain, at most by what normal values lose more than a model's. C has the same numbers."""
+    rows = np.random.default_rng(4).normal(0, 1, (2000, 128)).astype(np.float32)
+
+    def comes_back(gain):
+        return float((pyggmlq.dequantize(pyggmlq.quantize(gain * rows, type=name), type=name) * rows).sum() / (rows**2).sum())
+
+    gain = np.float32(center.GAIN[name])
+    assert 0.965 < comes_back(np.float32(1)) < 0.98 and 0.996 < comes_back(gain) < 1.001
+    source = (ROOT / "csrc/ggml/llama-ggmlq-center.cpp").read_text(encoding="utf-8")
+    assert f"case GGML_TYPE_{name.upper()}:" in source
+    assert float(re.search(rf"case GGML_TYPE_{name.upper()}: +return ([0-9.]+)f;", source)[1]) == center.GAIN[name]
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ class ggmlq_llama_center_graph {
 public:
     using add_input_fn = std::function<void(std::unique_ptr<llm_graph_input_i>)>;
 
-    // Before K is stored: replaces q and k (null: this layer stores none), writes c.
+    // Before K and V are stored: replaces q, k and v (null: this layer stores none), writes c.
     void apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
-        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor * k_idxs, int32_t il);
+        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor *& v, ggml_tensor * k_idxs, int32_t il);
 
     // For attention with the view `k` of a cache, as get_k made it: w [c_size, heads, tokens], c [c_size, cells, 1, streams], part
     // [cells, 1, 1, streams], or nulls.
