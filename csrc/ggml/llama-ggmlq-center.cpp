@@ -4,6 +4,7 @@
 #include "ggml-ggmlq-center.h"
 #include "llama-batch.h"
 #include "llama-context.h"
+#include "llama-ggmlq-round.h"
 #include "llama-ggmlq.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
@@ -145,6 +146,39 @@ ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
 
 static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
 
+// Rounding for queries is a node of the CPU's; elsewhere keys are rounded by the encoder alone.
+static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, bool rotates) {
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
+    if (!ggmlq_llama_is_cache_type(layer.k->type) || layer.n_q == 0 || layer.head_size > GGMLQ_ATTEND_MAX_HEAD_SIZE ||
+        (dev && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU)) {
+        return;
+    }
+    int64_t hadamard = rotates ? 64 : 0; // as llama_kv_cache::build_input_k_rot chooses it
+    while (hadamard && layer.head_size % (2*hadamard) == 0) {
+        hadamard *= 2;
+    }
+    std::vector<ggmlq_llama_round> rounds;
+    for (int64_t h = 0; h < layer.n_head_kv; ++h) {
+        std::vector<double> square(layer.head_size);
+        for (int64_t i = 0; i < layer.head_size; ++i) {
+            const double s = layer.scale[h*layer.head_size + i];
+            square[i] = layer.sum_qq[h*layer.head_size + i]/layer.n_q/(s*s);
+        }
+        rounds.emplace_back((int) layer.k->type, layer.head_size, hadamard, square);
+    }
+    layer.rounds = std::make_shared<const std::vector<ggmlq_llama_round>>(std::move(rounds));
+}
+
+// One thread's part of a node [head size, KV heads, tokens].
+static void ggmlq_llama_center_round(ggml_tensor * dst, const ggml_tensor * k, int ith, int nth, void * userdata) {
+    const auto & rounds = *(const std::vector<ggmlq_llama_round> *) userdata;
+    for (int64_t token = ith; token < k->ne[2]; token += nth) {
+        for (int64_t h = 0; h < k->ne[1]; ++h) {
+            rounds[h]((const float *) ((const char *) k->data + token*k->nb[2] + h*k->nb[1]), (float *) ((char *) dst->data + token*dst->nb[2] + h*dst->nb[1]));
+        }
+    }
+}
+
 void ggmlq_llama_center::upload() {
     std::vector<ggml_backend_buffer_type_t> bufts;
     for (const auto & rope : ropes) {
@@ -201,10 +235,11 @@ void ggmlq_llama_center::upload() {
         }
         set(rope.one, one);
     }
-    for (const auto & layer : layers) {
+    for (auto & layer : layers) {
         if (layer.rope < 0) {
             continue;
         }
+        ggmlq_llama_center_prepare_rounds(layer, rotates);
         const auto & rope = ropes[layer.rope];
         const int64_t group = layer.n_head/layer.n_head_kv;
         std::vector<float> s_inv, same, turn;
@@ -455,6 +490,9 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         ggml_prec_set_acc(along, GGML_PREC_F32);
         ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(layer->part), part, k_idxs));
         k = ggmlq_llama_rope_like(ctx, k, ggml_sub(ctx, scaled, ggml_mul(ctx, mean, ggml_reshape_3d(ctx, part, 1, 1, n_tokens))));
+    }
+    if (k && layer->rounds) {
+        k = ggml_map_custom1(ctx, k, ggmlq_llama_center_round, GGML_N_TASKS_MAX, (void *) layer->rounds.get());
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {

@@ -19,6 +19,7 @@
 #include <vector>
 
 struct llama_ubatch;
+class ggmlq_llama_round;
 class llm_graph_input_i;
 
 enum ggmlq_llama_center_mode {
@@ -57,6 +58,9 @@ struct ggmlq_llama_center_layer {
     std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
 
     std::vector<float> mean, scale;            // [KV head][value]
+
+    // By KV head: rounds keys for the model's queries. None where the cache isn't on the CPU, or where no moments of queries are known.
+    std::shared_ptr<const std::vector<ggmlq_llama_round>> rounds;
 
     ggml_tensor * part    = nullptr; // F16 [1, cells, streams]: 1 for a centered key, 0 for one that is smaller as it is
     std::vector<ggml_tensor *> part_stream;
