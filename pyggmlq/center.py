@@ -58,12 +58,13 @@ def rope(x, cos, sin, neox):
     return x
 
 
-def fit(keys, queries, n_rot, neox):
+def fit(keys, queries, n_rot, neox, rounded=False):
     """Calibration from a text's keys before RoPE, (kv_heads, tokens, head_size), and queries, (heads, tokens, head_size), before or after
     RoPE, which keeps what is used of them. The first FIRST tokens, unlike all others in many models, are left out.
 
     If the error of a stored key is spread evenly over its head, that of a logit goes with sum(q^2/s^2) * sum(s^2 * variance), which is
-    least for s^4 = q^2/variance. ValueError for shapes that don't belong together, or fewer than FIRST + 2 tokens.
+    least for s^4 = q^2/variance. `rounded`: for keys that go through `round_for_queries`, s^8 = q^2/variance^3, halfway to s^2 = 1/variance, which
+    would be best if rounding could move all errors to where queries are small. ValueError for shapes that don't belong together, or fewer than FIRST + 2 tokens.
     """
     keys, queries = np.asarray(keys, np.float64), np.asarray(queries, np.float64)
     if keys.ndim != 3 or queries.ndim != 3 or keys.shape[1:] != queries.shape[1:] or queries.shape[0] % keys.shape[0]:
@@ -86,7 +87,8 @@ def fit(keys, queries, n_rot, neox):
     energy = per_pair((queries.reshape(n_kv, -1, head_size) ** 2).mean(1))
     scale = np.ones_like(mean)
     known = (variance.mean(1) > 0) & (energy.mean(1) > 0)
-    log = np.log(energy[known] / variance[known]) / 4
+    of_query = 1 / 8 if rounded else 1 / 4
+    log = of_query * np.log(energy[known]) - (1 / 2 - of_query) * np.log(variance[known])
     scale[known] = np.clip(np.exp(log - log.mean(1, keepdims=True)), *SCALES)
     return Calibration(mean, scale, n_rot, neox)
 

@@ -37,7 +37,7 @@ def exact(start, model, **options):  # noqa: F811
         assert "centered" not in log
         found, log = logits(start, model, "f16", "f16", CENTERED, attention, **options)
         assert f"keys are centered: {dict(smollm2=30, gemma=18)[model]} layers" in log
-        assert 0 < kld(wanted, found).mean() < 2 * noise
+        assert "rounded for" not in log and 0 < kld(wanted, found).mean() < 2 * noise
 
 
 @pytest.mark.parametrize("model", ["smollm2", "gemma"])
@@ -99,7 +99,7 @@ def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811
     """Of a file, where one is named: fewer tokens, other means; one that can't be read leaves keys as they are."""
     (tmp_path / "prose").write_text("The harbour was empty that morning, and the fishermen mended their nets in the sun. " * 2, encoding="utf-8")
     builtin, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto"})
-    assert "keys are centered: 30 layers, calibrated on 435 tokens" in log
+    assert "keys are centered: 30 layers, calibrated on 435 tokens" in log and ", 30 rounded for the model's queries" in log
     other, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto", "GGMLQ_KV_CENTER_TEXT": str(tmp_path / "prose")})
     assert "keys are centered: 30 layers, calibrated on 3" in log and not np.array_equal(builtin, other)
     plain, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto", "GGMLQ_KV_CENTER_TEXT": str(tmp_path / "none")})
@@ -124,10 +124,3 @@ def test_the_argument(programs, smollm2):  # noqa: F811
     assert status == 1 and """error while handling argument "--kv-center": it is 'on', wanted off, auto or all""" in log and "loading model" not in log
     _, log, status = complete(programs, smollm2, "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"})
     assert status == 1 and """error while handling environment variable "GGMLQ_KV_CENTER": it is 'on', wanted off, auto or all""" in log
-
-
-def test_values_come_back_as_long_as_they_were(start):  # noqa: F811
-    """Rounding shortens rows; beside centered keys values are stored longer by that. Keys are f16 here, so that nothing else differs."""
-    reference = logits(start, "smollm2", "f16", "f16", PLAIN)[0]
-    plain, longer = (kld(reference, logits(start, "smollm2", "f16", "tq3_0", env)[0]).mean() for env in (PLAIN, CENTERED))
-    assert longer < 0.93 * plain, (longer, plain)

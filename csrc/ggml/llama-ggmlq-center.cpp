@@ -99,12 +99,23 @@ static bool ggmlq_llama_is_first_of_pair(const ggmlq_llama_center_rope & rope, i
     return i < rope.n_rot && i < ggmlq_llama_partner(rope, i);
 }
 
+static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
+
+// Rounding for queries is a node of the CPU's; elsewhere keys are rounded by the encoder alone.
+static bool ggmlq_llama_center_rounds(const ggmlq_llama_center_layer & layer) {
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
+    return ggmlq_llama_is_cache_type(layer.k->type) && layer.head_size <= GGMLQ_ATTEND_MAX_HEAD_SIZE &&
+        (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
 // The error of a logit, if the rounding error of a key is spread evenly over its head, goes with
-// (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Few tokens: so there is a floor under both.
+// (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Rounding for queries moves the error to where q is small, and
+// could it do so without limit, s^2 = 1/variance would be best; 3 bits can't, and halfway between both is. Few tokens: so there is a floor under both.
 static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope) {
     const int64_t n_values = layer.head_size*layer.n_head_kv;
     layer.mean .assign(n_values, 0.0f);
     layer.scale.assign(n_values, 1.0f);
+    const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
         for (int64_t i = 0; i < rope.n_rot; ++i) { // a value without RoPE has no part in c
@@ -126,7 +137,7 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
             continue;
         }
         for (int64_t i = 0; i < layer.head_size; ++i) {
-            log_scale[i] = 0.25*std::log((query[i] + 1e-3*mean_query)/(variance[i] + 1e-3*mean_variance));
+            log_scale[i] = of_query*std::log(query[i] + 1e-3*mean_query) - (0.5 - of_query)*std::log(variance[i] + 1e-3*mean_variance);
             mean_log += log_scale[i]/layer.head_size;
         }
         for (int64_t i = 0; i < layer.head_size; ++i) {
@@ -144,13 +155,8 @@ ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
     return nullptr;
 }
 
-static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
-
-// Rounding for queries is a node of the CPU's; elsewhere keys are rounded by the encoder alone.
 static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, bool rotates) {
-    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
-    if (!ggmlq_llama_is_cache_type(layer.k->type) || layer.n_q == 0 || layer.head_size > GGMLQ_ATTEND_MAX_HEAD_SIZE ||
-        (dev && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU)) {
+    if (!ggmlq_llama_center_rounds(layer) || layer.n_q == 0) {
         return;
     }
     int64_t hadamard = rotates ? 64 : 0; // as llama_kv_cache::build_input_k_rot chooses it
@@ -641,7 +647,7 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
         throw std::runtime_error("llama_decode of " + std::to_string(tokens.size()) + " tokens gave " + std::to_string(error));
     }
 
-    int n_centered = 0, n_left = 0;
+    int n_centered = 0, n_left = 0, n_rounded = 0;
     std::string left;
     for (auto * center : calibration.centers) {
         for (auto & layer : center->layers) {
@@ -670,9 +676,11 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     for (auto * center : calibration.centers) {
         center->active = true;
         LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", __func__, center->rotates);
+        n_rounded += (int) std::count_if(center->layers.begin(), center->layers.end(), [](const ggmlq_llama_center_layer & l) { return l.rounds != nullptr; });
     }
-    return format("%d layers, calibrated on %d tokens in %.0f ms%s", n_centered, (int) tokens.size(),
-        (ggml_time_us() - t_start_us)/1000.0, left.c_str());
+    const std::string rounded = n_rounded > 0 ? format(", %d rounded for the model's queries", n_rounded) : "";
+    return format("%d layers, calibrated on %d tokens in %.0f ms%s%s", n_centered, (int) tokens.size(),
+        (ggml_time_us() - t_start_us)/1000.0, rounded.c_str(), left.c_str());
 }
 
 void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
