@@ -23,12 +23,13 @@ public:
     // aren't of the same RoPE pair have nothing to do with each other over many positions.
     ggmlq_llama_round(int type, int64_t head_size, int64_t hadamard, const std::vector<double> & square) : type(type), n(head_size), hadamard(hadamard) {
         // moment of the rotated queries, and a tenth of its mean for queries of other texts, which look elsewhere, too
-        std::vector<double> moment(n*n), mean(1);
+        std::vector<double> moment(n*n);
+        double mean = 0;
         std::vector<float> turned(n*n);
         for (int64_t k = 0; k < n; ++k) {
             turned[k*n + k] = 1;
             turn(&turned[k*n]);
-            mean[0] += square[k]/n;
+            mean += square[k]/n;
         }
         for (int64_t k = 0; k < n; ++k) {
             for (int64_t i = 0; i < n; ++i) {
@@ -38,7 +39,7 @@ public:
             }
         }
         for (int64_t i = 0; i < n; ++i) {
-            moment[i*n + i] += 0.1*mean[0] + 1e-30;
+            moment[i*n + i] += 0.1*mean + 1e-30;
         }
         // moment = V D V^T, V unit upper triangular: an error e of value i is undone, as far as the later values can, by moving those by
         // e times the row i of V^-1.
@@ -57,12 +58,14 @@ public:
             }
         }
         feedback.resize(n*n);
-        for (int64_t j = 0; j < n; ++j) {
-            inverse[j*n + j] = 1;
-            for (int64_t i = j - 1; i >= 0; --i) {
-                for (int64_t k = i + 1; k <= j; ++k) {
+        for (int64_t i = n - 1; i >= 0; --i) {
+            inverse[i*n + i] = 1;
+            for (int64_t k = i + 1; k < n; ++k) {
+                for (int64_t j = k; j < n; ++j) {
                     inverse[i*n + j] -= v[i*n + k]*inverse[k*n + j];
                 }
+            }
+            for (int64_t j = i + 1; j < n; ++j) {
                 feedback[i*n + j] = (float) inverse[i*n + j];
             }
         }
