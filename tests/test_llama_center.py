@@ -83,16 +83,49 @@ def test_off_is_the_default_and_changes_nothing(start):  # noqa: F811
     assert np.array_equal(auto, logits(start, "smollm2", "q4_0", "q4_0", PLAIN)[0])
 
 
-def test_states_are_refused_while_keys_are_centered(start, tmp_path):  # noqa: F811
-    with start("smollm2", "tq3_0", "tq3_0", env=PLAIN) as p:
+AUTO = {"GGMLQ_KV_CENTER": "auto"}
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another calibration: of a few words."""
+    (tmp_path / "words").write_text("The harbour was empty that morning, and the fishermen mended their nets in the sun. " * 2, encoding="utf-8")
+    return {**AUTO, "GGMLQ_KV_CENTER_TEXT": str(tmp_path / "words")}
+
+
+def restored(start, model, k, v, env, kind, path, actions=(), after=(), at=PREFIX, others=False, **options):  # noqa: F811
+    """Log probabilities and log of a context that restores a file; `others`: while another sequence is in its cache."""
+    with start(model, k, v, env=env, **options) as p:
+        if others:
+            p.do("prefix", 40, 1)
+        assert p.ask("load", kind, path, 0) == f"restored {PREFIX}", p.log()[-2000:]
+        for action in after:
+            p.do(*action)
+        return p.logits(at), p.log()
+
+
+@pytest.mark.parametrize("model, k, v, kind, options", [
+    ("smollm2", "tq3_0", "tq3_0", "session", {}),
+    ("smollm2", "tq3_0", "f16", "sequence", {"attention": "off"}),
+    ("smollm2", "tq3_0", "f16", "session", {"more": ("streams",)}),
+    ("gemma", "planar3", "planar3", "session", {}),
+    ("gemma", "tq3_0", "planar3", "sequence", {"more": ("window",)}),
+])  # fmt: skip
+def test_a_state_goes_on_as_without_the_interruption(start, other, model, k, v, kind, options, tmp_path):  # noqa: F811
+    """The same bits, in a context with the same calibration, and in an empty one with another, which takes over the state's."""
+    with start(model, k, v, env=AUTO, **options) as p:
         p.do("prefix", PREFIX, 0)
-        p.do("save", "sequence", tmp_path / "state", PREFIX, 0)
-    with start("smollm2", "tq3_0", "tq3_0", env=CENTERED) as p:
-        assert p.ask("load", "sequence", tmp_path / "state", 0).startswith("refused")
-        assert "states can't be restored while keys are centered: set GGMLQ_KV_CENTER=off" in p.log()
-        p.do("prefix", PREFIX, 0)
-        assert p.ask("save", "sequence", tmp_path / "other", PREFIX, 0) == "failed"
-        assert "states can't be saved while keys are centered" in p.log()
+        p.do("save", kind, tmp_path / "state", PREFIX, 0)
+        wanted = p.logits()
+    same, log = restored(start, model, k, v, AUTO, kind, tmp_path / "state", **options)
+    assert "from now on" not in log and "converting" not in log
+    taken, log = restored(start, model, k, v, other, kind, tmp_path / "state", **options)
+    assert "keys are centered by the saved calibration" in log and "converting" not in log
+    assert np.array_equal(wanted, same) and np.array_equal(wanted, taken)
+    with start(model, k, v, env=other, **options) as p:  # what it took over it saves
+        p.do("load", kind, tmp_path / "state", 0) if False else p.ask("load", kind, tmp_path / "state", 0)
+        p.do("save", kind, tmp_path / "again", PREFIX, 0)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "state").read_bytes()
 
 
 def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811

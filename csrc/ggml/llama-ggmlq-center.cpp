@@ -180,6 +180,10 @@ void ggmlq_llama_center::upload() {
         ggml_backend_buffer_clear(buffer.get(), 0);
         ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
     }
+    fill();
+}
+
+void ggmlq_llama_center::fill() {
     const auto set = [](ggml_tensor * tensor, const std::vector<float> & values) {
         ggml_backend_tensor_set(tensor, values.data(), 0, values.size()*sizeof(float));
     };
@@ -499,6 +503,48 @@ ggml_tensor * ggmlq_llama_center_graph::add_to_scores(ggml_context * ctx, ggml_t
     ggml_tensor * rest = ggml_mul_mat(ctx, t.c, ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]));
     ggml_prec_set_acc(rest, GGML_PREC_F32);
     return ggml_add(ctx, scores, ggml_mul(ctx, rest, ggml_cast(ctx, t.part, GGML_TYPE_F32)));
+}
+
+std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & positions_wanted) const {
+    ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    ggml_backend_ptr backend { dev ? ggml_backend_dev_init(dev, nullptr) : nullptr };
+    if (!backend) {
+        throw std::runtime_error("found no CPU back end");
+    }
+    const int64_t n = (int64_t) positions_wanted.size();
+    ggml_init_params params_ctx = { 8*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
+    ggml_context_ptr ctx { ggml_init(params_ctx) };
+    ggml_tensor * x    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n);
+    ggml_tensor * pos  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n);
+    ggml_tensor * own  = factors ? ggml_dup_tensor(ctx.get(), factors) : nullptr;
+    ggml_tensor * rows = ggml_dup_tensor(ctx.get(), x);
+    rows->op = GGML_OP_ROPE;
+    memcpy(rows->op_params, params.data(), sizeof(rows->op_params));
+    rows->src[0] = x;
+    rows->src[1] = pos;
+    rows->src[2] = own;
+    ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()) };
+    if (!buffer) {
+        throw std::runtime_error("no memory");
+    }
+    std::vector<float> values((size_t) (n_rot*n));
+    for (size_t i = 0; i < values.size(); ++i) {
+        values[i] = ggmlq_llama_is_first_of_pair(*this, (int64_t) i % n_rot) ? 1.0f : 0.0f;
+    }
+    ggml_backend_tensor_set(x,   values.data(), 0, ggml_nbytes(x));
+    ggml_backend_tensor_set(pos, positions_wanted.data(), 0, ggml_nbytes(pos));
+    if (own) {
+        std::vector<uint8_t> bytes(ggml_nbytes(factors));
+        ggml_backend_tensor_get(factors, bytes.data(), 0, bytes.size());
+        ggml_backend_tensor_set(own, bytes.data(), 0, bytes.size());
+    }
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, rows);
+    if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("the CPU back end failed");
+    }
+    ggml_backend_tensor_get(rows, values.data(), 0, ggml_nbytes(rows));
+    return values;
 }
 
 // --- when a context is made

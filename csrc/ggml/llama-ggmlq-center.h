@@ -19,6 +19,7 @@
 #include <vector>
 
 struct llama_ubatch;
+class ggmlq_llama_center_restore;
 class llm_graph_input_i;
 
 enum ggmlq_llama_center_mode {
@@ -43,6 +44,9 @@ struct ggmlq_llama_center_rope {
     ggml_tensor * c   = nullptr; // F16 [n_rot, cells, streams]: cos and sin of each cell's position
     ggml_tensor * one = nullptr; // F32 [n_rot]: pairs (1, 0)
     std::vector<ggml_tensor *> c_stream;
+
+    // Rows of c for these positions, computed on the CPU. Throws if there is none.
+    std::vector<float> at(const std::vector<int32_t> & positions_wanted) const;
 };
 
 struct ggmlq_llama_center_layer {
@@ -83,6 +87,11 @@ public:
 
     // Makes and fills the tensors from mean and scale. Throws if there is no memory.
     void upload();
+
+    // Fills them again.
+    void fill();
+
+    ggmlq_llama_center_restore * restore = nullptr; // while one is going on
 
 private:
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
