@@ -239,7 +239,7 @@ def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811
 
 
 def test_what_can_not_be_centered_is_said(start, smollm2):  # noqa: F811
-    with pytest.raises(AssertionError, match="GGMLQ_KV_CENTER is 'on', wanted off, auto or all"), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"}):
+    with pytest.raises(AssertionError, match="GGMLQ_KV_CENTER is 'on', wanted off, auto, all or a file that `pyggmlq calibrate` has made"), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"}):
         pass
     # ggml's attention, not ours, reads q5_0: it can't add the missing term
     log = logits(start, "smollm2", "tq3_0", "q5_0", CENTERED)[1]
@@ -252,6 +252,6 @@ def test_the_argument(programs, smollm2):  # noqa: F811
         text, log, status = complete(programs, smollm2, "tq3_0", "f16", "-fa", "on", "--kv-center", argument, n_predict=2, env={"GGMLQ_KV_CENTER": env})
         assert status == 0 and ("keys are centered: 30 layers" in log) == centered, log
     _, log, status = complete(programs, smollm2, "tq3_0", "f16", "--kv-center", "on")
-    assert status == 1 and """error while handling argument "--kv-center": it is 'on', wanted off, auto or all""" in log and "loading model" not in log
+    assert status == 1 and """error while handling argument "--kv-center": it is 'on', wanted off, auto, all or a file that `pyggmlq calibrate` has made""" in log and "loading model" not in log
     _, log, status = complete(programs, smollm2, "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"})
-    assert status == 1 and """error while handling environment variable "GGMLQ_KV_CENTER": it is 'on', wanted off, auto or all""" in log
+    assert status == 1 and """error while handling environment variable "GGMLQ_KV_CENTER": it is 'on', wanted off, auto, all or a file that `pyggmlq calibrate` has made""" in log

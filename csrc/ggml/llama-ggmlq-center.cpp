@@ -3,6 +3,8 @@
 
 #include "ggml-ggmlq-center.h"
 #include "llama-batch.h"
+#include "llama-ggmlq-center-file.h"
+#include "llama-ggmlq-center-state.h"
 #include "llama-context.h"
 #include "llama-ggmlq.h"
 #include "llama-graph.h"
@@ -53,7 +55,21 @@ ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
     if (mode == "auto") {
         return GGMLQ_LLAMA_CENTER_AUTO;
     }
-    throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto or all");
+    if (std::ifstream(mode).good()) {
+        return GGMLQ_LLAMA_CENTER_FILE;
+    }
+    throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto, all or a file that `pyggmlq calibrate` has made");
+}
+
+// For `pyggmlq calibrate`: where to write the calibration, which is then of as many tokens as GGMLQ_KV_CENTER_TOKENS says.
+static std::string ggmlq_llama_center_save_path() {
+    const char * path = getenv("GGMLQ_KV_CENTER_SAVE");
+    return path ? path : "";
+}
+
+static int64_t ggmlq_llama_center_most() {
+    const char * tokens = getenv("GGMLQ_KV_CENTER_TOKENS");
+    return ggmlq_llama_center_save_path().empty() || !tokens ? GGMLQ_LLAMA_CENTER_MOST : std::max<int64_t>(GGMLQ_LLAMA_CENTER_LEAST, atoll(tokens));
 }
 
 // The built-in text, or the beginning of a file.
@@ -63,7 +79,7 @@ static std::string ggmlq_llama_center_text() {
         return GGMLQ_LLAMA_CENTER_TEXT;
     }
     std::ifstream file(path, std::ios::binary);
-    std::string text(16*GGMLQ_LLAMA_CENTER_MOST, 0);
+    std::string text(16*ggmlq_llama_center_most(), 0);
     file.read(&text[0], (std::streamsize) text.size());
     if (file.gcount() <= 0) {
         throw std::runtime_error(std::string("GGMLQ_KV_CENTER_TEXT is '") + path + "', which can't be read or is empty");
@@ -280,6 +296,16 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
         centers.push_back(center);
     }
     auto * layer = center->find(k_cache);
+    if (layer && layer->il == il && k) { // of another graph
+        for (auto it = nodes.begin(); it != nodes.end();) {
+            it = it->second.k_cache == k_cache ? nodes.erase(it) : std::next(it);
+        }
+        if (layer->rope >= 0) {
+            nodes[k->src[0]] = { center, k_cache, false };
+            nodes[q]         = { center, k_cache, true };
+        }
+        return;
+    }
     if (layer) { // another layer that reads, or stores to, the same cache
         if (layer->rope >= 0 && (k || q->ne[1] != layer->n_head || q->ne[0] != layer->head_size)) {
             layer->rope   = -1;
@@ -606,12 +632,14 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
         throw std::runtime_error("the model has an encoder");
     }
 
+    const bool from_file = ggmlq_llama_center_mode_get() == GGMLQ_LLAMA_CENTER_FILE;
+    const std::string save = from_file ? "" : ggmlq_llama_center_save_path();
     const std::string text = ggmlq_llama_center_text();
     std::vector<llama_token> tokens(text.size() + 8);
     tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
     const int64_t most = std::min<int64_t>({ GGMLQ_LLAMA_CENTER_MOST, cparams.n_ubatch, cparams.n_batch, cparams.n_ctx_seq });
-    tokens.resize(std::min<int64_t>(tokens.size(), most));
-    if ((int64_t) tokens.size() < GGMLQ_LLAMA_CENTER_LEAST) {
+    tokens.resize(std::min<int64_t>(tokens.size(), from_file ? 1 : save.empty() ? most : ggmlq_llama_center_most()));
+    if ((int64_t) tokens.size() < (from_file ? 1 : GGMLQ_LLAMA_CENTER_LEAST)) {
         throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (context and batch hold " + std::to_string(most) +
             "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
     }
@@ -622,11 +650,25 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     const auto cb_data = cparams.cb_eval_user_data;
     cparams.cb_eval           = ggmlq_llama_center_calibration::on_node;
     cparams.cb_eval_user_data = &calibration;
-    const int32_t error = llama_decode(&ctx, llama_batch_get_one(tokens.data(), (int32_t) tokens.size()));
-    llama_synchronize(&ctx);
+    int32_t error = 0;
+    for (size_t first = 0, n; first < tokens.size() && error == 0; first += n) { // windows of a long text; one of a short
+        n = std::min(tokens.size() - first, (size_t) most);
+        if (first > 0 && n < (size_t) GGMLQ_LLAMA_CENTER_LEAST) {
+            tokens.resize(first);
+            break;
+        }
+        if (first > 0 && llama_vocab_get_add_bos(vocab)) {
+            tokens[first] = llama_vocab_bos(vocab);
+        }
+        error = llama_decode(&ctx, llama_batch_get_one(tokens.data() + first, (int32_t) n));
+        llama_synchronize(&ctx);
+        llama_memory_clear(llama_get_memory(&ctx), true);
+        if (!save.empty()) {
+            LLAMA_LOG_INFO("%s: %zu of %zu tokens\n", __func__, first + n, tokens.size());
+        }
+    }
     cparams.cb_eval           = cb_eval;
     cparams.cb_eval_user_data = cb_data;
-    llama_memory_clear(llama_get_memory(&ctx), true);
     llama_perf_context_reset(&ctx);
     if (error != 0) {
         throw std::runtime_error("llama_decode of " + std::to_string(tokens.size()) + " tokens gave " + std::to_string(error));
@@ -636,16 +678,18 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     std::string left;
     for (auto * center : calibration.centers) {
         for (auto & layer : center->layers) {
-            if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
+            if (layer.rope >= 0 && !from_file && (layer.n_k == 0 || layer.n_q == 0)) {
                 layer.rope   = -1;
                 layer.reason = "its queries or keys weren't computed";
             }
             if (layer.rope >= 0) {
-                const std::string reason = ggmlq_llama_center_unsupported(layer, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
+                const std::string reason = !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
                 if (!reason.empty()) {
                     throw std::runtime_error(reason);
                 }
-                ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                if (!from_file) {
+                    ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                }
                 ++n_centered;
             } else {
                 left += (n_left++ == 0 ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
@@ -655,6 +699,15 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     if (n_centered == 0) {
         throw std::runtime_error("found no layer that can be" + left);
     }
+    uint32_t n_tokens = (uint32_t) tokens.size();
+    if (from_file) {
+        n_tokens = ggmlq_llama_center_load(getenv("GGMLQ_KV_CENTER"), model, calibration.centers);
+    } else if (!save.empty()) {
+        const std::vector<uint8_t> bytes(text.begin(), text.end());
+        ggmlq_llama_center_save(save, model, calibration.centers, { n_tokens, (uint32_t) most, bytes.size(), ggmlq_llama_center_checksum(bytes) });
+        LLAMA_LOG_INFO("%s: wrote the calibration of %d layers on %u tokens%s\n", __func__, n_centered, n_tokens, left.c_str());
+        return ""; // which is all that was asked for
+    }
     for (auto * center : calibration.centers) {
         center->upload();
     }
@@ -662,13 +715,13 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
         center->active = true;
         LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", __func__, center->rotates);
     }
-    return format("%d layers, calibrated on %d tokens in %.0f ms%s", n_centered, (int) tokens.size(),
+    return format("%d layers, %s %u tokens in %.0f ms%s", n_centered, from_file ? "as a file says that was calibrated on" : "calibrated on", n_tokens,
         (ggml_time_us() - t_start_us)/1000.0, left.c_str());
 }
 
 void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
     const auto mode = ggmlq_llama_center_mode_get();
-    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode == GGMLQ_LLAMA_CENTER_AUTO && !ggmlq_llama_is_cache_type(type_k)) ||
+    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode != GGMLQ_LLAMA_CENTER_ALL && !ggmlq_llama_is_cache_type(type_k)) ||
         !llama_get_memory(ctx) || ctx->get_model().hparams.no_alloc) {
         return;
     }
@@ -676,6 +729,9 @@ void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
     try {
         result = ggmlq_llama_center_run(*ctx);
     } catch (const std::exception & error) {
+        if (mode == GGMLQ_LLAMA_CENTER_FILE) { // asked for by name: not to be left out in silence
+            throw std::runtime_error(std::string("keys can't be centered: ") + error.what());
+        }
         LLAMA_LOG_WARN("%s: keys are not centered: %s\n", __func__, error.what());
     }
     ggmlq_llama_center_access::reserve_anew(*ctx); // the calibration's graph must not be used again

@@ -26,9 +26,10 @@ enum ggmlq_llama_center_mode {
     GGMLQ_LLAMA_CENTER_OFF,
     GGMLQ_LLAMA_CENTER_AUTO, // keys of our types
     GGMLQ_LLAMA_CENTER_ALL,  // keys of any type
+    GGMLQ_LLAMA_CENTER_FILE, // keys of our types, as a file says
 };
 
-// From GGMLQ_KV_CENTER. Throws if that is none of off, auto, all.
+// From GGMLQ_KV_CENTER. Throws if that is none of off, auto, all, and no file.
 ggmlq_llama_center_mode ggmlq_llama_center_mode_get();
 
 // What is known of one RoPE: the node's parameters, the frequency factors, where the layer's cache is. Layers with the same share c.
