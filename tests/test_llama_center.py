@@ -6,12 +6,17 @@ from __future__ import annotations
 import collections
 import os
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pyggmlq import states
+from pyggmlq.cli import app
 
+from llama_build import build
 from state_files import damaged, places
 from test_llama_cpp import PROMPT, complete, gemma, llama_server, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
 from test_llama_states import PREFIX, kld, probe, start  # noqa: F401  (fixtures)
@@ -221,6 +226,50 @@ def test_a_server_keeps_its_prompts(programs, smollm2, tmp_path):  # noqa: F811
     assert again["timings"]["prompt_n"] < first["timings"]["prompt_n"], "the restored tokens were computed again"
     assert again["content"] == first["content"] and len(first["content"].split()) > 5
     assert "keys are centered by the saved calibration" in (tmp_path / "server-tq3_0-tq3_0.log").read_text(errors="replace")
+
+
+# --- a calibration in a file ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def calibrate(patched_tree, programs, tmp_path_factory):  # noqa: F811
+    """calibrate(model, text, out, ..): the command, with the patched tree's program."""
+    folder, work = build(patched_tree, ("llama-ggmlq-lab",)), tmp_path_factory.mktemp("calibrate")
+    return lambda model, text, out, *more: CliRunner().invoke(
+        app, ["calibrate", *map(str, (model, "--text", text, "-o", out, "--programs", folder, "--work-dir", work, *more))])  # fmt: skip
+
+
+def test_a_file_of_a_calibration(start, calibrate, programs, smollm2, gemma, tmp_path):  # noqa: F811
+    """It is made of several windows of a text, and read instead of a calibration; one that isn't right is refused, and a half-written one there is not."""
+    text, path = Path(__file__).parents[1] / "docs" / "FORMAT.md", tmp_path / "smollm2.kv.gguf"
+    done = calibrate(smollm2, text, path, "--tokens", 600)
+    assert done.exit_code == 0 and f"wrote {path}: 30 layers on 600 tokens" in " ".join(done.output.split()), done.output
+    good = path.read_bytes()
+    reference = logits(start, "smollm2", "f16", "f16", PLAIN)[0]
+    found, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": str(path)})
+    assert "keys are centered: 30 layers, as a file says that was calibrated on 600 tokens" in log
+    assert kld(reference, found).mean() < kld(reference, logits(start, "smollm2", "tq3_0", "f16", PLAIN)[0]).mean() / 2
+
+    (tmp_path / "short").write_text("Too short.")
+    done = calibrate(smollm2, tmp_path / "short", path)
+    assert done.exit_code == 1 and "found 3 tokens to calibrate on" in " ".join(done.output.split()), done.output
+    assert path.read_bytes() == good and sorted(path.name for path in tmp_path.iterdir() if "log" not in path.name and path.name != "text") == [
+        "short", "smollm2.kv.gguf"]  # fmt: skip
+
+    refused = r"keys can't be centered: '.*smollm2.kv.gguf' "
+    with pytest.raises(AssertionError, match=refused + r"was made for '.*' \(llama, [0-9a-f]{16}\), this model is '.*' \(gemma3, [0-9a-f]{16}\)"):
+        with start("gemma", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": str(path)}):
+            pass
+    _, log, status = complete(programs, smollm2, "tq3_0", "f16", "-fa", "on", "--kv-center", str(path), "--rope-freq-scale", "0.5")
+    assert status == 1 and re.search(refused + r"was made with another RoPE in layer 0: 64 values, base 100000, scale 1, .*; this context has .*, scale 0\.5,", log)
+    damage = {"is damaged: its checksum is wrong": good[:-900] + b"?" + good[-899:], "is no calibration of centered keys, or damaged": good[:700]}
+    for sentence, data in damage.items():
+        path.write_bytes(data)
+        with pytest.raises(AssertionError, match=refused + sentence), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": str(path)}):
+            pass
+    with pytest.raises(AssertionError, match="is no calibration of centered keys, but a GGUF file of 'llama'"):
+        with start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": str(smollm2)}):
+            pass
 
 
 # --- what is said -------------------------------------------------------------------------------------------------------
