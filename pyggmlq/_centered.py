@@ -93,13 +93,13 @@ def parse(data: bytes, rotates: bool) -> Centering:
 
     (n_ropes,) = numbers(1)
     ropes = [numbers(2) for _ in range(min(n_ropes, len(data)))]
-    if any(n_rot < 2 or n_rot % 2 or neox > 1 for n_rot, neox in ropes):
+    if any(n_rot % 2 or neox > 1 for n_rot, neox in ropes):
         raise Damaged("with a RoPE of no pairs")
     (n_layers,) = numbers(1)
     layers: list[Layer] = []
     for _ in range(min(n_layers, len(data))):
         index, rope, head_size, n_heads = numbers(4)
-        if rope >= len(ropes) or ropes[rope][0] > head_size:
+        if rope >= len(ropes) or not 0 < ropes[rope][0] <= head_size:
             raise Damaged(f"with an unknown RoPE in layer {index}")
         layers.append(Layer(index, rope, values((n_heads, head_size)), values((n_heads, head_size))))
         if not (np.isfinite(layers[-1].mean).all() and np.isfinite(layers[-1].scale).all() and (layers[-1].scale > 0).all()):

@@ -19,7 +19,7 @@ from pyggmlq.cli import app
 from llama_build import build
 from state_files import damaged, places
 from test_llama_cpp import PROMPT, complete, gemma, llama_server, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
-from test_llama_states import PREFIX, kld, probe, start  # noqa: F401  (fixtures)
+from test_llama_states import MORE, PREFIX, kld, probe, start  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.llama
 
@@ -146,7 +146,11 @@ def test_a_state_goes_on_as_without_the_interruption(start, calibrated, model, t
             assert p.ask("load", kind, state, 0) == f"restored {PREFIX}"
             p.do("save", kind, tmp_path / "again", PREFIX, 0)
             assert (tmp_path / "again").read_bytes() == state.read_bytes()
+            if "streams" in options.get("more", ()):  # a copied sequence takes along what was restored
+                p.do("copy")
+                p.do("logits", PREFIX, MORE, 1, tmp_path / "copied")
             assert np.array_equal(wanted, p.logits())
+            assert "streams" not in options.get("more", ()) or (tmp_path / "copied").read_bytes() == (tmp_path / "logits").read_bytes()
             assert ("keys are centered by the saved calibration" in p.log()) == (which == 1) and "converting" not in p.log()
 
 

@@ -14,7 +14,7 @@ static constexpr uint32_t GGMLQ_LLAMA_CENTER_VERSION = 1;
 
 using ggmlq_llama_side = ggmlq_llama_center_restore::side;
 
-// --- a calibration as bytes: u32 ropes, for each u32 n_rot, u32 neox; u32 layers, for each u32 layer, u32 rope, u32 head size, u32 KV
+// --- a calibration as bytes: u32 ropes, for each u32 n_rot (0: of no centered layer), u32 neox; u32 layers, for each u32 layer, u32 rope, u32 head size, u32 KV
 // heads, f32 mean[head size * KV heads], f32 scale[the same]
 
 template <typename T>
@@ -28,7 +28,7 @@ std::vector<uint8_t> ggmlq_llama_center_to_bytes(const ggmlq_llama_center & cent
     const auto number = [&](uint32_t value) { ggmlq_llama_append(bytes, &value, 1); };
     number((uint32_t) center.ropes.size());
     for (const auto & rope : center.ropes) {
-        number((uint32_t) rope.n_rot);
+        number(rope.c ? (uint32_t) rope.n_rot : 0);
         number(rope.neox);
     }
     const auto is_centered = [](const ggmlq_llama_center_layer & layer) { return layer.rope >= 0; };
@@ -69,9 +69,6 @@ static void ggmlq_llama_side_from_bytes(ggmlq_llama_side & side, std::vector<uin
     for (auto & rope : side.ropes) {
         rope.n_rot = number(most);
         rope.neox  = number(1) != 0;
-        if (rope.n_rot == 0 || rope.n_rot % 2 != 0) {
-            throw std::runtime_error(format("the calibration of the saved keys is damaged: found a RoPE of %u values", rope.n_rot));
-        }
     }
     side.layers.resize(number(most/(4*sizeof(uint32_t))));
     for (auto & layer : side.layers) {
@@ -91,6 +88,12 @@ static void ggmlq_llama_side_from_bytes(ggmlq_llama_side & side, std::vector<uin
             if (!std::isfinite(layer.mean[i]) || !(layer.scale[i] > 0) || !std::isfinite(layer.scale[i])) {
                 throw std::runtime_error("the calibration of the saved keys is damaged: a mean isn't finite, or a scale not positive");
             }
+        }
+    }
+    for (uint32_t i = 0; i < side.ropes.size(); ++i) {
+        const bool used = std::any_of(side.layers.begin(), side.layers.end(), [i](const ggmlq_llama_side::layer & layer) { return layer.rope == i; });
+        if (used ? side.ropes[i].n_rot == 0 || side.ropes[i].n_rot % 2 != 0 : side.ropes[i].n_rot != 0) {
+            throw std::runtime_error(format("the calibration of the saved keys is damaged: found a RoPE of %u values", side.ropes[i].n_rot));
         }
     }
     if (at != bytes.size()) {
@@ -193,6 +196,9 @@ void ggmlq_llama_center_write_cells(const ggmlq_llama_center & center, llama_io_
     }
     for (const auto & rope : center.ropes) {
         for (const auto & range : ranges) {
+            if (!rope.c) {
+                continue;
+            }
             const auto c = ggmlq_llama_get_cells(rope.c_stream[stream], range.first, range.second);
             std::vector<ggml_fp16_t> half(c.size());
             ggml_fp32_to_fp16_row(c.data(), half.data(), (int64_t) c.size());
@@ -315,7 +321,7 @@ bool ggmlq_llama_center_restore::read_cells(llama_io_read_i & io, uint32_t strea
         }
         for (const auto & rope : center.ropes) {
             try {
-                own_cells->c.push_back(rope.at(positions));
+                own_cells->c.push_back(rope.c ? rope.at(positions) : std::vector<float>());
             } catch (const std::exception & error) {
                 LLAMA_LOG_ERROR("%s: the saved keys are centered in another way than this context's, and can't be converted: %s\n", __func__, error.what());
                 return false;
@@ -327,6 +333,9 @@ bool ggmlq_llama_center_restore::read_cells(llama_io_read_i & io, uint32_t strea
     }
     const auto action = [&center = center, own_cells = own_cells, idxs, stream]() {
         for (size_t i = 0; i < center.ropes.size(); ++i) {
+            if (!center.ropes[i].c) {
+                continue;
+            }
             ggmlq_llama_set_cells(center.ropes[i].c_stream[stream], idxs, own_cells->c[i]);
         }
         size_t i = 0;

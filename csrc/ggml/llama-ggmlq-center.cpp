@@ -204,6 +204,9 @@ void ggmlq_llama_center::fill() {
         ggml_backend_tensor_set(tensor, values.data(), 0, values.size()*sizeof(float));
     };
     for (const auto & rope : ropes) {
+        if (!rope.c) { // its layers turned out to be left as they are
+            continue;
+        }
         std::vector<float> one(rope.n_rot);
         for (int64_t i = 0; i < rope.n_rot; ++i) {
             one[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f : 0.0f;
