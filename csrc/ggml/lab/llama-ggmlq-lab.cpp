@@ -5,6 +5,7 @@
  *     llama-ggmlq-lab dump FOLDER TEXT WINDOWS TOKENS ..    Q, K and V rows of TOKENS tokens of each window of the text
  *     llama-ggmlq-lab score CASES ..                        -log p of answers after contexts
  *     llama-ggmlq-lab calibrate FILE TEXT TOKENS ..         a calibration of centered keys (docs/CENTERING.md)
+ *     llama-ggmlq-lab --version                             as llama.cpp's own programs say it
  *
  * What follows (..) are llama.cpp's common arguments: -m, -c, -ctk, -ctv, -t, --device, ... Rows are found by what the graph
  * does, not by what it is called: what is written into a cache tensor, and what flash attention reads. So every
@@ -15,6 +16,7 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
+#include "log.h"
 
 #include <algorithm>
 #include <cinttypes>
@@ -519,14 +521,14 @@ int calibrate(const std::vector<std::string> & words, common_params & params) {
 int main(int argc, char ** argv) {
     std::setlocale(LC_NUMERIC, "C");
     const std::string mode = argc > 1 ? argv[1] : "";
-    const int n_words = mode == "dump" ? 4 : mode == "calibrate" ? 3 : mode == "score" ? 1 : -1;
+    const int n_words = mode == "dump" ? 4 : mode == "calibrate" ? 3 : mode == "score" ? 1 : mode == "--version" ? 0 : -1;
     if (n_words < 0 || argc < 2 + n_words) {
-        std::fprintf(stderr, "usage: %s dump FOLDER TEXT WINDOWS TOKENS .. | score CASES .. | calibrate FILE TEXT TOKENS ..\n", argv[0]);
+        std::fprintf(stderr, "usage: %s dump FOLDER TEXT WINDOWS TOKENS .. | score CASES .. | calibrate FILE TEXT TOKENS .. | --version\n", argv[0]);
         return 1;
     }
     const std::vector<std::string> words(argv + 2, argv + 2 + n_words);
     std::vector<char *> rest { argv[0] };
-    rest.insert(rest.end(), argv + 2 + n_words, argv + argc);
+    rest.insert(rest.end(), argv + (n_words == 0 ? 1 : 2 + n_words), argv + argc);
     if (mode == "calibrate") {
         prepare_to_calibrate(words);
     }
@@ -544,5 +546,6 @@ int main(int argc, char ** argv) {
         std::fprintf(stderr, "error: %s\n", problem.what());
     }
     llama_backend_free();
+    common_log_pause(common_log_main());  // a thread of its own writes it, and what it hasn't written yet would be lost
     return status;
 }
