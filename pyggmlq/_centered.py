@@ -102,6 +102,7 @@ def parse(data: bytes, rotates: bool) -> Centering:
         if rope >= len(ropes) or not 0 < ropes[rope][0] <= head_size:
             raise Damaged(f"with an unknown RoPE in layer {index}")
         layers.append(Layer(index, rope, values((n_heads, head_size)), values((n_heads, head_size))))
+        values((n_heads, head_size))  # mean squares of queries
         if not (np.isfinite(layers[-1].mean).all() and np.isfinite(layers[-1].scale).all() and (layers[-1].scale > 0).all()):
             raise Damaged(f"with impossible values in layer {index}")
     if at != len(data):

@@ -55,7 +55,7 @@ def centered(k: Sequence[np.ndarray], calibrations: Sequence[center.Calibration]
         parts.append(np.arange(len(x)) % 3 != 1)
         rows.append(center.center(calibration, keys, cos, sin, parts[-1]).transpose(1, 0, 2).reshape(len(x), -1).astype(np.float32))
         mean, scale = (y.astype("<f4").tobytes() for y in (calibration.mean, calibration.scale))
-        section += struct.pack("<IIII", 2 * il, 0, *calibration.mean.shape[::-1]) + mean + scale
+        section += struct.pack("<IIII", 2 * il, 0, *calibration.mean.shape[::-1]) + mean + scale + scale  # in place of squares of queries
     if rotates:
         rows = [_hadamard.hadamard(x, _hadamard.largest_block(calibrations[0].mean.shape[1])) for x in rows]
     head = struct.pack("<IIII", _centered.MARK, _centered.VERSION, rotates, len(section)) + section + struct.pack("<Q", _centered.checksum(section))

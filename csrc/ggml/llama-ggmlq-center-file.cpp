@@ -113,7 +113,7 @@ void ggmlq_llama_center_save(const std::string & path, const llama_model & model
             add("k_mean",    [&](size_t i) { return layer.mean[i]; });
             add("k_scale",   [&](size_t i) { return layer.scale[i]; });
             add("k_squares", [&](size_t i) { return layer.sum_kk[i]/layer.n_k; });
-            add("q_squares", [&](size_t i) { return layer.sum_qq[i]/layer.n_q; });
+            add("q_squares", [&](size_t i) { return layer.query[i]; });
         }
     }
     gguf_set_val_str(file.get(), "ggmlq.checksum", ggmlq_llama_center_sum(file.get(), ctx.get()).c_str());
@@ -201,6 +201,7 @@ uint32_t ggmlq_llama_center_load(const std::string & path, const llama_model & m
             };
             take("k_mean",  layer.mean);
             take("k_scale", layer.scale);
+            take("q_squares", layer.query);
             for (const float value : layer.scale) {
                 if (!(value > 0)) {
                     refuse(format("has a k_scale of %g in layer %d, wanted a positive one", value, layer.il) + again);

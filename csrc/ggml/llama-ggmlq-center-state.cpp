@@ -15,7 +15,7 @@ static constexpr uint32_t GGMLQ_LLAMA_CENTER_VERSION = 1;
 using ggmlq_llama_side = ggmlq_llama_center_restore::side;
 
 // --- a calibration as bytes: u32 ropes, for each u32 n_rot (0: of no centered layer), u32 neox; u32 layers, for each u32 layer, u32 rope, u32 head size, u32 KV
-// heads, f32 mean[head size * KV heads], f32 scale[the same]
+// heads, f32 mean[head size * KV heads], f32 scale[the same], f32 mean square of queries[the same]
 
 template <typename T>
 static void ggmlq_llama_append(std::vector<uint8_t> & bytes, const T * values, size_t n) {
@@ -41,6 +41,7 @@ std::vector<uint8_t> ggmlq_llama_center_to_bytes(const ggmlq_llama_center & cent
             number((uint32_t) layer.n_head_kv);
             ggmlq_llama_append(bytes, layer.mean.data(),  layer.mean.size());
             ggmlq_llama_append(bytes, layer.scale.data(), layer.scale.size());
+            ggmlq_llama_append(bytes, layer.query.data(), layer.query.size());
         }
     }
     return bytes;
@@ -77,16 +78,18 @@ static void ggmlq_llama_side_from_bytes(ggmlq_llama_side & side, std::vector<uin
         layer.head_size = number(most);
         layer.n_head_kv = number(most);
         const size_t n = (size_t) layer.head_size*layer.n_head_kv;
-        if (layer.rope >= side.ropes.size() || side.ropes[layer.rope].n_rot > layer.head_size || n > most/(2*sizeof(float))) {
+        if (layer.rope >= side.ropes.size() || side.ropes[layer.rope].n_rot > layer.head_size || n > most/(3*sizeof(float))) {
             throw std::runtime_error("the calibration of the saved keys is damaged");
         }
         layer.mean.resize(n);
         layer.scale.resize(n);
+        layer.query.resize(n);
         take(layer.mean.data(),  n*sizeof(float));
         take(layer.scale.data(), n*sizeof(float));
+        take(layer.query.data(), n*sizeof(float));
         for (size_t i = 0; i < n; ++i) {
-            if (!std::isfinite(layer.mean[i]) || !(layer.scale[i] > 0) || !std::isfinite(layer.scale[i])) {
-                throw std::runtime_error("the calibration of the saved keys is damaged: a mean isn't finite, or a scale not positive");
+            if (!std::isfinite(layer.mean[i]) || !(layer.scale[i] > 0) || !std::isfinite(layer.scale[i]) || !(layer.query[i] >= 0) || !std::isfinite(layer.query[i])) {
+                throw std::runtime_error("the calibration of the saved keys is damaged: a mean isn't finite, a scale not positive or a square negative");
             }
         }
     }
@@ -235,7 +238,7 @@ ggmlq_llama_center_restore::ggmlq_llama_center_restore(ggmlq_llama_center & cent
             throw std::runtime_error(format("the saved keys are centered in a way (version %u) that this llama.cpp doesn't know: it knows %u",
                 head[0], GGMLQ_LLAMA_CENTER_VERSION));
         }
-        if (head[1] > 1 || head[2] > sizeof(uint32_t)*(2 + 2*n_layers + 4*n_layers) + 2*sizeof(float)*n_values) {
+        if (head[1] > 1 || head[2] > sizeof(uint32_t)*(2 + 2*n_layers + 4*n_layers) + 3*sizeof(float)*n_values) {
             throw std::runtime_error(format("the calibration of the saved keys is damaged, or of another model: found %u bytes", head[2]));
         }
         std::vector<uint8_t> bytes(head[2]);
@@ -271,6 +274,7 @@ void ggmlq_llama_center_restore::adopt() {
                 if (mine.rope >= 0 && mine.il == (int32_t) layer.il) {
                     mine.mean  = layer.mean;
                     mine.scale = layer.scale;
+                    mine.query = layer.query;
                 }
             }
         }

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-// Mean and scale of every centered layer, as bytes: equal bytes are the same calibration.
+// Mean, scale and moments of every centered layer, as bytes: equal bytes are the same calibration.
 std::vector<uint8_t> ggmlq_llama_center_to_bytes(const ggmlq_llama_center & center);
 
 // A checksum of bytes (FNV-1a), by which logs name a calibration.
@@ -49,7 +49,7 @@ public:
     // One side of a restore: how keys are centered, or that they aren't.
     struct side {
         struct rope  { uint32_t n_rot; bool neox; };
-        struct layer { uint32_t il, rope, head_size, n_head_kv; std::vector<float> mean, scale; };
+        struct layer { uint32_t il, rope, head_size, n_head_kv; std::vector<float> mean, scale, query; };
 
         bool active  = false;
         bool rotates = false;

@@ -692,6 +692,10 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
                 }
                 if (!from_file) {
                     ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                    layer.query.clear();
+                    for (const double sum : layer.sum_qq) {
+                        layer.query.push_back((float) (sum/layer.n_q));
+                    }
                 }
                 ++n_centered;
             } else {

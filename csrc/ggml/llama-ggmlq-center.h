@@ -62,6 +62,7 @@ struct ggmlq_llama_center_layer {
     std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
 
     std::vector<float> mean, scale;            // [KV head][value]
+    std::vector<float> query;                  // [KV head][value]: mean square of its queries
 
     ggml_tensor * part    = nullptr; // F16 [1, cells, streams]: 1 for a centered key, 0 for one that is smaller as it is
     std::vector<ggml_tensor *> part_stream;
