@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Iterator, List, Optional
 
@@ -323,6 +325,54 @@ def bench_cpu_command(
         console.print(Text(f"warning: {warning['text']}; {warning['remedy']}", style="yellow"), soft_wrap=True)
 
 
+@_bench.command("llama")
+def bench_llama_command(
+    model: Path = typer.Argument(..., exists=True, dir_okay=False, metavar="MODEL", help="A GGUF file; tools/make_random_gguf.py makes one of any shape."),
+    programs: Path = typer.Option(..., "--programs", exists=True, file_okay=False, help="Folder of the patched llama.cpp's llama-bench."),
+    unmodified: Optional[Path] = typer.Option(
+        None, "--unmodified", exists=True, file_okay=False, help="Folder of an unmodified llama.cpp's, for llama.cpp's own types. Default: --programs."
+    ),
+    pairs: str = typer.Option("f16,q8_0,q4_0,tq3_0,planar3", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides."),
+    depths: str = typer.Option("0x5,32768", "--depth", metavar="N[xROUNDS],..", help="Cached tokens; 0x5: five rounds at depth 0."),
+    n_prompt: int = typer.Option(512, "--prompt", min=0, help="Tokens of a prompt to time; 0: none."),
+    n_gen: int = typer.Option(64, "--generate", min=0, help="Tokens to generate and time; 0: none."),
+    repetitions: int = typer.Option(1, "--repetitions", min=1, help="llama-bench's -r in each round."),
+    devices: str = typer.Option("", "--devices", metavar="N,..", help="GPUs, as nvidia-smi counts them; depths are spread over them. Their memory is watched."),
+    threads: int = typer.Option(4, "--threads", min=1, help="llama-bench's -t."),
+    llama_args: str = typer.Option("-ngl 99", "--llama-args", help="Further arguments of llama-bench."),
+    json_file: Optional[Path] = typer.Option(None, "--json", dir_okay=False, help="Also write every sample to this file, after each."),
+) -> None:
+    """Time a whole model in llama.cpp with each cache type, in turns, at several depths of the cache."""
+    from .bench import model as whole
+    from .bench.reference import BenchError
+    from .lab.kld import parse_pairs
+
+    try:
+        options = whole.Options(
+            model.resolve(), programs.resolve(), unmodified and unmodified.resolve(), tuple(parse_pairs(pairs)), whole.parse_depths(depths),
+            n_prompt, n_gen, repetitions, whole.parse_devices(devices), threads, tuple(shlex.split(llama_args)),
+        )  # fmt: skip
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if n_prompt == n_gen == 0:
+        raise typer.BadParameter("--prompt and --generate: found 0 for both, wanted something to time")
+    console, start = _wide_console(), time.monotonic()
+    with console.status("measuring", refresh_per_second=2) as status:
+
+        def measured(rows: List[whole.Row]) -> None:
+            status.update(Text(f"{time.monotonic() - start:.0f} s; {sum(len(row.decode) + len(row.prefill) for row in rows)} samples"))
+            if json_file:
+                whole.write(json_file, options, rows, time.monotonic() - start)
+
+        try:
+            rows = whole.run(options, measured)
+        except (BenchError, OSError) as error:
+            status.stop()
+            show([f"error: {error}"], error=True)
+            raise typer.Exit(1) from None
+    show(whole.table(rows, n_prompt))
+
+
 @app.command("compare")
 def compare_command(
     a: Path = typer.Argument(..., exists=True, dir_okay=False, metavar="A.json", help="The older run of `bench cpu --json`."),
@@ -398,6 +448,7 @@ def convert_state_command(
         show_json({"command": "convert-state", "ok": True, **vars(done)})
         return
     turned = ", rotated or rotated back as llama.cpp's caches are" if done.rotated else ""
+    turned += ", keys no longer centered" if done.uncentered else ""
     show([
         f"{done.kind}, {done.cells} cached tokens{turned}",
         *(f"{which} {', '.join(a) or 'none'} -> {', '.join(b) or 'none'}"

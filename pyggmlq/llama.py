@@ -28,9 +28,11 @@ __all__ = [
     "Tools",
     "last_error",
     "parse_bench",
+    "parse_centering",
     "parse_divergence",
     "parse_kv_memory",
     "parse_model_info",
+    "parse_not_centered",
     "parse_perplexity",
     "parse_placement",
     "parse_rotation",
@@ -209,6 +211,18 @@ def parse_rotation(log: str) -> tuple[bool, bool] | None:
     found = re.findall(r"attn_rot_([kv]) = ([01])", log.rsplit("constructing llama_context", 1)[-1])
     sides = {side: value == "1" for side, value in found}
     return (sides["k"], sides["v"]) if len(sides) == 2 else None
+
+
+def parse_centering(log: str) -> int | None:
+    """How many layers' keys the last context centers (`--kv-center`); None if it centers none."""
+    found = re.search(r"keys are centered: (\d+) layers", log.rsplit("constructing llama_context", 1)[-1])
+    return int(found[1]) if found else None
+
+
+def parse_not_centered(log: str) -> str | None:
+    """llama.cpp's sentence on why it centers no keys, if `log` holds one."""
+    found = re.search(r"keys are not centered: .*", log.rsplit("constructing llama_context", 1)[-1])
+    return found[0].strip() if found else None
 
 
 def parse_windows(output: str) -> int | None:
@@ -397,6 +411,11 @@ class Tools:
         if found is None:
             raise ToolError(f"llama-ggmlq-lab printed no windows ({last_error(log)})", self._log(name))
         return int(found[1])
+
+    def calibrate(self, name: str, model: Path, text: Path, file: Path, *, tokens: int, n_ctx: int) -> str:
+        """Write a calibration of centered keys to `file`, of up to `tokens` tokens of `text` in windows of n_ctx; the log."""
+        words = ("-lv", "4", "-m", model, "-c", n_ctx, "-t", self.threads, *self.extra)
+        return self._run(name, "llama-ggmlq-lab", "calibrate", file, text, tokens, *words)
 
     def score(self, name: str, model: Path, cases: Path, k: str, v: str, *, n_ctx: int) -> tuple[list[Score], str]:
         """What the model makes of the answers in the file `cases` (context 0x1f answer 0x1e, ..); return also the log."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import os
 import shutil
@@ -10,9 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pyggmlq import fetch
 from pyggmlq.llama import CMAKE_OPTIONS
 
 CACHE = Path(__file__).parents[1] / ".cache" / "llama"
+
+
+@contextlib.contextmanager
+def alone(folder: Path):
+    """One process at a time, so that several test runs can share a tree and its build."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.lock", "w") as file:
+        fetch.lock_file(file)
+        yield
 
 
 def sync(source: Path, target: Path) -> None:
@@ -34,7 +45,8 @@ def patched(pristine: Path, staged: Path, version: str = "0.3.36") -> Path:
     sync(pristine, staged)
     run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
     tree = CACHE / f"{version}-patched"
-    sync(staged, tree)
+    with alone(tree):
+        sync(staged, tree)
     return tree
 
 
@@ -43,8 +55,11 @@ def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
     folder = tree.with_name(tree.name + suffix)
     ccache = shutil.which("ccache")
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
-    run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *flags, *launchers])
-    run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
+    # CMake would ask git, and the checkout around .cache would answer with a commit of its own.
+    commits = [f"-DLLAMA_BUILD_COMMIT={pinned.commit}" for version, pinned in fetch.TREES.items() if tree.name.startswith(version)]
+    with alone(tree):
+        run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers])
+        run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
     return folder / "bin"
 
 

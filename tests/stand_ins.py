@@ -14,7 +14,7 @@ needs_scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-in program
 
 # Obeys `rules` beside it: {"refuse": types, "fail": [program, K type], "unquantized": types, "tokens": of a text that is
 # too short, "windows": of a text that is rather short, "old": no attn_rot, "always_rotates": whatever is asked for, "plain": types that are never rotated, "gpu": its name, "on_cpu":
-# types that it has no attention for, "unloadable": why the model can't be loaded}.
+# types that it has no attention for, "unloadable": why the model can't be loaded, "not_centered": why keys aren't, "always_centers"}.
 STAND_IN = """#!{python} -IS
 import json, os, sys
 from pathlib import Path
@@ -48,6 +48,12 @@ off = os.environ.get("LLAMA_ATTN_ROT_DISABLE") == "1" and not rules.get("always_
 for side, name in (("k", k), ("v", v)):
     if not rules.get("old"):
         print(f"0.0.0.1 I kv: attn_rot_{{side}} = {{int(name not in ['f16', *rules.get('plain', [])] and not off)}}, n_embd_head_k_all = 64", file=sys.stderr)
+asked = os.environ["GGMLQ_KV_CENTER"] if "GGMLQ_KV_CENTER" in os.environ else "off"
+centers = rules.get("always_centers") or asked == "all" or asked == "auto" and k in ("tq3_0", "planar3")
+if centers and "not_centered" in rules:
+    centers = print(f"0.0.0.1 W ggmlq_llama_center_calibrate: keys are not centered: {{rules['not_centered']}}", file=sys.stderr)
+if centers:
+    print("0.0.0.1 I ggmlq_llama_center_calibrate: keys are centered: 2 layers, calibrated on 435 tokens in 9 ms", file=sys.stderr)
 if me.name == "llama-completion":
     print("Three sacks of\\nflour.")
 elif "--kl-divergence" not in a:
@@ -60,7 +66,7 @@ else:
     assert Path(get("--kl-divergence-base")).exists()
     for i in range(rules.get("windows", 16)):
         print(f"{{i + 1:4d}}      10.0000 ±    0.5000       0.00100 ±    0.00100")
-    loss = sum((16 - bits[t]) / (100 + i + off) for i, t in enumerate((k, v)) if t not in rules.get("unquantized", []))
+    loss = sum((16 - bits[t]) / (100 + i + off + 300 * (i == 0 and bool(centers))) for i, t in enumerate((k, v)) if t not in rules.get("unquantized", []))
     print(f"Mean PPL(Q) : {{10 + loss:.6f}} ± 0.5\\nMean PPL(Q)/PPL(base) : {{1.001 + loss / 10:.6f}} ± 0.01\\nMedian  KLD: 0.1\\n99.9%   KLD: 0.6\\nMean    KLD: {{loss:.6f}} ± 0.001\\n99.0%   KLD: 0.5\\nMaximum KLD: {{loss:.6f}}\\nSame top p: 90.0 ± 1.0 %")
 """
 

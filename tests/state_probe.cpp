@@ -2,6 +2,7 @@
 //
 // What tests/test_llama_states.py asks libllama: state_probe MODEL TYPE_K TYPE_V FLASH_ATTENTION(on|off) TEXT_FILE N_CTX
 // [streams: each sequence has cells of its own] [window: a cache with a sliding window keeps no more than that]
+// [plain: weights stay as they are in the file]
 //
 // Commands, one a line on stdin, each answered by one line on stdout. The text is tokenized once; sequences are 0 and 1.
 //   clear
@@ -58,12 +59,16 @@ static std::vector<uint8_t> whole_state(llama_context * ctx) {
 }
 
 int main(int argc, char ** argv) {
-    if (argc < 7 || argc > 9) {
-        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX [streams] [window]\n", argv[0]);
+    if (argc < 7 || argc > 10) {
+        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX [streams] [window] [plain]\n", argv[0]);
         return 2;
     }
     llama_backend_init();
-    llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
+    const std::vector<std::string> options(argv + 7, argv + argc);
+    const auto has = [&](const char * option) { return std::find(options.begin(), options.end(), option) != options.end(); };
+    llama_model_params model_params = llama_model_default_params();
+    model_params.use_extra_bufts = !has("plain");
+    llama_model * model = llama_model_load_from_file(argv[1], model_params);
     llama_context_params params = llama_context_default_params();
     params.type_k          = type_by_name(argv[2]);
     params.type_v          = type_by_name(argv[3]);
@@ -71,11 +76,8 @@ int main(int argc, char ** argv) {
     params.n_ctx           = std::atoi(argv[6]);
     params.n_batch         = params.n_ctx;
     params.n_seq_max       = 2;
-    params.kv_unified      = true;
-    for (int i = 7; i < argc; ++i) {
-        params.kv_unified = params.kv_unified && std::string(argv[i]) != "streams";
-        params.swa_full   = params.swa_full && std::string(argv[i]) != "window";
-    }
+    params.kv_unified      = !has("streams");
+    params.swa_full        = !has("window");
     params.n_threads       = params.n_threads_batch = 1;
     llama_context * ctx = model ? llama_init_from_model(model, params) : nullptr;
     if (!ctx) {

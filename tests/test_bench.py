@@ -507,3 +507,81 @@ def test_random_gguf_has_the_shape_that_was_asked_for(tmp_path):
     with pytest.raises(SystemExit) as error:
         make_random_gguf.parse([str(path), "--heads", "5", "--heads-kv", "2"])
     assert error.value.code == 2
+
+
+# Whole models --------------------------------------------------------------------------------------------------------
+
+# Says what it was asked for as speeds: decode K.depth.order of the call, prefill a tenth of it. A type it doesn't know ends it.
+FAKE_LLAMA_BENCH = """#!{python}
+import json, os, sys
+from pathlib import Path
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if words["-ctk"] == "q5_1":
+    sys.exit("E main: error: failed to create context")
+log = Path(__file__).with_name("calls")
+with log.open("a") as file:
+    file.write(f"{{words['-ctk']}} {{words['-d']}} {{os.environ.get('CUDA_VISIBLE_DEVICES')}}\\n")
+order = len(log.read_text().splitlines())
+speed = {speed} + order
+print("this line isn't JSON")
+for prompt in (int(words["-p"]), 0):
+    n = 0 if prompt else int(words["-n"])
+    if prompt or n:
+        print(json.dumps(dict(n_prompt=prompt, n_gen=n, n_depth=int(words["-d"]), avg_ts=speed, stddev_ts=0, samples_ts=[speed / (10 if prompt else 1)] * int(words["-r"]))))
+"""
+
+
+def fake_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def builds(tmp_path, monkeypatch):
+    """(patched, unmodified, model): folders with a fake llama-bench, 1000 and 2000 tokens per second; nvidia-smi says 100 + GPU MiB."""
+    for name, speed in (("patched", 1000), ("unmodified", 2000)):
+        fake_program(tmp_path / name / "llama-bench", FAKE_LLAMA_BENCH.format(python=sys.executable, speed=speed))
+    fake_program(tmp_path / "bin" / "nvidia-smi", '#!/bin/sh\nexpr 100 + "$2"\n')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    (tmp_path / "m.gguf").touch()
+    return tmp_path / "patched", tmp_path / "unmodified", tmp_path / "m.gguf"
+
+
+def bench_llama(builds, *words):
+    return CliRunner().invoke(app, ["bench", "llama", str(builds[2]), "--programs", str(builds[0]), *map(str, words)])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake programs are scripts")
+def test_types_take_turns_in_whole_models(builds, tmp_path):
+    words = ["--unmodified", builds[1], "--pairs", "f16,tq3_0,planar3/f16", "--depth", "0x3,256", "--repetitions", 2, "--devices", "1", "--json", tmp_path / "r.json"]
+    done = bench_llama(builds, *words)
+    assert done.exit_code == 0, done.output
+    calls = {name: [line.split() for line in (tmp_path / name / "calls").read_text().splitlines()] for name in ("patched", "unmodified")}
+    assert calls["patched"] == [[k, d, "1"] for k, d in (("tq3_0", "256"), ("planar3", "256"), ("tq3_0", "0"), ("planar3", "0"), ("planar3", "0"), ("tq3_0", "0"), ("tq3_0", "0"), ("planar3", "0"))]
+    assert calls["unmodified"] == [["f16", d, "1"] for d in ("256", "0", "0", "0")]
+    found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    rows = {(r["depth"], r["k"], r["v"]): r for r in found["rows"]}
+    assert list(rows) == [(d, *pair) for d in (0, 256) for pair in (("f16", "f16"), ("tq3_0", "tq3_0"), ("planar3", "f16"))]
+    assert rows[0, "tq3_0", "tq3_0"]["decode"] == [1003.0] * 2 + [1006.0] * 2 + [1007.0] * 2
+    assert rows[0, "tq3_0", "tq3_0"]["prefill"] == [100.3] * 2 + [100.6] * 2 + [100.7] * 2
+    assert rows[256, "f16", "f16"]["code"] == "unmodified" and rows[256, "f16", "f16"]["decode"] == [2001.0] * 2
+    lines = done.output.splitlines()
+    assert lines[2].split() == ["0", "tq3_0/tq3_0", "patched", "1006.0", "1003.0-1007.0", f"{1006 / 2003:.3f}", "100.6", "100.3-100.7", f"{1006 / 2003:.3f}", "101"]
+    assert {line.split()[-1] for line in lines[1:]} == {"101"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake programs are scripts")
+def test_errors_of_whole_models(builds, tmp_path):
+    done = bench_llama(builds, "--pairs", "f16,q5_1", "--depth", "64")
+    assert done.exit_code == 1 and "error: llama-bench with q5_1/q5_1 at depth 64 ended with 1: " in done.output and "failed to create context" in done.output
+    fake_program(builds[0] / "llama-bench", "#!/bin/sh\nkill -9 $$\n")
+    assert "at depth 64 was ended by SIGKILL" in bench_llama(builds, "--depth", "64").output
+    (builds[0] / "llama-bench").unlink()
+    assert "holds no llama-bench: build the target llama-bench" in bench_llama(builds).output
+    for words, wanted in (
+        (["--depth", "4k"], "wanted a number of tokens"), (["--depth", "0x3,0"], "a depth twice"), (["--devices", "0,0"], "wanted different numbers"),
+        (["--pairs", "q9"], "wanted one of"), (["--prompt", "0", "--generate", "0"], "wanted something to time"),
+    ):  # fmt: skip
+        done = bench_llama(builds, *words)
+        assert done.exit_code == 2 and wanted in " ".join(done.output.replace("│", " ").split()), (words, done.output)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from pyggmlq import api, fetch, reference
+from pyggmlq import api, center, fetch, reference
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, attention, codecs, dump, record
 
@@ -264,6 +264,24 @@ def test_what_a_rotation_before_the_type_does_depends_on_where_queries_look(tmp_
     facts = found["layers"][0]
     assert facts["block_k"] > 0.9 and facts["block_q"] < 0.01 and facts["mean_share"] > 0.9
     assert sum(facts["pairs"]["tq3_0"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mode", [0, 2])
+def test_centered_keys_are_exact_but_for_the_type_which_has_less_to_store(tmp_path: Path, mode: int):
+    """Keys whose mean before RoPE is large; a codec that changes nothing must leave them as they are."""
+    random = np.random.default_rng(5)
+    before, angle = random.standard_normal((N, 2, HEAD)), np.arange(N)[:, None] * 10000.0 ** (-np.arange(HEAD // 2) / (HEAD // 2))
+    before[..., [3, 17, 30]] += 12
+    k = center.rope(before.transpose(1, 0, 2), np.cos(angle), np.sin(angle), mode == 2).transpose(1, 0, 2).astype(np.float32)
+    rows = dump.Dump(joined(tmp_path, mode=mode, **{f"layer.{layer}.{side}": k for layer in (0, 1) for side in ("k", "k_cache")}))
+    by_name = {codec.name: codec for codec in attention.default_codecs()}
+    same = codecs.Codec("same", lambda x: x, lambda width: 32.0, centered=True)
+    found = attention.run(rows, [same, by_name["h+tq3_0"], by_name["c+h+tq3_0"]], 16, lambda text: None)
+    kld, mse = ({row["codec"]: row[key] for row in found["rows"]} for key in ("k_kld", "k_mse"))
+    assert mse["same"] < 1e-11 and kld["c+h+tq3_0"] < 0.25 * kld["h+tq3_0"]
+    rows.windows = np.zeros_like(rows.windows)
+    assert "needs a dump of two windows" in attention.run(rows, [same], 8, lambda text: None)["notes"][0]
+    assert "left out in layers without RoPE" in attention.run(dump.Dump(joined(tmp_path, mode=8)), [same], 8, lambda text: None)["notes"][0]
 
 
 def test_the_command_writes_what_the_report_draws(rows: Path, tmp_path: Path):

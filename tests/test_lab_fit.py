@@ -101,6 +101,21 @@ def test_the_longest_context_is_the_longest(tmp_path: Path):
     assert model.longest_context(Case("f16", "f16"), 1000) == 0
 
 
+def test_what_prefill_on_cuda_works_with(tmp_path: Path):
+    model = fit.read(write(tmp_path / "m.gguf", "llama", **SMOLLM2))
+    values, mask = model.layers[0].k_values, 2 * 512 * 1024
+    assert [model.work_bytes(Case(*pair), 1000) for pair in (("f16", "f16"), ("tq3_0", "tq3_0"), ("f16", "tq3_0"))] == [mask, mask + 4 * 1024 * values, mask + 2 * 1024 * values]
+    for case in (Case("tq3_0", "tq3_0"), Case("q8_0", "tq3_0")):
+        n_ctx = model.longest_context(case, 100 * fit.MIB, cuda=True)
+        needed = [sum(model.cache_bytes(case, n)) + model.work_bytes(case, n) for n in (n_ctx, n_ctx + fit.PAD)]
+        assert needed[0] <= 100 * fit.MIB < needed[1]
+        assert n_ctx < model.longest_context(case, 100 * fit.MIB)
+    row = fit.row(model, Case("tq3_0", "tq3_0"), None, 1000, 512, True)
+    assert row["bytes_work"] == mask + 4 * 1024 * values
+    assert "work MiB" in invoke(tmp_path / "m.gguf", "--context", 1000, "--cuda").output
+    assert "work MiB" not in invoke(tmp_path / "m.gguf", "--context", 1000).output
+
+
 def test_a_cache_that_does_not_grow_fits_any_context(tmp_path: Path):
     keys = {"block_count": 2, "embedding_length": 64, "ssm__inner_size": 128, "ssm__state_size": 16, "ssm__conv_kernel": 4, "attention__head_count": 0}
     model = fit.read(write(tmp_path / "m.gguf", "mamba", **keys))
@@ -120,6 +135,7 @@ def test_the_command_counts_weights_and_reserve(tmp_path: Path):
     assert rows["f16", "f16"]["n_ctx"] < rows["q8_0", "tq3_0"]["n_ctx"] < rows["tq3_0", "tq3_0"]["n_ctx"]
     assert "multiple of 128" in rows["planar3", "planar3"]["refused"]
     table = invoke(path, "--memory", "200M", "--reserve", "50M").output
+    assert "note: contexts above 8192 fit, but the model wasn't trained for them" in table
     assert str(rows["f16", "f16"]["n_ctx"]) in table and table.count("multiple of 128") == 2  # K, and V beside q8_0
 
 

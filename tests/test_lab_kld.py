@@ -15,6 +15,7 @@ from pyggmlq import _gguf_file, _tree, fetch, llama
 from pyggmlq._pairs import Case, bits_per_value
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, kld, record, require
+from pyggmlq.lab.runs import Setting
 
 from llama_build import CACHE, build, patched, sync
 from stand_ins import StandIns, needs_scripts
@@ -162,6 +163,29 @@ def test_attn_rot_off_is_measured_beside_on(machine: Machine):
 
 
 @needs_scripts
+def test_centered_keys_are_measured_beside_plain_ones(machine: Machine):
+    """Those of our types; every other pair is measured without."""
+    done = machine.run("--kv-center", "off,auto")
+    assert done.exit_code == 0, done.output
+    assert [call.split()[1:] for call in machine.calls()[2:]] == [["q8_0", "q8_0"], ["tq3_0", "f16"], ["planar3", "planar3"], ["tq3_0", "f16"], ["planar3", "planar3"]]
+    rows = [row for row in machine.record()["rows"] if row["k"] == "tq3_0"]
+    assert [(row["kv_center"], row["centered_layers"]) for row in rows] == [("off", None), ("auto", 2)] and rows[1]["kld"] < 0.3 * rows[0]["kld"]
+    assert "tq3_0 centered/f16" in done.output and machine.record()["notes"] == []
+    assert machine.run("--kv-center", "all", pairs="q8_0").exit_code == 0 and machine.record()["rows"][-1]["centered_layers"] == 2
+
+
+@needs_scripts
+def test_keys_that_can_not_be_centered_are_said_and_not_shown_as_such(machine: Machine):
+    machine.rules(not_centered="the cache of layer 0 lies on CUDA0, which can't")
+    done = machine.run("--kv-center", "auto", pairs="tq3_0/f16")
+    assert done.exit_code == 0 and "refused by llama.cpp: keys are not centered: the cache of layer 0 lies on CUDA0, which can't" in done.output
+    assert [row["refused"] is None for row in machine.record()["rows"]] == [True, False]
+    machine.rules(always_centers=True)
+    done = machine.run(pairs="q8_0")
+    assert done.exit_code == 1 and "ALARM demo, context 512, q8_0/q8_0: keys were centered all the same" in done.output
+
+
+@needs_scripts
 def test_what_is_never_rotated_is_measured_once(machine: Machine):
     """Only where the patch doesn't want it so is that worth a note."""
     machine.rules(plain=["tq3_0", "q8_0"])
@@ -272,6 +296,7 @@ def test_fewer_windows_than_asked_for_are_said(machine: Machine):
         (["--pairs", "q8_0,bogus"], 2, "cache type: found 'bogus', wanted one of tq3_0, planar3,"),
         (["--context", "100"], 2, "wanted numbers from 256 up"),
         (["--attn-rot", "maybe"], 2, "wanted some of on, off"),
+        (["--kv-center", "on"], 2, "wanted some of off, auto, all"),
         (["--tree", "."], 2, "wanted one way to get programs"),
     ],
 )
@@ -310,10 +335,10 @@ def test_rows_that_agree_in_every_digit_are_an_alarm():
     def row(k: str, v: str, kld_value: float) -> kld.Row:
         sizes = [160 * bits_per_value(name) / 16 for name in (k, v)]
         found = llama.Divergence(10.0 + kld_value, 0.5, kld_value, 0.001, 0.5, kld_value, 90.0, 1.0, 1.1, 0.01, 0.1, 0.6)
-        return kld.Row("demo", 512, Case(k, v), "on", 16, (True, True), llama.KvMemory(k, v, *sizes), found)
+        return kld.Row("demo", 512, Case(k, v), Setting(), 16, (True, True), llama.KvMemory(k, v, *sizes), found)
 
     rows = [row("f16", "f16", 0.0), row("f16", "planar3", 0.1), row("q8_0", "planar3", 0.1)]
-    assert kld.alarms(rows) == ["demo, context 512, q8_0/planar3: equals f16/planar3, attn_rot on, in every digit"]
+    assert kld.alarms(rows) == ["demo, context 512, q8_0/planar3: equals f16/planar3 in every digit"]
     assert kld.alarms([*rows[:2], row("q8_0", "planar3", 0.11)]) == []
     assert "wanted at most 0.001" in kld.alarms([row("f16", "f16", 0.01)])[0]
 
@@ -330,7 +355,7 @@ def test_default_pairs_are_those_of_an_honest_table():
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LabError, match=r"matplotlib is not installed: pip install 'pyggmlq\[lab\]'"):
-        require("matplotlib")
+        require("matplotlib.figure")
 
 
 def test_metadata_equals_what_gguf_reads(tmp_path: Path):

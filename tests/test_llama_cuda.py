@@ -70,15 +70,16 @@ def each_programs(request):
     return request.getfixturevalue(request.param)
 
 
-# Attention in parts, which several machines or GPUs can share by -k.
-ATTENTION = [*[f"type_K={name}" for name in OURS], f"type_K=(?!{'|'.join(OURS)}).*type_V=({'|'.join(OURS)})"]
-ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "GET_ROWS": 8, "CPY": 12, "CONT": 6, "CONCAT": 16, "MUL_MAT": 30},
+# Attention in parts: with pytest-xdist (-n 8) they run side by side, since each keeps four processor cores busy, not a GPU.
+ATTENTION = [f"hsk=({heads}),.*{types}" for heads in ("64|96|128", "192|256", "512|576")
+             for types in (*[f"type_K={name}" for name in OURS], f"type_K=(?!{'|'.join(OURS)}).*type_V=({'|'.join(OURS)})")]  # fmt: skip
+ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "SET_ROWS_PAIR": 15, "GET_ROWS": 8, "CPY": 12, "CONT": 6, "CONCAT": 16, "MUL_MAT": 30},
                      "older_programs": {"SET_ROWS": 8, "GET_ROWS": 4, "CPY": 12, "MUL_MAT": 30}}  # fmt: skip
 
 
 @pytest.mark.parametrize("each_programs, operation, cases, least", [
     *[(tree, operation, name, least) for tree, operations in ROWS_AND_PRODUCTS.items() for operation, least in operations.items() for name in OURS],
-    *[(tree, "FLASH_ATTN_EXT", part, 250) for tree in ROWS_AND_PRODUCTS for part in ATTENTION],
+    *[(tree, "FLASH_ATTN_EXT", part, 100) for tree in ROWS_AND_PRODUCTS for part in ATTENTION],
     *[("programs", *case) for case in OPERATIONS],
 ], indirect=["each_programs"])  # fmt: skip
 def test_backend_ops(each_programs, operation, cases, least):
@@ -159,7 +160,8 @@ ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 @pytest.mark.parametrize("kind", ["f16", *OURS])
 def test_ds4_gpu_and_cpu_agree(ds4, ds4_text, kind):  # noqa: F811
     """The same program with and without a device. Where an activation is rounded differently a cached value may get another code, whose step is
-    as large as what the type loses; so the difference is a part of that. With f16 what remains is the rounding of products."""
+    as large as what the type loses; so the difference is a part of that: on a CPU, rounding all activations to 11 bits or not makes 0.2 of the row error
+    (planar3 0.039, tq3_0 0.033). With f16 what remains is the rounding of products, there 0.003."""
     found = []
     for env in ({}, ON_CPU):
         p = ds4("selecting", kind, env)
@@ -171,13 +173,13 @@ def test_ds4_gpu_and_cpu_agree(ds4, ds4_text, kind):  # noqa: F811
     assert abs(more.mean()) < 4 * more.std() / np.sqrt(MORE) + 0.02
 
 
-def test_ds4_gpu_gathers_the_rows_that_a_token_sees(ds4):  # noqa: F811
-    """Token by token, behind so many that the rows of CSA layers are gathered: docs/DEEPSEEK.md."""
-    found, kind = [], "planar3"
+@pytest.mark.parametrize("model, kind, limit", [("selecting", "f16", 0.05), ("selecting", "planar3", 0.18), ("mla", "tq3_0", 0.16), ("dsa", "tq3_0", 0.45)])
+def test_gpu_and_cpu_agree_token_by_token(ds4, model, kind, limit):  # noqa: F811
+    """Behind so many tokens that the rows which a token sees are gathered, but for MLA, which sees all: docs/DEEPSEEK.md. A limit is at most what the type loses, and
+    at least twice what rounding activations to 11 bits does on a CPU (0.016, 0.078, 0.026, 0.224). Logits that have nothing to do with each other differ by 1.4."""
+    found = []
     for env in ({}, ON_CPU):
-        p = ds4("selecting", kind, env, n_ctx=LONG + MORE)
+        p = ds4(model, kind, env, n_ctx=LONG + MORE)
         p.do("prefix", LONG, 0)
-        for i in range(8):
-            p.do("logits", LONG + i, 1, 0, p.folder / f"one-{i}")
-        found.append(np.stack([np.fromfile(p.folder / f"one-{i}", np.float32) for i in range(8)]).astype(np.float64))
-    assert difference(*found) < 0.5 * row_error(kind)
+        found.append(np.concatenate([following(p, LONG + i, 1) for i in range(8)]))
+    assert difference(*found) < limit

@@ -74,7 +74,8 @@ def ds4(probe, ds4_models, ds4_text, tmp_path):  # noqa: F811
     def started(model: str, kind: str, env: dict | None = None, n_ctx: int = 1024) -> Probe:
         log = tmp_path / f"log-{len(running)}"
         with log.open("wb") as err:
-            process = subprocess.Popen([str(word) for word in (probe, ds4_models(model), kind, kind, "on", ds4_text, n_ctx)], stdin=subprocess.PIPE,
+            # plain: on a CPU with AMX upstream loads f16 weights into a buffer whose products refuse what DeepSeek-V4's graph asks for, and aborts.
+            process = subprocess.Popen([str(word) for word in (probe, ds4_models(model), kind, kind, "on", ds4_text, n_ctx, "plain")], stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, stderr=err, text=True, env={**os.environ, **(env or {})})  # fmt: skip
         running.append(process)
         return Probe(process, log, tmp_path)
@@ -87,11 +88,11 @@ def ds4(probe, ds4_models, ds4_text, tmp_path):  # noqa: F811
         process.stdout.close()
 
 
-def following(p: Probe, prefix: int = PREFIX) -> np.ndarray:
+def following(p: Probe, prefix: int = PREFIX, count: int = MORE) -> np.ndarray:
     """Log probabilities after each of the tokens that follow the prefix."""
     path = p.folder / "logits"
-    p.do("logits", prefix, MORE, 0, path)
-    x = np.fromfile(path, np.float32).reshape(MORE, -1).astype(np.float64)
+    p.do("logits", prefix, count, 0, path)
+    x = np.fromfile(path, np.float32).reshape(count, -1).astype(np.float64)
     x -= x.max(axis=1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
@@ -146,25 +147,38 @@ def test_without_attn_rot(ds4):
     assert all(0.5 < amplified[kind] / amplified["q4_0"] < 2 and difference(found[kind], found["f16"]) < 0.6 for kind in OURS), amplified
 
 
-@pytest.mark.parametrize("kind, how", [("f16", "session"), ("planar3", "session"), ("planar3", "sequence"), ("tq3_0", "session")])
-def test_ds4_restored_goes_on_as_without_the_interruption(ds4, kind, how, tmp_path):
-    """The same likeliest tokens, one after the other, and on a CPU the same bits of the logits of a batch. Unmodified llama.cpp puts the tokens that
-    follow a session into other cells, and is off by 0.3 % with f16."""
+@pytest.mark.parametrize("kind, how, prefix", [
+    ("f16", "session", PREFIX), ("planar3", "session", PREFIX), ("tq3_0", "session", PREFIX), ("planar3", "sequence", PREFIX), ("planar3", "sequence", 100),
+])  # fmt: skip
+def test_ds4_restored_goes_on_as_without_the_interruption(ds4, kind, how, prefix, tmp_path):
+    """What was restored is saved as the same bytes; the same likeliest tokens follow, one after the other, and on a CPU the same bits of the logits of a batch.
+    Unmodified llama.cpp puts the tokens that follow a session into other cells, and is off by 0.3 % with f16.
+
+    A sequence is saved without the cells that its window has left behind, and what is left goes to the first cells. That other place changes nothing on a
+    CPU, which skips what is hidden; a GPU adds up other parts, rounds differently, and a new row may get other codes. Rounding alone does that to likeliest
+    tokens and logits, as it does without an interruption where the same tokens come one by one: this is how far off they may be."""
     p = ds4("selecting", kind)
-    p.do("prefix", PREFIX, 0)
-    p.do("save", how, tmp_path / "state", PREFIX, 0)
+    p.do("prefix", prefix, 0)
+    p.do("save", how, tmp_path / "state", prefix, 0)
     p.do("keep")
-    wanted = following(p)
+    wanted = following(p, prefix)
     p.do("back")
-    tokens = p.ask("greedy", PREFIX, 40, 0)
+    tokens = p.ask("greedy", prefix, 40, 0)
     assert len(set(tokens.split())) > 8, "a loop is no evidence"
+    on_gpu, limit = "CUDA0" in p.log(), 0.0
+    if on_gpu:
+        p.do("back")
+        limit = min(2 * difference(np.concatenate([following(p, prefix + i, 1) for i in range(MORE)]), wanted), 0.5 * row_error(kind) if kind in OURS else 0.02)
     p = ds4("selecting", kind)
-    assert p.ask("load", how, tmp_path / "state", 0) == f"restored {PREFIX}"
+    assert p.ask("load", how, tmp_path / "state", 0) == f"restored {prefix}"
+    p.do("save", how, tmp_path / "again", prefix, 0)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "state").read_bytes()
     p.do("keep")
-    assert p.ask("greedy", PREFIX, 40, 0) == tokens
+    elsewhere = how == "sequence" and prefix > 128
+    assert p.ask("greedy", prefix, 40, 0) == tokens or (on_gpu and elsewhere)
     p.do("back")
-    found = following(p)
-    assert np.array_equal(found, wanted) or ("CUDA0" in p.log() and difference(found, wanted) < 0.02)
+    found = following(p, prefix)
+    assert np.array_equal(found, wanted) or (on_gpu and difference(found, wanted) < limit), (difference(found, wanted), limit)
 
 
 @pytest.mark.parametrize("source, target, how", [

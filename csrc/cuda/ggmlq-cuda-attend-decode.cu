@@ -33,13 +33,19 @@ static bool is_aligned(const void * data, const int64_t stride[3], int64_t align
     return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
 }
 
+static bool v_is_in_k(const ggmlq_attend_params * p) {
+    return p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
+}
+
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
     const ggmlq_decode_instance * best = NULL;
     for (size_t l = 0; l < sizeof(instance_lists)/sizeof(instance_lists[0]); ++l) {
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
-            const bool several = p->head_size_k > instance->slice; /* slices: then 16 warps, where there is such an instance */
-            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles && slice_fits(p->head_size_k, instance->slice) &&
+            const bool several = p->head_size_v > instance->slice; /* slices: then 16 warps, where there is such an instance */
+            if (instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
+                instance->tail == p->head_size_k - p->head_size_v && slice_fits(p->head_size_v, instance->slice) &&
+                instance->tail <= 32*(p->head_size_v/instance->slice) /* a plane for a warp */ &&
                 (tiles > 1 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice)) {
                 best = instance;
             }
@@ -64,7 +70,7 @@ static bool get_device_info(device_info * info) {
     return true;
 }
 
-/* Microseconds on an H100, fitted to head size 128; only their proportions matter. A turn is one tile in every group of warps, memory_time what
+/* Microseconds on an H100, fitted to head sizes 128 and, for four slices, 512 (bench_selected search); only their proportions matter. A turn is one tile in every group of warps, memory_time what
  * reading the cache takes all multiprocessors together. */
 static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, int splits, int multiprocessors, int resident, double memory_time) {
     const int slots = multiprocessors*resident;
@@ -72,8 +78,9 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     const int64_t tiles = (plan->n_kv + instance->rows - 1)/instance->rows, groups = instance->warps/plan->slices;
     const double turns = (double) ((tiles + splits - 1)/splits)/(double) groups; /* not rounded up: the groups share a multiprocessor */
     const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
-    const double loop = (double) waves*turns*turn, memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
-    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits > 1 ? 0.14*splits : 0.0);
+    const bool   wide = plan->slices > 2; /* one block on a multiprocessor in any case; the last one adds up 16 ranges at once */
+    const double loop = (double) waves*turns*(wide ? 1.86*instance->rows/16 : turn), memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
+    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits == 1 ? 0.0 : wide ? 1.5*((splits + 15)/16) : 0.14*splits);
 }
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
@@ -87,14 +94,14 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->seqs_per_kv = (int) (p->n_seqs/p->n_seqs_kv);
     plan->columns     = plan->group*(int) p->n_queries;
     plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
-    plan->slices      = (int) p->head_size_k/instance->slice;
+    plan->slices      = (int) p->head_size_v/instance->slice;
     const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
     instance->place(plan, p);
     if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
         return false;
     }
     plan->units = (int) units;
-    plan->v_in_k = p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
+    plan->v_in_k = v_is_in_k(p);
     plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
     plan->unit         = 65536;
     plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
@@ -139,7 +146,7 @@ static const int64_t MOST_BY_8 = 6 << 20;
 
 /* The instance that takes most columns at once, but no more than there are, and fits this device; NULL: none. */
 static const ggmlq_decode_instance * make_plan(const ggmlq_attend_params * p, ggmlq_decode_plan * plan) {
-    if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || p->head_size_k != p->head_size_v ||
+    if (p->n_queries > GGMLQ_DECODE_MAX_QUERIES || p->n_heads/p->n_heads_kv > GGMLQ_DECODE_MAX_GROUP || (p->head_size_k != p->head_size_v && !v_is_in_k(p)) ||
         p->n_seqs*GGMLQ_DECODE_MAX_QUERIES*GGMLQ_DECODE_MAX_GROUP/8 > 65535 /* the grid's third axis */) {
         return NULL;
     }

@@ -5,7 +5,8 @@
  * A column is a query row: query token i / group, head i % group of one KV head. A block of threads takes 8*TILES columns, all
  * of them in every warp, and a range of tokens; it reads every K and V row of the range once. Warps work alone, on tiles of ROWS
  * tokens that they copy to shared memory themselves, several tiles ahead. A head wider than SLICE is shared by a group
- * of warps, which add up their partial scores. Ranges are combined by the block that finishes last.
+ * of warps, which add up their partial scores. Ranges are combined by the block that finishes last. Where V is the first part of K (MLA), K's
+ * rows have a TAIL: one plane more for each of the first warps of a group.
  *
  *   scores   [token, column] = K (A operand, 16 tokens) x queries (B operand)   int8 m16n8k32, or f16 m16n8k16 for f16 rows
  *   output   [value, column] = V transposed (A, 16 values x 16 tokens) x weights (B)         f16 m16n8k16
@@ -114,11 +115,12 @@ GGMLQ_DEVICE uint32_t ggmlq_choose_bits(uint32_t a, uint32_t b, uint32_t mask) {
 /* SLICE values of a row as they are copied: the 16-byte chunks around them, since smaller copies would pass through L1, whose few lines
  * limit what is in flight. In shared memory a row starts where it does in its first chunk. An odd number of chunks spreads rows over
  * the banks. */
-template <int type, int SLICE> struct ggmlq_decode_rows {
+template <int type, int SLICE, int TAIL = 0> struct ggmlq_decode_rows {
     enum {
         TQ3_0 = type == GGMLQ_TYPE_TQ3_0, PLANAR3 = type == GGMLQ_TYPE_PLANAR3, Q8_0 = type == GGMLQ_TYPE_Q8_0, F16 = type == GGMLQ_TYPE_F16,
         BYTES  = TQ3_0 ? SLICE/32*14 : PLANAR3 ? SLICE/128*50 : Q8_0 ? SLICE/32*34 : 2*SLICE,
-        ALIGN  = F16 ? 16 : BYTES % 8 == 0 ? 8 : BYTES % 4 == 0 ? 4 : 2, /* of addresses and strides */
+        BITS   = BYTES | TAIL/32*14,
+        ALIGN  = F16 ? 16 : BITS % 8 == 0 ? 8 : BITS % 4 == 0 ? 4 : 2, /* of addresses and strides */
         CHUNKS = (BYTES + 16 - ALIGN + 15)/16,
         PITCH  = 16*(CHUNKS | 1),
         LANES  = CHUNKS <= 4 ? 4 : CHUNKS <= 8 ? 8 : 16, /* that copy a row together */
@@ -128,6 +130,7 @@ template <int type, int SLICE> struct ggmlq_decode_rows {
         SCALES = PLANAR3 ? SLICE/128 : SLICE/32
     };
     static_assert(CHUNKS <= 16, "a row is copied by up to 16 lanes");
+    static_assert(TAIL == 0 || (TQ3_0 && TAIL % 32 == 0), "a tail is whole blocks");
 
     static constexpr __host__ __device__ int q_at(int plane)     { return PLANAR3 ? 50*(plane/4) +  2 + 8*(plane%4) : 14*plane; }
     static constexpr __host__ __device__ int s_at(int plane)     { return PLANAR3 ? 50*(plane/4) + 34 + 4*(plane%4) : 14*plane + 8; }
@@ -156,22 +159,28 @@ static_assert(ggmlq_plane_words_hold(0), "order of the queries");
 /* --- the kernel ------------------------------------------------------------------------------------------------- */
 
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES> struct ggmlq_decode_shape {
-    typedef ggmlq_decode_rows<type_k, SLICE> K;
-    typedef ggmlq_decode_rows<type_v, SLICE> V;
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0> struct ggmlq_decode_shape {
+    typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
+    typedef ggmlq_decode_rows<type_v, SLICE, TAIL_VALUES> V;
+    typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
     enum {
+        TAIL        = TAIL_VALUES,
+        TAIL_PLANES = TAIL/32, /* one for each of the first slices' warps */
         COLUMNS     = 8*TILES,
         M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
         K_BYTES     = ROWS*K::PITCH,
         V_BYTES     = ROWS*V::PITCH,
         MASK_BYTES  = COLUMNS*ROWS*2,
-        STAGE_BYTES = K_BYTES + V_BYTES + MASK_BYTES,
+        TAIL_AT     = K_BYTES + V_BYTES + MASK_BYTES,
+        STAGE_BYTES = TAIL_AT + (TAIL ? (int) ROWS*T::PITCH : 0),
         PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
         SUM_BYTES   = WARPS*TILES*M_TILES*32*16
     };
-    static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0, "stages stay aligned");
+    static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
+    static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
 
-    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*SLICE*slices + 16; }
+    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*(SLICE*slices + TAIL) + 16; }
+    static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
     static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
@@ -186,7 +195,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     };
     static constexpr __host__ __device__ int queries_at(int slices)  { return FRONT_AT + front_bytes(slices); }
     static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
-    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*K::SCALES*slices*4*16 : 0); }
+    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*query_scales(slices)*4*16 : 0); }
 
     static void place(ggmlq_decode_plan * plan, const ggmlq_attend_params * p) {
         plan->k_step       = (unsigned) (WARPS/plan->slices*ROWS*p->k_stride[0]);
@@ -385,9 +394,9 @@ GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int 
 }
 
 /* item = column*planes + plane; a division by a constant where a head is one slice. */
-template <int SLICE> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
-    column = plan.slices == 1 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32));
-    plane  = item - column*(plan.slices*(SLICE/32));
+template <int SLICE, int TAIL = 0> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
+    column = plan.slices == 1 && TAIL == 0 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32) + TAIL/32);
+    plane  = item - column*(plan.slices*(SLICE/32) + TAIL/32);
 }
 
 /* Eight values of a query row, those of thread t of four for plane pair `item` % planes of column `item`/planes. */
@@ -395,7 +404,7 @@ template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v
                                                                          int first_column, int head_kv, int seq) {
     const int t = threadIdx.x % 4;
     int column, plane;
-    ggmlq_decode_place_plane<SLICE>(plan, item, column, plane);
+    ggmlq_decode_place_plane<SLICE, S::TAIL>(plan, item, column, plane);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         v[i/4][i%4] = 0.0f;
@@ -421,11 +430,11 @@ template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v
 template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_queries(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * queries, float * scales,
                                                                                     int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
-    const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32, pitch = S::query_pitch(plan.slices);
+    const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32 + S::TAIL_PLANES, pitch = S::query_pitch(plan.slices);
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
         int column, plane;
-        ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
+        ggmlq_decode_place_plane<SLICE, S::TAIL>(plan, first + threadIdx.x/4, column, plane);
         if (first != 0) {
             ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
         }
@@ -494,13 +503,14 @@ template <class S, int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_load_quer
 #define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
 #define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS>
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL> S;
     typedef typename S::K K;
     typedef typename S::V V;
+    typedef typename S::T T;
     enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16 };
     const float LOG2E = 1.44269504f;
 
@@ -535,6 +545,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     const uint8_t * const k_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + slice*K::BYTES;
     const uint8_t * const v_rows = (const uint8_t *) p.v + seq_kv*p.v_stride[2] + head_kv*p.v_stride[1] + slice*V::BYTES;
+    const uint8_t * const tail_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + plan.slices*K::BYTES;
+    const bool has_tail = slice < S::TAIL_PLANES;
     uint8_t * const pipe = front + warp*STAGES*S::STAGE_BYTES;
 
     const uint8_t * const mask = (const uint8_t *) p.mask;
@@ -556,7 +568,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     }
 
     /* Of the next tile to copy. Around the rows of the cache's last tile nothing may be read. */
-    const uint8_t * k_chunk = NULL, * v_chunk = NULL;
+    const uint8_t * k_chunk = NULL, * v_chunk = NULL, * tail_chunk = NULL;
     const int inner1 = min(tile1, tiles - 1);
 
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
@@ -566,11 +578,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (!plan.v_in_k) {
                 ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, plan.v_copy_step, lane);
             }
+            if (TAIL > 0 && has_tail) {
+                ggmlq_decode_copy<T, ROWS>(to + S::TAIL_AT, tail_chunk, K::LANES/T::LANES*plan.k_copy_step, lane);
+            }
         } else if (tile < tile1) {
             const int token = tile*ROWS, count = plan.n_kv - token;
             ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
             if (!plan.v_in_k) {
                 ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
+            }
+            if (TAIL > 0 && has_tail) {
+                ggmlq_decode_copy_last<T, ROWS>(to + S::TAIL_AT, tail_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
             }
         }
         if (__builtin_expect(many_masks && tile < tile1, 0)) {
@@ -590,6 +608,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         ggmlq_copy_async_commit();
         k_chunk += plan.k_step;
         v_chunk += plan.v_step;
+        if (TAIL > 0) {
+            tail_chunk += plan.k_step;
+        }
     };
 
     /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. */
@@ -617,7 +638,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     enum { KEEP_QUERIES = TILES <= 2 }; /* in registers */
     uint2 q[KEEP_QUERIES ? TILES : 1][STEPS]; /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
     auto load_query = [&](int n, int i) {
-        const uint8_t * const row = queries + (8*n + g)*S::query_pitch(plan.slices) + slice*SLICE*(K::BYTE_VALUES ? 1 : 2) + 32*i;
+        const uint8_t * const row = queries + (8*n + g)*S::query_pitch(plan.slices) +
+            (TAIL > 0 && i == STEPS ? plan.slices*SLICE + 32*(has_tail ? slice : 0) : slice*SLICE*(K::BYTE_VALUES ? 1 : 2) + 32*i);
         return K::BYTE_VALUES ? *(const uint2 *) (row + 8*t) : make_uint2(*(const uint32_t *) (row + 4*t), *(const uint32_t *) (row + 16 + 4*t));
     };
     ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
@@ -626,6 +648,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
     int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
     int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
+    const int tail_row = k_token*T::PITCH + (int) ((uintptr_t) (tail_rows + k_token*p.k_stride[0]) & 15);
     int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
         lut_k.low ^= threadIdx.x & (plan.unit ^ 65536); /* 0: or it is copied to a register again for every use */
@@ -657,6 +680,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         const int64_t first_token = (int64_t) (tile0 + group)*ROWS;
         k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
         v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
+        if (TAIL > 0) {
+            tail_chunk = ggmlq_decode_chunk<T>(tail_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
+        }
         float first_query[2][4];
         if (!careful) {
             ggmlq_wait_for_previous();
@@ -748,14 +774,23 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 const uint8_t * const row = k_tile + k_row;
                 int acc[BLOCK_ROWS][TILES][4];
 #pragma unroll
-                for (int plane = 0; plane < K::PLANES; ++plane) {
+                for (int plane = 0; plane < K::PLANES + (TAIL > 0); ++plane) {
+                    const bool in_tail = plane == K::PLANES; /* known when the loop is unrolled */
+                    if (in_tail && !has_tail) {
+                        break;
+                    }
+                    const uint8_t * const tail = k_tile + S::TAIL_AT + tail_row;
 #pragma unroll
                     for (int m = 0; m < BLOCK_ROWS; ++m) {
                         uint32_t a[4];
-                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
+                        if (in_tail) {
+                            ggmlq_decode_k_fragment<type_k, TAIL ? TAIL : SLICE>(a, tail + 16*m*T::PITCH, slice, t, k_shift, plan.unit, lut_k);
+                        } else {
+                            ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
+                        }
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
+                            ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES && !in_tail ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
                         }
                     }
                     if (K::PLANAR3 && plane % 4 != 3) {
@@ -764,13 +799,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     float scale[BLOCK_ROWS][2];
 #pragma unroll
                     for (int m = 0; m < BLOCK_ROWS; ++m) {
-                        const uint8_t * const at = row + 16*m*K::PITCH + K::scale_at(plane);
+                        const uint8_t * const at = in_tail ? tail + 16*m*T::PITCH + T::scale_at(slice) : row + 16*m*K::PITCH + K::scale_at(plane);
                         scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
-                        scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*K::PITCH));
+                        scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*(in_tail ? (int) T::PITCH : (int) K::PITCH)));
                     }
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
-                        const float4 f = *(const float4 *) (q_scales + ((n*K::SCALES*plan.slices + slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane))*4 + t)*4);
+                        const float4 f = *(const float4 *) (q_scales + ((n*S::query_scales(plan.slices) + (in_tail ? plan.slices*K::SCALES + slice : slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane)))*4 + t)*4);
 #pragma unroll
                         for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
@@ -1210,10 +1245,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES> S;
-    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS> };
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL> S;
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, S::place,
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL> };
     return instance;
 }
 

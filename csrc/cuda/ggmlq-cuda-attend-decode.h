@@ -7,7 +7,7 @@
 
 #include "ggmlq-cuda.h"
 
-enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 64 };
+enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 128 };
 
 /* How the work is cut. A unit is a KV head, a sequence and a chunk of columns; `splits` blocks share its tokens. */
 struct ggmlq_decode_plan {
@@ -28,7 +28,7 @@ struct ggmlq_decode_plan {
 };
 
 struct ggmlq_decode_instance {
-    int type_k, type_v, slice, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
+    int type_k, type_v, slice, tail, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
     void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
 };

@@ -317,6 +317,30 @@ template <int type, bool wide> struct ggmlq_encoder {
         }
     }
 
+    /* planar3's loaded values: llama.cpp's own rotation (attn_rot) of every 64 or 128 of them, whose `scale` is 1/sqrt of that. The steps
+     * and their order are those of its kernel for it, and so are the bits. */
+    static __device__ __forceinline__ void turn(float v[VALUES], int lane, int length, float scale) {
+        for (int i = 0; i < VALUES; ++i) {
+            v[i] = ggmlq_mul(v[i], scale);
+        }
+        for (int i = 0; i < VALUES; i += 4) {
+            ggmlq_butterfly(v[i], v[i + 1]); ggmlq_butterfly(v[i + 2], v[i + 3]); /* half-distance 1 */
+            ggmlq_butterfly(v[i], v[i + 2]); ggmlq_butterfly(v[i + 1], v[i + 3]); /* 2 */
+        }
+        for (int mask = 1; mask < 8; mask *= 2) { /* 4, 8, 16 */
+            for (int i = 0; i < VALUES; ++i) {
+                const float other = ggmlq_shuffle_xor(v[i], mask);
+                v[i] = lane & mask ? ggmlq_sub(other, v[i]) : ggmlq_add(v[i], other);
+            }
+        }
+        for (int i = 0; i < 4; ++i) {
+            ggmlq_butterfly(v[i], v[4 + i]); ggmlq_butterfly(v[8 + i], v[12 + i]); /* 32 */
+        }
+        for (int i = 0; i < 8 && length == 128; ++i) {
+            ggmlq_butterfly(v[i], v[8 + i]); /* 64 */
+        }
+    }
+
     /* Each step adds the same two numbers in both threads of a pair, so all threads get the same bits. */
     static __device__ __forceinline__ float fold(float sum) {
         sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));

@@ -142,11 +142,11 @@ static inline bool ggmlq_launch_waiting(const void * kernel, dim3 grid, dim3 blo
 
 /* The same, if the device's code of the kernel has the wait. */
 template <auto kernel, typename... arguments_t>
-static bool ggmlq_launch_early(unsigned int grid, unsigned int block, cudaStream_t stream, const arguments_t &... arguments) {
+static bool ggmlq_launch_early(dim3 grid, dim3 block, cudaStream_t stream, const arguments_t &... arguments) {
 #ifdef GGMLQ_EARLY_LAUNCH
     static_assert(std::is_same<decltype(kernel), void (*)(arguments_t...)>::value, "their addresses are all that is passed on");
     void * pointers[] = { const_cast<void *>(static_cast<const void *>(&arguments))... };
-    return ggmlq_waits_for_previous<kernel>() && ggmlq_launch_waiting((const void *) kernel, dim3(grid), dim3(block), 0, stream, pointers);
+    return ggmlq_waits_for_previous<kernel>() && ggmlq_launch_waiting((const void *) kernel, grid, block, 0, stream, pointers);
 #else
     (void) grid; (void) block; (void) stream; ((void) arguments, ...);
     return false;

@@ -123,16 +123,30 @@ GGMLQ_DEVICE uint8_t * target_address(const struct target & t, struct raw_index 
  * blocks that come early take places at random, which a larger grid of theirs then lacks: 512 tokens took 9 instead of 5 us. */
 enum { THREADS = 128, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64 };
 
-template <int type, bool wide> static __global__ void __launch_bounds__(THREADS)
-encode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_blocks) {
+/* What is encoded from where to where. `turned`: how many adjacent values llama.cpp's own rotation turns before, 0: none; then `encoded` may
+ * also be floats. */
+struct encoding {
+    struct walk values, encoded;
+    struct row_index index;
+    uint32_t n_blocks;
+    int      turned;
+    float    turn_scale;
+};
+
+/* So many encodings in one launch, as planes of the grid. */
+template <int n> struct encodings { struct encoding e[n]; };
+
+template <int type, bool wide, int n, bool turns> static __global__ void __launch_bounds__(THREADS)
+encode_rows(const struct encodings<n> all) {
     typedef ggmlq_encoder<type, wide> E;
+    const struct encoding & e = all.e[n == 1 ? 0 : blockIdx.y];
     const int lane = threadIdx.x % 32;
     const uint32_t number = blockIdx.x*(THREADS/E::THREADS) + threadIdx.x/E::THREADS;
-    const uint32_t block  = number < n_blocks ? number : n_blocks - 1; /* threads without work follow the last one: shuffles need them */
-    const struct place p  = place_of(values, block);
-    uint64_t in = (uint64_t) address(values, p, p.i1);
-    struct target to = target_of(encoded, index, block, p);
-    if (gridDim.x <= SMALL_GRID) {
+    const uint32_t block  = number < e.n_blocks ? number : e.n_blocks - 1; /* threads without work follow the last one: shuffles need them */
+    const struct place p  = place_of(e.values, block);
+    uint64_t in = (uint64_t) address(e.values, p, p.i1);
+    struct target to = target_of(e.encoded, e.index, block, p);
+    if (gridDim.x*gridDim.y <= SMALL_GRID) {
         ggmlq_let_next_start();
     }
     ggmlq_keep(in);
@@ -141,15 +155,26 @@ encode_rows(const struct walk values, const struct walk encoded, const struct ro
     ggmlq_keep(to.n_rows);
     ggmlq_wait_for_previous();
     float v[E::VALUES];
-    if (values.type == GGMLQ_CUDA_F32) {
+    if (e.values.type == GGMLQ_CUDA_F32) {
         E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
     } else {
         E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);
     }
-    const struct raw_index raw = load_index(to, index.bytes);
+    if constexpr (turns) {
+        if (e.turned != 0) {
+            E::turn(v, lane, e.turned, e.turn_scale);
+        }
+        if (e.encoded.type == GGMLQ_CUDA_F32) {
+            for (int i = 0; i < E::VALUES && number < e.n_blocks && lane % E::THREADS < E::GROUP; i += 4) {
+                ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) to.base + 4*(8*i + 4*(lane % E::GROUP)), v + i);
+            }
+            return;
+        }
+    }
+    const struct raw_index raw = load_index(to, e.index.bytes);
     const typename E::fields fields = E::encode(v, lane);
-    uint8_t * out = target_address(to, raw, index.bytes);
-    E::store(fields, lane, number < n_blocks ? out : NULL);
+    uint8_t * out = target_address(to, raw, e.index.bytes);
+    E::store(fields, lane, number < e.n_blocks ? out : NULL);
 }
 
 /* Four threads a plane pair. */
@@ -247,26 +272,48 @@ static const struct row_index no_index = { NULL, 0, 0, 0, 0, 0, 1, 1 };
 /* Of n units, each worked on by `each` threads. */
 static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
 
-template <int type, bool wide> static void launch_encode(const struct walk & from, const struct walk & to, const struct row_index & index, int64_t n, void * stream) {
-    const unsigned int grid = grid_of(n, ggmlq_encoder<type, wide>::THREADS);
-    if (!ggmlq_launch_early<encode_rows<type, wide>>(grid, THREADS, (cudaStream_t) stream, from, to, index, (uint32_t) n)) {
-        encode_rows<type, wide><<<grid, THREADS, 0, (cudaStream_t) stream>>>(from, to, index, (uint32_t) n);
+template <int type, bool wide, int n, bool turns> static void launch_encode(const struct encodings<n> & all, int planes, int64_t most, void * stream) {
+    const dim3 grid(grid_of(most, ggmlq_encoder<type, wide>::THREADS), planes);
+    if (!ggmlq_launch_early<encode_rows<type, wide, n, turns>>(grid, THREADS, (cudaStream_t) stream, all)) {
+        encode_rows<type, wide, n, turns><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
     }
 }
 
-static int encode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, void * stream) {
-    const int64_t n = count_blocks(values, ggmlq_type_info_get(rows->type)->block_length);
-    if (n <= 0) {
-        return (int) n;
+/* The first `planes` of them; rows of one type. */
+template <int type, int n, bool turns> static int encode_all(const struct encodings<n> & all, int planes, void * stream) {
+    int64_t most = 0, sum = 0;
+    for (int i = 0; i < planes; ++i) {
+        most = all.e[i].n_blocks > most ? all.e[i].n_blocks : most;
+        sum += all.e[i].n_blocks;
     }
-    const bool wide = n <= WIDE_VALUES/ggmlq_type_info_get(rows->type)->block_length;
-    const struct walk from = make_walk(values, rows->type), to = make_walk(rows, rows->type);
-    if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        (wide ? launch_encode<GGMLQ_TYPE_TQ3_0, true> : launch_encode<GGMLQ_TYPE_TQ3_0, false>)(from, to, index, n, stream);
+    if (sum <= WIDE_VALUES/ggmlq_cache_type<type>::LENGTH) {
+        launch_encode<type, true, n, turns>(all, planes, most, stream);
     } else {
-        (wide ? launch_encode<GGMLQ_TYPE_PLANAR3, true> : launch_encode<GGMLQ_TYPE_PLANAR3, false>)(from, to, index, n, stream);
+        launch_encode<type, false, n, turns>(all, planes, most, stream);
     }
     return ggmlq_cuda_launched();
+}
+
+template <int n> static int encode(int type, const struct encodings<n> & all, void * stream) {
+    return type == GGMLQ_TYPE_TQ3_0 ? encode_all<GGMLQ_TYPE_TQ3_0, n, false>(all, n, stream) : encode_all<GGMLQ_TYPE_PLANAR3, n, false>(all, n, stream);
+}
+
+/* Blocks to encode, or an error. `type`: of the blocks; rows may also be floats. */
+static int64_t make_encoding(struct encoding * e, int type, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, int turned) {
+    const int64_t n_blocks = count_blocks(values, ggmlq_type_info_get(type)->block_length);
+    e->values     = make_walk(values, type);
+    e->encoded    = make_walk(rows, type);
+    e->index      = index;
+    e->n_blocks   = (uint32_t) n_blocks;
+    e->turned     = turned;
+    e->turn_scale = turned ? 1/sqrtf((float) turned) : 0.0f;
+    return n_blocks;
+}
+
+static int encode_one(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, void * stream) {
+    struct encodings<1> one;
+    const int64_t n_blocks = make_encoding(&one.e[0], rows->type, values, rows, index, 0);
+    return n_blocks <= 0 ? (int) n_blocks : encode(rows->type, one, stream);
 }
 
 static int decode(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct row_index & index, bool rotated, void * stream) {
@@ -300,7 +347,69 @@ int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct 
 int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                         const struct ggmlq_cuda_view * indices, int index_bytes, void * stream) {
     const int error = ggmlq_cuda_set_rows_check(rows, values, indices, index_bytes);
-    return error ? error : encode(values, rows, make_index(indices, index_bytes, rows->ne[1]), stream);
+    return error ? error : encode_one(values, rows, make_index(indices, index_bytes, rows->ne[1]), stream);
+}
+
+int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
+                             const struct ggmlq_cuda_view indices[2], int index_bytes, void * stream) {
+    struct encodings<2> both;
+    int64_t n_blocks[2];
+    for (int i = 0; i < 2; ++i) {
+        const int error = ggmlq_cuda_set_rows_check(&rows[i], &values[i], &indices[i], index_bytes);
+        if (error) {
+            return error;
+        }
+        n_blocks[i] = make_encoding(&both.e[i], rows[i].type, &values[i], &rows[i], make_index(&indices[i], index_bytes, rows[i].ne[1]), 0);
+    }
+    if (rows[0].type != rows[1].type) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    if (n_blocks[0] == 0 || n_blocks[1] == 0) { /* a thread needs a block to follow */
+        const int i = n_blocks[0] == 0;
+        return ggmlq_cuda_set_rows(&rows[i], &values[i], &indices[i], index_bytes, stream);
+    }
+    return encode(rows[0].type, both, stream);
+}
+
+int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2], const struct ggmlq_cuda_view indices[2],
+                                     int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3]) {
+    for (int i = 0; i < (to ? 3 : 2); ++i) {
+        const struct ggmlq_cuda_view * out = i < 2 ? &rows[i] : to, * in = i < 2 ? &values[i] : from;
+        if (i < 2 ? out->type != GGMLQ_TYPE_PLANAR3 : out->type != GGMLQ_CUDA_F32 || in->type != GGMLQ_CUDA_F32) {
+            return GGMLQ_ERROR_TYPE;
+        }
+        if (turned[i] != 64 && turned[i] != 128 && (turned[i] != 0 || i == 2)) {
+            return GGMLQ_ERROR_LENGTH;
+        }
+        int error = i < 2 ? ggmlq_cuda_set_rows_check(out, in, &indices[i], index_bytes) : ggmlq_check_view(in, 128);
+        error = error || i < 2 ? error : ggmlq_check_view(out, 128);
+        error = error ? error : countable(in, 128);
+        if (error) {
+            return error;
+        }
+        for (int axis = 0; axis < 4; ++axis) {
+            if (in->ne[axis] == 0 || (i == 2 && in->ne[axis] != out->ne[axis])) {
+                return GGMLQ_ERROR_SHAPE; /* no caller stores nothing, and a thread needs a block to follow */
+            }
+        }
+    }
+    return GGMLQ_OK;
+}
+
+int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2], const struct ggmlq_cuda_view indices[2],
+                               int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3], void * stream) {
+    const int error = ggmlq_cuda_set_rows_turned_check(rows, values, indices, index_bytes, to, from, turned);
+    if (error) {
+        return error;
+    }
+    struct encodings<3> all;
+    for (int i = 0; i < 2; ++i) {
+        (void) make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, &values[i], &rows[i], make_index(&indices[i], index_bytes, rows[i].ne[1]), turned[i]);
+    }
+    if (to) {
+        (void) make_encoding(&all.e[2], GGMLQ_TYPE_PLANAR3, from, to, no_index, turned[2]);
+    }
+    return encode_all<GGMLQ_TYPE_PLANAR3, 3, true>(all, to ? 3 : 2, stream);
 }
 
 int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
@@ -341,7 +450,7 @@ static int convert(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_v
     if (error) {
         return error;
     }
-    return encoding ? encode(src, dst, no_index, stream) : decode(dst, src, no_index, rotated, stream);
+    return encoding ? encode_one(src, dst, no_index, stream) : decode(dst, src, no_index, rotated, stream);
 }
 
 int ggmlq_cuda_copy(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, void * stream) {

@@ -85,6 +85,7 @@ gather_visible(const struct selection s) {
     const uint16_t * const mask = (const uint16_t *) (s.mask + query*s.mask_token + seq%s.mask_seqs*s.mask_seq);
 
     ggmlq_let_next_start(); /* attention waits for the end of this where it needs the rows */
+    ggmlq_wait_for_previous();
     uint4 hidden;
     hidden.x = hidden.y = hidden.z = hidden.w = (uint32_t) MINUS_INFINITY*0x10001u;
 
@@ -265,7 +266,10 @@ static struct selection select(const struct ggmlq_attend_params * p, int64_t mos
 }
 
 static int gather(const struct selection & s, int64_t tokens, void * stream) {
-    gather_visible<<<dim3((s.padded + SLOTS - 1)/SLOTS, (unsigned int) tokens, 1), THREADS, 0, (cudaStream_t) stream>>>(s);
+    const dim3 grid((s.padded + SLOTS - 1)/SLOTS, (unsigned int) tokens, 1);
+    if (!ggmlq_launch_early<gather_visible>(grid, THREADS, (cudaStream_t) stream, s)) {
+        gather_visible<<<grid, THREADS, 0, (cudaStream_t) stream>>>(s);
+    }
     return ggmlq_cuda_launched();
 }
 

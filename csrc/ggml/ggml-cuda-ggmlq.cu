@@ -7,6 +7,7 @@
 
 #include "ggml-cuda-ggmlq.cuh"
 #include "ggml-ggmlq-attend.h"
+#include "ggml-impl.h"
 #include "ggmlq-cuda-sparse.h"
 
 static_assert((int) GGML_TYPE_F32 == (int) GGMLQ_CUDA_F32 && (int) GGML_TYPE_F16 == (int) GGMLQ_CUDA_F16 &&
@@ -41,6 +42,17 @@ static ggmlq_cuda_view view_of(const ggml_tensor * tensor) {
     return view;
 }
 
+/* Contiguous floats as rows of 128. */
+static ggmlq_cuda_view flat_blocks(const ggml_tensor * tensor) {
+    ggmlq_cuda_view view = view_of(tensor);
+    view.ne[0] = 128;
+    view.ne[1] = ggml_nelements(tensor)/128;
+    view.ne[2] = view.ne[3] = 1;
+    view.nb[1] = 128*(int64_t) sizeof(float);
+    view.nb[2] = view.nb[3] = view.nb[1]*view.ne[1];
+    return view;
+}
+
 /* A tensor of the same shape, of another type, contiguous. */
 static ggml_tensor contiguous_like(const ggml_tensor * tensor, ggml_type type, void * data) {
     ggml_tensor t = *tensor;
@@ -71,6 +83,166 @@ bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst
     const ggmlq_cuda_view rows = view_of(dst), values = view_of(dst->src[0]), indices = view_of(dst->src[1]);
     require_ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
     return true;
+}
+
+static bool share_memory(const ggml_tensor * a, const ggml_tensor * b) {
+    const char * from = (const char *) a->data, * other = (const char *) b->data;
+    return from < other + ggml_nbytes(b) && other < from + ggml_nbytes(a);
+}
+
+/* Two stores of which neither writes what the other reads or writes. */
+static bool independent(const ggml_tensor * a, const ggml_tensor * b) {
+    bool apart = !share_memory(a, b);
+    for (int i = 0; i < 2; ++i) {
+        apart = apart && !share_memory(a, b->src[i]) && !share_memory(a->src[i], b);
+    }
+    return apart;
+}
+
+static int next_computed(const ggml_cgraph * graph, int i) {
+    do {
+        ++i;
+    } while (i < graph->n_nodes && ggmlq_ggml_cuda_is_view(graph->nodes[i]));
+    return i;
+}
+
+/* How many values llama.cpp's own rotation (attn_rot) turns at a time, if that is what the node does and our kernels can do too; else 0. */
+static int turns(const ggml_tensor * node) {
+#if __has_include("fwht.cuh") /* older trees have no hint, and multiply */
+    const ggml_tensor * from = node->src[1];
+    if (node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == GGML_HINT_SRC0_IS_HADAMARD && node->src[0]->type == GGML_TYPE_F32 &&
+        node->type == GGML_TYPE_F32 && from->type == GGML_TYPE_F32 && ggml_is_contiguous(from) && ggml_is_contiguous(node) &&
+        ggml_are_same_shape(from, node) && node->src[0]->ne[0] == node->ne[0] && (node->ne[0] == 64 || node->ne[0] == 128)) {
+        return (int) node->ne[0];
+    }
+#else
+    (void) node;
+#endif
+    return 0;
+}
+
+/* Whether `store` encodes all that `turned` wrote, in its order. */
+static bool stores_all(const ggml_tensor * store, const ggml_tensor * turned) {
+    const ggml_tensor * values = store->src[0];
+    return values->view_src == turned && values->data == turned->data && ggml_is_contiguous(values) && ggml_nelements(values) == ggml_nelements(turned);
+}
+
+/* Whether nobody but the views from the node's to `store` needs its result. */
+static bool only_for(const ggml_cgraph * graph, int i, int end, const ggml_tensor * store) {
+    const ggml_tensor * last = graph->nodes[i];
+    if (!ggml_node_has_n_uses(graph, i, 1)) {
+        return false;
+    }
+    for (int view = i + 1; view < end && last != store->src[0]; ++view) {
+        const ggml_tensor * node = graph->nodes[view];
+        if (node->src[0] == last && ggmlq_ggml_cuda_is_view(node)) {
+            if (ggml_node_get_use_count(graph, view) != 1 || (node->flags & GGML_TENSOR_FLAG_OUTPUT)) {
+                return false;
+            }
+            last = node;
+        }
+    }
+    return last == store->src[0];
+}
+
+/* Up to three rotations (of the queries, of K and V, in any order), then the two stores, nothing but views between them. */
+struct layer_stores {
+    int first[3];         /* the rotations' nodes */
+    int n_first, last;    /* how many; the second store's node */
+    ggml_tensor * store[2];
+    int of_store[2], other; /* which rotation is the store's; which one is the queries'; -1: none */
+};
+
+static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
+    m->n_first = 0;
+    while (i < graph->n_nodes && m->n_first < 3 && turns(graph->nodes[i]) != 0) {
+        m->first[m->n_first++] = i;
+        i = next_computed(graph, i);
+    }
+    m->last = i < graph->n_nodes ? next_computed(graph, i) : i;
+    if (m->last >= graph->n_nodes) {
+        return false;
+    }
+    m->store[0] = graph->nodes[i];
+    m->store[1] = graph->nodes[m->last];
+    m->other = -1;
+    for (int s = 0; s < 2; ++s) {
+        const ggml_tensor * store = m->store[s];
+        if (store->op != GGML_OP_SET_ROWS || !ggmlq_ggml_is_cache_type(store->type) || store->flags != m->store[0]->flags) {
+            return false;
+        }
+        m->of_store[s] = -1;
+        for (int k = 0; k < m->n_first; ++k) {
+            if (stores_all(store, graph->nodes[m->first[k]])) {
+                m->of_store[s] = k;
+            }
+        }
+    }
+    for (int k = 0; k < m->n_first; ++k) {
+        if (graph->nodes[m->first[k]]->flags != m->store[0]->flags) {
+            return false;
+        }
+        const int s = m->of_store[0] == k ? 0 : m->of_store[1] == k ? 1 : -1;
+        if (s >= 0 ? !only_for(graph, m->first[k], m->last, m->store[s]) : m->other >= 0) {
+            return false;
+        }
+        m->other = s < 0 ? k : m->other;
+    }
+    return m->store[0]->type == m->store[1]->type && m->store[0]->src[1]->type == m->store[1]->src[1]->type && independent(m->store[0], m->store[1]);
+}
+
+int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
+    layer_stores m;
+    const ggml_tensor * node = graph->nodes[i];
+    if ((node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_MUL_MAT) || !match_stores(graph, i, &m)) {
+        return 0;
+    }
+    ggmlq_cuda_view rows[2], values[2], indices[2], to, from;
+    for (int s = 0; s < 2; ++s) {
+        rows[s]    = view_of(m.store[s]);
+        values[s]  = view_of(m.store[s]->src[0]);
+        indices[s] = view_of(m.store[s]->src[1]);
+    }
+    const int bytes = index_bytes(m.store[0]->src[1]);
+    if (m.n_first == 0) {
+        require_ok(ggmlq_cuda_set_rows_pair(rows, values, indices, bytes, ctx.stream()), __func__);
+        return m.last - i;
+    }
+    if (m.store[0]->type != GGML_TYPE_PLANAR3) {
+        return 0;
+    }
+    int turned[3] = { 0, 0, 0 };
+    for (int s = 0; s < 2; ++s) {
+        if (m.of_store[s] >= 0) {
+            const ggml_tensor * source = graph->nodes[m.first[m.of_store[s]]];
+            turned[s]      = turns(source);
+            values[s].data = source->src[1]->data;
+            if (share_memory(source->src[1], m.store[1 - s])) {
+                return 0;
+            }
+        }
+    }
+    if (m.other >= 0) {
+        /* The queries' result is written at the time at which others' sources, which it might have replaced, are read. */
+        const ggml_tensor * queries = graph->nodes[m.first[m.other]];
+        if (ggml_nelements(queries) % 128 != 0) {
+            return 0;
+        }
+        for (int s = 0; s < 2; ++s) {
+            const ggml_tensor * read = m.of_store[s] < 0 ? m.store[s]->src[0] : graph->nodes[m.first[m.of_store[s]]]->src[1];
+            if (share_memory(queries, read) || share_memory(queries, m.store[s]->src[1]) || share_memory(queries, m.store[s]) || share_memory(queries->src[1], m.store[s])) {
+                return 0;
+            }
+        }
+        turned[2] = turns(queries);
+        to   = flat_blocks(queries);
+        from = flat_blocks(queries->src[1]);
+    }
+    if (ggmlq_cuda_set_rows_turned_check(rows, values, indices, bytes, m.other >= 0 ? &to : NULL, &from, turned) != GGMLQ_OK) {
+        return 0;
+    }
+    require_ok(ggmlq_cuda_set_rows_turned(rows, values, indices, bytes, m.other >= 0 ? &to : NULL, &from, turned, ctx.stream()), __func__);
+    return m.last - i;
 }
 
 bool ggmlq_ggml_cuda_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

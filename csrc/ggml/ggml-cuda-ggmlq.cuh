@@ -8,6 +8,7 @@
 #include "ggml.h"
 
 struct ggml_backend_cuda_context;
+struct ggml_cgraph;
 
 /* Upstream's functions that are handed in, because not every tree has them or lets others see them. */
 typedef bool (*ggmlq_ggml_cuda_attention_supported_t)(int device, const ggml_tensor * dst);
@@ -20,6 +21,11 @@ bool ggmlq_ggml_cuda_is_view(const ggml_tensor * op);
 
 /* For an operation in which one of our types is involved: whether the functions below do it. */
 bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_cuda_attention_supported_t attention_supported);
+
+/* Computes node i of the graph together with later ones in one launch, if they are rows of K and of V that are stored one after the other,
+ * for planar3 also llama.cpp's own rotations right before: how many nodes after i are done with it, 0: nothing was done. All nodes must
+ * belong to the context's stream. */
+int  ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
 
 bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 bool ggmlq_ggml_cuda_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);

@@ -18,6 +18,7 @@ def require(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != name.partition(".")[0]:
+        package = name.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
             raise
-        raise LabError(f"the package {name} is not installed: pip install 'pyggmlq[lab]'") from None
+        raise LabError(f"the package {package} is not installed: pip install 'pyggmlq[lab]'") from None

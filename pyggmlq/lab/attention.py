@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import center
 from .._pairs import bits_per_value
 from . import codecs as known
 from .codecs import Codec
-from .dump import Dump, Layer, rope_pairs, without_rope
+from .dump import Dump, Layer, rope_angles, rope_pairs, without_rope
 from .evaluate import log_softmax
 
 FIRST_QUERY = 16
@@ -23,9 +24,11 @@ FIRST_QUERY = 16
 
 
 def default_codecs() -> list[Codec]:
-    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`); other encoders of tq3_0."""
+    """What a cache of llama.cpp can be: every block type, without and with its own rotation (`h+`), ours and q4_0 also with
+    centered keys (`c+`); other encoders of tq3_0."""
     names = ("tq3_0", "tq3_0:rms", "tq3_0:search", "tq3_0:queries", "planar3", "q8_0", "q5_0", "q4_0", "iq4_nl")
-    return [codec for codec in known.all_codecs() if codec.name.removeprefix("h+") in names]
+    chosen = {prefix + name for prefix in ("", "h+") for name in names} | {prefix + name for prefix in ("c+", "c+h+") for name in ("tq3_0", "planar3", "q4_0")}
+    return [codec for codec in known.all_codecs() if codec.name in chosen]
 
 
 def run(dump: Dump, codecs: Sequence[Codec], n_queries: int, step: Callable[[str], None]) -> dict[str, Any]:
@@ -57,10 +60,13 @@ def run(dump: Dump, codecs: Sequence[Codec], n_queries: int, step: Callable[[str
             if any(width % codec.multiple_of for width in (layer.k.shape[2], width_v)):
                 notes.append(f"{codec.name} needs head sizes that are a multiple of {codec.multiple_of}, but K has {layer.k.shape[2]} and V {width_v}")
                 continue
-            if codec.for_queries and len(np.unique(dump.windows)) < 2:
-                notes.append(f"{codec.name} needs a dump of two windows or more: queries of one say how to round keys of another")
+            if (codec.for_queries or codec.centered) and len(np.unique(dump.windows)) < 2:
+                notes.append(f"{codec.name} needs a dump of two windows or more: one says how to store the keys of another")
                 continue
-            stored_k, stored_v = _stored(layer, codec, dump.windows)
+            if codec.centered and (rope_angles(layer, dump.positions) is None or layer.facts["rope"]["at"]):
+                notes.append(f"{codec.name} is left out in layers without RoPE, or with one that doesn't begin a head or can't be taken back here")
+                continue
+            stored_k, stored_v = _stored(layer, codec, dump)
             found = here.compare(stored_k, stored_v)
             rows += [{"layer": layer.index, "head": head, "codec": codec.name, "bits": codec.bits(layer.k.shape[2]), **errors} for head, errors in enumerate(found)]
             if here.pairs is not None:
@@ -77,15 +83,35 @@ def _cache(layer: Layer) -> Codec:
     return Codec(f"cache {name}", lambda x: x, lambda width: bits)
 
 
-def _stored(layer: Layer, codec: Codec, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """K and V as they come back. An encoder that wants to know queries gets those of the other windows."""
+def _stored(layer: Layer, codec: Codec, dump: Dump) -> tuple[np.ndarray, np.ndarray | None]:
+    """K and V as they come back. What an encoder wants to know of keys and queries it is told of the other windows."""
     if codec.name.startswith("cache "):
         return layer.k_cache, layer.v_cache
 
     def through(x: np.ndarray) -> np.ndarray:
         return codec.round_trip(np.ascontiguousarray(x.reshape(-1, x.shape[2]))).reshape(x.shape)
 
-    return _keys_for_queries(layer, codec, windows) if codec.for_queries else through(layer.k), None if layer.v is None else through(layer.v)
+    k = _keys_for_queries(layer, codec, dump.windows) if codec.for_queries else _centered_keys(layer, dump, through) if codec.centered else through(layer.k)
+    return k, None if layer.v is None else through(layer.v)
+
+
+def _centered_keys(layer: Layer, dump: Dump, through: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Keys that are centered and scaled (`pyggmlq.center`), go `through` a codec, and get back what attention adds to their scores."""
+    before, angle, rope = without_rope(layer, dump.positions), rope_angles(layer, dump.positions), layer.facts["rope"]
+    out, windows, neox = np.empty_like(layer.k), np.unique(dump.windows), rope["mode"] == 2
+
+    def by_head(x: np.ndarray) -> np.ndarray:
+        return x.transpose(1, 0, 2)  # and back
+
+    for window, other in zip(windows, np.roll(windows, 1)):
+        here, there = dump.windows == window, dump.windows == other
+        fitted = center.fit(by_head(before[there]), by_head(layer.q[there]), rope["n_dims"], neox)
+        chosen, cos, sin = center.shorter(fitted, by_head(before[here])), np.cos(angle[here]), np.sin(angle[here])
+        stored = center.center(fitted, by_head(layer.k[here]), cos, sin, chosen)
+        back = by_head(through(by_head(stored).astype(np.float32))) / fitted.scale[:, None]
+        mean = fitted.mean[:, None] * chosen[:, None]
+        out[here] = by_head(back + center.rope(mean, cos, sin, neox))
+    return out
 
 
 def _keys_for_queries(layer: Layer, codec: Codec, windows: np.ndarray) -> np.ndarray:

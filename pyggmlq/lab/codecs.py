@@ -47,6 +47,8 @@ class Codec:
     """Widths that it can take."""
     for_queries: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     """As `round_trip`, for keys that queries of a known second moment, (width, width), meet; None if it makes no difference."""
+    centered: bool = False
+    """Keys are centered before (`pyggmlq.center`); rows that are no keys go through `round_trip` as they are."""
 
 
 # Rotations: one orthonormal map per width ----------------------------------------------------------------------------
@@ -347,7 +349,7 @@ def _after_hadamard(codec: Codec) -> Codec:
 
 def all_codecs() -> list[Codec]:
     """Ours, ggml's, and each published method with 2, 3 and 4 bits; `h+` means that a Hadamard transform of the row comes
-    first, as llama.cpp's `attn_rot` does it for every quantized cache."""
+    first, as llama.cpp's `attn_rot` does it for every quantized cache; `c+`, before that, that keys of a dump are centered."""
     blocks = [_ours(info.name) for info in cache_types()]
     for name in ("q8_0", "q5_0", "q4_0", "iq4_nl"):
         blocks.append(Codec(name, _ggml(name), _block_bits(name), multiple_of=block_size(name)[0]))
@@ -358,5 +360,6 @@ def all_codecs() -> list[Codec]:
             if name.startswith("turboquant"):
                 methods.append(_sketched(f"{name}-qjl-{bits}", rotation, bits))
     mixed = [codec for codec in methods if not codec.name.startswith("turboquant")]
+    centered = [replace(codec, name=f"c+{codec.name}", centered=True) for plain in blocks for codec in (plain, _after_hadamard(plain))]
     blocks += _encoders()
-    return blocks + [_after_hadamard(codec) for codec in blocks] + methods + [_after_hadamard(codec) for codec in mixed]
+    return blocks + [_after_hadamard(codec) for codec in blocks] + centered + methods + [_after_hadamard(codec) for codec in mixed]

@@ -118,6 +118,7 @@ _PROGRAMS = typer.Option(
     None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
 )
 _ATTN_ROT = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches.")
+_KV_CENTER = typer.Option("off", "--kv-center", metavar="off,auto", help="Centered keys (docs/CENTERING.md): auto for those of our types, all for those of any.")
 _DEVICE = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie.")
 _LLAMA_ARGS = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'.")
 _JSON = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run.")
@@ -136,6 +137,7 @@ def kld_command(
     context: str = typer.Option("512", "--context", metavar="N,..", help="Windows of that many tokens."),
     windows: int = typer.Option(16, "--windows", min=1, help="Windows per run; the second half of each is scored."),
     attn_rot: str = _ATTN_ROT,
+    kv_center: str = _KV_CENTER,
     device: str = _DEVICE,
     llama_args: str = _LLAMA_ARGS,
     kept: bool = typer.Option(False, "--kept", help="Run nothing: show and write what earlier runs of the same grid, or of its parts, measured."),
@@ -151,12 +153,12 @@ def kld_command(
 
     _check_sources(model, programs, tree, cmake)
     contexts = _numbers(context, 256, "--context")  # llama-perplexity gives no statistics on fewer
-    rotations = _words(attn_rot, ["on", "off"], "--attn-rot")
+    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _words(kv_center, ["off", "auto", "all"], "--kv-center")
     with _working(work_dir, "kld") as (work, steps):
         chosen = _pairs(pairs, "--pairs") if pairs else kld.default_pairs()
         options = kld.Options(
-            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations), kept=kept,
-            threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
+            models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations), centers=tuple(centers),
+            kept=kept, threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
         )  # fmt: skip
         data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
         if kept and not data["rows"]:
@@ -189,6 +191,7 @@ def fit_command(
     reserve: str = typer.Option("1G", "--reserve", metavar="SIZE", callback=_size, help="Of --memory, for what is neither: compute buffers, other programs."),
     pairs: str = typer.Option("", "--pairs", metavar="K/V,..", help="Cache types; one name stands for both sides."),
     ubatch: int = typer.Option(512, "--ubatch", min=1, help="llama.cpp's -ub, on which the cache of sliding windows depends."),
+    cuda: bool = typer.Option(False, "--cuda", help="Also count what prefill on CUDA works with: the mask, an f16 copy of one layer."),
     layers: bool = typer.Option(False, "--layers", help="Also list the layers."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
 ) -> None:  # fmt: skip
@@ -211,7 +214,7 @@ def fit_command(
                     f"{model.name} has {found.weight_bytes / fit.MIB:.0f} MiB of weights, which with {reserve} of --reserve is more than {memory}: "
                     "a part of the model would have to lie elsewhere"
                 )
-        rows = [fit.row(found, case, budget, context, ubatch) for case in chosen]
+        rows = [fit.row(found, case, budget, context, ubatch, cuda) for case in chosen]
     if as_json:
         fields = {key: value for key, value in vars(found).items() if key not in ("layers", "notes")}
         typer.echo(json.dumps({"command": "fit", "ok": True, "model": fields, "notes": found.notes, "budget_bytes": budget,
@@ -227,7 +230,10 @@ def fit_command(
         for layer in found.layers:
             window = f"window {found.window}" if layer.windowed else "full"
             console.print(f"layer {layer.index:3}  {window:<12} K {layer.k_values:6} V {layer.v_values:6} values a token, state {layer.state_bytes} bytes")
-    _say(console, "note:", [*found.notes, *dict.fromkeys(row["refused"] for row in rows if row["refused"])], "yellow")
+    notes = [*found.notes, *dict.fromkeys(row["refused"] for row in rows if row["refused"])]
+    if found.n_ctx_train and any((row["n_ctx"] or 0) > found.n_ctx_train for row in rows):
+        notes.append(f"contexts above {found.n_ctx_train} fit, but the model wasn't trained for them")
+    _say(console, "note:", notes, "yellow")
 
 
 def dump_command(
@@ -268,6 +274,37 @@ def dump_command(
         typer.echo(f"note: the text gave only {found} of {windows} windows")
 
 
+def calibrate_command(
+    model: str = typer.Argument(..., metavar="MODEL", help=f"A GGUF file, or the name of a pinned model: {', '.join(fetch.MODELS)}."),
+    text: Path = typer.Option(..., "--text", exists=True, dir_okay=False, help="Text like what the model will read."),
+    output: Path = typer.Option(..., "--output", "-o", dir_okay=False, help="The file to write, MODEL.kv.gguf for example."),
+    tokens: int = typer.Option(8192, "--tokens", min=64, help="Of the text, from its beginning; more change little."),
+    device: str = _DEVICE,
+    llama_args: str = _LLAMA_ARGS,
+    tree: Optional[Path] = _TREE,
+    cmake: List[str] = _CMAKE,
+    programs: Optional[Path] = _PROGRAMS,
+    threads: int = _THREADS,
+    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build and models."),
+) -> None:  # fmt: skip
+    """Write a calibration of centered keys (docs/CENTERING.md) to a small GGUF file, for `--kv-center FILE` of a patched llama.cpp."""
+    from . import calibrate
+
+    _check_sources([model], programs, tree, cmake)
+    if output.suffix != ".gguf":
+        raise typer.BadParameter(f"--output: found {output.name!r}, wanted a name that ends in .gguf")
+    with _working(work_dir, "calibrate") as (work, steps):
+        done = calibrate.run(calibrate.Options(
+            model=model, text=text, out=output, tokens=tokens, threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake,
+            extra=_extra(device, llama_args),
+        ), steps)  # fmt: skip
+    typer.echo(f"wrote {output}: {done.layers} layers on {done.tokens} tokens; use it with --kv-center {output}")
+    if done.left:
+        typer.echo(f"note: {done.left}")
+    if done.tokens < tokens:
+        typer.echo(f"note: the text gave only {done.tokens} of {tokens} tokens")
+
+
 def needle_command(
     model: List[str] = typer.Argument(..., metavar="MODEL..", help=f"GGUF files, or names of pinned models: {', '.join(fetch.MODELS)}."),
     text: Optional[Path] = typer.Option(None, "--text", exists=True, dir_okay=False, help="The haystack. Default: prose of the tree's own documents."),
@@ -276,6 +313,7 @@ def needle_command(
     depths: str = typer.Option("0,25,50,75,100", "--depths", metavar="PERCENT,..", help="Where the needle lies; 0 is the beginning."),
     needles: int = typer.Option(8, "--needles", min=1, help="Needles at each depth."),
     attn_rot: str = _ATTN_ROT,
+    kv_center: str = _KV_CENTER,
     device: str = _DEVICE,
     llama_args: str = _LLAMA_ARGS,
     tree: Optional[Path] = _TREE,
@@ -293,11 +331,11 @@ def needle_command(
     contexts, places = _numbers(context, 128, "--context"), _numbers(depths, 0, "--depths")
     if max(places) > 100:
         raise typer.BadParameter(f"--depths: found {depths!r}, wanted percent of the haystack, 0 to 100")
-    rotations = _words(attn_rot, ["on", "off"], "--attn-rot")
+    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _words(kv_center, ["off", "auto", "all"], "--kv-center")
     with _working(work_dir, "needle") as (work, steps):
         options = needle.Options(
             models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), depths=tuple(places), needles=needles,
-            rotations=tuple(rotations), threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
+            rotations=tuple(rotations), centers=tuple(centers), threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
         )  # fmt: skip
         data = needle.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
     console = _console()
@@ -347,6 +385,9 @@ def eval_command(
         if dumps:
             _eval_dump(dumps[0], chosen if only else attention.default_codecs(), n_queries, json_file, csv_file, plot_file)
             return
+        chosen = [codec for codec in chosen if not codec.centered]
+        if not chosen:
+            raise typer.BadParameter(f"--only: found {only!r}, which names centered keys (c+) alone, wanted a dump of `dump-kv` beside it: made rows have no positions")
         sets = {}
         for name in data or sources.MADE:
             if name in sources.MADE:
@@ -420,6 +461,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.command("kld")(kld_command)
     app.command("dump-kv")(dump_command)
+    app.command("calibrate")(calibrate_command)
     app.command("needle")(needle_command)
     app.command("fit")(fit_command)
     app.command("eval")(eval_command)

@@ -7,6 +7,7 @@ window that isn't there. In the end they become one file, tensor by tensor. docs
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -62,13 +63,15 @@ def run(options: Options, steps: Steps) -> dict[str, Any]:
     }  # fmt: skip
     parts = options.work_dir / "dump" / f"{title}-{Steps.key('dump', {**facts, 'programs': programs})}"
     parts.mkdir(parents=True, exist_ok=True)
-    watch, environment = _watch(steps, options.windows), runs.environment(options.attn_rot)
+    watch, environment = _watch(steps, options.windows), runs.Setting(options.attn_rot).environment
     tools = llama.Tools(folder, options.work_dir / "logs", options.threads, watch, options.extra, environment)
     with steps.named(f"dumping {path.name}"):
         try:
             found = tools.dump_rows(f"{title}-dump", path, options.text, parts, options.case.k, options.case.v,
                                     n_ctx=options.n_ctx, windows=options.windows, tokens=options.tokens)  # fmt: skip
         except llama.ToolError as error:
+            with contextlib.suppress(OSError):  # windows that are whole stay
+                parts.rmdir()
             said = error.log.read_text(encoding="utf-8", errors="replace")
             sentence = error.refusal((options.case.k, options.case.v))
             short = runs.too_short(error)
@@ -238,19 +241,24 @@ def is_dump(path: Path) -> bool:
 
 def without_rope(layer: Layer, positions: np.ndarray) -> np.ndarray | None:
     """K as it was before RoPE, same shape; None where this module doesn't know the kind of RoPE (YaRN, several sections)."""
-    rope = layer.facts["rope"]
-    pairs = rope_pairs(layer)
-    if rope is None or pairs is None or rope["ext_factor"] or rope["attn_factor"] != 1:
+    angle, pairs = rope_angles(layer, positions), rope_pairs(layer)
+    if angle is None:
         return None
-    frequency = rope["freq_scale"] * rope["freq_base"] ** (-np.arange(len(pairs)) * 2.0 / rope["n_dims"])
-    if layer.rope_factors is not None:
-        frequency = frequency / layer.rope_factors
-    angle = positions[:, None, None] * frequency
+    angle = angle[:, None]
     a, b = layer.k[..., pairs[:, 0]], layer.k[..., pairs[:, 1]]
     out = layer.k.copy()
     out[..., pairs[:, 0]] = a * np.cos(angle) + b * np.sin(angle)
     out[..., pairs[:, 1]] = b * np.cos(angle) - a * np.sin(angle)
     return out
+
+
+def rope_angles(layer: Layer, positions: np.ndarray) -> np.ndarray | None:
+    """By which RoPE turns each pair of a key, float64 (n_tokens, n_pairs); None as `without_rope`."""
+    rope, pairs = layer.facts["rope"], rope_pairs(layer)
+    if pairs is None or rope["ext_factor"] or rope["attn_factor"] != 1:
+        return None
+    frequency = rope["freq_scale"] * rope["freq_base"] ** (-np.arange(len(pairs)) * 2.0 / rope["n_dims"])
+    return positions[:, None] * (frequency if layer.rope_factors is None else frequency / layer.rope_factors)
 
 
 def rope_pairs(layer: Layer) -> np.ndarray | None:

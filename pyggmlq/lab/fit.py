@@ -114,6 +114,15 @@ class Model:
             sizes[2] += layer.state_bytes
         return sizes[0], sizes[1], sizes[2]
 
+    def work_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
+        """Bytes that attention of `n_ubatch` tokens on CUDA works with, at most: the mask, and K and V of one layer in f16 where they aren't.
+
+        The copies of llama.cpp's own types, and the mask, lie in its compute buffer where that has room; those of ours never do.
+        """
+        copied = [name for type_name, name in ((case.k, "k_values"), (case.v, "v_values")) if type_name not in ("f16", "f32")]
+        layers = [(self.cells(layer, n_ctx, n_ubatch), sum(getattr(layer, name) for name in copied)) for layer in self.layers if layer.k_values]
+        return max((2 * cells * values for cells, values in layers), default=0) + max((2 * cells * n_ubatch for cells, _ in layers), default=0)
+
     def refusal(self, case: Case) -> str | None:
         """Why llama.cpp would not make this cache, if it would not."""
         if self.architecture == "deepseek4" and case.k != case.v:
@@ -125,13 +134,12 @@ class Model:
                     return f"{side} cache type {name} needs a head size that is a multiple of {length}, but that of layer {layer.index} is {head}"
         return None
 
-    def longest_context(self, case: Case, budget: int, n_ubatch: int = 512) -> int | None:
-        """The longest context, a multiple of 256, whose cache takes at most `budget` bytes; 0 if none does.
-
-        None if the cache doesn't grow with the context.
+    def longest_context(self, case: Case, budget: int, n_ubatch: int = 512, cuda: bool = False) -> int | None:
+        """The longest context, a multiple of 256, whose cache takes at most `budget` bytes, with `cuda` together with `work_bytes`;
+        0 if none does. None if the cache doesn't grow with the context.
         """
         def fits(n: int) -> bool:
-            return sum(self.cache_bytes(case, n * PAD, n_ubatch)) <= budget
+            return sum(self.cache_bytes(case, n * PAD, n_ubatch)) + (self.work_bytes(case, n * PAD, n_ubatch) if cuda else 0) <= budget
 
         if not any(layer.k_values and not layer.windowed for layer in self.layers):
             return None if fits(1) else 0
@@ -296,17 +304,19 @@ class _Reader:
         return 4 * ((n_embd * (shortconv - 1) if shortconv else convolution) + d_state * inner)
 
 
-def row(model: Model, case: Case, budget: int | None, n_ctx: int | None, n_ubatch: int) -> dict[str, Any]:
-    """What one pair takes, in bytes: at the longest context that `budget` bytes allow, or at `n_ctx` if that is given.
+def row(model: Model, case: Case, budget: int | None, n_ctx: int | None, n_ubatch: int, cuda: bool = False) -> dict[str, Any]:
+    """What one pair takes, in bytes: at the longest context that `budget` bytes allow, or at `n_ctx` if that is given. `bytes_work`
+    is 0 but with `cuda`.
 
     `n_ctx` of the result is None if the cache is the same at any context.
     """
     refused = model.refusal(case)
     if n_ctx is None and not refused:
-        n_ctx = model.longest_context(case, budget or 0, n_ubatch)
+        n_ctx = model.longest_context(case, budget or 0, n_ubatch, cuda)
     sizes = (0, 0, 0) if refused else model.cache_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch)
+    work = model.work_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch) if cuda and not refused else 0
     return {"k": case.k, "v": case.v, "bits_k": bits_per_value(case.k), "bits_v": bits_per_value(case.v), "n_ctx": n_ctx,
-            "bytes_k": sizes[0], "bytes_v": sizes[1], "bytes_state": sizes[2], "refused": refused}  # fmt: skip
+            "bytes_k": sizes[0], "bytes_v": sizes[1], "bytes_state": sizes[2], "bytes_work": work, "refused": refused}  # fmt: skip
 
 
 def default_pairs() -> list[Case]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,7 +42,7 @@ class Row:
     model: str
     n_ctx: int
     case: Case
-    attn_rot: str
+    setting: runs.Setting
     """What was asked for."""
     windows: int = 0
     rotated: tuple[bool, bool] | None = None
@@ -52,10 +51,12 @@ class Row:
     divergence: llama.Divergence | None = None
     placement: llama.Placement | None = None
     seconds: float = 0.0
+    centered: int | None = None
+    """Layers whose keys it centered; None: none."""
     refused: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}, context {self.n_ctx}, {self.case}" + ("" if self.attn_rot == "on" else ", attn_rot off")
+        return f"{self.model}, context {self.n_ctx}, {self.case}{self.setting}"
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it is written: flat, sizes in MiB, `same_top` in percent."""
@@ -64,7 +65,8 @@ class Row:
         return {
             "model": self.model, "n_ctx": self.n_ctx, "windows": self.windows, "k": self.case.k, "v": self.case.v,
             "bits_k": bits_per_value(self.case.k), "bits_v": bits_per_value(self.case.v),
-            "attn_rot": self.attn_rot, "rotated_k": rotated[0], "rotated_v": rotated[1],
+            "attn_rot": self.setting.attn_rot, "rotated_k": rotated[0], "rotated_v": rotated[1],
+            "kv_center": self.setting.kv_center, "centered_layers": self.centered,
             "mib_k": sizes.get("mib_k"), "mib_v": sizes.get("mib_v"),
             "device": self.placement.device if self.placement else None, "splits": self.placement.splits if self.placement else None,
             **(asdict(self.divergence) if self.divergence else {}), "seconds": self.seconds, "refused": self.refused,
@@ -102,7 +104,7 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
     folder, tree = runs.folder_and_tree(options, steps, TARGETS)
     text = runs.text_file(options.text, tree, options, steps)
     with steps.named("reading the built programs"):
-        programs = {"sha256": _tree.programs_hash(folder, TARGETS), **_version(folder)}
+        programs = {"sha256": _tree.programs_hash(folder, TARGETS), **runs.version(folder, TARGETS[0])}
     data = record.start(
         record.KLD, llama_cpp=programs, models=[subject.facts for subject in subjects], notes=[], alarms=[], text=runs.text_facts(text),
         options={"contexts": options.contexts, "windows": options.windows, "threads": options.threads, "extra": options.extra},
@@ -120,15 +122,6 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
     return data
 
 
-def _version(folder: Path) -> dict[str, Any]:
-    """Commit and compiler, as llama-perplexity tells them."""
-    program = llama.Tools(folder, folder, 1).program("llama-perplexity")
-    done = subprocess.run([str(program), "--version"], capture_output=True, text=True, errors="replace", check=False)
-    said = done.stdout + done.stderr
-    commit, compiler = re.search(r"version: .*?\b([0-9a-f]{7,40})\)", said), re.search(r"built with (.+)", said)
-    return {"commit": commit[1] if commit else None, "compiler": compiler[1].strip() if compiler else None}
-
-
 class _Grid:
     """All pairs on one model."""
 
@@ -142,40 +135,38 @@ class _Grid:
         self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra)
 
     def rows(self, n_ctx: int) -> Iterator[Row]:
-        """A row for every pair and rotation, one after the other; the distributions go when all are there."""
-        reference = Case("f16", "f16")
-        others = [case for case in self.options.pairs if case != reference]
-        wanted = [(reference, "on")]  # nothing of f16 is rotated
-        wanted += [(case, rotation) for rotation in self.options.rotations for case in others]
+        """A row for every pair and setting, one after the other; the distributions go when all are there."""
         logits = self._logits_path(n_ctx)
         f16 = None
         plain = set()  # what llama.cpp doesn't rotate anyway is measured once
-        for case, rotation in wanted:
-            if rotation == "off" and case in plain:
+        for case, setting in self.options.settings():
+            if setting.attn_rot == "off" and (case, setting.kv_center) in plain:
                 continue
-            row = self._row(case, n_ctx, rotation, logits)
+            row = self._row(case, n_ctx, setting, logits)
             if row is None:
-                if case is reference:
+                if case.is_reference:
                     return
                 continue
             f16 = f16 or row.divergence
             if row.divergence and f16:
                 # The program's own ratio is to what it reads from the file, where no probability is below e^-16 of the highest.
                 row.divergence = replace(row.divergence, ppl_ratio=row.divergence.ppl / f16.ppl)
+                if case.is_reference:  # to itself; the program's error is the root of what rounding left, NaN at times
+                    row.divergence = replace(row.divergence, ppl_ratio_error=0.0)
             if row.rotated == (False, False):
-                plain.add(case)
+                plain.add((case, setting.kv_center))
             yield row
         if not self.options.kept:
             logits.unlink(missing_ok=True)
 
-    def _row(self, case: Case, n_ctx: int, rotation: str, logits: Path) -> Row | None:
+    def _row(self, case: Case, n_ctx: int, setting: runs.Setting, logits: Path) -> Row | None:
         """None where nothing must be run and no result is kept."""
-        row = Row(self.subject.title, n_ctx, case, rotation)
+        row = Row(self.subject.title, n_ctx, case, setting)
         name = slug(str(row))
-        inputs = {**self.inputs, "n_ctx": n_ctx, "attn_rot": rotation}
+        inputs = {**self.inputs, "n_ctx": n_ctx, **asdict(setting)}
         if self.options.kept and not self.steps.has(str(row), inputs):
             return None
-        tools = replace(self.tools, environment=runs.environment(rotation))
+        tools = replace(self.tools, environment=setting.environment)
 
         def measure() -> dict[str, Any]:
             self._ensure_logits(n_ctx, logits)
@@ -190,8 +181,10 @@ class _Grid:
             if memory is None or placement is None or windows is None:
                 what = "the KV cache's size" if memory is None else "where the KV cache lies" if placement is None else "its windows"
                 raise llama.ToolError(f"llama-perplexity printed no line on {what}", tools.logs / f"{name}.log")
+            if setting.ignored(log):
+                return {"refused": setting.ignored(log)}
             return {"divergence": asdict(found), "memory": asdict(memory), "placement": asdict(placement), "rotated": llama.parse_rotation(log),
-                    "windows": windows}  # fmt: skip
+                    "centered": llama.parse_centering(log), "windows": windows}  # fmt: skip
 
         kept = self.steps.kept_with_time(str(row), inputs, measure)
         found, row.seconds = kept["result"], kept["seconds"]
@@ -201,8 +194,8 @@ class _Grid:
         row.divergence, row.memory = llama.Divergence(**found["divergence"]), llama.KvMemory(**found["memory"])
         row.placement = llama.Placement(**found["placement"])
         row.rotated = tuple(found["rotated"]) if found["rotated"] else None
-        row.windows = found["windows"]
-        if rotation == "off" and row.rotated is None:
+        row.windows, row.centered = found["windows"], found["centered"]
+        if setting.attn_rot == "off" and row.rotated is None:
             raise LabError("this version of llama.cpp has no attn_rot: leave out --attn-rot")
         return row
 
@@ -270,13 +263,15 @@ def _row_alarms(row: Row, reference: Row, rows: Sequence[Row]) -> list[str]:
     found += divergence_alarms(row.case, divergence, reference.divergence)
     if row is reference and not divergence.kld <= NOISE:
         found.append(f"mean KLD to itself is {divergence.kld:.6f}, wanted at most {NOISE}: the programs' results vary")
-    if row.attn_rot == "off" and row.rotated and any(row.rotated):
+    if row.setting.attn_rot == "off" and row.rotated and any(row.rotated):
         found.append("K or V was rotated all the same")
+    if row.setting.kv_center == "off" and row.centered:
+        found.append("keys were centered all the same")
     for other in rows[: rows.index(row)]:
         same_place = (other.model, other.n_ctx) == (row.model, row.n_ctx) and other.refused is None
         if same_place and other is not reference and other.divergence == row.divergence:
-            if (other.case, other.rotated) != (row.case, row.rotated):
-                found.append(f"equals {other.case}, attn_rot {other.attn_rot}, in every digit")
+            if (other.case, other.rotated, other.centered) != (row.case, row.rotated, row.centered):
+                found.append(f"equals {other.case}{other.setting} in every digit")
     return found
 
 
@@ -291,14 +286,14 @@ def notes(rows: Sequence[Row], windows: int) -> list[str]:
         fewer = [row.windows for row in here if row.windows < windows]
         if fewer:
             found.append(f"{model}, context {n_ctx}: the text gave only {fewer[0]} of {windows} windows")
-        splits = {str(row.case): row.placement.splits for row in here if row.placement and row.placement.splits}
+        splits = {f"{row.case}{row.setting}": row.placement.splits for row in here if row.placement and row.placement.splits}
         cut = [name for name, n in splits.items() if n > splits.get("f16/f16", n)]
         if cut:
             found.append(
                 f"{model}, context {n_ctx}: the device has no attention for {', '.join(cut)}, which the CPU computed "
                 f"({splits[cut[0]]} pieces of the graph instead of f16's {splits['f16/f16']})"
             )
-        plain = [str(row.case) for row in here if row.attn_rot == "on" and row.rotated == (False, False) and row.case.wants_attn_rot]
+        plain = [str(row.case) for row in here if row.setting.attn_rot == "on" and row.rotated == (False, False) and row.case.wants_attn_rot]
         if plain:
             found.append(f"{model}, context {n_ctx}: llama.cpp rotates neither side of {', '.join(plain)}")
     return found

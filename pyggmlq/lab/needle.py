@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -74,79 +74,92 @@ def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], Non
     folder, tree = runs.folder_and_tree(options, steps, TARGETS)
     path = runs.text_file(options.text, tree, options, steps)
     text = path.read_text(encoding="utf-8", errors="replace").replace("\x1e", " ").replace("\x1f", " ")
+    if len(text) < max(options.contexts):  # a token has a character at least
+        raise LabError(f"{path} is too short: found {len(text)} characters, wanted enough for haystacks of {max(options.contexts)} tokens")
     with steps.named("reading the built programs"):
-        programs = _tree.programs_hash(folder, TARGETS)
+        programs = {"sha256": _tree.programs_hash(folder, TARGETS), **runs.version(folder, TARGETS[0])}
     data = record.start(
-        record.NEEDLE, llama_cpp={"sha256": programs}, models=[], notes=[], text=runs.text_facts(path),
+        record.NEEDLE, llama_cpp=programs, models=[], notes=[], text=runs.text_facts(path),
         options={"contexts": options.contexts, "depths": options.depths, "needles": options.needles, "extra": options.extra},
     )  # fmt: skip
     for name in options.models:
         subject = runs.subject(name, options, steps)
         data["models"].append(subject.facts)
-        inputs = {"programs": programs, "model": subject.sha256, "text": data["text"]["sha256"], "depths": options.depths,
-                  "needles": options.needles, "extra": options.extra, "results": ["nll", "exact", "tokens", "device"]}  # fmt: skip
-        tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra)
+        grid = _Grid(subject, text, data["text"]["sha256"], options, steps, folder, programs["sha256"])
         for n_ctx in options.contexts:
-            for rotation in options.rotations:
-                for case in options.pairs:
-                    if rotation == "off" and case.is_reference and "on" in options.rotations:
-                        continue  # nothing of f16 is rotated
-                    _measure(data, tools, steps, options, subject, text, n_ctx, case, rotation, inputs)
-                    finished(data)
+            for case, setting in options.settings():
+                rows = grid.rows(n_ctx, case, setting)
+                data["rows"] += rows
+                if rows[0]["refused"]:
+                    data["notes"] = list(dict.fromkeys([*data["notes"], f"{subject.title}, refused by llama.cpp: {rows[0]['refused']}"]))
+                finished(data)
     return data
 
 
-def _measure(
-    data: dict[str, Any], tools: llama.Tools, steps: Steps, options: Options, subject: runs.Subject, text: str, n_ctx: int, case: Case,
-    rotation: str, inputs: dict[str, Any],
-) -> None:  # fmt: skip
-    """Append the rows of one pair."""
-    title = subject.title
-    name = f"{title}, needle in {n_ctx}, {case}" + ("" if rotation == "on" else ", attn_rot off")
-    tools = replace(tools, environment=runs.environment(rotation))
+class _Grid:
+    """All pairs on one model."""
 
-    def score(asked: list[Question], k: str, v: str, room: int) -> tuple[list[llama.Score], str]:
-        cases = options.work_dir / f"{slug(name)}.cases"
+    def __init__(
+        self, subject: runs.Subject, text: str, text_sha256: str, options: Options, steps: Steps, folder: Path, programs: str
+    ) -> None:  # fmt: skip
+        self.subject, self.text, self.options, self.steps = subject, text, options, steps
+        self.inputs = {"programs": programs, "model": subject.sha256, "text": text_sha256, "depths": options.depths, "needles": options.needles,
+                       "extra": options.extra, "results": ["nll", "exact", "tokens", "device"]}  # fmt: skip
+        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra)
+
+    def rows(self, n_ctx: int, case: Case, setting: runs.Setting) -> list[dict[str, Any]]:
+        """A row for each depth."""
+        name = f"{self.subject.title}, needle in {n_ctx}, {case}{setting}"
+        tools = replace(self.tools, environment=setting.environment)
+
+        def measure() -> dict[str, Any]:
+            n_characters = self._characters(n_ctx)
+            self.steps.current = name
+            asked = questions(self.text, n_characters, self.options.depths, self.options.needles)
+            try:
+                found, log = self._score(tools, name, asked, case, -(-3 * n_ctx // 512) * 256)  # half as much again: passages differ
+            except llama.ToolError as error:
+                sentence = error.refusal((case.k, case.v))
+                if sentence is None:
+                    raise
+                return {"refused": sentence}
+            placement = llama.parse_placement(log)
+            scores = [{"depth": one.depth, "nll": got.nll, "exact": got.exact, "tokens": got.n_context} for one, got in zip(asked, found)]
+            return {"refused": setting.ignored(log), "scores": scores, "device": placement.device if placement else None}
+
+        found = self.steps.kept(name, {**self.inputs, "n_ctx": n_ctx, **asdict(setting)}, measure)
+        scores, rows = [] if found["refused"] else found["scores"], []
+        for depth in self.options.depths:
+            mine = [one for one in scores if one["depth"] == depth]
+            rows.append({
+                "model": self.subject.title, "n_ctx": n_ctx, "k": case.k, "v": case.v, **asdict(setting), "depth": depth, "needles": len(mine),
+                "nll": mean(one["nll"] for one in mine) if mine else None, "found": mean(one["exact"] for one in mine) if mine else None,
+                "nll_without": mean(one["nll"] for one in scores if one["depth"] is None) if mine else None,
+                "tokens": round(mean(one["tokens"] for one in mine)) if mine else None, "device": found.get("device"), "refused": found["refused"],
+            })  # fmt: skip
+        return rows
+
+    def _characters(self, n_ctx: int) -> int:
+        """Of a haystack, by the tokens that the beginning of the text has; room is left for the sentences that come into it."""
+        sample = self.text[: 4 * n_ctx]
+        name = f"{self.subject.title}: tokens of the text"
+        tokens = self.steps.kept(name, {**self.inputs, "n_ctx": n_ctx},
+                                 lambda: self._score(self.tools, name, [Question(None, sample, " 1")], Case("f16", "f16"), 8 * n_ctx)[0][0].n_context)  # fmt: skip
+        return int(len(sample) / max(1, tokens) * (n_ctx - 64))
+
+    def _score(self, tools: llama.Tools, name: str, asked: list[Question], case: Case, room: int) -> tuple[list[llama.Score], str]:
+        """Answers in order, and the program's log, in a context of `room` tokens."""
+        cases = self.options.work_dir / f"{slug(name)}.cases"
         write_atomically(cases, "".join(f"{one.context}\x1f{one.answer}\x1e" for one in asked))
         try:
-            found, log = tools.score(slug(name), subject.path, cases, k, v, n_ctx=room)
+            found, log = tools.score(slug(name), self.subject.path, cases, case.k, case.v, n_ctx=room)
         except llama.ToolError as error:
-            raise runs.unloadable(error, subject.path) or error from None
+            raise runs.unloadable(error, self.subject.path) or error from None
         finally:
             cases.unlink(missing_ok=True)
         if len(found) != len(asked):
             raise llama.ToolError(f"llama-ggmlq-lab answered {len(found)} of {len(asked)} questions", tools.logs / f"{slug(name)}.log")
         return found, log
-
-    def measure() -> dict[str, Any]:
-        sample = text[: 4 * n_ctx]
-        tokens = steps.kept(f"{title}: tokens of the text", {**inputs, "n_ctx": n_ctx},
-                            lambda: score([Question(None, sample, " 1")], "f16", "f16", 8 * n_ctx)[0][0].n_context)  # fmt: skip
-        steps.current = name
-        asked = questions(text, int(len(sample) / max(1, tokens) * (n_ctx - 64)), options.depths, options.needles)
-        try:
-            found, log = score(asked, case.k, case.v, -(-3 * n_ctx // 512) * 256)  # half as much again: passages differ
-        except llama.ToolError as error:
-            sentence = error.refusal((case.k, case.v))
-            if sentence is None:
-                raise
-            return {"refused": sentence}
-        placement = llama.parse_placement(log)
-        scores = [{"depth": one.depth, "nll": got.nll, "exact": got.exact, "tokens": got.n_context} for one, got in zip(asked, found)]
-        return {"refused": None, "scores": scores, "device": placement.device if placement else None}
-
-    found = steps.kept(name, {**inputs, "n_ctx": n_ctx, "attn_rot": rotation}, measure)
-    if found["refused"]:
-        data["notes"].append(f"{title}, refused by llama.cpp: {found['refused']}")
-    scores = found.get("scores", [])
-    for depth in options.depths:
-        mine = [one for one in scores if one["depth"] == depth]
-        data["rows"].append({
-            "model": title, "n_ctx": n_ctx, "k": case.k, "v": case.v, "attn_rot": rotation, "depth": depth, "needles": len(mine),
-            "nll": mean(one["nll"] for one in mine) if mine else None, "found": mean(one["exact"] for one in mine) if mine else None,
-            "nll_without": mean(one["nll"] for one in scores if one["depth"] is None) if mine else None,
-            "tokens": round(mean(one["tokens"] for one in mine)) if mine else None, "device": found.get("device"), "refused": found["refused"],
-        })  # fmt: skip
 
 
 def _watch(steps: Steps) -> Callable[[Path], None]:

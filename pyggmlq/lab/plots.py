@@ -11,6 +11,7 @@ from typing import Any
 from .._files import write_atomically
 from .._types import cache_types
 from . import LabError, require
+from .tables import key, pair
 
 OURS = tuple(info.name for info in cache_types())
 KINDS = (".png", ".svg", ".pdf")
@@ -55,11 +56,13 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
             ours, off = row["k"] in OURS or row["v"] in OURS, row["attn_rot"] == "off"
             axis.errorbar(share, row["kld"], yerr=row["kld_error"], fmt="*" if ours else "o", markersize=11 if ours else 6,
                           color="C1" if ours else "C0", markerfacecolor="none" if off else None)  # fmt: skip
-            pair = row["k"] if row["k"] == row["v"] else f"{row['k']}/{row['v']}"
+            if off:
+                continue  # its name stands beside the full one
             crowded = any(abs(share - x) < 8 and 0.8 < row["kld"] / y < 1.25 for x, y in named)
             named.append((share, row["kld"]))
-            axis.annotate(pair + (" unrotated" if off else ""), (share, row["kld"]), xytext=(6, -10 if crowded else 4), textcoords="offset points", fontsize=8)
-        axis.set(title=f"{model}, context {n_ctx}", xlabel="cache, % of f16", yscale="log", ylabel="mean KLD" if i == 0 else "")
+            axis.annotate(key(row) if key(row) == row["v"] else pair(row), (share, row["kld"]), xytext=(6, -10 if crowded else 4), textcoords="offset points", fontsize=8)
+        unrotated = any(row["attn_rot"] == "off" for row in here)
+        axis.set(title=f"{model}, context {n_ctx}", xlabel="cache, % of f16" + ("; hollow: attn_rot off" if unrotated else ""), yscale="log", ylabel="mean KLD" if i == 0 else "")
         axis.margins(x=0.18)
         _grid(axis)
     return figure
@@ -136,7 +139,7 @@ def pairs(layers: Sequence[dict[str, Any]], codecs: Sequence[str]) -> Any | None
     image = None
     for i, name in enumerate(names):
         axis = figure.add_subplot(1, len(names), i + 1)
-        grid = [layer["pairs"][name] + [float("nan")] * (width - len(layer["pairs"][name])) for layer in some]
+        grid = [shares + [float("nan")] * (width - len(shares)) for shares in (layer["pairs"].get(name, []) for layer in some)]
         image = axis.imshow(grid, norm=require("matplotlib.colors").LogNorm(1e-4, 1), cmap="inferno", aspect="auto", interpolation="nearest")
         axis.set(title=name, xlabel="RoPE pair", ylabel="layer" if i == 0 else "")
         axis.title.set_fontsize(9)

@@ -5,6 +5,7 @@ itself, or Markdown."""
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from .._files import write_atomically
 from .._types import cache_types
 from ..bench import record as bench_record
 from . import LabError, attention, fit, plots, record
-from .tables import number, rotated
+from .tables import key, number, rotated
 
 KINDS = (".html", ".md", ".png")
 
@@ -69,10 +70,12 @@ def sections(records: Sequence[dict[str, Any]], models: Sequence[fit.Model] = ()
     kinds = (record.KLD, record.EVAL, record.ATTENTION, record.NEEDLE, record.BENCH)
     by_kind = {kind: [data for data in records if data["format"] == kind] for kind in kinds}
     advice, wrong = {}, []
-    for data in by_kind[record.KLD]:
+    for i, data in enumerate(by_kind[record.KLD], 1):
         if data.get("alarms"):
             wrong.append("ALARM: some results can't be right, so trust none of what follows: " + "; ".join(data["alarms"]))
-        advice.update(recommendations(data))
+        for place, sentences in recommendations(data).items():
+            # Two records of one model and context don't share a reference: each has advice of its own.
+            advice[place if place not in advice else f"{place} (record {i}, {', '.join(devices(data, data['rows']))})"] = sentences
     found = [Section("What to use", wrong, lists=advice)] if advice or wrong else []
     found += [section for data in by_kind[record.KLD] for section in _kld_sections(data)]
     found += [section for data in by_kind[record.NEEDLE] for section in _needle_sections(data)]
@@ -103,6 +106,11 @@ def _loss(row: dict[str, Any]) -> float:
     return row["kld"]
 
 
+def _size_and_loss(row: dict[str, Any]) -> tuple[float, float]:
+    """Of two of one size the better: a type with and without centering."""
+    return _size(row), row["kld"]
+
+
 def recommendations(data: dict[str, Any]) -> dict[str, list[str]]:
     """Sentences that follow from the rows of a kld record, by model and context: what is best at a size, what is smallest, and
     where the loss is."""
@@ -119,7 +127,7 @@ def recommendations(data: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[str]:
-    by_pair = {(row["k"], row["v"]): row for row in rows}
+    by_pair = {(key(row), row["v"]): row for row in rows}
     ours = [info.name for info in cache_types()]
     known = by_pair.get(("q4_0", "q4_0"))
     told: list[dict[str, Any]] = []
@@ -128,16 +136,16 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
         better = [row for row in rows if row["kld"] <= known["kld"] and row is not known]
         smaller = [row for row in better if _size(row) < _size(known)]
         if smaller:
-            told.append(min(smaller, key=_size))
+            told.append(min(smaller, key=_size_and_loss))
             yield f"{_described(told[-1], reference)}: smaller than q4_0 for both, and no worse ({_described(known, reference)})."
         else:
             yield f"Nothing measured is smaller than q4_0 for both and as good ({_described(known, reference)})."
             if better:
-                told.append(min(better, key=_size))
+                told.append(min(better, key=_size_and_loss))
                 yield f"Better, and the smallest that is: {_described(told[-1], reference)}."
     careful = [by_pair["q8_0", name] for name in ours if ("q8_0", name) in by_pair]
-    for lead, candidates, key in (("With keys of 8 bits", careful, _loss), ("The smallest cache", rows, _size)):
-        row = min(candidates, key=key, default=None)
+    for lead, candidates, order in (("With keys of 8 bits", careful, _loss), ("The smallest cache", rows, _size_and_loss)):
+        row = min(candidates, key=order, default=None)
         if row is not None and not any(row is other for other in told):
             told.append(row)
             yield f"{lead}: {_described(row, reference)}."
@@ -146,20 +154,24 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
         if k_only and v_only and v_only["kld"] > 0:
             times = k_only["kld"] / v_only["kld"]
             yield f"{name} in K costs {times:.1f} times what it costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
+    for (k, v), row in by_pair.items():
+        plain = by_pair.get((row["k"], v))
+        if k != row["k"] and plain:
+            yield f"K {row['k']}, V {v}: centering K makes the mean KLD {row['kld']:.4f}±{row['kld_error']:.4f} instead of {plain['kld']:.4f}±{plain['kld_error']:.4f}."
 
 
 def _rotation_advice(rows: list[dict[str, Any]], unrotated: list[dict[str, Any]]) -> Iterator[str]:
     """Pairs that do better without llama.cpp's rotation, by more than three standard errors."""
-    by_pair = {(row["k"], row["v"]): row for row in rows}
+    by_pair = {(key(row), row["v"]): row for row in rows}
     for off in unrotated:
-        on = by_pair.get((off["k"], off["v"]))
+        on = by_pair.get((key(off), off["v"]))
         if on and off["kld"] + 3 * (off["kld_error"] + on["kld_error"]) < on["kld"]:
-            yield f"K {off['k']}, V {off['v']} is better without llama.cpp's attn_rot: mean KLD {off['kld']:.4f} instead of {on['kld']:.4f}."
+            yield f"K {key(off)}, V {off['v']} is better without llama.cpp's attn_rot: mean KLD {off['kld']:.4f} instead of {on['kld']:.4f}."
 
 
 def _described(row: dict[str, Any], reference: dict[str, Any]) -> str:
     return (
-        f"K {row['k']}, V {row['v']}: mean KLD {row['kld']:.4f}±{row['kld_error']:.4f}, perplexity × {number(row['ppl_ratio'], 3)}, "
+        f"K {key(row)}, V {row['v']}: mean KLD {row['kld']:.4f}±{row['kld_error']:.4f}, perplexity × {number(row['ppl_ratio'], 3)}, "
         f"{row['same_top']:.1f} % same top token, {_size(reference) / _size(row):.1f} × smaller than f16"
     )
 
@@ -175,7 +187,7 @@ def _kld_sections(data: dict[str, Any]) -> Iterator[Section]:
         for row in rows:
             if not row["refused"]:
                 table.rows.append((
-                    row["k"], row["v"], rotated(row), f"{row['bits_k']:g}", f"{row['bits_v']:g}", f"{_size(row):.2f}",
+                    key(row), row["v"], rotated(row), f"{row['bits_k']:g}", f"{row['bits_v']:g}", f"{_size(row):.2f}",
                     f"{number(row['ppl_ratio'], 4)} ± {number(row['ppl_ratio_error'], 4)}", f"{number(row['kld'], 4)} ± {number(row['kld_error'], 4)}",
                     number(row["kld_median"], 4), number(row["kld_999"], 3), number(row["kld_max"], 2), f"{row['same_top']:.1f} %",
                 ))  # fmt: skip
@@ -199,7 +211,7 @@ def _needle_sections(data: dict[str, Any]) -> Iterator[Section]:
             continue
         reference = {row["depth"]: row["nll"] for row in rows if (row["k"], row["v"]) == ("f16", "f16")}
         table = Table(("K", "V", "attn_rot", "depth", "needles", "found", "NLL", "above f16", "NLL without"), [
-            (row["k"], row["v"], row["attn_rot"], f"{row['depth']} %", str(row["needles"]), f"{100 * row['found']:.0f} %", number(row["nll"], 2),
+            (key(row), row["v"], row["attn_rot"], f"{row['depth']} %", str(row["needles"]), f"{100 * row['found']:.0f} %", number(row["nll"], 2),
              number(row["nll"] - reference[row["depth"]], 2) if row["depth"] in reference else "–", number(row["nll_without"], 2))
             for row in rows
         ], 3)  # fmt: skip
@@ -209,10 +221,10 @@ def _needle_sections(data: dict[str, Any]) -> Iterator[Section]:
 
 
 def _telling(data: dict[str, Any]) -> list[str]:
-    """Codecs of an attention record that a heat map is drawn for: ours and q4_0, without and with a rotation before."""
+    """Codecs of an attention record that a heat map is drawn for: ours and q4_0, without and with a rotation before, and centered."""
     names = [*(info.name for info in cache_types()), "q4_0"]
     found = {row["codec"] for row in data["rows"]}
-    return [name for base in names for name in (base, f"h+{base}") if name in found] or sorted(found)[:6]
+    return [name for base in names for name in (base, f"h+{base}", f"c+h+{base}") if name in found] or sorted(found)[:6]
 
 
 def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
@@ -231,7 +243,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
                 f"{len(few)} of {len(here)} heads have {100 * share:.0f} % of the divergence that K causes, the worst (layer.head): {worst}."
             )
     text = ["Each layer by itself, with the model's own queries, from rows that `pyggmlq dump-kv` wrote. “h+”: after a Hadamard transform of a head, "
-            "as llama.cpp's attn_rot; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from."]  # fmt: skip
+            "as llama.cpp's attn_rot; “c+”: keys centered before that; “cache”: what was dumped. The second drawing: which RoPE pairs the error of the logits comes from."]  # fmt: skip
     head = ("codec", "bits", "logit error", "K: KLD", "K: top-1", "K: output", "V: output", "worst head", "its KLD")
     table = Table(head, [
         (row["codec"], number(row["bits"], 3), number(row["logit_error"], 4), number(row["k_kld"], 5), f"{100 * row['k_top1']:.1f} %",
@@ -243,7 +255,7 @@ def _attention_sections(data: dict[str, Any]) -> Iterator[Section]:
         cells = []
         for codec in telling:
             values = [row["k_kld"] for row in rows if (row["layer"], row["codec"]) == (layer, codec)]
-            cells.append(number(sum(values) / len(values), 4))
+            cells.append(number(sum(values) / len(values), 4) if values else "–")
         by_layer.rows.append((str(layer), *cells))
     drawings = [partial(plots.heat, rows, telling), partial(plots.pairs, data["layers"], telling)]
     yield Section(f"Where K hurts: {name}", text, drawings, [table, by_layer], {"K against V, and the worst heads": sentences} if sentences else {})
@@ -334,9 +346,9 @@ def as_html(page: Sequence[Section]) -> str:
     parts = []
     for section in page:
         parts.append(f"<section><h2>{html.escape(section.title)}</h2>")
-        parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.text]
+        parts += [f"<p>{_html_text(sentence)}</p>" for sentence in section.text]
         for heading, sentences in section.lists.items():
-            items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+            items = "".join(f"<li>{_html_text(sentence)}</li>" for sentence in sentences)
             parts.append(f"<h3>{html.escape(heading)}</h3><ul>{items}</ul>")
         figures = [figure for figure in (draw() for draw in section.drawings) if figure is not None]
         parts += [f'<div class="wide">{plots.as_svg(figure)}</div>' for figure in figures]
@@ -346,6 +358,11 @@ def as_html(page: Sequence[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>KV-cache quality</title><style>{_STYLE}</style></head>\n<body><h1>KV-cache quality</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _html_text(sentence: str) -> str:
+    """What stands between backquotes is code, as in Markdown."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(sentence))
 
 
 def _html_table(table: Table) -> str:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from .. import _gguf_file, _tree, fetch, llama
 from .._files import write_atomically
 from .._pairs import Case
 from .._steps import Steps
+from .._types import cache_types
 from . import LabError
+
+OURS = tuple(info.name for info in cache_types())
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,28 @@ class Programs:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What llama.cpp does to the rows of a cache beside their types; as `attn_rot` and `--kv-center` have it."""
+
+    attn_rot: str = "on"
+    kv_center: str = "off"
+
+    def __str__(self) -> str:
+        return "".join([", attn_rot off" if self.attn_rot == "off" else "", "" if self.kv_center == "off" else f", kv-center {self.kv_center}"])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that tell llama.cpp's programs so."""
+        return {"GGMLQ_KV_CENTER": self.kv_center, **({"LLAMA_ATTN_ROT_DISABLE": "1"} if self.attn_rot == "off" else {})}
+
+    def ignored(self, log: str) -> str | None:
+        """Why keys weren't centered though they should have been, by a program's `log`; None if they were, or shouldn't be."""
+        if self.kv_center == "off" or llama.parse_centering(log) is not None:
+            return None
+        return llama.parse_not_centered(log) or "keys are not centered: this llama.cpp can't do it"
+
+
+@dataclass(frozen=True)
 class Grid(Programs):
     """Models, contexts and pairs of cache types to measure, each with each."""
 
@@ -41,6 +67,18 @@ class Grid(Programs):
     contexts: tuple[int, ...]
     rotations: tuple[str, ...]
     """Of `attn_rot`: "on", "off"."""
+    centers: tuple[str, ...]
+    """Of `--kv-center`: "off"; "auto" for keys of our types, "all" for those of any quantized type."""
+
+    def settings(self) -> Iterator[tuple[Case, Setting]]:
+        """The f16 reference, asked for or not; then every pair with every setting that can make a difference to it."""
+        yield Case("f16", "f16"), Setting()
+        quantized = [case for case in self.pairs if not case.is_reference]
+        for center in self.centers:
+            for rotation in self.rotations:
+                for case in quantized:
+                    if center != "auto" or case.k in OURS:
+                        yield case, Setting(rotation, center)
 
 
 @dataclass(frozen=True)
@@ -112,9 +150,12 @@ def text_facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": fetch.sha256(path)}
 
 
-def environment(attn_rot: str) -> dict[str, str]:
-    """Variables that switch llama.cpp's own rotation "on" or "off"."""
-    return {} if attn_rot == "on" else {"LLAMA_ATTN_ROT_DISABLE": "1"}
+def version(folder: Path, program: str) -> dict[str, Any]:
+    """Commit and compiler, as `program` in `folder` tells them; None for what it doesn't tell."""
+    done = subprocess.run([str(llama.Tools(folder, folder, 1).program(program)), "--version"], capture_output=True, text=True, errors="replace", check=False)
+    said = done.stdout + done.stderr
+    commit, compiler = re.search(r"version: .*?\b([0-9a-f]{7,40})\)", said), re.search(r"built with (.+)", said)
+    return {"commit": commit[1] if commit else None, "compiler": compiler[1].strip() if compiler else None}
 
 
 def unloadable(error: llama.ToolError, path: Path) -> LabError | None:

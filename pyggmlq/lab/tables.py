@@ -25,12 +25,11 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
     right = ("bits K/V", "MiB K + V", "PPL / f16's", "mean KLD", "median", "99.9 %", "maximum", "same top")
     table = _table(f"{model}, {windows} window{'s' * (windows > 1)} of {n_ctx} tokens", ("cache K/V", "attn_rot"), right)
     for row in here:
-        pair = f"{row['k']}/{row['v']}"
         if row["refused"]:
-            table.add_row(pair, "refused")
+            table.add_row(pair(row), "refused")
             continue
         table.add_row(
-            pair, rotated(row), f"{row['bits_k']:g}/{row['bits_v']:g}", f"{row['mib_k']:.2f} + {row['mib_v']:.2f}",
+            pair(row), rotated(row), f"{row['bits_k']:g}/{row['bits_v']:g}", f"{row['mib_k']:.2f} + {row['mib_v']:.2f}",
             f"{number(row['ppl_ratio'], 4)}±{number(row['ppl_ratio_error'], 4)}", f"{number(row['kld'], 4)}±{number(row['kld_error'], 4)}",
             number(row["kld_median"], 4), number(row["kld_999"], 3), number(row["kld_max"], 2), f"{row['same_top']:.1f} %",
         )  # fmt: skip
@@ -39,16 +38,16 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
 
 def fit(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `pyggmlq fit`."""
-    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", "sum MiB")
+    names = ("bytes_k", "bytes_v", "bytes_state", *(["bytes_work"] if any(row["bytes_work"] for row in rows) else []))
+    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", *(["work MiB"] if "bytes_work" in names else []), "sum MiB")
     table = _table(None, ("cache K/V",), right)
     for row in rows:
-        pair, bits = f"{row['k']}/{row['v']}", f"{row['bits_k']:g}/{row['bits_v']:g}"
+        bits = f"{row['bits_k']:g}/{row['bits_v']:g}"
         if row["refused"]:
-            table.add_row(pair, bits, "refused")
+            table.add_row(pair(row), bits, "refused")
             continue
         context = "any" if row["n_ctx"] is None else "none fits" if row["n_ctx"] == 0 else str(row["n_ctx"])
-        sizes = [f"{row[name] / (1 << 20):.2f}" for name in ("bytes_k", "bytes_v", "bytes_state")]
-        table.add_row(pair, bits, context, *sizes, f"{(row['bytes_k'] + row['bytes_v'] + row['bytes_state']) / (1 << 20):.2f}")
+        table.add_row(pair(row), bits, context, *(f"{size / (1 << 20):.2f}" for size in [*map(row.get, names), sum(map(row.get, names))]))
     return table
 
 
@@ -84,16 +83,26 @@ def needle(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
     here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx)]
     depths = sorted({row["depth"] for row in here if row["depth"] is not None})
     table = _table(f"{model}, haystacks of {n_ctx} tokens: NLL of the answer, found", ("cache K/V", "attn_rot"), (*(f"{depth} %" for depth in depths), "all", "without"))
-    for pair in dict.fromkeys((row["k"], row["v"], row["attn_rot"]) for row in here):
-        mine = [row for row in here if (row["k"], row["v"], row["attn_rot"]) == pair]
+    for name, rotation in dict.fromkeys((pair(row), row["attn_rot"]) for row in here):
+        mine = [row for row in here if (pair(row), row["attn_rot"]) == (name, rotation)]
         if mine[0]["refused"]:
-            table.add_row("/".join(pair[:2]), "refused")
+            table.add_row(name, "refused")
             continue
         cells = [f"{number(row['nll'], 2)} {100 * row['found']:3.0f} %" for row in sorted(mine, key=lambda row: row["depth"])]
         n = len(mine)
         all_nll, all_found, without = (sum(row[key] for row in mine) / n for key in ("nll", "found", "nll_without"))
-        table.add_row("/".join(pair[:2]), pair[2], *cells, f"{number(all_nll, 2)} {100 * all_found:3.0f} %", number(without, 2))
+        table.add_row(name, rotation, *cells, f"{number(all_nll, 2)} {100 * all_found:3.0f} %", number(without, 2))
     return table
+
+
+def key(row: dict[str, Any]) -> str:
+    """What K is stored as: its type, and whether it was centered (records before that could be have no word on it)."""
+    return row["k"] + (" centered" if row.get("kv_center", "off") != "off" else "")
+
+
+def pair(row: dict[str, Any]) -> str:
+    """`K/V` of a row."""
+    return f"{key(row)}/{row['v']}"
 
 
 def rotated(row: dict[str, Any]) -> str:
@@ -111,7 +120,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 KLD_LEGEND = """
-± is the standard error. KLD is that of the pair's token distributions from the f16 cache's, in nats. attn_rot: which sides llama.cpp rotated.
+± is the standard error, positions being taken for independent. KLD is that of the pair's token distributions from the f16 cache's, in nats. attn_rot: which sides llama.cpp rotated.
 MiB: the cache at that context, as llama.cpp reports it."""
 
 EVAL_LEGEND = """
@@ -121,7 +130,7 @@ over 512 keys with normal queries. parameters, madds: of the rotation of a row. 
 ATTENTION_LEGEND = """
 Each layer by itself, with the model's own queries. logit error: rms, in nats, without what is the same for all keys. K: KLD of the attention weights, share of
 queries whose heaviest key stays, and squared error of the head's output if only K goes through the codec; V: output if only V does. `cache ..`: what was
-dumped. h+: after a Hadamard transform of a head, as llama.cpp's attn_rot. worst head: LAYER.HEAD."""
+dumped. h+: after a Hadamard transform of a head, as llama.cpp's attn_rot; c+: keys centered before that, as --kv-center. worst head: LAYER.HEAD."""
 
 NEEDLE_LEGEND = """
 NLL: -log p of the answer in nats, mean over needles; %: of answers that greedy decoding finds. Columns are depths, 0 % being the beginning.
