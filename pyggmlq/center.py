@@ -11,10 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import reference
+from ._hadamard import hadamard as hadamard_transform
+
 # As in csrc/ggml/llama-ggmlq-center.cpp.
 FIRST = 4  # tokens of a text that have no part in its mean
 FLOOR = 1e-3  # of the mean, under the moments of a pair
 SCALES = (0.1, 10.0)
+GAIN = {"tq3_0": 1.024, "planar3": 1.032}
+"""Rows come back from least-squares rounding shorter by their squared error over their square, on average. The cache stores centered keys, and
+the values beside them, longer by so much: scores and sums over many tokens average random errors, but not this one, common to all."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,13 @@ def rope(x, cos, sin, neox):
     return x
 
 
-def fit(keys, queries, n_rot, neox):
+def fit(keys, queries, n_rot, neox, rounded=False):
     """Calibration from a text's keys before RoPE, (kv_heads, tokens, head_size), and queries, (heads, tokens, head_size), before or after
     RoPE, which keeps what is used of them. The first FIRST tokens, unlike all others in many models, are left out.
 
     If the error of a stored key is spread evenly over its head, that of a logit goes with sum(q^2/s^2) * sum(s^2 * variance), which is
-    least for s^4 = q^2/variance. ValueError for shapes that don't belong together, or fewer than FIRST + 2 tokens.
+    least for s^4 = q^2/variance. `rounded`: for keys that go through `round_for_queries`, s^8 = q^2/variance^3, halfway to s^2 = 1/variance, which
+    would be best if rounding could move all errors to where queries are small. ValueError for shapes that don't belong together, or fewer than FIRST + 2 tokens.
     """
     keys, queries = np.asarray(keys, np.float64), np.asarray(queries, np.float64)
     if keys.ndim != 3 or queries.ndim != 3 or keys.shape[1:] != queries.shape[1:] or queries.shape[0] % keys.shape[0]:
@@ -80,7 +87,8 @@ def fit(keys, queries, n_rot, neox):
     energy = per_pair((queries.reshape(n_kv, -1, head_size) ** 2).mean(1))
     scale = np.ones_like(mean)
     known = (variance.mean(1) > 0) & (energy.mean(1) > 0)
-    log = np.log(energy[known] / variance[known]) / 4
+    of_query = 1 / 8 if rounded else 1 / 4
+    log = of_query * np.log(energy[known]) - (1 / 2 - of_query) * np.log(variance[known])
     scale[known] = np.clip(np.exp(log - log.mean(1, keepdims=True)), *SCALES)
     return Calibration(mean, scale, n_rot, neox)
 
@@ -128,6 +136,41 @@ def query(calibration, queries):
     w = np.empty(queries.shape[:2] + (calibration.n_rot,))
     w[..., first], w[..., second] = q0 * m0 + q1 * m1, q1 * m0 - q0 * m1
     return queries / np.repeat(calibration.scale, group, 0)[:, None], w
+
+
+def round_for_queries(rows, square, name, hadamard):
+    """float32 (n, head_size), the stored keys of one head before llama.cpp's rotation, which turns blocks of `hadamard` values (0: none) -> the same
+    rounded to the levels of cache type `name`, so that their products with queries change little, rather than the values themselves.
+    `square`, (head_size,): mean squares of those queries' values. ValueError for a head that isn't a whole number of blocks.
+
+    The values are rounded one after the other, and what rounding one does to the products is taken up by those that follow, as GPTQ
+    (arXiv 2210.17323) does it for weights. llama-ggmlq-round.h does the same.
+    """
+    rows, square = np.asarray(rows, np.float32), np.asarray(square, np.float64)
+    codec = {"tq3_0": reference.TQ3_0, "planar3": reference.Planar3}[name]
+    length = codec.block_length
+    if rows.ndim != 2 or rows.shape[1] % length or square.shape != rows.shape[1:]:
+        raise ValueError(f"rows are {rows.shape}, square is {square.shape}: wanted (n, head_size) and (head_size,), head_size a multiple of {length}")
+
+    def turned(x, turn):
+        return turn(np.ascontiguousarray(x).reshape(-1, length)).reshape(x.shape)
+
+    def spread(x):
+        return hadamard_transform(x, hadamard) if hadamard else x
+
+    turn = turned(spread(np.eye(rows.shape[1], dtype=np.float32)), codec.rotate_blocks).astype(np.float64)  # row k: what value k becomes
+    moment = turn.T @ (square[:, None] * turn)
+    moment += (0.1 * square.mean() + 1e-30) * np.eye(len(turn))  # queries of other texts look elsewhere, too
+    take_up = np.linalg.cholesky(np.linalg.inv(moment)).T
+    left = turned(spread(rows), codec.rotate_blocks).astype(np.float64)
+    rounded = np.empty_like(left)
+    for i in range(rows.shape[1]):
+        if i % length == 0:
+            _, step = reference.search_levels(left[:, i : i + length].astype(np.float32))
+            step = (step * codec.scale_unit).astype(np.float16).astype(np.float32) / codec.scale_unit
+        rounded[:, i] = step * reference.LEVELS[reference.assign_levels(left[:, i : i + 1].astype(np.float32), step)][:, 0]
+        left[:, i + 1 :] -= ((left[:, i] - rounded[:, i]) / take_up[i, i])[:, None] * take_up[i, i + 1 :]
+    return spread(turned(rounded.astype(np.float32), codec.unrotate_blocks))
 
 
 def _angles(cos, sin):

@@ -448,6 +448,7 @@ def convert_state_command(
         show_json({"command": "convert-state", "ok": True, **vars(done)})
         return
     turned = ", rotated or rotated back as llama.cpp's caches are" if done.rotated else ""
+    turned += ", keys no longer centered" if done.uncentered else ""
     show([
         f"{done.kind}, {done.cells} cached tokens{turned}",
         *(f"{which} {', '.join(a) or 'none'} -> {', '.join(b) or 'none'}"

@@ -412,6 +412,11 @@ class Tools:
             raise ToolError(f"llama-ggmlq-lab printed no windows ({last_error(log)})", self._log(name))
         return int(found[1])
 
+    def calibrate(self, name: str, model: Path, text: Path, file: Path, *, tokens: int, n_ctx: int) -> str:
+        """Write a calibration of centered keys to `file`, of up to `tokens` tokens of `text` in windows of n_ctx; the log."""
+        words = ("-lv", "4", "-m", model, "-c", n_ctx, "-t", self.threads, *self.extra)
+        return self._run(name, "llama-ggmlq-lab", "calibrate", file, text, tokens, *words)
+
     def score(self, name: str, model: Path, cases: Path, k: str, v: str, *, n_ctx: int) -> tuple[list[Score], str]:
         """What the model makes of the answers in the file `cases` (context 0x1f answer 0x1e, ..); return also the log."""
         words = ("-lv", "4", "-m", model, "-c", n_ctx, "-t", self.threads, *_cache(k, v), *self.extra)

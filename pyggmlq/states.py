@@ -7,13 +7,13 @@ from __future__ import annotations
 import importlib
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator
 
 import numpy as np
 
-from . import _gguf_file, api
+from . import _centered, _gguf_file, api
 from ._files import appearing
 from ._hadamard import hadamard, largest_block
 from ._types import TypeInfo, cache_types, foreign_types, wants_attn_rot
@@ -54,6 +54,8 @@ class Conversion:
     to_k: tuple[str, ...]
     to_v: tuple[str, ...]
     rotated: bool
+    uncentered: bool
+    """Whether keys were stored centered (docs/CENTERING.md), and aren't any more."""
     bytes_before: int
     bytes_after: int
 
@@ -64,6 +66,24 @@ class _Bytes:
 
     offset: int
     size: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Centered:
+    """A stretch that only centered keys have: their calibration, or what belongs to the cells of a stream."""
+
+    offset: int
+    size: int
+    centering: _centered.Centering
+
+
+@dataclass(frozen=True, eq=False)
+class _CentersOf:
+    """How the keys of one layer in one stream are centered: layers[at], and the file has what belongs to the cells at `offset`."""
+
+    centering: _centered.Centering
+    at: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,7 @@ class _Rows:
     n_transposed: int | None  # values of a row, if the file has them one after the other, each for all cells
     header: int
     offset: int
+    centers: _CentersOf | None = None
 
     @property
     def size(self) -> int:
@@ -99,6 +120,7 @@ def convert_state(
 ) -> Conversion:
     """Write `source` to `target` with its K rows as `type_k` and its V rows as `type_v`; None leaves them as they are.
 
+    Centered keys that get another type are no longer centered, so that any llama.cpp can restore the file; those whose type stays remain so.
     `target` appears whole, or not at all, or stays what it was; it may be `source`. `rotation=False` is for states of a
     llama.cpp that doesn't rotate quantized caches (before 2026, or LLAMA_ATTN_ROT_DISABLE).
     """
@@ -106,10 +128,12 @@ def convert_state(
     with open(source, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         kind, parts = _scan(file, size, head_sizes.architecture)
-        plans = [_plan(part, wanted, head_sizes, rotation) if isinstance(part, _Rows) else part for part in parts]
+        left = {part.centers.centering for part in parts if isinstance(part, _Rows) and part.centers and _changes(part, wanted)}
+        parts = [part for part in parts if not (isinstance(part, _Centered) and part.centering in left)]
+        plans = [_plan(part, wanted, left, head_sizes, rotation) if isinstance(part, _Rows) else part for part in parts]
         with appearing(target) as out:
             for plan in plans:
-                written = _copy(file, out, plan.offset, plan.size) if isinstance(plan, _Bytes) else plan.write(file, out)
+                written = plan.write(file, out) if isinstance(plan, _Plan) else _copy(file, out, plan.offset, plan.size)
                 for done in written:
                     progress(done, size)
             bytes_after = out.tell()
@@ -122,7 +146,7 @@ def convert_state(
     before, after = [row.type_id for row in rows], [plan.target_id for plan in plans_of_rows]
     return Conversion(
         kind, max((row.n_rows for row in rows), default=0), names("K", before), names("V", before), names("K", after),
-        names("V", after), any(plan.turn for plan in plans_of_rows), size, bytes_after,
+        names("V", after), any(plan.turn or plan.turn_before for plan in plans_of_rows), bool(left), size, bytes_after,
     )  # fmt: skip
 
 
@@ -171,7 +195,7 @@ class _Reader:
         return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
 
 
-def _scan(file: BinaryIO, size: int, architecture: str | None) -> tuple[str, list[_Bytes | _Rows]]:
+def _scan(file: BinaryIO, size: int, architecture: str | None) -> tuple[str, list[_Bytes | _Rows | _Centered]]:
     """Kind of the file, and its parts in order.
 
     Whether cells have more than position and sequences is written nowhere, so both ways to read the file are tried: the
@@ -193,7 +217,7 @@ def _scan(file: BinaryIO, size: int, architecture: str | None) -> tuple[str, lis
     start, problems = reader.at, []
     for extra in (0, _VERSIONS[magic, version]):
         reader.at = start
-        rows: list[_Rows] = []
+        rows: list[_Rows | _Centered] = []
         try:
             rows += _scan_cache(reader, magic == SESSION, extra)
             while reader.at < size:
@@ -205,8 +229,14 @@ def _scan(file: BinaryIO, size: int, architecture: str | None) -> tuple[str, lis
     raise StateError(max(problems)[1] + "; caches of K and V are known, no recurrent layers, and none without values (MLA)")
 
 
-def _scan_cache(reader: _Reader, whole: bool, extra: int) -> Iterator[_Rows]:
+def _scan_cache(reader: _Reader, whole: bool, extra: int) -> Iterator[_Rows | _Centered]:
     (n_streams,) = reader.numbers("I")
+    centering = None
+    if n_streams == _centered.MARK:
+        start = reader.at - 4
+        centering = _scan_centering(reader)
+        yield _Centered(start, reader.at - start, centering)
+        (n_streams,) = reader.numbers("I")
     if not 1 <= n_streams <= _MAX_SEQUENCES:
         raise StateError(f"found {n_streams} streams before {reader.at}, wanted 1 to {_MAX_SEQUENCES}")
     for _ in range(n_streams):
@@ -220,13 +250,34 @@ def _scan_cache(reader: _Reader, whole: bool, extra: int) -> Iterator[_Rows]:
             if pos < 0 or not 1 <= n_sequences <= (_MAX_SEQUENCES if whole else 1):
                 raise StateError(f"found a cell at position {pos} in {n_sequences} sequences before {reader.at}, wanted no such cell")
             reader.skip(extra + 4 * n_sequences)
+        cells_at = reader.at
+        if centering:
+            reader.skip(n_cells * centering.cell_bytes())
+            yield _Centered(cells_at, reader.at - cells_at, centering)
         transposed, n_layers = reader.numbers("II")
         if transposed > 1 or not 1 <= n_layers <= _MAX_LAYERS:
             raise StateError(f"found {n_layers} layers, transposed {transposed}, before {reader.at}, wanted layers, transposed 0 or 1")
-        for _ in range(n_layers):
-            yield _scan_rows(reader, "K", n_cells, False)
+        for i in range(n_layers):
+            rows = _scan_rows(reader, "K", n_cells, False)
+            if centering:
+                rows = replace(rows, centers=_CentersOf(centering, i if len(centering.layers) == n_layers else -1, cells_at))
+            yield rows
         for _ in range(n_layers):
             yield _scan_rows(reader, "V", n_cells, transposed == 1)
+
+
+def _scan_centering(reader: _Reader) -> _centered.Centering:
+    version, rotates, size = reader.numbers("III")
+    if version != _centered.VERSION or rotates > 1:
+        raise StateError(f"found keys that are centered in a way (version {version}) that isn't known, wanted version {_centered.VERSION}")
+    data = reader.take(size)
+    (checksum,) = reader.numbers("Q")
+    if checksum != _centered.checksum(data):
+        raise StateError(f"found a calibration of centered keys before {reader.at} with a wrong checksum: damaged")
+    try:
+        return _centered.parse(data, rotates == 1)
+    except _centered.Damaged as problem:
+        raise StateError(f"found a calibration of centered keys before {reader.at} {problem}: damaged") from None
 
 
 def _scan_rows(reader: _Reader, which: str, n_cells: int, transposed: bool) -> _Rows:
@@ -243,12 +294,13 @@ def _scan_rows(reader: _Reader, which: str, n_cells: int, transposed: bool) -> _
     return rows
 
 
-def _with_gaps(rows: list[_Rows], size: int) -> list[_Bytes | _Rows]:
-    parts: list[_Bytes | _Rows] = []
+def _with_gaps(rows: list[_Rows | _Centered], size: int) -> list[_Bytes | _Rows | _Centered]:
+    parts: list[_Bytes | _Rows | _Centered] = []
     at = 0
     for row in rows:
-        if row.header > at:
-            parts.append(_Bytes(at, row.header - at))
+        start = row.header if isinstance(row, _Rows) else row.offset
+        if start > at:
+            parts.append(_Bytes(at, start - at))
         parts.append(row)
         at = row.offset + row.size
     return parts if at == size else [*parts, _Bytes(at, size - at)]
@@ -265,6 +317,7 @@ class _Plan:
     target: TypeInfo | None
     n: int  # values of a row (cells, if transposed)
     turn: int  # size of the Walsh-Hadamard blocks that a row is turned by; 0: none
+    turn_before: int = 0  # the same, before its keys are what they were before they were centered
 
     @property
     def target_id(self) -> int:
@@ -282,6 +335,10 @@ class _Plan:
             out.write(struct.pack("<iII", self.target.id, self.target.block_bytes, rows.n_transposed))
             row_bytes, count = row_bytes * self.n, rows.n_transposed
         batch = max(1, _BATCH_BYTES // max(row_bytes, 4 * self.n))
+        centers, cells = rows.centers, None
+        if centers:
+            file.seek(centers.offset)
+            cells = centers.centering.of_cells(file.read(rows.n_rows * centers.centering.cell_bytes()), rows.n_rows)
         file.seek(rows.offset)
         for first in range(0, count, batch):
             n_rows = min(batch, count - first)
@@ -290,14 +347,23 @@ class _Plan:
                 raise StateError("found the end of the file before its last row: it changed")
             with np.errstate(all="ignore"):  # what isn't finite, or becomes so as f16, is passed on
                 x = _decode(np.frombuffer(data, np.uint8).reshape(n_rows, row_bytes), self.source)
+                if centers and cells:
+                    x = centers.centering.before(hadamard(x, self.turn_before) if self.turn_before else x, centers.at, cells, first)
                 y = _encode(hadamard(x, self.turn) if self.turn else x, self.target)
             out.write(y.tobytes())
             yield rows.offset + (first + n_rows) * row_bytes
 
 
-def _plan(rows: _Rows, wanted: dict[str, TypeInfo | None], head_sizes: HeadSizes, rotation: bool) -> _Plan:
+def _changes(rows: _Rows, wanted: dict[str, TypeInfo | None]) -> bool:
     target = wanted[rows.which]
-    if target is None or target.id == rows.type_id:
+    return target is not None and target.id != rows.type_id
+
+
+def _plan(
+    rows: _Rows, wanted: dict[str, TypeInfo | None], left: set[_centered.Centering], head_sizes: HeadSizes, rotation: bool
+) -> _Plan:
+    target = wanted[rows.which]
+    if target is None or not (_changes(rows, wanted) or (rows.centers and rows.centers.centering in left)):
         return _Plan(rows, None, None, 0, 0)
     source = _known(rows.type_id)
     if source is None:
@@ -312,8 +378,25 @@ def _plan(rows: _Rows, wanted: dict[str, TypeInfo | None], head_sizes: HeadSizes
     n = rows.row_bytes // source.block_bytes * source.block_length
     if n % target.block_length:
         raise StateError(f"found {rows.which} rows of {n} values, wanted a multiple of {target.block_length} ({target.name})")
+    if rows.centers:
+        return _plan_centered(rows, rows.centers, source, target, n, head_sizes, rotation)
     turns = rotation and wants_attn_rot(source.name, source.block_length) != wants_attn_rot(target.name, target.block_length)
     return _Plan(rows, source, target, n, _rotation(rows.which, n, head_sizes) if turns else 0)
+
+
+def _plan_centered(
+    rows: _Rows, centers: _CentersOf, source: TypeInfo, target: TypeInfo, n: int, head_sizes: HeadSizes, rotation: bool
+) -> _Plan:
+    centering = centers.centering
+    if centers.at < 0:
+        raise StateError("found layers that aren't centered beside others that are, wanted all or none: let llama.cpp restore this state")
+    n_heads, head_size = centering.layers[centers.at].mean.shape
+    if n_heads * head_size != n or head_sizes.k not in (None, head_size):
+        raise StateError(f"found K rows of {n} values, wanted {n_heads} heads of {head_sizes.k or head_size}, as they were centered")
+    size = _rotation("K", n, HeadSizes(k=head_size))
+    return _Plan(
+        rows, source, target, n, size if rotation and wants_attn_rot(target.name, target.block_length) else 0, size if centering.rotates else 0
+    )
 
 
 def _rotation(which: str, n: int, head_sizes: HeadSizes) -> int:

@@ -9,7 +9,7 @@ from typing import Sequence
 
 import numpy as np
 
-from pyggmlq import states
+from pyggmlq import _centered, _hadamard, center, states
 
 HEADER = {"session": (states.SESSION, 10), "sequence": (states.SEQUENCE, 3)}
 IDS = {info.name: info for info in states.row_types()}
@@ -24,14 +24,15 @@ def decode(data: bytes, name: str, n_rows: int) -> np.ndarray:
 
 
 def cache(
-    k: Sequence[np.ndarray], v: Sequence[np.ndarray], type_k: str, type_v: str, extra: bytes = b"", transposed: bool = False, sequences: int = 1
-) -> bytes:
-    """One cache of one stream: k[layer] and v[layer] are float32 (cells, values)."""
+    k: Sequence[np.ndarray], v: Sequence[np.ndarray], type_k: str, type_v: str, extra: bytes = b"", transposed: bool = False, sequences: int = 1,
+    centering: tuple[bytes, bytes] = (b"", b""),
+) -> bytes:  # fmt: skip
+    """One cache of one stream: k[layer] and v[layer] are float32 (cells, values); centering as `centered` gives it."""
     cells = len(k[0])
-    out = [struct.pack("<II", 1, cells)]
+    out = [centering[0], struct.pack("<II", 1, cells)]
     for pos in range(cells):
         out += [struct.pack("<iI", pos, sequences), extra, struct.pack(f"<{sequences}i", *range(sequences))]
-    out.append(struct.pack("<II", transposed, len(k)))
+    out += [centering[1], struct.pack("<II", transposed, len(k))]
     for rows in k:
         out += [struct.pack("<iQ", IDS[type_k].id, len(encode(rows, type_k)) // cells), encode(rows, type_k)]
     for rows in v:
@@ -40,6 +41,25 @@ def cache(
         else:
             out += [struct.pack("<iQ", IDS[type_v].id, len(encode(rows, type_v)) // cells), encode(rows, type_v)]
     return b"".join(out)
+
+
+def centered(k: Sequence[np.ndarray], calibrations: Sequence[center.Calibration], positions: np.ndarray, rotates: bool, base: float = 100.0):
+    """Keys (cells, values) after RoPE as they are stored centered, and what a state holds of that: (before the streams, behind the cells)."""
+    n_rot, neox = calibrations[0].n_rot, calibrations[0].neox
+    angles = positions[:, None] * base ** (-np.arange(n_rot // 2) / (n_rot // 2))
+    cos, sin = np.cos(angles), np.sin(angles)
+    rows, parts = [], []
+    section = struct.pack("<IIII", 1, n_rot, neox, len(k))
+    for il, (x, calibration) in enumerate(zip(k, calibrations)):
+        keys = x.reshape(len(x), *calibration.mean.shape).transpose(1, 0, 2)
+        parts.append(np.arange(len(x)) % 3 != 1)
+        rows.append(center.center(calibration, keys, cos, sin, parts[-1]).transpose(1, 0, 2).reshape(len(x), -1).astype(np.float32))
+        mean, scale = (y.astype("<f4").tobytes() for y in (calibration.mean, calibration.scale))
+        section += struct.pack("<IIII", 2 * il, 0, *calibration.mean.shape[::-1]) + mean + scale + scale  # in place of squares of queries
+    if rotates:
+        rows = [_hadamard.hadamard(x, _hadamard.largest_block(calibrations[0].mean.shape[1])) for x in rows]
+    head = struct.pack("<IIII", _centered.MARK, _centered.VERSION, rotates, len(section)) + section + struct.pack("<Q", _centered.checksum(section))
+    return rows, (head, center.row(cos, sin, neox).astype("<f2").tobytes() + np.array(parts, np.uint8).tobytes())
 
 
 def state(kind: str, *caches: bytes, tokens: int = 5, version: int | None = None, name: bytes = b"llama") -> bytes:
@@ -54,6 +74,9 @@ def places(data: bytes) -> list[int]:
 
     _, parts = states._scan(io.BytesIO(data), len(data), None)
     found = [at for part in parts if isinstance(part, states._Bytes) for at in range(part.offset, part.offset + part.size)]
+    for part in parts:
+        if isinstance(part, states._Centered):
+            found += [*range(part.offset, part.offset + 40), *range(part.offset + part.size - 12, part.offset + part.size)]
     return found + [at for part in parts if isinstance(part, states._Rows) for at in range(part.header, part.offset)]
 
 

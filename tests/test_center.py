@@ -2,6 +2,9 @@
 """Positional centering (pyggmlq/center.py): attention scores don't change, whatever mean, scale, positions and RoPE."""
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pyggmlq
 from pyggmlq import center
+from pyggmlq._hadamard import hadamard as hadamard_transform
+from pyggmlq._types import type_info
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -136,6 +142,84 @@ def test_shorter_is_what_it_says():
     assert np.array_equal(found, length[0] < length[1]) and 20 < found.sum() < 180
 
 
+@pytest.mark.parametrize("name", center.GAIN)
+def test_gain_makes_up_for_what_rounding_takes(name):
+    """Rows of normal values come back shorter; after the gain, at most by what normal values lose more than a model's. C has the same numbers."""
+    rows = np.random.default_rng(4).normal(0, 1, (2000, 128)).astype(np.float32)
+
+    def comes_back(gain):
+        return float((pyggmlq.dequantize(pyggmlq.quantize(gain * rows, type=name), type=name) * rows).sum() / (rows**2).sum())
+
+    gain = np.float32(center.GAIN[name])
+    assert 0.965 < comes_back(np.float32(1)) < 0.98 and 0.996 < comes_back(gain) < 1.001
+    source = (ROOT / "csrc/ggml/llama-ggmlq-center.cpp").read_text(encoding="utf-8")
+    assert f"case GGML_TYPE_{name.upper()}:" in source
+    assert float(re.search(rf"case GGML_TYPE_{name.upper()}: +return ([0-9.]+)f;", source)[1]) == center.GAIN[name]
+
+
+@pytest.fixture(scope="module")
+def rounding(tmp_path_factory):
+    """llama-ggmlq-round.h as a program."""
+    folder = tmp_path_factory.mktemp("round")
+    (folder / "main.cpp").write_text(
+        """#include "llama-ggmlq-round.h"
+#include <cstdio>
+#include <cstdlib>
+int main(int, char ** argv) { // type, head size, hadamard; then square and rows on stdin
+    const int64_t n = atoi(argv[2]);
+    std::vector<double> square(n);
+    std::vector<float> row(n);
+    if (fread(square.data(), sizeof(double), n, stdin) != (size_t) n) { return 1; }
+    const ggmlq_llama_round round(atoi(argv[1]), n, atoi(argv[3]), square);
+    while (fread(row.data(), sizeof(float), n, stdin) == (size_t) n) {
+        round(row.data(), row.data());
+        fwrite(row.data(), sizeof(float), n, stdout);
+    }
+}
+""")
+    c, cxx, flags = os.environ.get("CC", "cc"), os.environ.get("CXX", "c++"), ["-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/ggml"]
+    subprocess.run([c, "-std=c11", *flags, "-c", ROOT / "csrc/ggmlq-codec.c", "-o", folder / "codec.o"], check=True)
+    subprocess.run([cxx, "-std=c++17", *flags, folder / "main.cpp", folder / "codec.o", "-o", folder / "round"], check=True)
+
+    def run(rows, square, name, hadamard):
+        given = square.astype(np.float64).tobytes() + rows.astype(np.float32).tobytes()
+        command = [folder / "round", str(type_info(name).id), str(rows.shape[1]), str(hadamard)]
+        return np.frombuffer(subprocess.run(command, input=given, stdout=subprocess.PIPE, check=True).stdout, np.float32).reshape(rows.shape)
+
+    return run
+
+
+@pytest.mark.parametrize("name, head_size, hadamard", [("tq3_0", 64, 64), ("tq3_0", 96, 0), ("planar3", 256, 256)])
+def test_rounding_for_queries(rounding, name, head_size, hadamard):
+    """C++ and numpy agree, products with such queries lose less, and the encoder finds the levels again."""
+    rng = np.random.default_rng(5)
+    spread = np.exp(rng.normal(0, 1, head_size))
+    rows = (rng.normal(0, 1, (400, head_size)) * spread).astype(np.float32)
+    queries = rng.normal(0, 1, (500, head_size)) * spread
+    square = (queries**2).mean(0)
+    found, wanted = rounding(rows, square, name, hadamard), center.round_for_queries(rows, square, name, hadamard)
+    # a value at a boundary may go either way, and all that follow with it
+    same = np.abs(found - wanted).max(1) < 1e-4 * np.abs(wanted).max(1)
+    assert same.mean() > 0.97, same.mean()
+
+    def spread_out(x):
+        return hadamard_transform(x, hadamard) if hadamard else x
+
+    def stored(x):
+        return spread_out(pyggmlq.dequantize(pyggmlq.quantize(np.ascontiguousarray(spread_out(x)), type=name), type=name))
+
+    error, plain = ((((stored(x) - rows) @ queries.T) ** 2).mean() for x in (found, rows))
+    assert error < 0.75 * plain, (error, plain)
+    kept = np.abs(stored(found) - found).max(1) < 2e-3 * np.abs(found).max(1)
+    assert kept.mean() > 0.95, kept.mean()
+
+
+def test_rounding_leaves_what_has_no_levels(rounding):
+    rows = np.zeros((3, 64), np.float32)
+    rows[1, 5], rows[2, 40] = np.nan, np.inf
+    assert np.array_equal(rounding(rows, np.ones(64), "tq3_0", 64), rows, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -148,6 +232,7 @@ def test_shorter_is_what_it_says():
         (lambda: center.fit(np.zeros((2, 5, 8)), np.zeros((2, 5, 8)), 8, True), "found 5 tokens"),
         (lambda: center.shorter(center.Calibration(np.zeros((2, 8)), np.ones((2, 8)), 8, True), np.zeros((3, 1, 8))), "with .2, 8. heads"),
         (lambda: center.query(center.Calibration(np.zeros((2, 8)), np.ones((2, 8)), 8, True), np.zeros((3, 1, 8))), "multiple of 2"),
+        (lambda: center.round_for_queries(np.zeros((2, 48)), np.ones(48), "tq3_0", 0), "a multiple of 32"),
     ],
 )
 def test_bad_input_is_told_so(call, words):

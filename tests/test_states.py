@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pyggmlq import _hadamard, states
+from pyggmlq import _centered, _hadamard, center, states
 from pyggmlq.cli import app
-from state_files import IDS, cache, damaged, decode, encode, places, state
+from state_files import IDS, cache, centered, damaged, decode, encode, places, state
 from tolerances import QUALITY
 
 UNTURNED = ("f32", "f16", "tq3_0")  # what llama.cpp doesn't rotate
@@ -145,6 +145,58 @@ def test_transposed_values_between_floats(tmp_path):
     assert found == state("sequence", cache(k, v, "f32", "f16", transposed=True))
 
 
+def centered_cache(type_k: str, type_v: str, neox: bool = True, rotates: bool = True, layers: int = 2):
+    """A saved cache of two KV heads of 128, and its keys as they were."""
+    rng = np.random.default_rng(8)
+    k, v = values(layers=layers), values(layers=layers, seed=4)
+    calibrations = [center.Calibration(rng.normal(0, 3, (2, 128)) * (np.arange(128) < 96), rng.uniform(0.5, 2, (2, 1)) * np.ones((2, 128)), 96, neox) for _ in k]
+    rows, centering = centered(k, calibrations, np.array([0, 1, 5, 6, 900]), rotates)
+    return cache(rows, v, type_k, type_v, centering=centering), k, v
+
+
+@pytest.mark.parametrize("neox", [True, False])
+@pytest.mark.parametrize("rotates, target", [(True, "f16"), (False, "f32"), (True, "q8_0")])
+def test_centered_keys_of_another_type_are_what_they_were(rotates, target, neox, tmp_path):
+    """And the file is one of any llama.cpp, rotated as its caches are; c is f16 in it, so a key of about 3 is off by 0.001."""
+    data, k, v = centered_cache("f32" if target != "f32" else "f16", "f16", neox, rotates)
+    found = convert(state("sequence", data), tmp_path, target, None)
+    plain = state("sequence", cache(k, v, target, "f16"))
+    assert len(found) == len(plain)
+    _, parts = states._scan(open(tmp_path / "out", "rb"), len(found), None)
+    for part, x in zip([part for part in parts if isinstance(part, states._Rows)], k):
+        rows = decode(found[part.offset : part.offset + part.size], target, len(x))
+        rows = _hadamard.hadamard(rows, 128) if target == "q8_0" else rows
+        assert np.abs(rows - x).max() < (0.05 if target == "q8_0" else 0.02)
+        assert np.abs(rows - x).max() > 0
+
+
+def test_centered_keys_of_the_same_type_stay_centered(tmp_path):
+    data, _, v = centered_cache("tq3_0", "f16")
+    whole = state("session", data)
+    assert convert(whole, tmp_path, None, "f16") == whole == convert(whole, tmp_path, "tq3_0", None)
+    found = convert(whole, tmp_path, None, "f32")
+    assert len(found) == len(whole) + 2 * sum(x.size for x in v)
+
+
+def test_centered_and_other_layers_of_one_cache_are_refused(tmp_path):
+    data, *_ = centered_cache("f16", "f16", layers=1)
+    one = cache(values(), values(), "f16", "f16")
+    mark = data.index(struct.pack("<II", 1, 5))  # the streams and cells
+    cells = 5 * (2 * 96 + 1)
+    at = mark + 8 + 5 * 12
+    mixed = data[:mark] + one[: 8 + 5 * 12] + data[at : at + cells] + one[8 + 5 * 12 :]
+    assert convert(state("sequence", mixed), tmp_path, None, "f32")
+    (tmp_path / "out").unlink()
+    assert "let llama.cpp restore this state" in refusal(state("sequence", mixed), tmp_path, "f32", None)
+
+
+def test_a_damaged_calibration_is_found(tmp_path):
+    data, *_ = centered_cache("f16", "f16")
+    whole = bytearray(state("sequence", data))
+    whole[whole.index(struct.pack("<I", _centered.MARK)) + 100] ^= 4
+    assert "with a wrong checksum: damaged" in refusal(bytes(whole), tmp_path, "f32", None)
+
+
 def test_an_empty_state_stays_empty(tmp_path):
     data = state("sequence", struct.pack("<II", 1, 0))
     assert convert(data, tmp_path, "tq3_0", "tq3_0") == data
@@ -230,6 +282,7 @@ def test_ten_thousand_damaged_files(tmp_path, monkeypatch):
         state("sequence", cache(small, small, "q8_0", "tq3_0")),
         state("sequence", cache(small, small, "f32", "f16", transposed=True)),
         state("session", cache(small, small, "f16", "f16", extra=bytes(12)), cache(small[:1], small[:1], "planar3", "q4_0", extra=bytes(12))),
+        state("session", centered_cache("f16", "f16", layers=1)[0]),
     ]
     interesting = [places(data) for data in originals]
     outcomes = {"converted": 0, "refused": 0}

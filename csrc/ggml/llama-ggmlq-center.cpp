@@ -3,7 +3,10 @@
 
 #include "ggml-ggmlq-center.h"
 #include "llama-batch.h"
+#include "llama-ggmlq-center-file.h"
+#include "llama-ggmlq-center-state.h"
 #include "llama-context.h"
+#include "llama-ggmlq-round.h"
 #include "llama-ggmlq.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
@@ -53,7 +56,21 @@ ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
     if (mode == "auto") {
         return GGMLQ_LLAMA_CENTER_AUTO;
     }
-    throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto or all");
+    if (std::ifstream(mode).good()) {
+        return GGMLQ_LLAMA_CENTER_FILE;
+    }
+    throw std::runtime_error("GGMLQ_KV_CENTER is '" + mode + "', wanted off, auto, all or a file that `pyggmlq calibrate` has made");
+}
+
+// For `pyggmlq calibrate`: where to write the calibration, which is then of as many tokens as GGMLQ_KV_CENTER_TOKENS says.
+static std::string ggmlq_llama_center_save_path() {
+    const char * path = getenv("GGMLQ_KV_CENTER_SAVE");
+    return path ? path : "";
+}
+
+static int64_t ggmlq_llama_center_most() {
+    const char * tokens = getenv("GGMLQ_KV_CENTER_TOKENS");
+    return ggmlq_llama_center_save_path().empty() || !tokens ? GGMLQ_LLAMA_CENTER_MOST : std::max<int64_t>(GGMLQ_LLAMA_CENTER_LEAST, atoll(tokens));
 }
 
 // The built-in text, or the beginning of a file.
@@ -63,7 +80,7 @@ static std::string ggmlq_llama_center_text() {
         return GGMLQ_LLAMA_CENTER_TEXT;
     }
     std::ifstream file(path, std::ios::binary);
-    std::string text(16*GGMLQ_LLAMA_CENTER_MOST, 0);
+    std::string text(16*ggmlq_llama_center_most(), 0);
     file.read(&text[0], (std::streamsize) text.size());
     if (file.gcount() <= 0) {
         throw std::runtime_error(std::string("GGMLQ_KV_CENTER_TEXT is '") + path + "', which can't be read or is empty");
@@ -73,6 +90,17 @@ static std::string ggmlq_llama_center_text() {
 }
 
 // --- mean and scale
+
+// Least-squares rounding makes a row shorter: what comes back is, on average, 1 - e of it, e being the squared error over the square (2.3 to
+// 2.6 % of tq3_0, 3.2 % of planar3). Attention averages the random errors of V over many tokens, but not this one, which they have in common;
+// and scores that are all too small are a softmax that is too flat. So rows are stored longer by 1/(1 - e).
+static float ggmlq_llama_center_gain(ggml_type type) {
+    switch ((int) type) {
+        case GGML_TYPE_TQ3_0:   return 1.024f;
+        case GGML_TYPE_PLANAR3: return 1.032f;
+        default:                return 1.0f;
+    }
+}
 
 static int ggmlq_llama_rope_n_dims(const ggml_tensor * rope) { return rope->op_params[1]; }
 static int ggmlq_llama_rope_mode  (const ggml_tensor * rope) { return rope->op_params[2]; }
@@ -87,12 +115,23 @@ static bool ggmlq_llama_is_first_of_pair(const ggmlq_llama_center_rope & rope, i
     return i < rope.n_rot && i < ggmlq_llama_partner(rope, i);
 }
 
+static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
+
+// Rounding for queries is a node of the CPU's; elsewhere keys are rounded by the encoder alone.
+static bool ggmlq_llama_center_rounds(const ggmlq_llama_center_layer & layer) {
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
+    return ggmlq_llama_is_cache_type(layer.k->type) && layer.head_size <= GGMLQ_ATTEND_MAX_HEAD_SIZE &&
+        (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
 // The error of a logit, if the rounding error of a key is spread evenly over its head, goes with
-// (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Few tokens: so there is a floor under both.
+// (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Rounding for queries moves the error to where q is small, and
+// could it do so without limit, s^2 = 1/variance would be best; 3 bits can't, and halfway between both is. Few tokens: so there is a floor under both.
 static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope) {
     const int64_t n_values = layer.head_size*layer.n_head_kv;
     layer.mean .assign(n_values, 0.0f);
     layer.scale.assign(n_values, 1.0f);
+    const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
         for (int64_t i = 0; i < rope.n_rot; ++i) { // a value without RoPE has no part in c
@@ -114,7 +153,7 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
             continue;
         }
         for (int64_t i = 0; i < layer.head_size; ++i) {
-            log_scale[i] = 0.25*std::log((query[i] + 1e-3*mean_query)/(variance[i] + 1e-3*mean_variance));
+            log_scale[i] = of_query*std::log(query[i] + 1e-3*mean_query) - (0.5 - of_query)*std::log(variance[i] + 1e-3*mean_variance);
             mean_log += log_scale[i]/layer.head_size;
         }
         for (int64_t i = 0; i < layer.head_size; ++i) {
@@ -132,7 +171,38 @@ ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
     return nullptr;
 }
 
-static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
+static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, bool rotates) {
+    if (!ggmlq_llama_center_rounds(layer) || layer.query.empty()) {
+        return;
+    }
+    int64_t hadamard = rotates ? 64 : 0; // as llama_kv_cache::build_input_k_rot chooses it
+    while (hadamard && layer.head_size % (2*hadamard) == 0) {
+        hadamard *= 2;
+    }
+    std::vector<ggmlq_llama_round> rounds;
+    for (int64_t h = 0; h < layer.n_head_kv; ++h) {
+        std::vector<double> square(layer.head_size);
+        for (int64_t i = 0; i < layer.head_size; ++i) {
+            const double s = layer.scale[h*layer.head_size + i];
+            square[i] = layer.query[h*layer.head_size + i]/(s*s);
+        }
+        rounds.emplace_back((int) layer.k->type, layer.head_size, hadamard, square);
+    }
+    if (!layer.rounds) {
+        layer.rounds = std::make_shared<std::vector<ggmlq_llama_round>>();
+    }
+    *layer.rounds = std::move(rounds); // graphs that are there already point to it
+}
+
+// One thread's part of a node [head size, KV heads, tokens].
+static void ggmlq_llama_center_round(ggml_tensor * dst, const ggml_tensor * k, int ith, int nth, void * userdata) {
+    const auto & rounds = *(const std::vector<ggmlq_llama_round> *) userdata;
+    for (int64_t token = ith; token < k->ne[2]; token += nth) {
+        for (int64_t h = 0; h < k->ne[1]; ++h) {
+            rounds[h]((const float *) ((const char *) k->data + token*k->nb[2] + h*k->nb[1]), (float *) ((char *) dst->data + token*dst->nb[2] + h*dst->nb[1]));
+        }
+    }
+}
 
 void ggmlq_llama_center::upload() {
     std::vector<ggml_backend_buffer_type_t> bufts;
@@ -180,20 +250,28 @@ void ggmlq_llama_center::upload() {
         ggml_backend_buffer_clear(buffer.get(), 0);
         ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
     }
+    fill();
+}
+
+void ggmlq_llama_center::fill() {
     const auto set = [](ggml_tensor * tensor, const std::vector<float> & values) {
         ggml_backend_tensor_set(tensor, values.data(), 0, values.size()*sizeof(float));
     };
     for (const auto & rope : ropes) {
+        if (!rope.c) { // its layers turned out to be left as they are
+            continue;
+        }
         std::vector<float> one(rope.n_rot);
         for (int64_t i = 0; i < rope.n_rot; ++i) {
             one[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f : 0.0f;
         }
         set(rope.one, one);
     }
-    for (const auto & layer : layers) {
+    for (auto & layer : layers) {
         if (layer.rope < 0) {
             continue;
         }
+        ggmlq_llama_center_prepare_rounds(layer, rotates);
         const auto & rope = ropes[layer.rope];
         const int64_t group = layer.n_head/layer.n_head_kv;
         std::vector<float> s_inv, same, turn;
@@ -206,15 +284,17 @@ void ggmlq_llama_center::upload() {
                 turn.push_back(i < rope.n_rot ? layer.mean[h + std::max(i, j)] : 0.0f);
             }
         }
-        std::vector<float> s_mu;
+        const float gain = ggmlq_llama_center_gain(layer.k->type);
+        std::vector<float> s, s_mu;
         double square = 0;
         for (size_t i = 0; i < layer.mean.size(); ++i) {
-            s_mu.push_back(layer.scale[i]*layer.mean[i]);
+            s.push_back(gain*layer.scale[i]);
+            s_mu.push_back(s[i]*layer.mean[i]);
             square += (double) s_mu[i]*s_mu[i];
         }
         set(layer.s_mu, s_mu);
         set(layer.s_mu_2, { (float) (square/2) });
-        set(layer.s, layer.scale);
+        set(layer.s, s);
         set(layer.s_inv, s_inv);
         set(layer.mu_same, same);
         set(layer.mu_turn, turn);
@@ -276,6 +356,16 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
         centers.push_back(center);
     }
     auto * layer = center->find(k_cache);
+    if (layer && layer->il == il && k) { // of another graph
+        for (auto it = nodes.begin(); it != nodes.end();) {
+            it = it->second.k_cache == k_cache ? nodes.erase(it) : std::next(it);
+        }
+        if (layer->rope >= 0) {
+            nodes[k->src[0]] = { center, k_cache, false };
+            nodes[q]         = { center, k_cache, true };
+        }
+        return;
+    }
     if (layer) { // another layer that reads, or stores to, the same cache
         if (layer->rope >= 0 && (k || q->ne[1] != layer->n_head || q->ne[0] != layer->head_size)) {
             layer->rope   = -1;
@@ -402,7 +492,7 @@ static ggml_tensor * ggmlq_llama_rope_like(ggml_context * ctx, const ggml_tensor
 }
 
 void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
-        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor * k_idxs, int32_t il) {
+        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor *& v, ggml_tensor * k_idxs, int32_t il) {
     if (!center) {
         return;
     }
@@ -442,6 +532,13 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         ggml_prec_set_acc(along, GGML_PREC_F32);
         ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(layer->part), part, k_idxs));
         k = ggmlq_llama_rope_like(ctx, k, ggml_sub(ctx, scaled, ggml_mul(ctx, mean, ggml_reshape_3d(ctx, part, 1, 1, n_tokens))));
+    }
+    if (k && layer->rounds) {
+        k = ggml_map_custom1(ctx, k, ggmlq_llama_center_round, GGML_N_TASKS_MAX, layer->rounds.get());
+    }
+    const float gain = ggmlq_llama_center_gain(center->type_v);
+    if (v && gain != 1.0f) {
+        v = ggml_scale(ctx, v, gain);
     }
 
     // w of a pair is (q0 m0 + q1 m1, q1 m0 - q0 m1), and (q1, -q0) is q a quarter turn back, which a RoPE of one frequency gives
@@ -499,6 +596,48 @@ ggml_tensor * ggmlq_llama_center_graph::add_to_scores(ggml_context * ctx, ggml_t
     ggml_tensor * rest = ggml_mul_mat(ctx, t.c, ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]));
     ggml_prec_set_acc(rest, GGML_PREC_F32);
     return ggml_add(ctx, scores, ggml_mul(ctx, rest, ggml_cast(ctx, t.part, GGML_TYPE_F32)));
+}
+
+std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & positions_wanted) const {
+    ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    ggml_backend_ptr backend { dev ? ggml_backend_dev_init(dev, nullptr) : nullptr };
+    if (!backend) {
+        throw std::runtime_error("found no CPU back end");
+    }
+    const int64_t n = (int64_t) positions_wanted.size();
+    ggml_init_params params_ctx = { 8*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
+    ggml_context_ptr ctx { ggml_init(params_ctx) };
+    ggml_tensor * x    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n);
+    ggml_tensor * pos  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n);
+    ggml_tensor * own  = factors ? ggml_dup_tensor(ctx.get(), factors) : nullptr;
+    ggml_tensor * rows = ggml_dup_tensor(ctx.get(), x);
+    rows->op = GGML_OP_ROPE;
+    memcpy(rows->op_params, params.data(), sizeof(rows->op_params));
+    rows->src[0] = x;
+    rows->src[1] = pos;
+    rows->src[2] = own;
+    ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()) };
+    if (!buffer) {
+        throw std::runtime_error("no memory");
+    }
+    std::vector<float> values((size_t) (n_rot*n));
+    for (size_t i = 0; i < values.size(); ++i) {
+        values[i] = ggmlq_llama_is_first_of_pair(*this, (int64_t) i % n_rot) ? 1.0f : 0.0f;
+    }
+    ggml_backend_tensor_set(x,   values.data(), 0, ggml_nbytes(x));
+    ggml_backend_tensor_set(pos, positions_wanted.data(), 0, ggml_nbytes(pos));
+    if (own) {
+        std::vector<uint8_t> bytes(ggml_nbytes(factors));
+        ggml_backend_tensor_get(factors, bytes.data(), 0, bytes.size());
+        ggml_backend_tensor_set(own, bytes.data(), 0, bytes.size());
+    }
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, rows);
+    if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("the CPU back end failed");
+    }
+    ggml_backend_tensor_get(rows, values.data(), 0, ggml_nbytes(rows));
+    return values;
 }
 
 // --- when a context is made
@@ -569,12 +708,14 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
         throw std::runtime_error("the model has an encoder");
     }
 
+    const bool from_file = ggmlq_llama_center_mode_get() == GGMLQ_LLAMA_CENTER_FILE;
+    const std::string save = from_file ? "" : ggmlq_llama_center_save_path();
     const std::string text = ggmlq_llama_center_text();
     std::vector<llama_token> tokens(text.size() + 8);
     tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
     const int64_t most = std::min<int64_t>({ GGMLQ_LLAMA_CENTER_MOST, cparams.n_ubatch, cparams.n_batch, cparams.n_ctx_seq });
-    tokens.resize(std::min<int64_t>(tokens.size(), most));
-    if ((int64_t) tokens.size() < GGMLQ_LLAMA_CENTER_LEAST) {
+    tokens.resize(std::min<int64_t>(tokens.size(), from_file ? 1 : save.empty() ? most : ggmlq_llama_center_most()));
+    if ((int64_t) tokens.size() < (from_file ? 1 : GGMLQ_LLAMA_CENTER_LEAST)) {
         throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (context and batch hold " + std::to_string(most) +
             "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
     }
@@ -585,30 +726,50 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     const auto cb_data = cparams.cb_eval_user_data;
     cparams.cb_eval           = ggmlq_llama_center_calibration::on_node;
     cparams.cb_eval_user_data = &calibration;
-    const int32_t error = llama_decode(&ctx, llama_batch_get_one(tokens.data(), (int32_t) tokens.size()));
-    llama_synchronize(&ctx);
+    int32_t error = 0;
+    for (size_t first = 0, n; first < tokens.size() && error == 0; first += n) { // windows of a long text; one of a short
+        n = std::min(tokens.size() - first, (size_t) most);
+        if (first > 0 && n < (size_t) GGMLQ_LLAMA_CENTER_LEAST) {
+            tokens.resize(first);
+            break;
+        }
+        if (first > 0 && llama_vocab_get_add_bos(vocab)) {
+            tokens[first] = llama_vocab_bos(vocab);
+        }
+        error = llama_decode(&ctx, llama_batch_get_one(tokens.data() + first, (int32_t) n));
+        llama_synchronize(&ctx);
+        llama_memory_clear(llama_get_memory(&ctx), true);
+        if (!save.empty()) {
+            LLAMA_LOG_INFO("%s: %zu of %zu tokens\n", __func__, first + n, tokens.size());
+        }
+    }
     cparams.cb_eval           = cb_eval;
     cparams.cb_eval_user_data = cb_data;
-    llama_memory_clear(llama_get_memory(&ctx), true);
     llama_perf_context_reset(&ctx);
     if (error != 0) {
         throw std::runtime_error("llama_decode of " + std::to_string(tokens.size()) + " tokens gave " + std::to_string(error));
     }
 
-    int n_centered = 0, n_left = 0;
+    int n_centered = 0, n_left = 0, n_rounded = 0;
     std::string left;
     for (auto * center : calibration.centers) {
         for (auto & layer : center->layers) {
-            if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
+            if (layer.rope >= 0 && !from_file && (layer.n_k == 0 || layer.n_q == 0)) {
                 layer.rope   = -1;
                 layer.reason = "its queries or keys weren't computed";
             }
             if (layer.rope >= 0) {
-                const std::string reason = ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope].n_rot, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
+                const std::string reason = !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope].n_rot, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
                 if (!reason.empty()) {
                     throw std::runtime_error(reason);
                 }
-                ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                if (!from_file) {
+                    ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                    layer.query.clear();
+                    for (const double sum : layer.sum_qq) {
+                        layer.query.push_back((float) (sum/layer.n_q));
+                    }
+                }
                 ++n_centered;
             } else {
                 left += (n_left++ == 0 ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
@@ -618,20 +779,31 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
     if (n_centered == 0) {
         throw std::runtime_error("found no layer that can be" + left);
     }
+    uint32_t n_tokens = (uint32_t) tokens.size();
+    if (from_file) {
+        n_tokens = ggmlq_llama_center_load(getenv("GGMLQ_KV_CENTER"), model, calibration.centers);
+    } else if (!save.empty()) {
+        const std::vector<uint8_t> bytes(text.begin(), text.end());
+        ggmlq_llama_center_save(save, model, calibration.centers, { n_tokens, (uint32_t) most, bytes.size(), ggmlq_llama_center_checksum(bytes) });
+        LLAMA_LOG_INFO("%s: wrote the calibration of %d layers on %u tokens%s\n", __func__, n_centered, n_tokens, left.c_str());
+        return ""; // which is all that was asked for
+    }
     for (auto * center : calibration.centers) {
         center->upload();
     }
     for (auto * center : calibration.centers) {
         center->active = true;
         LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", __func__, center->rotates);
+        n_rounded += (int) std::count_if(center->layers.begin(), center->layers.end(), [](const ggmlq_llama_center_layer & l) { return l.rounds != nullptr; });
     }
-    return format("%d layers, calibrated on %d tokens in %.0f ms%s", n_centered, (int) tokens.size(),
-        (ggml_time_us() - t_start_us)/1000.0, left.c_str());
+    const std::string rounded = n_rounded > 0 ? format(", %d rounded for the model's queries", n_rounded) : "";
+    return format("%d layers, %s %u tokens in %.0f ms%s%s", n_centered, from_file ? "as a file says that was calibrated on" : "calibrated on", n_tokens,
+        (ggml_time_us() - t_start_us)/1000.0, rounded.c_str(), left.c_str());
 }
 
 void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
     const auto mode = ggmlq_llama_center_mode_get();
-    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode == GGMLQ_LLAMA_CENTER_AUTO && !ggmlq_llama_is_cache_type(type_k)) ||
+    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode != GGMLQ_LLAMA_CENTER_ALL && !ggmlq_llama_is_cache_type(type_k)) ||
         !llama_get_memory(ctx) || ctx->get_model().hparams.no_alloc) {
         return;
     }
@@ -639,6 +811,9 @@ void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
     try {
         result = ggmlq_llama_center_run(*ctx);
     } catch (const std::exception & error) {
+        if (mode == GGMLQ_LLAMA_CENTER_FILE) { // asked for by name: not to be left out in silence
+            throw std::runtime_error(std::string("keys can't be centered: ") + error.what());
+        }
         LLAMA_LOG_WARN("%s: keys are not centered: %s\n", __func__, error.what());
     }
     ggmlq_llama_center_access::reserve_anew(*ctx); // the calibration's graph must not be used again

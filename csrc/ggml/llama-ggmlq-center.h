@@ -19,15 +19,18 @@
 #include <vector>
 
 struct llama_ubatch;
+class ggmlq_llama_round;
+class ggmlq_llama_center_restore;
 class llm_graph_input_i;
 
 enum ggmlq_llama_center_mode {
     GGMLQ_LLAMA_CENTER_OFF,
     GGMLQ_LLAMA_CENTER_AUTO, // keys of our types
     GGMLQ_LLAMA_CENTER_ALL,  // keys of any type
+    GGMLQ_LLAMA_CENTER_FILE, // keys of our types, as a file says
 };
 
-// From GGMLQ_KV_CENTER. Throws if that is none of off, auto, all.
+// From GGMLQ_KV_CENTER. Throws if that is none of off, auto, all, and no file.
 ggmlq_llama_center_mode ggmlq_llama_center_mode_get();
 
 // What is known of one RoPE: the node's parameters, the frequency factors, where the layer's cache is. Layers with the same share c.
@@ -43,6 +46,9 @@ struct ggmlq_llama_center_rope {
     ggml_tensor * c   = nullptr; // F16 [n_rot, cells, streams]: cos and sin of each cell's position
     ggml_tensor * one = nullptr; // F32 [n_rot]: pairs (1, 0)
     std::vector<ggml_tensor *> c_stream;
+
+    // Rows of c for these positions, computed on the CPU. Throws if there is none.
+    std::vector<float> at(const std::vector<int32_t> & positions_wanted) const;
 };
 
 struct ggmlq_llama_center_layer {
@@ -57,6 +63,10 @@ struct ggmlq_llama_center_layer {
     std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
 
     std::vector<float> mean, scale;            // [KV head][value]
+    std::vector<float> query;                  // [KV head][value]: mean square of its queries
+
+    // By KV head: rounds keys for the model's queries. None where the cache isn't on the CPU, or where no moments of queries are known.
+    std::shared_ptr<std::vector<ggmlq_llama_round>> rounds;
 
     ggml_tensor * part    = nullptr; // F16 [1, cells, streams]: 1 for a centered key, 0 for one that is smaller as it is
     std::vector<ggml_tensor *> part_stream;
@@ -84,6 +94,11 @@ public:
     // Makes and fills the tensors from mean and scale. Throws if there is no memory.
     void upload();
 
+    // Fills them again.
+    void fill();
+
+    ggmlq_llama_center_restore * restore = nullptr; // while one is going on
+
 private:
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
 };
@@ -93,9 +108,9 @@ class ggmlq_llama_center_graph {
 public:
     using add_input_fn = std::function<void(std::unique_ptr<llm_graph_input_i>)>;
 
-    // Before K is stored: replaces q and k (null: this layer stores none), writes c.
+    // Before K and V are stored: replaces q, k and v (null: this layer stores none), writes c.
     void apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
-        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor * k_idxs, int32_t il);
+        ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor *& v, ggml_tensor * k_idxs, int32_t il);
 
     // For attention with the view `k` of a cache, as get_k made it: w [c_size, heads, tokens], c [c_size, cells, 1, streams], part
     // [cells, 1, 1, streams], or nulls.

@@ -201,7 +201,7 @@ static void ggmlq_llama_hadamard(float * x, int64_t n) {
     }
 }
 
-static bool ggmlq_llama_can_convert(int32_t type) {
+bool ggmlq_llama_can_convert(int32_t type) {
     if (type < 0 || type >= GGML_TYPE_COUNT || ggml_type_name((ggml_type) type) == nullptr) {
         return false;
     }
@@ -209,15 +209,24 @@ static bool ggmlq_llama_can_convert(int32_t type) {
     return type == GGML_TYPE_F32 || (traits->to_float && traits->from_float_ref);
 }
 
-static void ggmlq_llama_convert_row(ggml_type from, const uint8_t * src, ggml_type to, uint8_t * dst, float * values, int64_t n, int64_t rotation) {
+static void ggmlq_llama_turn_row(float * values, int64_t n, int64_t turn) {
+    for (int64_t i = 0; turn > 0 && i < n; i += turn) {
+        ggmlq_llama_hadamard(values + i, turn);
+    }
+}
+
+static void ggmlq_llama_convert_row(ggml_type from, const uint8_t * src, ggml_type to, uint8_t * dst, float * values, int64_t n,
+        const ggmlq_llama_row_change & change, size_t row) {
     if (from == GGML_TYPE_F32) {
         memcpy(values, src, n*sizeof(float));
     } else {
         ggml_get_type_traits(from)->to_float(src, values, n);
     }
-    for (int64_t i = 0; rotation > 0 && i < n; i += rotation) {
-        ggmlq_llama_hadamard(values + i, rotation);
+    ggmlq_llama_turn_row(values, n, change.turn_from);
+    if (change.change) {
+        change.change(row, values);
     }
+    ggmlq_llama_turn_row(values, n, change.turn_to);
     if (to == GGML_TYPE_F32) {
         memcpy(dst, values, n*sizeof(float));
     } else {
@@ -246,7 +255,8 @@ static void ggmlq_llama_in_parallel(size_t n, const std::function<void(size_t, s
 }
 
 // Rows of `n` values; row i belongs to cell cells[i].
-static void ggmlq_llama_store_rows(const ggmlq_llama_next & next, ggml_type from, ggml_tensor * tensor, int64_t n, int64_t rotation, const std::vector<uint32_t> & cells) {
+static void ggmlq_llama_store_rows(const ggmlq_llama_next & next, ggml_type from, ggml_tensor * tensor, int64_t n, const ggmlq_llama_row_change & change,
+        const std::vector<uint32_t> & cells) {
     const size_t row_from = ggml_row_size(from, n);
     const size_t row_to   = ggml_row_size(tensor->type, n);
     const size_t n_batch  = std::min(cells.size(), std::max<size_t>(1, GGMLQ_LLAMA_BATCH_BYTES/std::max(row_from, row_to)));
@@ -260,13 +270,16 @@ static void ggmlq_llama_store_rows(const ggmlq_llama_next & next, ggml_type from
         ggmlq_llama_in_parallel(n_rows, [&](size_t first, size_t end) {
             std::vector<float> values(n);
             for (size_t i = first; i < end; ++i) {
-                ggmlq_llama_convert_row(from, &src[i*row_from], tensor->type, &dst[i*row_to], values.data(), n, rotation);
+                ggmlq_llama_convert_row(from, &src[i*row_from], tensor->type, &dst[i*row_to], values.data(), n, change, i0 + i);
             }
         });
         for (size_t i = 0, run; i < n_rows; i += run) {
             for (run = 1; i + run < n_rows && cells[i0 + i + run] == cells[i0 + i] + run; ++run) {}
             ggml_backend_tensor_set(tensor, &dst[i*row_to], cells[i0 + i]*row_to, run*row_to);
         }
+    }
+    if (change.after) {
+        change.after();
     }
 }
 
@@ -280,7 +293,7 @@ static void ggmlq_llama_store_transposed(const ggmlq_llama_next & next, ggml_typ
 
     for (int64_t row = 0; row < n; ++row) {
         next(src.data(), src.size());
-        ggmlq_llama_convert_row(from, src.data(), tensor->type, dst.data(), values.data(), cells.size(), 0);
+        ggmlq_llama_convert_row(from, src.data(), tensor->type, dst.data(), values.data(), cells.size(), {}, 0);
         for (size_t i = 0, run; i < cells.size(); i += run) {
             for (run = 1; i + run < cells.size() && cells[i + run] == cells[i] + run; ++run) {}
             ggml_backend_tensor_set(tensor, &dst[i*size_to], ((size_t) row*n_cells + cells[i])*size_to, run*size_to);
@@ -312,9 +325,30 @@ static int64_t ggmlq_llama_rotation_between(ggml_type from, ggml_type to, const 
     return size;
 }
 
-// row_size_read: the size of a row, if it isn't still to be read.
+// Size of the blocks that keys of a head are turned by, where they are.
+static int64_t ggmlq_llama_block_of_keys(const ggmlq_llama_rotation & r) {
+    int64_t size = 64;
+    while (r.head_size_all % (2*size) == 0) {
+        size *= 2;
+    }
+    return size;
+}
+
+int64_t ggmlq_llama_turn(bool active, bool rotates, ggml_type type, ggml_type own, const ggmlq_llama_rotation & r) {
+    const bool can = ggmlq_llama_can_attn_rot(r.head_size_all, r.head_size);
+    if (active) {
+        return !rotates ? 0 : can ? ggmlq_llama_block_of_keys(r) : -1;
+    }
+    if (r.indexer || r.active != (can && ggmlq_llama_wants_attn_rot(own, r.k_is_v))) {
+        return -1; // a rule that isn't known here
+    }
+    return can && ggmlq_llama_wants_attn_rot(type, r.k_is_v) ? ggmlq_llama_block_of_keys(r) : 0;
+}
+
+// row_size_read: the size of a row, if it isn't still to be read. `change`: what is known to happen between the types; otherwise it is found here.
 static bool ggmlq_llama_convert(llama_io_read_i & io, const char * which, int32_t type_saved, const uint64_t * row_size_read, ggml_tensor * tensor, uint32_t n,
-        const std::vector<uint32_t> & cells, uint32_t n_cells_transposed, const ggmlq_llama_rotation & rotation, bool announce) {
+        const std::vector<uint32_t> & cells, uint32_t n_cells_transposed, const ggmlq_llama_rotation & rotation, bool announce,
+        const ggmlq_llama_row_change * change = nullptr) {
     const ggml_type to = tensor->type;
     if (!ggmlq_llama_can_convert(type_saved) || !ggmlq_llama_can_convert(to)) {
         LLAMA_LOG_ERROR("%s: the saved %s cache is of type %s, this context's of type %s: rows of these types can't be converted\n", __func__, which,
@@ -353,12 +387,14 @@ static bool ggmlq_llama_convert(llama_io_read_i & io, const char * which, int32_
         if (n % ggml_blck_size(from) != 0 || row_size != ggml_row_size(from, n)) {
             return refuse(format("found rows of %zu bytes, wanted %u values", (size_t) row_size, n));
         }
-        const int64_t turn = ggmlq_llama_rotation_between(from, to, rotation);
+        const int64_t turn = change ? 0 : ggmlq_llama_rotation_between(from, to, rotation);
         if (turn < 0) {
             return refuse("the file doesn't say whether its rows are rotated, and for this model it isn't known: restore it with the type it was saved with");
         }
         size = cells.size()*row_size;
-        store = [=](const ggmlq_llama_next & next) { ggmlq_llama_store_rows(next, from, tensor, n, turn, cells); };
+        ggmlq_llama_row_change turned;
+        turned.turn_from = turn;
+        store = [=, all = change ? *change : turned](const ggmlq_llama_next & next) { ggmlq_llama_store_rows(next, from, tensor, n, all, cells); };
     }
 
     if (announce) {
@@ -375,6 +411,11 @@ static bool ggmlq_llama_convert(llama_io_read_i & io, const char * which, int32_
 bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t type_saved, ggml_tensor * tensor, uint32_t n,
         const std::vector<uint32_t> & cells, uint32_t n_cells_transposed, const ggmlq_llama_rotation & rotation, bool announce) {
     return ggmlq_llama_convert(io, which, type_saved, nullptr, tensor, n, cells, n_cells_transposed, rotation, announce);
+}
+
+bool ggmlq_llama_change_rows(llama_io_read_i & io, int32_t type_saved, ggml_tensor * tensor, uint32_t n, const std::vector<uint32_t> & cells,
+        const ggmlq_llama_row_change & change) {
+    return ggmlq_llama_convert(io, "K", type_saved, nullptr, tensor, n, cells, 0, {}, false, &change);
 }
 
 bool ggmlq_llama_convert_compressed_rows(llama_io_read_i & io, int32_t type_saved, uint64_t row_size, ggml_tensor * tensor, uint32_t n_cells,

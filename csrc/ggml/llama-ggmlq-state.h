@@ -59,5 +59,24 @@ bool ggmlq_llama_convert_rows(llama_io_read_i & io, const char * which, int32_t 
 bool ggmlq_llama_convert_compressed_rows(llama_io_read_i & io, int32_t type_saved, uint64_t row_size, ggml_tensor * tensor, uint32_t n_cells,
     uint32_t n_rows, uint32_t first_stream, uint32_t n_streams, const ggmlq_llama_rotation & rotation, bool announce);
 
+// Whether ggml has both conversions of a type.
+bool ggmlq_llama_can_convert(int32_t type);
+
+// Size of the Walsh-Hadamard blocks that rows of keys are turned by; 0: none; -1: unknown. `active`: the keys are centered, and
+// turned if `rotates`; others by llama.cpp's rule, which `rotation` and the type of the context's cache, `own`, tell.
+int64_t ggmlq_llama_turn(bool active, bool rotates, ggml_type type, ggml_type own, const ggmlq_llama_rotation & rotation);
+
+// What happens to the values of a row between its types: turned back, changed, turned. `after`: when all rows are stored.
+struct ggmlq_llama_row_change {
+    int64_t turn_from = 0;
+    int64_t turn_to   = 0;
+    std::function<void(size_t row, float * values)> change; // from several threads
+    std::function<void()> after;
+};
+
+// As ggmlq_llama_convert_rows, for rows that aren't transposed, with these changes, also between equal types.
+bool ggmlq_llama_change_rows(llama_io_read_i & io, int32_t type_saved, ggml_tensor * tensor, uint32_t n, const std::vector<uint32_t> & cells,
+    const ggmlq_llama_row_change & change);
+
 // V is transposed on one side only.
 void ggmlq_llama_explain_transposition(bool saved_is_transposed);

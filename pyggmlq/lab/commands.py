@@ -274,6 +274,37 @@ def dump_command(
         typer.echo(f"note: the text gave only {found} of {windows} windows")
 
 
+def calibrate_command(
+    model: str = typer.Argument(..., metavar="MODEL", help=f"A GGUF file, or the name of a pinned model: {', '.join(fetch.MODELS)}."),
+    text: Path = typer.Option(..., "--text", exists=True, dir_okay=False, help="Text like what the model will read."),
+    output: Path = typer.Option(..., "--output", "-o", dir_okay=False, help="The file to write, MODEL.kv.gguf for example."),
+    tokens: int = typer.Option(8192, "--tokens", min=64, help="Of the text, from its beginning; more change little."),
+    device: str = _DEVICE,
+    llama_args: str = _LLAMA_ARGS,
+    tree: Optional[Path] = _TREE,
+    cmake: List[str] = _CMAKE,
+    programs: Optional[Path] = _PROGRAMS,
+    threads: int = _THREADS,
+    work_dir: Optional[Path] = typer.Option(None, "--work-dir", file_okay=False, help="For tree, build and models."),
+) -> None:  # fmt: skip
+    """Write a calibration of centered keys (docs/CENTERING.md) to a small GGUF file, for `--kv-center FILE` of a patched llama.cpp."""
+    from . import calibrate
+
+    _check_sources([model], programs, tree, cmake)
+    if output.suffix != ".gguf":
+        raise typer.BadParameter(f"--output: found {output.name!r}, wanted a name that ends in .gguf")
+    with _working(work_dir, "calibrate") as (work, steps):
+        done = calibrate.run(calibrate.Options(
+            model=model, text=text, out=output, tokens=tokens, threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake,
+            extra=_extra(device, llama_args),
+        ), steps)  # fmt: skip
+    typer.echo(f"wrote {output}: {done.layers} layers on {done.tokens} tokens; use it with --kv-center {output}")
+    if done.left:
+        typer.echo(f"note: {done.left}")
+    if done.tokens < tokens:
+        typer.echo(f"note: the text gave only {done.tokens} of {tokens} tokens")
+
+
 def needle_command(
     model: List[str] = typer.Argument(..., metavar="MODEL..", help=f"GGUF files, or names of pinned models: {', '.join(fetch.MODELS)}."),
     text: Optional[Path] = typer.Option(None, "--text", exists=True, dir_okay=False, help="The haystack. Default: prose of the tree's own documents."),
@@ -430,6 +461,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.command("kld")(kld_command)
     app.command("dump-kv")(dump_command)
+    app.command("calibrate")(calibrate_command)
     app.command("needle")(needle_command)
     app.command("fit")(fit_command)
     app.command("eval")(eval_command)

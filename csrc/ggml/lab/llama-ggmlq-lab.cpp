@@ -4,6 +4,7 @@
  *
  *     llama-ggmlq-lab dump FOLDER TEXT WINDOWS TOKENS ..    Q, K and V rows of TOKENS tokens of each window of the text
  *     llama-ggmlq-lab score CASES ..                        -log p of answers after contexts
+ *     llama-ggmlq-lab calibrate FILE TEXT TOKENS ..         a calibration of centered keys (docs/CENTERING.md)
  *     llama-ggmlq-lab --version                             as llama.cpp's own programs say it
  *
  * What follows (..) are llama.cpp's common arguments: -m, -c, -ctk, -ctv, -t, --device, ... Rows are found by what the graph
@@ -493,19 +494,44 @@ int score(const std::vector<std::string> & words, common_params & params) {
     return 0;
 }
 
+// What is said of it comes from libllama, which does it while a context is made: before the arguments are read, since they may set the same.
+void prepare_to_calibrate(const std::vector<std::string> & words) {
+    const char * const names[] = { "GGMLQ_KV_CENTER_SAVE", "GGMLQ_KV_CENTER_TEXT", "GGMLQ_KV_CENTER_TOKENS", "GGMLQ_KV_CENTER" };
+    const char * const values[] = { words[0].c_str(), words[1].c_str(), words[2].c_str(), "all" };
+    for (int i = 0; i < 4; ++i) {
+#ifdef _WIN32
+        _putenv_s(names[i], values[i]);
+#else
+        setenv(names[i], values[i], 1);
+#endif
+    }
+}
+
+int calibrate(const std::vector<std::string> & words, common_params & params) {
+    session s;
+    open(s, params, nullptr, nullptr);
+    if (!std::ifstream(words[0]).good()) {
+        fail("no calibration was written");
+    }
+    return 0;
+}
+
 }  // namespace
 
 int main(int argc, char ** argv) {
     std::setlocale(LC_NUMERIC, "C");
     const std::string mode = argc > 1 ? argv[1] : "";
-    const int n_words = mode == "dump" ? 4 : mode == "score" ? 1 : mode == "--version" ? 0 : -1;
+    const int n_words = mode == "dump" ? 4 : mode == "calibrate" ? 3 : mode == "score" ? 1 : mode == "--version" ? 0 : -1;
     if (n_words < 0 || argc < 2 + n_words) {
-        std::fprintf(stderr, "usage: %s dump FOLDER TEXT WINDOWS TOKENS .. | score CASES .. | --version\n", argv[0]);
+        std::fprintf(stderr, "usage: %s dump FOLDER TEXT WINDOWS TOKENS .. | score CASES .. | calibrate FILE TEXT TOKENS .. | --version\n", argv[0]);
         return 1;
     }
     const std::vector<std::string> words(argv + 2, argv + 2 + n_words);
     std::vector<char *> rest { argv[0] };
     rest.insert(rest.end(), argv + (n_words == 0 ? 1 : 2 + n_words), argv + argc);
+    if (mode == "calibrate") {
+        prepare_to_calibrate(words);
+    }
     common_params params;
     common_init();
     if (!common_params_parse(rest.size(), rest.data(), params, LLAMA_EXAMPLE_COMMON)) {
@@ -515,7 +541,7 @@ int main(int argc, char ** argv) {
     llama_numa_init(params.numa);
     int status = 1;
     try {
-        status = mode == "dump" ? dump(words, params) : score(words, params);
+        status = mode == "dump" ? dump(words, params) : mode == "calibrate" ? calibrate(words, params) : score(words, params);
     } catch (const std::exception & problem) {
         std::fprintf(stderr, "error: %s\n", problem.what());
     }

@@ -12,10 +12,11 @@
         "- off: keys as they are\n"
         "- auto: keys of the 3-bit types are centered\n"
         "- all: keys of any type are centered\n"
+        "- a file that `pyggmlq calibrate` has made for this model: as auto, by that calibration\n"
         "(default: off)",
         [](common_params & params, const std::string & value) {
-            if (!value.empty() && value != "off" && value != "auto" && value != "all") {
-                throw std::invalid_argument("it is '" + value + "', wanted off, auto or all");
+            if (!value.empty() && value != "off" && value != "auto" && value != "all" && !std::ifstream(value).good()) {
+                throw std::invalid_argument("it is '" + value + "', wanted off, auto, all or a file that `pyggmlq calibrate` has made");
             }
             params.ggmlq_kv_center = value.empty() ? "off" : value;
         }

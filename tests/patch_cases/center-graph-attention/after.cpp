@@ -3,7 +3,7 @@
     // pyggmlq:begin center-graph-attention
     if (!cparams.training) {
         ggmlq_center.apply(ctx0, gf, [this](std::unique_ptr<llm_graph_input_i> input) { res->add_input(std::move(input)); },
-            inp->mctx->ggmlq_center(), inp->mctx->ggmlq_k_storage(il), q_cur, k_cur, inp->get_k_idxs(), il);
+            inp->mctx->ggmlq_center(), inp->mctx->ggmlq_k_storage(il), q_cur, k_cur, v_cur, inp->get_k_idxs(), il);
     }
 
     // pyggmlq:end center-graph-attention

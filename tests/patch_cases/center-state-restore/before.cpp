@@ -1,4 +1,5 @@
-void llama_kv_cache::state_read_sinfo(
-    const slot_info_vec_t *   sinfos_in) {
-    // shared
-}
+    uint32_t n_stream_cur;
+    io.read(&n_stream_cur, sizeof(n_stream_cur));
+    if (n_stream_cur != n_stream) {
+        throw std::runtime_error("n_stream mismatch");
+    }
