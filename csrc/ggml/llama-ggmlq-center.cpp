@@ -172,7 +172,10 @@ static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, 
         }
         rounds.emplace_back((int) layer.k->type, layer.head_size, hadamard, square);
     }
-    layer.rounds = std::make_shared<const std::vector<ggmlq_llama_round>>(std::move(rounds));
+    if (!layer.rounds) {
+        layer.rounds = std::make_shared<std::vector<ggmlq_llama_round>>();
+    }
+    *layer.rounds = std::move(rounds); // graphs that are there already point to it
 }
 
 // One thread's part of a node [head size, KV heads, tokens].
@@ -498,7 +501,7 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         k = ggmlq_llama_rope_like(ctx, k, ggml_sub(ctx, scaled, ggml_mul(ctx, mean, ggml_reshape_3d(ctx, part, 1, 1, n_tokens))));
     }
     if (k && layer->rounds) {
-        k = ggml_map_custom1(ctx, k, ggmlq_llama_center_round, GGML_N_TASKS_MAX, (void *) layer->rounds.get());
+        k = ggml_map_custom1(ctx, k, ggmlq_llama_center_round, GGML_N_TASKS_MAX, layer->rounds.get());
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {

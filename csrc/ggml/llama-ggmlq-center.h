@@ -60,7 +60,7 @@ struct ggmlq_llama_center_layer {
     std::vector<float> mean, scale;            // [KV head][value]
 
     // By KV head: rounds keys for the model's queries. None where the cache isn't on the CPU, or where no moments of queries are known.
-    std::shared_ptr<const std::vector<ggmlq_llama_round>> rounds;
+    std::shared_ptr<std::vector<ggmlq_llama_round>> rounds;
 
     ggml_tensor * part    = nullptr; // F16 [1, cells, streams]: 1 for a centered key, 0 for one that is smaller as it is
     std::vector<ggml_tensor *> part_stream;
