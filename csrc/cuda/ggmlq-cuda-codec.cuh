@@ -502,12 +502,14 @@ template <int type, bool wide> struct ggmlq_encoder {
             }
         } else if (TQ3_0) {
             const int t = lane % 2;
-            const float down_t = t ? -down : down; /* for values whose sign the threads don't share */
+            /* Signs as bits: under -use_fast_math a minus would flush the subnormal factors of values from 2^126 on. down_t: for values whose
+             * sign the threads don't share. */
+            const uint32_t minus = 0x80000000u, down_bits = __float_as_uint(down), down_t = down_bits ^ (t ? minus : 0);
+            const float factors[4] = { down, __uint_as_float(down_bits ^ minus), __uint_as_float(down_t), __uint_as_float(down_t ^ minus) };
             for (int i = 0; i < VALUES; i += 4) {
                 for (int n = i; n < i + 4; ++n) {
                     const uint32_t minus0 = GGMLQ_TQ3_0_SIGNS >> (i + n) & 1, minus1 = GGMLQ_TQ3_0_SIGNS >> (i + n + 4) & 1;
-                    const float factor = minus0 == minus1 ? down : down_t;
-                    v[n] = ggmlq_mul(v[n], minus0 ? -factor : factor);
+                    v[n] = ggmlq_mul(v[n], factors[(minus0 == minus1 ? 0 : 2) + minus0]);
                 }
                 ggmlq_butterfly(v[i], v[i + 1]); ggmlq_butterfly(v[i + 2], v[i + 3]); /* 1 */
                 ggmlq_butterfly(v[i], v[i + 2]); ggmlq_butterfly(v[i + 1], v[i + 3]); /* 2 */
