@@ -65,7 +65,7 @@ static struct rows rows_of(const struct ggmlq_cuda_view * v, int64_t at) {
 
 static unsigned int blocks_of(int64_t count) {
     const int64_t blocks = (count + THREADS - 1)/THREADS;
-    return (unsigned int) (blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS);
+    return (unsigned int) (blocks < (int64_t) MOST_BLOCKS ? blocks : (int64_t) MOST_BLOCKS);
 }
 
 int ggmlq_cuda_center_keys(const struct ggmlq_cuda_view * keys, int64_t at, const struct ggmlq_attend_params * p, void * stream) {

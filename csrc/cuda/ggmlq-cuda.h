@@ -55,17 +55,17 @@ GGMLQ_CUDA_API const char * ggmlq_cuda_error_text(int error);
 GGMLQ_CUDA_API int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                                        const struct ggmlq_cuda_view * indices, int index_bytes, void * stream);
 
-/* Two such calls in one launch (K and V of a layer), with the same result: rows of one type, indices of one size. What one of them
- * writes the other must neither read nor write. */
-GGMLQ_CUDA_API int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
-                                            const struct ggmlq_cuda_view indices[2], int index_bytes, void * stream);
+/* For llama.cpp only, not in the library: two such calls in one launch (K and V of a layer), with the same result: rows of one type, indices
+ * of one size. What one of them writes the other must neither read nor write. */
+int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
+                             const struct ggmlq_cuda_view indices[2], int index_bytes, void * stream);
 
 /* The same for planar3 rows of values that are first turned as llama.cpp does it (attn_rot): turned[i] adjacent values each, 64 or 128 (0: none),
  * by a Walsh-Hadamard transform over their square root. Unless `to` is NULL also to <- from, turned by turned[2]: f32 of equal shapes, rows of
  * whole blocks of 128. No view may be empty. */
-GGMLQ_CUDA_API int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
-                                              const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
-                                              const struct ggmlq_cuda_view * from, const int turned[3], void * stream);
+int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
+                               const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
+                               const struct ggmlq_cuda_view * from, const int turned[3], void * stream);
 
 /* values[i, i2, i3] <- decoded rows[index[i, i2, i3], i2, i3]: ggml's GET_ROWS. values: f32, f16 or bf16. indices: ne = { values.ne[1],
  * values.ne[2], values.ne[3], 1 }, rows.ne[2] and [3] the same. */
@@ -94,9 +94,9 @@ GGMLQ_CUDA_API int     ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, co
  * address. */
 GGMLQ_CUDA_API int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                                              const struct ggmlq_cuda_view * indices, int index_bytes);
-GGMLQ_CUDA_API int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
-                                                    const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
-                                                    const struct ggmlq_cuda_view * from, const int turned[3]);
+int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
+                                     const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
+                                     const struct ggmlq_cuda_view * from, const int turned[3]);
 GGMLQ_CUDA_API int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
                                              const struct ggmlq_cuda_view * indices, int index_bytes);
 GGMLQ_CUDA_API int ggmlq_cuda_copy_check    (const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "llama-ggmlq-center-state.h"
+#include "llama-ggmlq-round.h"
 
 #include "llama-impl.h"
 
@@ -403,7 +404,15 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
     if (saved->bytes != own->bytes && (from || to)) {
         const size_t at_from = from ? from - saved->layers.data() : 0;
         const size_t at_to   = to   ? to   - own->layers.data()   : 0;
-        change.change = [saved = saved, own = own, saved_cells = saved_cells, own_cells = own_cells, from, to, at_from, at_to](size_t row, float * x) {
+        const ggmlq_llama_center_layer * layer_to = nullptr;
+        for (const auto & layer : center.layers) {
+            if (to && layer.rope >= 0 && layer.il == (int32_t) il) {
+                layer_to = &layer;
+            }
+        }
+        const float gain = ggmlq_llama_center_gain(k->type);
+        const auto rounds = layer_to ? layer_to->rounds : nullptr;
+        change.change = [saved = saved, own = own, saved_cells = saved_cells, own_cells = own_cells, from, to, at_from, at_to, gain, rounds](size_t row, float * x) {
             std::vector<float> mean;
             if (from) {
                 const auto & rope = saved->ropes[from->rope];
@@ -416,7 +425,7 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
                     }
                 }
             }
-            if (to) { // as ggmlq_llama_center_graph::apply does: the shorter of S k and S (k - R mu)
+            if (to) { // as ggmlq_llama_center_graph::apply does: the shorter of S k and S (k - R mu), longer by the gain, rounded for the queries
                 const auto & rope = own->ropes[to->rope];
                 double along = 0, square = 0;
                 mean.resize((size_t) to->head_size*to->n_head_kv);
@@ -430,19 +439,18 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
                 const bool part = along > square/2;
                 own_cells->part[at_to][row] = part;
                 for (size_t j = 0; j < mean.size(); ++j) {
-                    x[j] = to->scale[j]*(x[j] - (part ? mean[j] : 0.0f));
+                    x[j] = gain*to->scale[j]*(x[j] - (part ? mean[j] : 0.0f));
+                }
+                for (size_t h = 0; rounds && h < rounds->size(); ++h) {
+                    (*rounds)[h](x + h*to->head_size, x + h*to->head_size);
                 }
             }
         };
-        if (to) {
-            for (auto & layer : center.layers) {
-                if (layer.rope >= 0 && layer.il == (int32_t) il) {
-                    change.after = [own_cells = own_cells, at_to, tensor = layer.part_stream[stream], idxs]() {
-                        const auto & part = own_cells->part[at_to];
-                        ggmlq_llama_set_cells(tensor, idxs, std::vector<float>(part.begin(), part.end()));
-                    };
-                }
-            }
+        if (layer_to) {
+            change.after = [own_cells = own_cells, at_to, tensor = layer_to->part_stream[stream], idxs]() {
+                const auto & part = own_cells->part[at_to];
+                ggmlq_llama_set_cells(tensor, idxs, std::vector<float>(part.begin(), part.end()));
+            };
         }
     }
     if (announce) {

@@ -94,7 +94,7 @@ static std::string ggmlq_llama_center_text() {
 // Least-squares rounding makes a row shorter: what comes back is, on average, 1 - e of it, e being the squared error over the square (2.3 to
 // 2.6 % of tq3_0, 3.2 % of planar3). Attention averages the random errors of V over many tokens, but not this one, which they have in common;
 // and scores that are all too small are a softmax that is too flat. So rows are stored longer by 1/(1 - e).
-static float ggmlq_llama_center_gain(ggml_type type) {
+float ggmlq_llama_center_gain(ggml_type type) {
     switch ((int) type) {
         case GGML_TYPE_TQ3_0:   return 1.024f;
         case GGML_TYPE_PLANAR3: return 1.032f;

@@ -129,5 +129,8 @@ private:
     ggml_tensor * ones = nullptr;
 };
 
+// By how much rows of this type are stored longer while keys are centered.
+float ggmlq_llama_center_gain(ggml_type type);
+
 // Runs the built-in text through the context and centers the keys of all its caches, or says in one sentence why not.
 void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k);
