@@ -170,6 +170,23 @@ GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int 
     }
 }
 
+/* This thread's eight of a plane pair of the output: those that ggmlq_unrotate_plane leaves to it. */
+GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int column, int plane, int head_kv, int seq, const float v[2][4]) {
+    const int t = threadIdx.x % 4;
+    int token, head;
+    ggmlq_decode_place_column(plan, column, token, head);
+    float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + (head_kv*plan.group + head)*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
+    if (plan.out_aligned) {
+        *(float4 *) out        = *(const float4 *) v[0];
+        *(float4 *) (out + 16) = *(const float4 *) v[1];
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            out[16*(i/4) + i%4] = v[i/4][i%4];
+        }
+    }
+}
+
 #endif
 
 #include "ggmlq-cuda-attend-term.cuh"
@@ -1292,18 +1309,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             ggmlq_unrotate_plane<type_v>(v, lane, plane % 4);
         }
         if (holds) {
-            int token, head;
-            ggmlq_decode_place_column(plan, first_column + column, token, head);
-            float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + (head_kv*plan.group + head)*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
-            if (plan.out_aligned) {
-                *(float4 *) out        = *(const float4 *) v[0];
-                *(float4 *) (out + 16) = *(const float4 *) v[1];
-            } else {
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    out[16*(i/4) + i%4] = v[i/4][i%4];
-                }
-            }
+            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, v);
         }
     }
 #endif

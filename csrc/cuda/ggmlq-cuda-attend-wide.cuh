@@ -705,18 +705,7 @@ template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_at
         }
         ggmlq_unrotate_plane<type_v>(r, lane, plane);
         if (first_column + column < plan.columns) {
-            int token, head;
-            ggmlq_decode_place_column(plan, first_column + column, token, head);
-            float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + (head_kv*plan.group + head)*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
-            if (plan.out_aligned) {
-                *(float4 *) out        = *(const float4 *) r[0];
-                *(float4 *) (out + 16) = *(const float4 *) r[1];
-            } else {
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    out[16*(i/4) + i%4] = r[i/4][i%4];
-                }
-            }
+            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, r);
         }
     }
 #endif
