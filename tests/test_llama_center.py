@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import collections
 import os
-import random
 import re
 from pathlib import Path
 
@@ -17,9 +15,8 @@ from pyggmlq import states
 from pyggmlq.cli import app
 
 from llama_build import build
-from state_files import damaged, places
 from test_llama_cpp import PROMPT, complete, gemma, llama_server, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
-from test_llama_states import MORE, PREFIX, kld, probe, start  # noqa: F401  (fixtures)
+from test_llama_states import MORE, PREFIX, kld, load_damaged, probe, start  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.llama
 
@@ -200,20 +197,8 @@ def test_damaged_states_of_centered_keys(start, calibrated, kind, target, mode, 
         p.do("prefix", 4, 0)
         p.do("save", kind, tmp_path / "state", 4, 0)
     original = (tmp_path / "state").read_bytes()
-    interesting, rng, outcomes = places(original), random.Random(6), collections.Counter()
     with start("smollm2", target, target, n_ctx=256, env=calibrated(mode, 1)) as p:
-        p.do("prefix", 20, 1)
-        p.do("prefix", 6, 0)
-        p.do("keep")
-        for i in range(600):
-            (tmp_path / "damaged").write_bytes(damaged(original, interesting, rng))
-            answer = p.ask("load", kind, tmp_path / "damaged", 0)
-            outcomes[answer.split()[0]] += 1
-            assert answer == "refused same" or answer.startswith("restored "), f"file {i}: {answer}"
-            if answer.startswith("restored "):
-                if i % 10 == 0:
-                    p.ask("logits", 21, 1, 0, os.devnull)  # whatever it says, it lives
-                p.do("back")
+        outcomes = load_damaged(p, kind, original, tmp_path / "damaged", 600)
         assert "the calibration of the saved keys is damaged: its checksum is wrong; nothing was restored" in p.log()
     assert min(outcomes["refused"], outcomes["restored"]) > 25, outcomes
 

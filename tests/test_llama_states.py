@@ -209,6 +209,24 @@ def test_sequences_in_memory_go_the_same_way(start):
 # --- what is refused ----------------------------------------------------------------------------------------------------
 
 
+def load_damaged(p, kind: str, original: bytes, path: Path, times: int) -> collections.Counter:
+    """Lets a fresh context load so many damaged files, each written to `path`: how many it refused, with everything as it was, and restored."""
+    interesting, rng, outcomes = places(original), random.Random(6), collections.Counter()
+    p.do("prefix", 20, 1)
+    p.do("prefix", 6, 0)
+    p.do("keep")
+    for i in range(times):
+        path.write_bytes(damaged(original, interesting, rng))
+        answer = p.ask("load", kind, path, 0)
+        outcomes[answer.split()[0]] += 1
+        assert answer == "refused same" or answer.startswith("restored "), f"file {i}: {answer}"
+        if answer.startswith("restored "):
+            if i % 10 == 0:
+                p.ask("logits", 21, 1, 0, os.devnull)  # whatever it says, it lives
+            p.do("back")
+    return outcomes
+
+
 @pytest.mark.parametrize("source, target", [("f16", "tq3_0"), ("tq3_0", "tq3_0"), ("q8_0", "f16")])
 @pytest.mark.parametrize("kind", ["session", "sequence"])
 def test_ten_thousand_damaged_files(start, kind, source, target, tmp_path):
@@ -217,23 +235,11 @@ def test_ten_thousand_damaged_files(start, kind, source, target, tmp_path):
         p.do("prefix", 4, 0)
         p.do("save", kind, tmp_path / "state", 4, 0)
     original = (tmp_path / "state").read_bytes()
-    interesting, rng, outcomes = places(original), random.Random(6), collections.Counter()
     shared = Path("/dev/shm")
     path = (shared if shared.is_dir() else tmp_path) / f"pyggmlq-state-{os.getpid()}"
     try:
         with start("smollm2", target, target, n_ctx=256) as p:
-            p.do("prefix", 20, 1)
-            p.do("prefix", 6, 0)
-            p.do("keep")
-            for i in range(10_000):
-                path.write_bytes(damaged(original, interesting, rng))
-                answer = p.ask("load", kind, path, 0)
-                outcomes[answer.split()[0]] += 1
-                assert answer == "refused same" or answer.startswith("restored "), f"file {i}: {answer}"
-                if answer.startswith("restored "):
-                    if i % 10 == 0:
-                        p.ask("logits", 21, 1, 0, os.devnull)  # whatever it says, it lives
-                    p.do("back")
+            outcomes = load_damaged(p, kind, original, path, 10_000)
     finally:
         path.unlink(missing_ok=True)
     assert min(outcomes["refused"], outcomes["restored"]) > 500, outcomes

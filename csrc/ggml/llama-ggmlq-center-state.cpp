@@ -149,17 +149,11 @@ static void ggmlq_llama_runs(const std::vector<uint32_t> & idxs, F run) {
     }
 }
 
-// Rows of a small tensor of cells, as float or from it. The storage type is the tensor's own business.
+// Rows of a small f16 tensor of cells, as float or from it.
 static void ggmlq_llama_set_cells(ggml_tensor * tensor, const std::vector<uint32_t> & idxs, const std::vector<float> & values) {
     const int64_t n = tensor->ne[0];
     std::vector<uint8_t> bytes(idxs.size()*tensor->nb[1]);
-    if (tensor->type == GGML_TYPE_F32) {
-        memcpy(bytes.data(), values.data(), bytes.size());
-    } else if (tensor->type == GGML_TYPE_I8) {
-        std::copy(values.begin(), values.end(), (int8_t *) bytes.data());
-    } else {
-        ggml_get_type_traits(tensor->type)->from_float_ref(values.data(), bytes.data(), (int64_t) idxs.size()*n);
-    }
+    ggml_get_type_traits(tensor->type)->from_float_ref(values.data(), bytes.data(), (int64_t) idxs.size()*n);
     ggmlq_llama_runs(idxs, [&](size_t first, size_t count, size_t i) {
         ggml_backend_tensor_set(tensor, &bytes[i*tensor->nb[1]], first*tensor->nb[1], count*tensor->nb[1]);
     });
@@ -169,13 +163,7 @@ static std::vector<float> ggmlq_llama_get_cells(const ggml_tensor * tensor, uint
     std::vector<uint8_t> bytes((end - first)*tensor->nb[1]);
     std::vector<float>   values((size_t) (end - first)*tensor->ne[0]);
     ggml_backend_tensor_get(tensor, bytes.data(), first*tensor->nb[1], bytes.size());
-    if (tensor->type == GGML_TYPE_F32) {
-        memcpy(values.data(), bytes.data(), bytes.size());
-    } else if (tensor->type == GGML_TYPE_I8) {
-        std::copy((const int8_t *) bytes.data(), (const int8_t *) bytes.data() + bytes.size(), values.begin());
-    } else {
-        ggml_get_type_traits(tensor->type)->to_float(bytes.data(), values.data(), (int64_t) values.size());
-    }
+    ggml_get_type_traits(tensor->type)->to_float(bytes.data(), values.data(), (int64_t) values.size());
     return values;
 }
 
