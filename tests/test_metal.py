@@ -93,6 +93,10 @@ def test_the_types_and_the_device_of_the_python_module(programs):
         test_api.test_mul_mat_vec("metal")
         test_api.test_a_wrong_index_writes_nothing("metal")
         test_attention.test_what_is_masked_has_no_influence("metal")
+        q, k, v = test_attention.case(7, "tq3_0", "planar3", seqs=(4, 2))
+        options = dict(type_k="tq3_0", type_v="planar3", term=test_attention.term_of(7, q, k, 100))
+        found, wanted = (pyggmlq.flash_attn(q, k, v, backend=backend, **options) for backend in ("metal", "reference"))
+        assert np.allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 # --- it would see an error ------------------------------------------------------------------------------------------------
