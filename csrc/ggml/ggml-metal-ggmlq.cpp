@@ -271,14 +271,14 @@ struct attention_wide {
 #ifdef GGMLQ_GGML_N_KV_MAX_AT
         to.op.op_params[GGMLQ_GGML_N_KV_MAX_AT] = 0; /* all rows are decoded anyhow */
 #endif
-        q_at = place_from(op, sizes, out_at);
-        if (buft) { /* upstream knows how much its scratch memory is once it sees types and shapes */
-            q_at = place_from(op, sizes, out_at + aligned(ggml_backend_buft_get_alloc_size(buft, &to.op)));
-        }
         if (v_as_it_is) {
             to.v = *v;
             to.v.ne[2] = heads;
             to.v.data  = (char *) v->data + first*(int64_t) v->nb[2];
+        }
+        q_at = place_from(op, sizes, out_at);
+        if (buft) { /* upstream knows how much its scratch memory is once it sees types and shapes */
+            q_at = place_from(op, sizes, out_at + aligned(ggml_backend_buft_get_alloc_size(buft, &to.op)));
         }
     }
 
@@ -287,9 +287,11 @@ private:
         to.q = rows(op, op->src[0], GGML_TYPE_F32, sizes[0], heads*group, at);
         k_at = aligned(at + ggml_nbytes(&to.q));
         to.k = rows(op, op->src[1], GGML_TYPE_F16, sizes[0], heads, k_at);
-        v_at = aligned(k_at + ggml_nbytes(&to.k));
-        to.v = rows(op, op->src[2], GGML_TYPE_F16, sizes[1], heads, v_at);
-        end  = v_as_it_is ? v_at : aligned(v_at + ggml_nbytes(&to.v));
+        v_at = end = aligned(k_at + ggml_nbytes(&to.k));
+        if (!v_as_it_is) {
+            to.v = rows(op, op->src[2], GGML_TYPE_F16, sizes[1], heads, v_at);
+            end  = aligned(v_at + ggml_nbytes(&to.v));
+        }
         return at;
     }
 
@@ -316,72 +318,47 @@ static int64_t heads_at_once(const ggmlq_attend_params & p, const int64_t sizes[
     return heads;
 }
 
-/* Values `at` and up, or those before `count`, of rows. */
-static ggmlq_cuda_view values_from(const ggml_tensor & t, int64_t at) { ggmlq_cuda_view v = view_of(&t); v.ne[0] -= at; return v; }
-static ggmlq_cuda_view values_to(const ggml_tensor & t, int64_t count) { ggmlq_cuda_view v = view_of(&t); v.ne[0] = count; return v; }
-
-/* Some heads of a tensor, along an axis. */
-static ggmlq_cuda_view heads_of(const ggml_tensor * tensor, int axis, int64_t count) { ggmlq_cuda_view v = view_of(tensor); v.ne[axis] = count; return v; }
+/* `count` of an axis. */
+static ggmlq_cuda_view some_of(const ggml_tensor * tensor, int axis, int64_t count) {
+    ggmlq_cuda_view view = view_of(tensor);
+    view.ne[axis] = count;
+    return view;
+}
 
 static int plan_wide(const ggml_tensor * op, const attention_wide & wide, steps & result) {
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
     const ggml_tensor * w = op->src[GGMLQ_GGML_ATTEND_W], * c = op->src[GGMLQ_GGML_ATTEND_C], * part = op->src[GGMLQ_GGML_ATTEND_PART];
     const int64_t heads = wide.heads*wide.group;
-    const size_t first = (size_t) (wide.first*wide.group);
+    const size_t  first = (size_t) (wide.first*wide.group), first_k = (size_t) wide.first, behind = (size_t) wide.head_k; /* values */
     ggmlq_metal_launch launch = {};
-    {
-        const ggmlq_cuda_view to = values_to(wide.to.q, wide.head_k), from = heads_of(q, 2, heads);
-        const int error = ggmlq_ggml_is_cache_type(k->type) ? ggmlq_metal_rotate((int) k->type, &to, &from, false, &launch)
-                                                            : ggmlq_metal_fill(&to, &from, 1.0f, nullptr, &launch);
-        if (error) {
-            return error;
+    int error = GGMLQ_OK;
+    const auto add = [&](int failed, std::initializer_list<place> operands, bool after = false) {
+        error = error ? error : failed;
+        if (!error) {
+            result.add(launch, operands, after);
         }
-        result.add(launch, { { op, wide.q_at }, { q, first*q->nb[2] }, { q, 0 } });
-    }
-    {
-        const ggmlq_cuda_view to = values_to(wide.to.k, wide.head_k), from = heads_of(k, 2, wide.heads);
-        const int error = ggmlq_metal_to_f16(&to, &from, &launch);
-        if (error) {
-            return error;
-        }
-        result.add(launch, { { op, wide.k_at }, { k, (size_t) wide.first*k->nb[2] }, { k, 0 } });
-    }
+    };
+    const auto rotate = [&](ggml_type type, const ggmlq_cuda_view & to, const ggmlq_cuda_view & from, bool back) {
+        return ggmlq_ggml_is_cache_type(type) ? ggmlq_metal_rotate((int) type, &to, &from, back, &launch) : ggmlq_metal_fill(&to, &from, 1.0f, nullptr, &launch);
+    };
+    const ggmlq_cuda_view q_from = some_of(q, 2, heads),      q_to = some_of(&wide.to.q, 0, wide.head_k);
+    const ggmlq_cuda_view k_from = some_of(k, 2, wide.heads), k_to = some_of(&wide.to.k, 0, wide.head_k);
+    const ggmlq_cuda_view v_from = some_of(v, 2, wide.heads), v_to = some_of(&wide.to.v, 0, wide.head_v);
+    const ggmlq_cuda_view w_from = some_of(w, 2, heads),      w_to = some_of(&wide.to.q, 0, wide.to.q.ne[0] - wide.head_k);
+    const ggmlq_cuda_view c_from = view_of(c),                 c_to = some_of(&wide.to.k, 0, wide.to.k.ne[0] - wide.head_k), factors = view_of(part);
+    const ggmlq_cuda_view out_to = some_of(op, 1, heads),     out_from = some_of(&wide.to.op, 0, wide.head_v);
+
+    add(rotate(k->type, q_to, q_from, false),        { { op, wide.q_at }, { q, first*q->nb[2] }, { q, 0 } });
+    add(ggmlq_metal_to_f16(&k_to, &k_from, &launch), { { op, wide.k_at }, { k, first_k*k->nb[2] }, { k, 0 } });
     if (!wide.v_as_it_is) {
-        const ggmlq_cuda_view to = values_to(wide.to.v, wide.head_v), from = heads_of(v, 2, wide.heads);
-        const int error = ggmlq_metal_to_f16(&to, &from, &launch);
-        if (error) {
-            return error;
-        }
-        result.add(launch, { { op, wide.v_at }, { v, (size_t) wide.first*v->nb[2] }, { v, 0 } });
+        add(ggmlq_metal_to_f16(&v_to, &v_from, &launch), { { op, wide.v_at }, { v, first_k*v->nb[2] }, { v, 0 } });
     }
-    {
-        const ggmlq_cuda_view to = values_from(wide.to.q, wide.head_k), from = heads_of(w, 2, heads);
-        const int error = ggmlq_metal_fill(&to, &from, 1.0f/GGMLQ_METAL_TERM_UNIT, nullptr, &launch);
-        if (error) {
-            return error;
-        }
-        result.add(launch, { { op, wide.q_at + (size_t) wide.head_k*sizeof(float) }, { w, first*w->nb[2] }, { w, 0 } });
-    }
-    {
-        const ggmlq_cuda_view to = values_from(wide.to.k, wide.head_k), from = view_of(c), factors = view_of(part);
-        const int error = ggmlq_metal_fill(&to, &from, GGMLQ_METAL_TERM_UNIT, &factors, &launch);
-        if (error) {
-            return error;
-        }
-        result.add(launch, { { op, wide.k_at + (size_t) wide.head_k*2 }, { c, 0 }, { part, 0 } });
-    }
+    add(ggmlq_metal_fill(&w_to, &w_from, 1.0f/GGMLQ_METAL_TERM_UNIT, nullptr, &launch), { { op, wide.q_at + behind*wide.to.q.nb[0] }, { w, first*w->nb[2] }, { w, 0 } });
+    add(ggmlq_metal_fill(&c_to, &c_from, GGMLQ_METAL_TERM_UNIT, &factors, &launch),     { { op, wide.k_at + behind*wide.to.k.nb[0] }, { c, 0 }, { part, 0 } });
     result.add_upstream(wide.first);
-    {
-        const ggmlq_cuda_view to = heads_of(op, 1, heads), from = values_to(wide.to.op, wide.head_v);
-        const int error = ggmlq_ggml_is_cache_type(v->type) ? ggmlq_metal_rotate((int) v->type, &to, &from, true, &launch)
-                                                            : ggmlq_metal_fill(&to, &from, 1.0f, nullptr, &launch);
-        if (error) {
-            return error;
-        }
-        result.add(launch, { { op, first*op->nb[1] }, { op, wide.out_at }, { op, 0 } }, true);
-    }
+    add(rotate(v->type, out_to, out_from, true), { { op, first*op->nb[1] }, { op, wide.out_at }, { op, 0 } }, true);
     result.scratch_end = std::max(result.scratch_end, wide.end);
-    return GGMLQ_OK;
+    return error;
 }
 
 static int plan_ours(const ggml_tensor * op, const ggmlq_metal_attention & a, steps & result) {

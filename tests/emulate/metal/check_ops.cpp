@@ -262,8 +262,11 @@ static ggml_context * ctx;
 
 static size_t upstream_bytes(const ggml_metal_kargs_flash_attn_ext & args, bool has_mask, int64_t dk, int64_t dv) {
     const auto f16 = [](int64_t n0, int64_t n1, int64_t n2, int64_t n3) { return ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n0, n1, n2, n3); };
-    const ggml_tensor * op = ggml_flash_attn_ext(ctx, ggml_new_tensor_4d(ctx, GGML_TYPE_F32, dk, args.ne01, args.ne02, args.ne03), f16(dk, args.ne11, args.ne_12_2, args.ne_12_3),
-        f16(dv, args.ne11, args.ne_12_2, args.ne_12_3), has_mask ? f16(args.ne11, args.ne31, args.ne32, args.ne33) : nullptr, 1.0f, 0.0f, 0.0f);
+    ggml_tensor * k = f16(dk, args.ne11, args.ne_12_2, args.ne_12_3), * v = f16(dv, args.ne11, args.ne_12_2, args.ne_12_3);
+    k->nb[1] = args.nb11; k->nb[2] = args.nb12; k->nb[3] = args.nb13;
+    v->nb[1] = args.nb21; v->nb[2] = args.nb22; v->nb[3] = args.nb23;
+    const ggml_tensor * op = ggml_flash_attn_ext(ctx, ggml_new_tensor_4d(ctx, GGML_TYPE_F32, dk, args.ne01, args.ne02, args.ne03), k, v,
+        has_mask ? f16(args.ne11, args.ne31, args.ne32, args.ne33) : nullptr, 1.0f, 0.0f, 0.0f);
     return buft.iface.get_alloc_size(&buft, op);
 }
 
