@@ -684,8 +684,9 @@ static inline int64_t ggmlq_part_at(constant ggmlq_metal_attend_args & args, uin
 
 /* softmax(scale * Q K^T + mask) V for `ggmlq_columns` columns of one head of the cache: a column is one token that asks and one of the query
  * heads of the group, so that a row is read and decoded once for all of them. Queries are rotated once, the output is rotated back once, rows
- * stay as they are stored; w and c of centered keys (docs/CENTERING.md) aren't rotated, and a row c is read once for all columns too. The simdgroups take chunks of 32 tokens in turn, each with its own running maximum and sum, and are merged at
- * the end. Scores: a team reads a row, four rows at once. V: 32 lanes read a row, lane 8g + l the values 8k + l of the planes g, g + 4, ..
+ * stay as they are stored; w and c of centered keys (docs/CENTERING.md) aren't rotated, and a row c is read once for all columns too. The simdgroups
+ * take chunks of 32 tokens in turn, each with its own running maximum and sum, and are merged at the end. Scores: a team reads a row, four rows at
+ * once. V: 32 lanes read a row, lane 8g + l the values 8k + l of the planes g, g + 4, ..
  * Where tokens are split over threadgroups, the result is a part: sums of V in the rotated space, the maximum and the sum of the weights, which
  * kernel_ggmlq_combine merges.
  *
