@@ -296,7 +296,7 @@ def flash_attn(
     scale: default 1/sqrt(head_size).  max_bias: ALiBi, multiplies the mask by a slope per head.
     logit_softcap: score = cap * tanh(score / cap), before the mask; 0 is off.
     term: (w, c), float32 ([n_seqs,] n_heads, n_queries, r) and float16 ([n_seqs_kv,] n_kv, r), r at most head_size: w c^T is added to
-        q k^T, which is what centered keys lack (pyggmlq.center). Not on "metal".
+        q k^T, which is what centered keys lack (pyggmlq.center).
     Returns float32 ([n_seqs,] n_heads, n_queries, head_size of v). A query that may look at nothing gives zeros.
 
     Semantics are those of ggml's FLASH_ATTN_EXT. "cpu" rounds the query to 8 bits where K is tq3_0 or planar3;
@@ -328,7 +328,7 @@ def flash_attn(
         if sinks.shape != (q4.shape[1],):
             raise ValueError(f"sinks: found shape {sinks.shape}, wanted ({q4.shape[1]},), one per query head")
     if term is not None:
-        term = _term(term, q4.shape, k4.shape, module, backend)
+        term = _term(term, q4.shape, k4.shape, module)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else _number("scale", scale)
     if _number("max_bias", max_bias) < 0 or (max_bias > 0 and mask is None):
         raise ValueError(f"max_bias: found {max_bias}, wanted 0, or a positive value together with a mask to scale")
@@ -349,10 +349,8 @@ def flash_attn(
 # Checks. `what` is the name of the argument.
 
 
-def _term(term, q_shape, k_shape, module, backend):
+def _term(term, q_shape, k_shape, module):
     """(w, c) with four axes each: sequence, head, token, value; c has one head."""
-    if backend == "metal":
-        raise ValueError('term: backend "metal" can\'t add it, wanted "cpu", "reference", "cuda" or "hip"')
     if not isinstance(term, tuple) or len(term) != 2:
         raise TypeError(f"term: found {_kind(term)}, wanted a tuple (w, c)")
     w, c = _array("term: w", term[0], np.float32, module), _array("term: c", term[1], np.float16, module)

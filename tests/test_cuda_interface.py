@@ -16,7 +16,7 @@ import test_attention
 import test_vectors
 
 import pyggmlq
-from pyggmlq import CudaArray, api
+from pyggmlq import CudaArray
 
 pytest_plugins = ["pytester"]
 
@@ -168,12 +168,6 @@ def test_the_term_of_centered_keys(arrays):
         wide_w, wide_c = (np.concatenate([a, a], axis=-1) for a in (w, c))
         for term in (w, c), (wide_w[..., :64], wide_c[..., :64]):
             assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=term, backend="cuda", **options), wanted)
-
-
-def test_metal_has_no_term(library):
-    q, k, v = test_attention.case(5, "tq3_0", "f16")
-    with pytest.raises(ValueError, match='^term: backend "metal" can\'t add it, wanted "cpu", "reference", "cuda" or "hip"$'):
-        api._term(test_attention.term_of(5, q, k, 64), q[None].shape, k[None].shape, None, "metal")
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u8", ">i2"])

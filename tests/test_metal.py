@@ -61,7 +61,7 @@ def test_every_kernel(programs, order):
 
 @emulated
 @pytest.mark.parametrize("order", ["forward", "backward"])
-def test_gathers_and_copies(programs, order):
+def test_gathers_copies_and_fills(programs, order):
     done = subprocess.run([programs[1]], capture_output=True, text=True, env={**os.environ, "GGMLQ_EMULATE_ORDER": order})
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
@@ -93,11 +93,15 @@ def test_the_types_and_the_device_of_the_python_module(programs):
         test_api.test_mul_mat_vec("metal")
         test_api.test_a_wrong_index_writes_nothing("metal")
         test_attention.test_what_is_masked_has_no_influence("metal")
+        q, k, v = test_attention.case(7, "tq3_0", "planar3", seqs=(4, 2))
+        options = dict(type_k="tq3_0", type_v="planar3", term=test_attention.term_of(7, q, k, 100))
+        found, wanted = (pyggmlq.flash_attn(q, k, v, backend=backend, **options) for backend in ("metal", "reference"))
+        assert np.allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 # --- it would see an error ------------------------------------------------------------------------------------------------
 
-# What: the file, the right code and the wrong one, the group that must fail.
+# What: the file, the right code and the wrong one, the group that must fail; "fill": of check_indexed.
 PLANTED = {
     "lane index": ("metal/ggmlq-metal.metal", "GGMLQ_TQ3_0_SIGNS >> (8*k + l) << 31", "GGMLQ_TQ3_0_SIGNS >> (8*k + (l ^ 1)) << 31", "rotation"),
     "table entry": ("ggmlq-tables.h", "PLANAR3_FIELD_LEVELS_INIT { -123, -77,", "PLANAR3_FIELD_LEVELS_INIT { -123, -76,", "decoder"),
@@ -113,6 +117,10 @@ PLANTED = {
     "missing barrier of the indexer": (
         "metal/ggmlq-metal.metal", "        threadgroup_barrier(mem_flags::mem_threadgroup);\n\n        for (uint32_t i = 0; i < rounds", "        for (uint32_t i = 0; i < rounds", "indexer",
     ),
+    "lane index of w": (
+        "metal/ggmlq-metal.metal", "terms[item*GGMLQ_PLANE + 4*l + i] = x[i];", "terms[item*GGMLQ_PLANE + 4*(l ^ 1) + i] = x[i];", "attention",
+    ),
+    "the factor of another sequence": ("metal/ggmlq-metal.metal", "part + 2*place.i1 + place.i3*args.part_nb", "part + 2*place.i1", "fill"),
     "missing barrier of a simdgroup": (
         "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        float shrink", "        float shrink", "attention",
     ),
@@ -129,7 +137,11 @@ def test_a_planted_error_is_seen(programs, tmp_path, what):
     assert text.count(right) == 1
     (csrc / name).write_text(text.replace(right, wrong), encoding="utf-8")
     build_metal.compile_kernels(tmp_path, csrc)
-    program = build_metal.link(tmp_path, programs[0].parent)[0]
+    program, indexed, _ = build_metal.link(tmp_path, programs[0].parent)
+    if group == "fill":
+        done = subprocess.run([indexed], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout.startswith("wrong: fill, type"), done.stdout
+        return
     results = []
     for order in ("backward", "forward"):
         results.append(check(program, group, order, 6))
@@ -301,8 +313,10 @@ def test_every_kernel_that_is_asked_for_exists(tmp_path):
 
 WRONG_LAUNCHES = {
     "a barrier between parts and their merging": ("result.add(a.combine, { parts, sinks, out }, true)", "result.add(a.combine, { parts, sinks, out })"),
-    "a barrier before upstream's attention": ("list[n++].after = true", "list[n++].after = false"),
+    "a barrier before upstream's attention": ("s.after      = true;", "s.after      = false;"),
     "the place of V": ("v_is_k ? k_at : v_at", "k_at"),
+    "the heads that upstream does": ("first_head_of_upstream = s.first_head;", "first_head_of_upstream = 0;"),
+    "w of those heads": ("{ w, first*w->nb[2] }", "{ w, 0 }"),
 }
 
 

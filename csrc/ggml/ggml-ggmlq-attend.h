@@ -9,7 +9,7 @@
 #include "ggml-ggmlq.h"
 
 /* False if neither K nor V is one of our types and K isn't centered, or if they lie in memory as no ggmlq_attend_params can say. Limits of a back
- * end are not looked at here: its ..._attend_check knows them. For back ends that read w and c. */
+ * end are not looked at here: its ..._attend_check knows them. Whoever asks reads w, c and part. */
 static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
     const struct ggml_tensor * q     = dst->src[0];
     const struct ggml_tensor * k     = dst->src[1];
@@ -85,11 +85,6 @@ static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * 
     p->max_bias      = numbers[1];
     p->logit_softcap = numbers[2];
     return true;
-}
-
-/* The same for back ends that don't: they refuse centered keys. */
-static inline bool ggmlq_ggml_attend_params(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
-    return dst->src[GGMLQ_GGML_ATTEND_C] == NULL && ggmlq_ggml_attend_params_centered(dst, p);
 }
 
 /* How many rows a query sees at most, if the graph says so and the tree can say it; 0: unknown. */

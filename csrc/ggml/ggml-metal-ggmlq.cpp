@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 static_assert((int) GGML_TYPE_F32 == (int) GGMLQ_CUDA_F32 && (int) GGML_TYPE_F16 == (int) GGMLQ_CUDA_F16 &&
     (int) GGML_TYPE_BF16 == (int) GGMLQ_CUDA_BF16, "ggmlq-cuda.h uses ggml's ids");
@@ -72,24 +73,30 @@ struct place {
 struct step {
     ggmlq_metal_launch launch;
     place              operands[GGMLQ_METAL_MAX_OPERANDS];
-    bool               after; /* needs what the steps before it wrote */
+    bool               after;      /* needs what the steps before it wrote              */
+    int64_t            first_head; /* of K, where upstream does some of them at a time */
 };
 
 struct steps {
-    step   list[5];
-    int    n;
-    size_t scratch_end; /* bytes behind the first of the result, 0: no more than the result itself */
+    std::vector<step> list;
+    size_t            scratch_end; /* bytes behind the first of the result, 0: no more than the result itself */
 
     void add(const ggmlq_metal_launch & launch, std::initializer_list<place> operands, bool after = false) {
         if (launch.kernel) {
-            step & s = list[n++];
+            step s = {};
             s.launch = launch;
             s.after  = after;
             std::copy(operands.begin(), operands.end(), s.operands);
+            list.push_back(s);
         }
     }
 
-    void add_upstream() { list[n++].after = true; }
+    void add_upstream(int64_t first_head) {
+        step s = {};
+        s.after      = true;
+        s.first_head = first_head;
+        list.push_back(s);
+    }
 };
 
 }
@@ -222,7 +229,7 @@ static int plan_f16(const ggml_tensor * op, const attention_f16 & f16, steps & r
         error = ggmlq_metal_to_f16(&to, &from, &launch);
         result.add(launch, { { op, f16.v_at }, { v, 0 }, { v, 0 } });
     }
-    result.add_upstream();
+    result.add_upstream(0);
     if (!error && ggmlq_ggml_is_cache_type(v->type)) {
         error = ggmlq_metal_rotate((int) v->type, &out, &out, true, &launch);
         result.add(launch, { { op, 0 }, { op, 0 } }, true);
@@ -231,41 +238,186 @@ static int plan_f16(const ggml_tensor * op, const attention_f16 & f16, steps & r
     return error;
 }
 
+namespace {
+
+/* The same of centered keys (docs/CENTERING.md): rows [k | 256 part*c | 0] and [q | w/256 | 0] of a size that upstream has kernels for, for some
+ * heads of K at a time. What upstream is given lies behind the result, and so does what it gives, before its own scratch memory. */
+struct attention_wide {
+    ggmlq_ggml_metal_stand_in & to;
+    const int64_t head_k, head_v, first, heads, group;
+    const bool    v_as_it_is;
+    size_t out_at, q_at, k_at, v_at, end;
+
+    /* `heads` of K from `first` on. */
+    attention_wide(const ggml_tensor * op, const int64_t sizes[2], int64_t first, int64_t heads, ggml_backend_buffer_type_t buft, ggmlq_ggml_metal_stand_in & to)
+        : to(to), head_k(op->src[1]->ne[0]), head_v(op->src[2]->ne[0]), first(first), heads(heads),
+          group(op->src[0]->ne[2]/op->src[1]->ne[2]), v_as_it_is(op->src[2]->type == GGML_TYPE_F16 && head_v == sizes[1]) {
+        const ggml_tensor * v = op->src[2];
+        out_at = aligned(ggml_nbytes(op));
+        to.op = *op;
+        to.op.ne[0] = sizes[1];
+        to.op.ne[1] = heads*group; /* heads are before tokens */
+        to.op = scratch_like(&to.op, GGML_TYPE_F32, op, out_at);
+        to.op.src[0] = &to.q;
+        to.op.src[1] = &to.k;
+        to.op.src[2] = &to.v;
+        if (op->src[4]) {
+            to.sinks = *op->src[4];
+            to.sinks.ne[0] = heads*group;
+            to.sinks.data  = (char *) to.sinks.data + first*group*(int64_t) sizeof(float);
+            to.op.src[4]   = &to.sinks;
+        }
+        to.op.src[GGMLQ_GGML_ATTEND_W] = to.op.src[GGMLQ_GGML_ATTEND_C] = to.op.src[GGMLQ_GGML_ATTEND_PART] = nullptr;
+#ifdef GGMLQ_GGML_N_KV_MAX_AT
+        to.op.op_params[GGMLQ_GGML_N_KV_MAX_AT] = 0; /* all rows are decoded anyhow */
+#endif
+        if (v_as_it_is) {
+            to.v = *v;
+            to.v.ne[2] = heads;
+            to.v.data  = (char *) v->data + first*(int64_t) v->nb[2];
+        }
+        q_at = place_from(op, sizes, out_at);
+        if (buft) { /* upstream knows how much its scratch memory is once it sees types and shapes */
+            q_at = place_from(op, sizes, out_at + aligned(ggml_backend_buft_get_alloc_size(buft, &to.op)));
+        }
+    }
+
+private:
+    size_t place_from(const ggml_tensor * op, const int64_t sizes[2], size_t at) {
+        to.q = rows(op, op->src[0], GGML_TYPE_F32, sizes[0], heads*group, at);
+        k_at = aligned(at + ggml_nbytes(&to.q));
+        to.k = rows(op, op->src[1], GGML_TYPE_F16, sizes[0], heads, k_at);
+        v_at = end = aligned(k_at + ggml_nbytes(&to.k));
+        if (!v_as_it_is) {
+            to.v = rows(op, op->src[2], GGML_TYPE_F16, sizes[1], heads, v_at);
+            end  = aligned(v_at + ggml_nbytes(&to.v));
+        }
+        return at;
+    }
+
+    static ggml_tensor rows(const ggml_tensor * op, const ggml_tensor * like, ggml_type type, int64_t size, int64_t heads, size_t at) {
+        ggml_tensor t = *like;
+        t.ne[0] = size;
+        t.ne[2] = heads;
+        return scratch_like(&t, type, op, at);
+    }
+};
+
+}
+
+/* All heads of K, or a part of them that takes no more memory than all heads of keys that aren't centered. Every turn is like the others, so that
+ * what it writes lies where nothing of the one before is still to be read. */
+static int64_t heads_at_once(const ggmlq_attend_params & p, const int64_t sizes[2]) {
+    if (p.max_bias != 0.0f || (p.mask && p.mask_heads > 1)) {
+        return p.n_heads_kv; /* upstream numbers the heads that it is given */
+    }
+    int64_t heads = std::max<int64_t>(p.n_heads_kv*(p.head_size_k + p.head_size_v)/(sizes[0] + sizes[1]), 1);
+    while (p.n_heads_kv % heads != 0) {
+        --heads;
+    }
+    return heads;
+}
+
+/* `count` of an axis. */
+static ggmlq_cuda_view some_of(const ggml_tensor * tensor, int axis, int64_t count) {
+    ggmlq_cuda_view view = view_of(tensor);
+    view.ne[axis] = count;
+    return view;
+}
+
+static int plan_wide(const ggml_tensor * op, const attention_wide & wide, steps & result) {
+    const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
+    const ggml_tensor * w = op->src[GGMLQ_GGML_ATTEND_W], * c = op->src[GGMLQ_GGML_ATTEND_C], * part = op->src[GGMLQ_GGML_ATTEND_PART];
+    const int64_t heads = wide.heads*wide.group;
+    const size_t  first = (size_t) (wide.first*wide.group), first_k = (size_t) wide.first, behind = (size_t) wide.head_k; /* values */
+    ggmlq_metal_launch launch = {};
+    int error = GGMLQ_OK;
+    const auto add = [&](int failed, std::initializer_list<place> operands, bool after = false) {
+        error = error ? error : failed;
+        if (!error) {
+            result.add(launch, operands, after);
+        }
+    };
+    const auto rotate = [&](ggml_type type, const ggmlq_cuda_view & to, const ggmlq_cuda_view & from, bool back) {
+        return ggmlq_ggml_is_cache_type(type) ? ggmlq_metal_rotate((int) type, &to, &from, back, &launch) : ggmlq_metal_fill(&to, &from, 1.0f, nullptr, &launch);
+    };
+    const ggmlq_cuda_view q_from = some_of(q, 2, heads),      q_to = some_of(&wide.to.q, 0, wide.head_k);
+    const ggmlq_cuda_view k_from = some_of(k, 2, wide.heads), k_to = some_of(&wide.to.k, 0, wide.head_k);
+    const ggmlq_cuda_view v_from = some_of(v, 2, wide.heads), v_to = some_of(&wide.to.v, 0, wide.head_v);
+    const ggmlq_cuda_view w_from = some_of(w, 2, heads),      w_to = some_of(&wide.to.q, 0, wide.to.q.ne[0] - wide.head_k);
+    const ggmlq_cuda_view c_from = view_of(c),                 c_to = some_of(&wide.to.k, 0, wide.to.k.ne[0] - wide.head_k), factors = view_of(part);
+    const ggmlq_cuda_view out_to = some_of(op, 1, heads),     out_from = some_of(&wide.to.op, 0, wide.head_v);
+
+    add(rotate(k->type, q_to, q_from, false),        { { op, wide.q_at }, { q, first*q->nb[2] }, { q, 0 } });
+    add(ggmlq_metal_to_f16(&k_to, &k_from, &launch), { { op, wide.k_at }, { k, first_k*k->nb[2] }, { k, 0 } });
+    if (!wide.v_as_it_is) {
+        add(ggmlq_metal_to_f16(&v_to, &v_from, &launch), { { op, wide.v_at }, { v, first_k*v->nb[2] }, { v, 0 } });
+    }
+    add(ggmlq_metal_fill(&w_to, &w_from, 1.0f/GGMLQ_METAL_TERM_UNIT, nullptr, &launch), { { op, wide.q_at + behind*wide.to.q.nb[0] }, { w, first*w->nb[2] }, { w, 0 } });
+    add(ggmlq_metal_fill(&c_to, &c_from, GGMLQ_METAL_TERM_UNIT, &factors, &launch),     { { op, wide.k_at + behind*wide.to.k.nb[0] }, { c, 0 }, { part, 0 } });
+    result.add_upstream(wide.first);
+    add(rotate(v->type, out_to, out_from, true), { { op, first*op->nb[1] }, { op, wide.out_at }, { op, 0 } }, true);
+    result.scratch_end = std::max(result.scratch_end, wide.end);
+    return error;
+}
+
 static int plan_ours(const ggml_tensor * op, const ggmlq_metal_attention & a, steps & result) {
     const ggml_tensor * q = op->src[0];
     const size_t workspace = aligned(ggml_nbytes(op));
     const place out = { op, 0 }, list = { op, workspace }, parts = { op, workspace + (size_t) a.parts_at };
-    const place mask = { op->src[3] ? op->src[3] : q, 0 }, sinks = { op->src[4] ? op->src[4] : q, 0 };
+    const auto source = [&](int i) { return place{ op->src[i] ? op->src[i] : q, 0 }; };
+    const place mask = source(3), sinks = source(4);
     result.add(a.select,  { mask, list });
-    result.add(a.attend,  { { q, 0 }, { op->src[1], 0 }, { op->src[2], 0 }, mask, sinks, list, a.combine.kernel ? parts : out }, true);
+    result.add(a.attend,  { { q, 0 }, { op->src[1], 0 }, { op->src[2], 0 }, mask, sinks, list, a.combine.kernel ? parts : out,
+        source(GGMLQ_GGML_ATTEND_W), source(GGMLQ_GGML_ATTEND_C), source(GGMLQ_GGML_ATTEND_PART) }, true);
     result.add(a.combine, { parts, sinks, out }, true);
     result.scratch_end = a.workspace_bytes > 0 ? workspace + (size_t) a.workspace_bytes : 0;
     return GGMLQ_OK;
+}
+
+/* Whether a mask, sinks, c are there counts, and they may have no address yet. */
+static bool params_of(const ggml_tensor * op, ggmlq_attend_params & p) {
+    static const uint16_t halves = 0;
+    static const float    floats = 0;
+    if (!ggmlq_ggml_attend_params_centered(op, &p)) {
+        return false;
+    }
+    const bool term = op->src[GGMLQ_GGML_ATTEND_C] != nullptr;
+    p.mask  = op->src[3] ? &halves : nullptr;
+    p.sinks = op->src[4] ? &floats : nullptr;
+    p.w     = term ? &floats : nullptr;
+    p.c     = p.part = term ? &halves : nullptr;
+    return true;
 }
 
 /* Over the rows that the mask leaves, if the graph says that they are few; many queries by upstream's f16 kernels, where it has them;
  * else our kernel, which takes every shape. */
 static int plan_attention(ggml_metal_device_t dev, ggml_backend_buffer_type_t buft, const ggml_tensor * op, steps & result) {
     ggmlq_attend_params p;
-    if (!ggmlq_ggml_attend_params(op, &p)) {
+    if (!params_of(op, p)) {
         return GGMLQ_ERROR_TYPE;
     }
-    /* Whether they are there counts, and they may have no address yet. */
-    static const uint16_t no_mask = 0;
-    static const float    no_sinks = 0;
-    p.mask  = op->src[3] ? &no_mask : nullptr;
-    p.sinks = op->src[4] ? &no_sinks : nullptr;
-
     const int64_t most = ggmlq_ggml_attend_most_visible(op);
     ggmlq_metal_attention a;
     if (most > 0 && p.n_kv >= 2*most && ggmlq_metal_attend(&p, most, &a) == GGMLQ_OK) {
         return plan_ours(op, a, result);
     }
-    if (ggmlq_metal_attend_wants_f16(&p)) {
-        ggmlq_ggml_metal_stand_in stand_in;
-        const attention_f16 f16(op, buft, stand_in);
+    int64_t sizes[2];
+    if (ggmlq_metal_attend_wants_f16(&p, sizes)) {
         steps by_f16 = {};
-        if (ggml_metal_device_supports_op(dev, &stand_in.op) && plan_f16(op, f16, by_f16) == GGMLQ_OK) {
+        bool done = true;
+        for (int64_t first = 0, heads = p.c ? heads_at_once(p, sizes) : p.n_heads_kv; first < p.n_heads_kv && done; first += heads) {
+            ggmlq_ggml_metal_stand_in stand_in;
+            if (p.c) {
+                const attention_wide wide(op, sizes, first, heads, buft, stand_in);
+                done = plan_wide(op, wide, by_f16) == GGMLQ_OK;
+            } else {
+                const attention_f16 f16(op, buft, stand_in);
+                done = plan_f16(op, f16, by_f16) == GGMLQ_OK;
+            }
+            done = done && ggml_metal_device_supports_op(dev, &stand_in.op);
+        }
+        if (done) {
             result = by_f16;
             return GGMLQ_OK;
         }
@@ -332,7 +484,7 @@ static ggml_backend_buffer_type_t buft_of(const ggml_tensor * tensor) {
 /* --- what the hooks call ---------------------------------------------------------------------------------------- */
 
 bool ggmlq_ggml_metal_involved(const ggml_tensor * op) {
-    bool involved = ggmlq_ggml_is_cache_type(op->type);
+    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]);
     for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
         involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
     }
@@ -355,9 +507,8 @@ bool ggmlq_ggml_metal_supports_op(ggml_metal_device_t dev, const ggml_tensor * o
     }
     steps todo;
     const ggml_metal_library_t library = plan(dev, nullptr, op, todo) == GGMLQ_OK ? library_of(dev) : nullptr;
-    for (int i = 0; i < todo.n && library; ++i) {
-        const ggmlq_metal_launch & launch = todo.list[i].launch;
-        if (launch.kernel && !pipeline_of(library, launch).pipeline) {
+    for (const step & s : todo.list) {
+        if (library && s.launch.kernel && !pipeline_of(library, s.launch).pipeline) {
             return false;
         }
     }
@@ -370,12 +521,22 @@ size_t ggmlq_ggml_metal_alloc_size(ggml_metal_device_t dev, ggml_backend_buffer_
     return attention && todo.scratch_end > 0 ? todo.scratch_end : ggml_nbytes(tensor);
 }
 
+/* Which heads upstream's attention is being encoded for: it is asked for a node, on the thread that asks. */
+static thread_local int64_t first_head_of_upstream = 0;
+
 ggml_tensor * ggmlq_ggml_metal_in_place_of(ggml_tensor * op, ggmlq_ggml_metal_stand_in * stand_in) {
     if (!ggmlq_ggml_metal_involved(op)) {
         return op;
     }
-    const attention_f16 f16(op, buft_of(op), *stand_in);
-    return &f16.to.op;
+    ggmlq_attend_params p;
+    int64_t sizes[2];
+    GGML_ASSERT(params_of(op, p) && ggmlq_metal_attend_wants_f16(&p, sizes)); /* by the plan that asked for it */
+    if (p.c) {
+        const attention_wide wide(op, sizes, first_head_of_upstream, heads_at_once(p, sizes), buft_of(op), *stand_in);
+    } else {
+        const attention_f16 f16(op, buft_of(op), *stand_in);
+    }
+    return &stand_in->op;
 }
 
 bool ggmlq_ggml_metal_encode(ggml_metal_device_t dev, ggml_metal_encoder_t encoder, const ggml_tensor * op, ggmlq_ggml_metal_buffer_id_t buffer_id,
@@ -385,12 +546,12 @@ bool ggmlq_ggml_metal_encode(ggml_metal_device_t dev, ggml_metal_encoder_t encod
     }
     steps todo;
     plan(dev, buft_of(op), op, todo); /* supports_op was asked before: it can be done */
-    for (int i = 0; i < todo.n; ++i) {
-        const step & s = todo.list[i];
-        if (s.after && i > 0) {
+    for (const step & s : todo.list) {
+        if (s.after && &s != &todo.list.front()) {
             wait();
         }
         if (s.launch.kernel == nullptr) {
+            first_head_of_upstream = s.first_head;
             attend_f16();
             continue;
         }

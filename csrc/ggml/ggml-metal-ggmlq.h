@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-/* One of our types takes part. */
+/* One of our types takes part, or centered keys of whatever type do. */
 bool ggmlq_ggml_metal_involved(const struct ggml_tensor * op);
 
 /* Where one is: whether ggmlq_ggml_metal_encode does it on this device. The kernels are compiled when this is first asked. */
@@ -31,21 +31,22 @@ size_t ggmlq_ggml_metal_alloc_size(ggml_metal_device_t dev, ggml_backend_buffer_
 
 #include <functional>
 
-/* False, having done nothing, if none of our types is involved. wait: what comes after it sees what was written before. attend_f16: encodes
+/* False, having done nothing, if it isn't involved. wait: what comes after it sees what was written before. attend_f16: encodes
  * upstream's attention for `op`, which asks ggmlq_ggml_metal_in_place_of what to work on. */
 bool ggmlq_ggml_metal_encode(ggml_metal_device_t dev, ggml_metal_encoder_t encoder, const ggml_tensor * op, ggmlq_ggml_metal_buffer_id_t buffer_id,
                              const std::function<void()> & wait, const std::function<void()> & attend_f16);
 
-/* Attention with K and V in f16 and rotated queries: tensors that point at each other, so no copies. */
+/* Attention with K and V in f16 and rotated queries; of centered keys some heads of it, with longer rows. Tensors that point at each other, so
+ * no copies. */
 struct ggmlq_ggml_metal_stand_in {
-    ggml_tensor q, k, v, op;
+    ggml_tensor q, k, v, sinks, op;
 
     ggmlq_ggml_metal_stand_in() = default;
     ggmlq_ggml_metal_stand_in(const ggmlq_ggml_metal_stand_in &) = delete;
     ggmlq_ggml_metal_stand_in & operator=(const ggmlq_ggml_metal_stand_in &) = delete;
 };
 
-/* `op` itself if none of our types is involved. */
+/* `op` itself if it isn't involved. */
 ggml_tensor * ggmlq_ggml_metal_in_place_of(ggml_tensor * op, ggmlq_ggml_metal_stand_in * stand_in);
 #endif
 

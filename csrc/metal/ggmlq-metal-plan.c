@@ -9,6 +9,7 @@
 #define ENCODE  "kernel_ggmlq_encode"
 #define DECODE  "kernel_ggmlq_decode"
 #define ROTATE  "kernel_ggmlq_rotate"
+#define FILL    "kernel_ggmlq_fill"
 #define COPY    "kernel_ggmlq_copy"
 #define MUL_MV  "kernel_ggmlq_mul_mv"
 #define SELECT  "kernel_ggmlq_select"
@@ -17,7 +18,7 @@
 #define INDEXER "kernel_ggmlq_indexer"
 
 const char * const * ggmlq_metal_kernels(void) {
-    static const char * const kernels[] = { ENCODE, DECODE, ROTATE, COPY, MUL_MV, SELECT, ATTEND, COMBINE, INDEXER, NULL };
+    static const char * const kernels[] = { ENCODE, DECODE, ROTATE, FILL, COPY, MUL_MV, SELECT, ATTEND, COMBINE, INDEXER, NULL };
     return kernels;
 }
 
@@ -38,7 +39,6 @@ static void finish(struct ggmlq_metal_launch * launch, int64_t n, int each) {
     if (n == 0) {
         launch->kernel = NULL;
     }
-    launch->args.rows.n = (uint32_t) n;
     launch->groups[0]   = (uint32_t) ((n*each + GGMLQ_METAL_THREADS - 1)/GGMLQ_METAL_THREADS);
 }
 
@@ -95,6 +95,7 @@ static int plan_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cud
         args->index_ne1   = (uint32_t) indices->ne[1];
         args->index_ne2   = (uint32_t) indices->ne[2];
     }
+    args->n = (uint32_t) n;
     finish(launch, n, GGMLQ_METAL_TEAM);
     return GGMLQ_OK;
 }
@@ -144,6 +145,41 @@ int ggmlq_metal_to_f16(const struct ggmlq_cuda_view * dst, const struct ggmlq_cu
     return src->ne[0] % info->block_length != 0 ? GGMLQ_ERROR_LENGTH : plan_rows(src, dst, NULL, 0, false, true, launch);
 }
 
+int ggmlq_metal_fill(const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, float factor, const struct ggmlq_cuda_view * part,
+                     struct ggmlq_metal_launch * launch) {
+    if (to->type != from->type || (to->type != GGMLQ_CUDA_F32 && to->type != GGMLQ_CUDA_F16) || (part && part->type != GGMLQ_CUDA_F16)) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    int error = ggmlq_check_view(to, PLANE);
+    error = error ? error : ggmlq_check_view(from, 1);
+    error = error || part == NULL ? error : ggmlq_check_view(part, 1);
+    if (error) {
+        return error;
+    }
+    if (from->ne[0] > to->ne[0] || from->ne[1] != to->ne[1] || (from->ne[2] != to->ne[2] && from->ne[2] != 1) || from->ne[3] != to->ne[3] ||
+        (part && (part->ne[0] != to->ne[1] || part->ne[3] != to->ne[3]))) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    const int64_t n = count(to, to->ne[0]/PLANE);
+    if (n < 0) {
+        return (int) n;
+    }
+    start(launch, FILL, 3, to->type, 0, sizeof(launch->args.fill));
+    struct ggmlq_metal_fill_args * args = &launch->args.fill;
+    args->to   = make_walk(to, to->ne[0]/PLANE, 0);
+    args->from = make_walk(from, 0, 0);
+    if (from->ne[2] == 1) {
+        args->from.nb2 = 0;
+    }
+    args->part_nb  = part ? part->nb[3] : 0;
+    args->size     = (uint32_t) from->ne[0];
+    args->has_part = part != NULL;
+    args->factor   = factor;
+    args->n        = (uint32_t) n;
+    finish(launch, n, GGMLQ_METAL_TEAM);
+    return GGMLQ_OK;
+}
+
 int ggmlq_metal_copy_rows(const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, struct ggmlq_metal_launch * launch) {
     if (dst->type != src->type || !ggmlq_is_cache_type(dst->type)) {
         return GGMLQ_ERROR_TYPE;
@@ -164,6 +200,7 @@ int ggmlq_metal_copy_rows(const struct ggmlq_cuda_view * dst, const struct ggmlq
     start(launch, COPY, 2, dst->type, dst->type, sizeof(launch->args.rows));
     launch->args.rows.rows   = make_walk(dst, to, 0);
     launch->args.rows.values = make_walk(src, from, 0);
+    launch->args.rows.n      = (uint32_t) n;
     finish(launch, n, 1);
     return GGMLQ_OK;
 }
@@ -191,6 +228,7 @@ int ggmlq_metal_rotate(int type, const struct ggmlq_cuda_view * dst, const struc
     launch->args.rows.values = make_walk(dst, dst->ne[0]/PLANE, 0);
     launch->args.rows.rows   = make_walk(src, src->ne[0]/PLANE, 0);
     launch->args.rows.inverse = back;
+    launch->args.rows.n       = (uint32_t) n;
     finish(launch, n, GGMLQ_METAL_TEAM);
     return GGMLQ_OK;
 }
@@ -282,8 +320,9 @@ enum { CHUNK = 32*GGMLQ_METAL_SIMDGROUPS /* tokens that all simdgroups of a thre
 
 static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1)/unit; }
 
-static int64_t shared_floats(int64_t columns, int64_t planes_k, int64_t planes_v) {
-    return columns*(PLANE*(planes_k + planes_v) + GGMLQ_METAL_SIMDGROUPS*(32 + 2));
+/* planes: of K, of V, of c. */
+static int64_t shared_floats(int64_t columns, int64_t planes) {
+    return columns*(PLANE*planes + GGMLQ_METAL_SIMDGROUPS*(32 + 2));
 }
 
 static int check_attend(const struct ggmlq_attend_params * p, int64_t most) {
@@ -291,7 +330,7 @@ static int check_attend(const struct ggmlq_attend_params * p, int64_t most) {
     if (error) {
         return error;
     }
-    if (p->c /* centered keys: no kernel here adds the term */ || p->n_kv > INT32_MAX - CHUNK || most < 0 || most > INT32_MAX - CHUNK ||
+    if (p->n_kv > INT32_MAX - CHUNK || most < 0 || most > INT32_MAX - CHUNK ||
         (p->mask && (p->mask_heads > INT32_MAX || p->mask_seqs > INT32_MAX)) || (most > 0 && (!p->mask || p->mask_heads != 1))) {
         return GGMLQ_ERROR_SHAPE;
     }
@@ -322,14 +361,15 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
         plan_select(p, most, &attention->select);
         attention->parts_at = up(p->n_queries*p->n_seqs*most*(int64_t) sizeof(int32_t), 16)*16;
     }
-    const int64_t group = p->n_heads/p->n_heads_kv, planes_k = up(p->head_size_k, PLANE), planes_v = up(p->head_size_v, PLANE);
+    const int64_t group = p->n_heads/p->n_heads_kv, planes_v = up(p->head_size_v, PLANE);
+    const int64_t planes = up(p->head_size_k, PLANE) + planes_v + (p->c ? up(p->c_size, PLANE) : 0);
     const int64_t n_kv = most > 0 ? most : p->n_kv, chunks = n_kv > CHUNK ? up(n_kv, CHUNK) : 1;
     const int64_t span = most > 0 ? group : group*p->n_queries, units = (most > 0 ? p->n_queries : 1)*p->n_heads_kv*p->n_seqs;
 
     /* As many columns as registers and threadgroup memory hold: each of them saves decoding the rows once more. */
     int64_t columns = span < GGMLQ_METAL_MAX_COLUMNS ? span : GGMLQ_METAL_MAX_COLUMNS;
     while (columns > 1 && (columns*up(planes_v, 4) > GGMLQ_METAL_MAX_PLANES ||
-                           shared_floats(columns, planes_k, planes_v)*(int64_t) sizeof(float) > GGMLQ_METAL_SHARED_BYTES ||
+                           shared_floats(columns, planes)*(int64_t) sizeof(float) > GGMLQ_METAL_SHARED_BYTES ||
                            up(span, columns)*units*chunks < FEW_GROUPS)) {
         columns /= 2;
     }
@@ -340,7 +380,7 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
     splits = up(chunks*CHUNK, split_kv);
 
     struct ggmlq_metal_launch * launch = &attention->attend;
-    start(launch, ATTEND, 7, p->type_k, p->type_v, sizeof(launch->args.attend));
+    start(launch, ATTEND, 10, p->type_k, p->type_v, sizeof(launch->args.attend));
     struct ggmlq_metal_attend_args * args = &launch->args.attend;
     for (int i = 0; i < 3; ++i) {
         args->q_nb[i]    = p->q_stride[i];
@@ -373,6 +413,16 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
         args->alibi_base     = powf(2.0f, -p->max_bias/(float) heads);
         args->alibi_base_odd = powf(2.0f, -p->max_bias/2.0f/(float) heads);
     }
+    if (p->c) {
+        for (int i = 0; i < 3; ++i) {
+            args->w_nb[i] = p->w_stride[i];
+        }
+        args->c_nb[0]  = p->c_stride[0];
+        args->c_nb[1]  = p->c_stride[1];
+        args->part_nb  = p->part_stride;
+        args->has_part = p->part != NULL;
+        launch->constants[GGMLQ_METAL_TERM] = (int32_t) p->c_size;
+    }
     args->scale      = p->scale;
     args->softcap    = p->logit_softcap;
     args->query_rows = (uint32_t) (p->n_queries*p->n_heads*p->n_seqs);
@@ -382,7 +432,7 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
     launch->groups[0] = (uint32_t) (tiles*splits*(most > 0 ? p->n_queries : 1));
     launch->groups[1] = (uint32_t) p->n_heads_kv;
     launch->groups[2] = (uint32_t) p->n_seqs;
-    launch->shared_bytes = (uint32_t) (up(shared_floats(columns, planes_k, planes_v)*(int64_t) sizeof(float), 16)*16);
+    launch->shared_bytes = (uint32_t) (up(shared_floats(columns, planes)*(int64_t) sizeof(float), 16)*16);
 
     attention->workspace_bytes = attention->parts_at;
     if (splits > 1) {
@@ -397,15 +447,22 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
 
 /* --- attention by way of f16 ------------------------------------------------------------------------------------ */
 
-bool ggmlq_metal_attend_wants_f16(const struct ggmlq_attend_params * p) {
-    /* Head sizes, of K and of V, for which the f16 kernels of every tree's ggml-metal are there: tests/test_metal.py looks. */
-    static const int64_t sizes[][2] = {
-        { 32, 32 }, { 64, 64 }, { 96, 96 }, { 128, 128 }, { 192, 192 }, { 192, 128 }, { 256, 256 }, { 320, 256 }, { 512, 512 }, { 576, 512 },
+bool ggmlq_metal_attend_wants_f16(const struct ggmlq_attend_params * p, int64_t sizes[2]) {
+    /* Head sizes, of K and of V, for which the f16 kernels of every tree's ggml-metal are there: tests/test_metal.py looks. Ascending. */
+    static const int64_t known_sizes[][2] = {
+        { 32, 32 }, { 64, 64 }, { 96, 96 }, { 128, 128 }, { 192, 128 }, { 192, 192 }, { 256, 256 }, { 320, 256 }, { 512, 512 }, { 576, 512 },
     };
     const int64_t few_queries = 32; /* as for upstream's own quantized types; it stops the program from 65536 on */
-    bool known = false;
-    for (size_t i = 0; i < sizeof(sizes)/sizeof(sizes[0]); ++i) {
-        known = known || (p->head_size_k == sizes[i][0] && p->head_size_v == sizes[i][1]);
+    if (p->n_queries < few_queries || p->n_queries >= 65536 || p->n_kv == 0 || check_attend(p, 0) != GGMLQ_OK) {
+        return false;
     }
-    return known && p->n_queries >= few_queries && p->n_queries < 65536 && p->n_kv > 0 && check_attend(p, 0) == GGMLQ_OK;
+    const int64_t wanted = p->head_size_k + (p->c ? p->c_size : 0);
+    for (size_t i = 0; i < sizeof(known_sizes)/sizeof(known_sizes[0]); ++i) {
+        sizes[0] = known_sizes[i][0];
+        sizes[1] = known_sizes[i][1];
+        if (p->c ? wanted <= sizes[0] && p->head_size_v <= sizes[1] : wanted == sizes[0] && p->head_size_v == sizes[1]) {
+            return true;
+        }
+    }
+    return false;
 }

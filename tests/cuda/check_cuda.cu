@@ -998,7 +998,6 @@ static std::string check_attention() {
     check_attention_case({ P, P, 128, 128, 600, 2, 4, 2, 1, 1, true, true, 0, 0, 1, true, 520 });
     check_attention_case({ T, T, 128, 128, 65, 2, 4, 2, 6, 3, false, false, 0, 0, 0, false });
     check_attention_case({ P, P, 128, 128, 65, 2, 4, 2, 5, 1, false, false, 0, 0, 0, false });
-#ifndef GGMLQ_CHECK_METAL
     for (int k : types) for (int layout = 0; layout < 3; ++layout) { /* centered keys */
         check_attention_case({ k, T, 128, 128, 70, 3, 4, 2, 2, 1, true, false, 0, 0, layout, layout == 1, 0, 128 });
     }
@@ -1009,6 +1008,7 @@ static std::string check_attention() {
         check_attention_case({ P, P, 128, 128, n_kv, 2, 17, 1, 1, 1, n_kv > 2, n_kv > 2, 0, n_kv > 2 ? 8.0f : 0, 1, n_kv > 2, 0, 96 });
     }
     check_attention_case({ P, T, 128, 128, 600, 70, 4, 2, 3, 3, true, true, 0, 0, 0, true, 520, 64 });
+#ifndef GGMLQ_CHECK_METAL
     check_widened(256, 128, 128, true);
     check_widened(128, 64, 30, false);
     check_widened(96, 32, 64, true);
@@ -1116,9 +1116,6 @@ static std::string check_errors() {
     expect(attend([](auto & c) { c.mask = (const uint16_t *) 16; }), GGMLQ_ERROR_SHAPE, "attend mask periods");
     expect(attend([](auto & c) { c.c = (const uint16_t *) 16; c.c_size = 64; }), GGMLQ_ERROR_SHAPE, "attend with c and no w");
     expect(attend([](auto & c) { c.w = (const float *) 16; c.c = (const uint16_t *) 16; c.c_size = 129; }), GGMLQ_ERROR_SHAPE, "attend with a row c longer than the head");
-#ifdef GGMLQ_CHECK_METAL
-    expect(attend([](auto & c) { c.w = (const float *) 16; c.c = (const uint16_t *) 16; c.c_size = 64; }), GGMLQ_ERROR_SHAPE, "attend with centered keys");
-#endif
     expect(attend([](auto & c) { c.n_queries = (int64_t) 1 << 32; }), GGMLQ_ERROR_SHAPE, "attend too many rows");
 
     /* What the driver said: here, that there isn't as much memory. */

@@ -20,7 +20,7 @@ import _metal_source
 
 # Attributes that csrc/metal uses, all in the Metal Shading Language Specification.
 ATTRIBUTES = (
-    r"kernel, max_total_threads_per_threadgroup\(\w+\)", r"buffer\(\d\)", r"threadgroup\(\d\)", r"function_constant\(\w+\)",
+    r"kernel, max_total_threads_per_threadgroup\(\w+\)", r"buffer\(\d+\)", r"threadgroup\(\d\)", r"function_constant\(\w+\)",
     r"thread_position_in_grid", r"threadgroup_position_in_grid", r"thread_index_in_threadgroup", r"simdgroup_index_in_threadgroup",
     r"thread_index_in_simdgroup",
 )  # fmt: skip

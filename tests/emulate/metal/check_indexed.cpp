@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
  * What Metal can do and ggmlq-cuda.h has no name for: rows of 512 gathered by indices of 32 bits into floats or, as they are stored, into f16, names
- * out of range left alone; copies of encoded rows; rows of every type to f16.
+ * out of range left alone; copies of encoded rows; rows that are filled with the product of others and a factor of each.
  */
 #include "ggmlq-metal-run.h"
 
 #include "ggmlq-block.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <vector>
@@ -79,7 +80,55 @@ static void check(int type) {
     require(ggmlq_metal_copy_rows(&target, &source, &launch) == GGMLQ_ERROR_SHAPE, "copy of more rows", type);
 }
 
+/* Values `at` and up of rows, from rows of all heads or of one for all, times 256 and with `part` a factor; 0 behind them and where that is 0, though it's NaN there. */
+static void check_fill(int type, int64_t length, int64_t at, int64_t size, bool one_head, bool with_part) {
+    const int64_t n = 37, heads = 3, seqs = 2, item = type == GGMLQ_CUDA_F32 ? 4 : 2, row = length + 2, from_row = size + 3, from_heads = one_head ? 1 : heads;
+    const auto value = [&](const std::vector<uint8_t> & bytes, int64_t i) {
+        return item == 4 ? ggmlq_float_from_bits(ggmlq_load_u32(&bytes[4*i])) : ggmlq_half_to_float(ggmlq_load_u16(&bytes[2*i]));
+    };
+    std::vector<uint8_t> from(from_row*n*from_heads*seqs*item), to(row*n*heads*seqs*item, 0xcd), part(2*n*seqs);
+    for (int64_t i = 0; i < n*seqs; ++i) {
+        ggmlq_store_u16(&part[2*i], i % 3 == 0 ? 0 : i % 3 == 1 ? 0x3c00 : 0x3a00);
+    }
+    for (int64_t i = 0; i < (int64_t) from.size()/item; ++i) { /* heads lie within a token */
+        const float v = with_part && i/from_row/from_heads % 3 == 0 ? NAN : random_value();
+        if (item == 4) { memcpy(&from[4*i], &v, 4); } else { ggmlq_store_u16(&from[2*i], ggmlq_half_from_float(v)); }
+    }
+    const ggmlq_cuda_view target = { nullptr, type, { length - at, n, heads, seqs }, { item, row*heads*item, row*item, row*heads*n*item } };
+    const ggmlq_cuda_view source = { nullptr, type, { size, n, from_heads, seqs }, { item, from_row*from_heads*item, from_row*item, from_row*from_heads*n*item } };
+    const ggmlq_cuda_view factors = { nullptr, GGMLQ_CUDA_F16, { n, 1, 1, seqs }, { 2, 2*n, 2*n, 2*n } };
+    ggmlq_metal_launch launch;
+    const void * const operands[] = { to.data() + at*item, from.data(), part.data() };
+    require(ggmlq_metal_fill(&target, &source, 256.0f, with_part ? &factors : nullptr, &launch) == 0 && ggmlq_metal_run(&launch, operands, nullptr) == 0, "fill: refused", type);
+    bool same = true;
+    for (int64_t i = 0; i < row*n*heads*seqs; ++i) {
+        const int64_t j = i % row, h = i/row % heads, token = i/row/heads; /* of all sequences */
+        const float factor = with_part ? ggmlq_half_to_float(ggmlq_load_u16(&part[2*token])) : 1.0f;
+        const float x = j >= at && j - at < size && factor != 0 ? 256*factor*value(from, (token*from_heads + (one_head ? 0 : h))*from_row + j - at) : 0.0f;
+        const float wanted = item == 4 ? x : ggmlq_half_to_float(ggmlq_half_from_float(x));
+        same &= j < at || j >= length ? to[i*item] == 0xcd && to[i*item + 1] == 0xcd : value(to, i) == wanted;
+    }
+    require(same, "fill", type);
+
+    ggmlq_cuda_view wrong = source;
+    wrong.type = item == 4 ? GGMLQ_CUDA_F16 : GGMLQ_CUDA_F32;
+    require(ggmlq_metal_fill(&target, &wrong, 1.0f, nullptr, &launch) == GGMLQ_ERROR_TYPE, "fill: two types", type);
+    wrong = source;
+    wrong.ne[0] = length - at + 1;
+    require(ggmlq_metal_fill(&target, &wrong, 1.0f, nullptr, &launch) == GGMLQ_ERROR_SHAPE, "fill: a row too long", type);
+    wrong = factors;
+    wrong.ne[3] = 1;
+    require(ggmlq_metal_fill(&target, &source, 1.0f, &wrong, &launch) == GGMLQ_ERROR_SHAPE, "fill: factors of one sequence", type);
+    wrong = target;
+    wrong.ne[0] -= 1;
+    require(ggmlq_metal_fill(&wrong, &source, 1.0f, nullptr, &launch) == GGMLQ_ERROR_LENGTH, "fill: a part of a plane", type);
+}
+
 int main() {
+    check_fill(GGMLQ_CUDA_F16, 256, 128, 128, true, true);
+    check_fill(GGMLQ_CUDA_F16, 128, 64, 30, true, false);
+    check_fill(GGMLQ_CUDA_F16, 96, 0, 50, false, true);
+    check_fill(GGMLQ_CUDA_F32, 96, 64, 32, false, false);
     check(GGMLQ_TYPE_TQ3_0);
     check(GGMLQ_TYPE_PLANAR3);
     printf(failures ? "wrong\n" : "ok\n");

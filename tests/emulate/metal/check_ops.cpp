@@ -35,7 +35,6 @@ struct ggml_metal_encoder {
 static ggml_metal_device_props props;
 static ggml_metal_library      libraries[2]; /* upstream's, ours */
 static std::vector<std::string> launched;
-static size_t upstream_bytes; /* of a result and upstream's scratch memory */
 
 static int failures = 0;
 static std::string current;
@@ -179,6 +178,7 @@ struct attention {
     std::function<const row &(int64_t, int64_t, int64_t)> k, v;
     std::map<const void *, row> known_k, known_v; /* by address */
     std::function<double(int64_t, int64_t, int64_t, int64_t)> mask; /* row, token, head, sequence; minus infinity: hidden */
+    std::function<double(int64_t, int64_t, int64_t, int64_t)> term; /* the same; of centered keys */
     std::function<double(int64_t)> slope, sink;
     double scale, softcap; /* softcap*tanh(scale*dot), or without it scale*dot */
 };
@@ -197,7 +197,7 @@ static row attend(const attention & a, int64_t token, int64_t head, int64_t seq)
         score[i] = -INFINITY;
         if (m != -INFINITY) {
             const row & k = a.k(i, head, seq);
-            double dot = 0;
+            double dot = a.term ? a.term(i, token, head, seq) : 0;
             for (size_t j = 0; j < q.size(); ++j) {
                 dot += q[j]*k[j];
             }
@@ -222,11 +222,14 @@ static row attend(const attention & a, int64_t token, int64_t head, int64_t seq)
     return result;
 }
 
+/* Of a result and upstream's scratch memory, by its own count. */
+static size_t upstream_bytes(const ggml_metal_kargs_flash_attn_ext & args, bool has_mask, int64_t dk, int64_t dv);
+
 /* kernel_flash_attn_ext: buffers 1 to 8 are q, k, v, mask, sinks, pad, blk, out. */
 static void attend_f16(const ggml_metal_kargs_flash_attn_ext & args, const std::map<std::string, int> & has, std::map<int, uint8_t *> buffers, int64_t dk, int64_t dv) {
     const size_t out_bytes = (size_t) (4*dv*args.ne01*args.ne02*args.ne03);
     require(buffers[6] == buffers[8] + out_bytes, "upstream's scratch memory isn't behind the result");
-    memset(buffers[8] + out_bytes, 0xff, upstream_bytes - out_bytes);
+    memset(buffers[8] + out_bytes, 0xff, upstream_bytes(args, has.at("mask"), dk, dv) - out_bytes);
     attention a;
     a.n_queries = args.ne01; a.heads = args.ne02; a.seqs = args.ne03; a.n_kv = args.ne11; a.dv = dv;
     const int64_t group = args.ne02/args.ne_12_2, repeat = args.ne03/args.ne_12_3;
@@ -256,6 +259,16 @@ static ggml_backend_buffer_type buft;
 static ggml_backend_buffer      buffer;
 static std::vector<std::vector<uint8_t>> memory;
 static ggml_context * ctx;
+
+static size_t upstream_bytes(const ggml_metal_kargs_flash_attn_ext & args, bool has_mask, int64_t dk, int64_t dv) {
+    const auto f16 = [](int64_t n0, int64_t n1, int64_t n2, int64_t n3) { return ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n0, n1, n2, n3); };
+    ggml_tensor * k = f16(dk, args.ne11, args.ne_12_2, args.ne_12_3), * v = f16(dv, args.ne11, args.ne_12_2, args.ne_12_3);
+    k->nb[1] = args.nb11; k->nb[2] = args.nb12; k->nb[3] = args.nb13;
+    v->nb[1] = args.nb21; v->nb[2] = args.nb22; v->nb[3] = args.nb23;
+    const ggml_tensor * op = ggml_flash_attn_ext(ctx, ggml_new_tensor_4d(ctx, GGML_TYPE_F32, dk, args.ne01, args.ne02, args.ne03), k, v,
+        has_mask ? f16(args.ne11, args.ne31, args.ne32, args.ne33) : nullptr, 1.0f, 0.0f, 0.0f);
+    return buft.iface.get_alloc_size(&buft, op);
+}
 
 static void allocate(ggml_tensor * t, size_t bytes) {
     memory.emplace_back(bytes + 2*GUARD + 32, 0xcd);
@@ -314,7 +327,14 @@ static void compute(ggml_tensor * op, const std::vector<std::string> & wanted) {
     size_t bytes = ggml_nbytes(op);
     const bool own = !op->view_src;
     if (own) {
+        void * places[GGML_MAX_SRC] = {}; /* nothing has an address when a graph is laid out */
+        for (int i = 0; i < GGML_MAX_SRC; ++i) {
+            if (op->src[i]) { std::swap(places[i], op->src[i]->data); }
+        }
         bytes = buft.iface.get_alloc_size(&buft, op);
+        for (int i = 0; i < GGML_MAX_SRC; ++i) {
+            if (op->src[i]) { op->src[i]->data = places[i]; }
+        }
         allocate(op, bytes);
     }
     ggml_cgraph * graph = ggml_new_graph(ctx);
@@ -358,6 +378,19 @@ static void compare_attention(const ggml_tensor * op, double bound) {
     a.mask = [&](int64_t i, int64_t t, int64_t h, int64_t s) {
         return mask ? (double) ggmlq_half_to_float(((const uint16_t *) at(mask, t, h % mask->ne[2], s % mask->ne[3]))[i]) : 0.0;
     };
+    if (const ggml_tensor * c = op->src[GGMLQ_GGML_ATTEND_C]) {
+        const ggml_tensor * w = op->src[GGMLQ_GGML_ATTEND_W], * part = op->src[GGMLQ_GGML_ATTEND_PART];
+        a.term = [=, &a](int64_t i, int64_t t, int64_t h, int64_t s) {
+            const int64_t s_k = s/(q->ne[3]/k->ne[3]);
+            const double factor = ggml_fp16_to_fp32(((const ggml_fp16_t *) at(part, 0, 0, s_k))[i]);
+            const row & x = once(a.known_k, w->type, at(w, t, h, s), w->ne[0]), & y = once(a.known_k, c->type, at(c, i, 0, s_k), c->ne[0]);
+            double dot = 0;
+            for (size_t j = 0; j < x.size() && factor != 0; ++j) { /* whatever is there */
+                dot += factor*x[j]*y[j];
+            }
+            return dot;
+        };
+    }
     const int64_t log2 = (int64_t) 1 << (int64_t) std::floor(std::log2((double) a.heads));
     a.slope = [&](int64_t h) { return numbers[1] == 0 ? 1.0 : h < log2 ? std::pow(2.0, -numbers[1]/log2*(h + 1)) : std::pow(2.0, -numbers[1]/2/log2*(2*(h - log2) + 1)); };
     a.sink  = [&](int64_t h) { return sinks ? (double) ((const float *) sinks->data)[h] : -INFINITY; };
@@ -389,6 +422,7 @@ struct case_of_attention {
     bool      part;     /* V is the first part of K */
     int32_t   most;     /* rows that a query sees at most, as the graph says; 0: it doesn't */
     std::vector<std::string> wanted;
+    int64_t   term = 0; /* values of w and c of centered keys */
 };
 
 static void check_attention(const case_of_attention & c) {
@@ -415,15 +449,22 @@ static void check_attention(const case_of_attention & c) {
         ggml_flash_attn_ext_set_n_kv_max(op, c.most);
     }
 #endif
-    /* What upstream has behind the result if K and V are f16. */
-    ggml_tensor * f16 = ggml_flash_attn_ext(ctx, q, ggml_new_tensor(ctx, GGML_TYPE_F16, 4, k->ne), ggml_new_tensor(ctx, GGML_TYPE_F16, 4, v->ne), mask, 1.0f, 0.0f, 0.0f);
-    upstream_bytes = buft.iface.get_alloc_size(&buft, f16);
+    if (c.term > 0) { /* every third key isn't centered, and its row c is NaN */
+        ggml_tensor * rows_c = tensor(GGML_TYPE_F16, c.term, tokens, 1, c.seqs), * part = tensor(GGML_TYPE_F16, tokens, 1, 1, c.seqs);
+        for (int64_t i = 0; i < tokens*c.seqs; ++i) {
+            ((uint16_t *) part->data)[i] = i % 3 == 1 ? 0 : i % 3 == 2 ? 0x3800 : 0x3c00;
+            memset((uint8_t *) rows_c->data + i*2*c.term, 0xff, i % 3 == 1 ? 2*c.term : 0);
+        }
+        op->src[GGMLQ_GGML_ATTEND_W]    = ggml_permute(ctx, tensor(GGML_TYPE_F32, c.term, c.heads, c.n_queries, c.seqs), 0, 2, 1, 3);
+        op->src[GGMLQ_GGML_ATTEND_C]    = ggml_view_4d(ctx, rows_c, c.term, c.n_kv, 1, c.seqs, rows_c->nb[1], rows_c->nb[2], rows_c->nb[3], 0);
+        op->src[GGMLQ_GGML_ATTEND_PART] = ggml_view_4d(ctx, part, c.n_kv, 1, 1, c.seqs, part->nb[1], part->nb[2], part->nb[3], 0);
+    }
 
     current = std::string("K ") + ggml_type_name(c.type_k) + " " + std::to_string(c.head_k) + ", V " + ggml_type_name(c.type_v) + " " + std::to_string(c.head_v) + ", " +
-        std::to_string(c.n_queries) + " of " + std::to_string(c.n_kv);
+        std::to_string(c.n_queries) + " of " + std::to_string(c.n_kv) + ", term " + std::to_string(c.term);
     compute(op, c.wanted);
-    const bool by_f16 = launched.size() > 1 && launched[launched.size() - 2].find("_f16_") != std::string::npos;
-    compare_attention(op, by_f16 || launched.back().find("_f16_") != std::string::npos ? 2e-3 : 1e-5); /* f16: 2^-11 for each value of K and V */
+    const bool by_f16 = std::any_of(launched.begin(), launched.end(), [](const std::string & name) { return name.find("_f16_") != std::string::npos; });
+    compare_attention(op, by_f16 ? 2e-3 : 1e-5); /* f16: 2^-11 for each value of K and V */
 }
 
 static void check_all_attention() {
@@ -449,7 +490,18 @@ static void check_all_attention() {
     props.has_simdgroup_mm = false;
     check_attention({ T, T,  64,  64,  70, 33, 2, 2, 1, true, false, 0, 0, false, 0, { attend } });
     props.has_simdgroup_mm = true;
+    /* Centered keys: tokens, and longer rows for some heads at a time, for all with ALiBi; V f16 as it lies; what upstream has no size for. */
+    const std::string fill = G + "fill";
+    const auto turns = [](int n, const std::vector<std::string> & once) { std::vector<std::string> all; while (n-- > 0) { all.insert(all.end(), once.begin(), once.end()); } return all; };
+    check_attention({ T, T, 128, 128,  77, 1, 4, 2, 2, true,  false, 0, 0, false, 0, { attend }, 128 });
+    check_attention({ P, H, 128,  96, 600, 2, 8, 2, 1, true,  true,  30, 0, false, 0, { attend, combine }, 36 });
+    check_attention({ T, T, 128, 128,  77, 33, 8, 4, 1, true, true, 0, 0, false, 0, turns(2, { rotate, decode, decode, fill, fill, pad, blk, f16 + "dk256_dv256", rotate }), 128 });
+    check_attention({ P, GGML_TYPE_Q8_0, 128, 128, 64, 33, 6, 2, 2, true, false, 30, 8, false, 0, { rotate, decode, decode, fill, fill, blk, f16 + "dk256_dv256", fill }, 100 });
+    check_attention({ T, H, 128, 128,  70, 32, 2, 2, 2, false, true, 0, 0, false, 0, turns(2, { rotate, decode, fill, fill, pad, f16 + "dk192_dv128", fill }), 64 });
+    check_attention({ H, T,  64,  64,  64, 32, 2, 2, 1, true, false, 0, 0, false, 0, turns(2, { fill, decode, decode, fill, fill, blk, f16 + "dk96_dv96", rotate }), 32 });
+    check_attention({ T, T, 512, 512,  40, 32, 1, 1, 1, true, false, 0, 0, false, 0, { attend }, 512 });
 #ifdef GGMLQ_GGML_N_KV_MAX_AT
+    check_attention({ P, P, 128, 128, 200, 1, 4, 1, 2, true, false, 0, 0, false, 90, { G + "select", attend }, 128 });
     /* Selected rows; too many of them to gain by it. */
     check_attention({ P, P, 512, 512, 900, 1, 8, 1, 1, true, true,  0, 0, true, 300, { G + "select", attend, combine } });
     check_attention({ T, T, 512, 512, 500, 3, 4, 1, 2, true, false, 0, 0, true,  90, { G + "select", attend } });
@@ -581,9 +633,17 @@ static void check_refused() {
     require(!ggml_metal_device_supports_op(nullptr, op), "V in bf16 is taken");
     op = ggml_flash_attn_ext(ctx, tensor(GGML_TYPE_F32, 128, 1, 4), tensor(GGML_TYPE_TQ3_0, 128, 32, 4), tensor(GGML_TYPE_F16, 128, 32, 4), nullptr, 1.0f, 0.0f, 0.0f);
     require(ggml_metal_device_supports_op(nullptr, op), "attention isn't taken");
-    op->src[GGMLQ_GGML_ATTEND_W] = op->src[GGMLQ_GGML_ATTEND_C] = op->src[0];
-    require(!ggml_metal_device_supports_op(nullptr, op), "centered keys are taken");
-    op->src[GGMLQ_GGML_ATTEND_W] = op->src[GGMLQ_GGML_ATTEND_C] = nullptr;
+    /* Centered keys of whatever type, unless rows c are what they can't be: upstream's answer would overlook them. */
+    for (const bool ours : { true, false }) {
+        const ggml_type type = ours ? GGML_TYPE_TQ3_0 : GGML_TYPE_F16;
+        ggml_tensor * centered = ggml_flash_attn_ext(ctx, op->src[0], tensor(type, 128, 32, 4), tensor(GGML_TYPE_F16, 128, 32, 4), nullptr, 1.0f, 0.0f, 0.0f);
+        centered->src[GGMLQ_GGML_ATTEND_W]    = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 64, 1, 4); /* as libllama asks: without memory */
+        centered->src[GGMLQ_GGML_ATTEND_C]    = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, 64, 32, 1);
+        centered->src[GGMLQ_GGML_ATTEND_PART] = ggml_new_tensor_1d(ctx, GGML_TYPE_F16, 32);
+        require(ggml_metal_device_supports_op(nullptr, centered), "centered keys aren't taken");
+        centered->src[GGMLQ_GGML_ATTEND_C]->type = GGML_TYPE_I32;
+        require(!ggml_metal_device_supports_op(nullptr, centered), "rows c of whole numbers are taken");
+    }
     props.has_simdgroup_reduction = false;
     require(!ggml_metal_device_supports_op(nullptr, op), "a device without shuffles is taken");
     props.has_simdgroup_reduction = true;

@@ -13,7 +13,7 @@ namespace {
 #undef kernel
 #undef thread
 
-static_assert(GGMLQ_METAL_CONSTANTS == 5, "set_constants");
+static_assert(GGMLQ_METAL_CONSTANTS == 6, "set_constants");
 
 __shared__ char threadgroup_memory[GGMLQ_METAL_SHARED_BYTES] __attribute__((aligned(16)));
 
@@ -23,6 +23,7 @@ static void set_constants(const int32_t * values) {
     ggmlq_head_k     = values[GGMLQ_METAL_HEAD_K];
     ggmlq_head_v     = values[GGMLQ_METAL_HEAD_V];
     ggmlq_columns    = values[GGMLQ_METAL_COLUMNS];
+    ggmlq_term       = values[GGMLQ_METAL_TERM];
 }
 
 static const char * last_error = "no error";
@@ -55,14 +56,16 @@ extern "C" int ggmlq_metal_run(const struct ggmlq_metal_launch * launch, const v
         start([&] { kernel_ggmlq_decode(copy.args.rows, at(0), at(1), at(2), id()); });
     } else if (name == "kernel_ggmlq_rotate") {
         start([&] { kernel_ggmlq_rotate(copy.args.rows, at(0), at(1), id()); });
+    } else if (name == "kernel_ggmlq_fill") {
+        start([&] { kernel_ggmlq_fill(copy.args.fill, at(0), at(1), at(2), id()); });
     } else if (name == "kernel_ggmlq_copy") {
         start([&] { kernel_ggmlq_copy(copy.args.rows, at(0), at(1), id()); });
     } else if (name == "kernel_ggmlq_mul_mv") {
         start([&] { kernel_ggmlq_mul_mv(copy.args.product, at(0), at(1), at(2), reinterpret_cast<int8_t *>(shared), group(), threadIdx.x); });
     } else if (name == "kernel_ggmlq_attend") {
         start([&] {
-            kernel_ggmlq_attend(copy.args.attend, at(0), at(1), at(2), at(3), at(4), at(5), at(6), reinterpret_cast<float *>(shared), group(), threadIdx.x,
-                threadIdx.x/32, threadIdx.x % 32);
+            kernel_ggmlq_attend(copy.args.attend, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), reinterpret_cast<float *>(shared), group(),
+                threadIdx.x, threadIdx.x/32, threadIdx.x % 32);
         });
     } else if (name == "kernel_ggmlq_combine") {
         start([&] { kernel_ggmlq_combine(copy.args.attend, at(0), at(1), at(2), id()); });
