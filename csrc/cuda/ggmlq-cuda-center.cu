@@ -23,9 +23,9 @@ static __global__ void __launch_bounds__(THREADS) fill_keys(const struct rows r,
         const int64_t j = i % r.ne[0], token = i/r.ne[0] % r.ne[1], seq = i/r.ne[0]/r.ne[1];
         float x = 0.0f;
         if (j < p.c_size) {
-            x = UNIT*ggmlq_half_value(*(const uint16_t *) ((const uint8_t *) p.c + token*p.c_stride[0] + seq*p.c_stride[1] + 2*j));
-            if (p.part) {
-                x *= ggmlq_half_value(*(const uint16_t *) ((const uint8_t *) p.part + seq*p.part_stride + 2*token));
+            const float part = p.part ? ggmlq_half_value(*(const uint16_t *) ((const uint8_t *) p.part + seq*p.part_stride + 2*token)) : 1.0f;
+            if (part != 0.0f) { /* c of a token without a part may be anything */
+                x = UNIT*part*ggmlq_half_value(*(const uint16_t *) ((const uint8_t *) p.c + token*p.c_stride[0] + seq*p.c_stride[1] + 2*j));
             }
         }
         uint8_t * to = r.data + 2*j + token*r.nb[1] + seq*r.nb[3];

@@ -433,8 +433,8 @@ static int64_t wide_head(const ggmlq_attend_params * p) {
 
 /* All KV heads, or so many that rows take no more memory than those of all heads that aren't centered. */
 static int64_t wide_heads_at_once(const ggmlq_attend_params * p, int64_t size) {
-    if (p->max_bias != 0.0f) {
-        return p->n_heads_kv; /* ALiBi: upstream numbers the heads that it is given */
+    if (p->max_bias != 0.0f || p->mask_heads > 1) {
+        return p->n_heads_kv; /* ALiBi, or a mask a head: upstream numbers the heads that it is given */
     }
     const int64_t heads = p->n_heads_kv*(p->head_size_k + p->head_size_v)/(size + p->head_size_v);
     return heads < 1 ? 1 : heads;
