@@ -172,6 +172,8 @@ def test_centered_keys_are_measured_beside_plain_ones(machine: Machine):
     assert [(row["kv_center"], row["centered_layers"]) for row in rows] == [("off", None), ("auto", 2)] and rows[1]["kld"] < 0.3 * rows[0]["kld"]
     assert "tq3_0 centered/f16" in done.output and machine.record()["notes"] == []
     assert machine.run("--kv-center", "all", pairs="q8_0").exit_code == 0 and machine.record()["rows"][-1]["centered_layers"] == 2
+    assert machine.run("--kv-center", "all", "--attn-rot", "on,off", pairs="f16,q8_0").exit_code == 0, "f16 keys centered: what the arithmetic alone does"
+    assert [(row["k"], row["attn_rot"], row["centered_layers"]) for row in machine.record()["rows"]] == [("f16", "on", None), ("f16", "on", 2), ("q8_0", "on", 2), ("q8_0", "off", 2)]
 
 
 @needs_scripts

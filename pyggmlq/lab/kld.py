@@ -142,14 +142,14 @@ class _Grid:
                 continue
             row = self._row(case, n_ctx, setting, logits)
             if row is None:
-                if case.is_reference:
+                if f16 is None:  # the reference comes first
                     return
                 continue
             f16 = f16 or row.divergence
             if row.divergence and f16:
                 # The program's own ratio is to what it reads from the file, where no probability is below e^-16 of the highest.
                 row.divergence = replace(row.divergence, ppl_ratio=row.divergence.ppl / f16.ppl)
-                if case.is_reference:  # to itself; the program's error is the root of what rounding left, NaN at times
+                if case.is_reference and not row.centered:  # to itself; the program's error is the root of what rounding left, NaN at times
                     row.divergence = replace(row.divergence, ppl_ratio_error=0.0)
             if row.rotated == (False, False):
                 plain.add((case, setting.kv_center))
