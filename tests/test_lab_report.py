@@ -290,8 +290,12 @@ def test_text_needs_no_matplotlib_and_a_page_names_it(files: list[Path], tmp_pat
 def test_other_endings_are_refused(files: list[Path], tmp_path: Path):
     with pytest.raises(LabError, match="wanted one of .html, .md, .png"):
         report.write(files, tmp_path / "r.pdf")
-    with pytest.raises(LabError, match="wanted one: the .png shows KLD against memory"):
-        report.write(files[1:], tmp_path / "r.png")
+    for path in files:  # a .png has a drawing of any kind of record, but not of one without rows
+        report.write([path], tmp_path / "r.png")
+    record.write(tmp_path / "k.json", kld_record(REFERENCE))
+    with pytest.raises(LabError, match="n.png: found nothing to draw in k.json"):
+        report.write([tmp_path / "k.json"], tmp_path / "n.png")
+    assert not (tmp_path / "n.png").exists()
 
 
 def test_records_hold_no_number_that_json_lacks(tmp_path: Path):

@@ -46,7 +46,7 @@ class Section:
 def write(files: Sequence[Path], out: Path) -> None:
     """Read `files`, records of the lab and of `bench`, or GGUF files, and replace `out` (.html, .md, .png) by the page.
 
-    A .png holds the first drawing only. `LabError` for a file that is none of these, and if there is nothing to draw.
+    A .png holds the first drawing only: KLD against memory at every context, if there is any, else the page's first. `LabError` for a file that is none of these, and if there is nothing to draw.
     """
     if out.suffix.lower() not in KINDS:
         raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
@@ -57,10 +57,11 @@ def write(files: Sequence[Path], out: Path) -> None:
             if data["format"] == record.KLD and places(data):
                 plots.save(plots.kld(data["rows"], places(data)), out)
                 return
-            if data["format"] == record.ATTENTION:
-                plots.save(plots.heat(data["rows"], _telling(data)), out)
-                return
-        raise LabError("found no file of `pyggmlq kld` or of `eval` on a dump with results, wanted one: the .png shows KLD against memory, or where K hurts")
+        figure = next((figure for section in sections(records, models) for figure in (draw() for draw in section.drawings) if figure is not None), None)
+        if figure is None:
+            raise LabError(f"{out}: found nothing to draw in {', '.join(path.name for path in files)}, wanted results of `pyggmlq kld`, `eval` or `bench`, or a model")
+        plots.save(figure, out)
+        return
     page = sections(records, models)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, as_html(page) if out.suffix.lower() == ".html" else as_markdown(page))
