@@ -188,6 +188,14 @@ def test_keys_that_can_not_be_centered_are_said_and_not_shown_as_such(machine: M
 
 
 @needs_scripts
+def test_what_is_asked_for_counts_not_what_the_user_has_set(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GGMLQ_KV_CENTER", "all")
+    monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+    assert machine.run(pairs="q8_0").exit_code == 0
+    assert [(row["rotated_k"], row["centered_layers"]) for row in machine.record()["rows"]] == [(False, None), (True, None)]
+
+
+@needs_scripts
 def test_what_is_never_rotated_is_measured_once(machine: Machine):
     """Only where the patch doesn't want it so is that worth a note."""
     machine.rules(plain=["tq3_0", "q8_0"])

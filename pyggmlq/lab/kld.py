@@ -130,7 +130,7 @@ class _Grid:
         # Threads are left out: they change no figure by more than the rounding of sums.
         self.inputs = {"programs": programs, "model": subject.sha256, "text": text_sha256, "windows": options.windows, "extra": options.extra,
                        "statistics": [*llama.Divergence.__dataclass_fields__, *llama.Placement.__dataclass_fields__]}  # fmt: skip
-        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra)
+        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra, runs.Setting().environment)
 
     def rows(self, n_ctx: int) -> Iterator[Row]:
         """A row for every pair and setting, one after the other; the distributions go when all are there."""

@@ -43,8 +43,8 @@ class Setting:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that tell llama.cpp's programs so."""
-        return {"GGMLQ_KV_CENTER": self.kv_center, **({"LLAMA_ATTN_ROT_DISABLE": "1"} if self.attn_rot == "off" else {})}
+        """Variables that tell llama.cpp's programs so, whatever the user's own say."""
+        return {"GGMLQ_KV_CENTER": self.kv_center, "LLAMA_ATTN_ROT_DISABLE": "1" if self.attn_rot == "off" else "0"}
 
     def ignored(self, log: str) -> str | None:
         """Why keys weren't centered though they should have been, by a program's `log`; None if they were, or shouldn't be."""
