@@ -369,6 +369,13 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyP
         require("matplotlib.figure")
 
 
+def test_a_missing_package_is_named_before_anything_runs(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    done = machine.run("--pairs", ",".join(map(str, kld.default_pairs())))
+    assert done.exit_code == 1 and "the package gguf is not installed: pip install 'pyggmlq[lab]'" in done.output
+    assert machine.calls() == []
+
+
 def test_metadata_equals_what_gguf_reads(tmp_path: Path):
     path = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(path, "demo")

@@ -95,6 +95,8 @@ def parse_pairs(text: str) -> list[Case]:
 
 def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Measure everything; the record, `finished` being called with it after each row. StepFailed if a step fails."""
+    for case in options.pairs:  # a missing package must not end the grid in the middle
+        bits_per_value(case.k), bits_per_value(case.v)
     subjects = [runs.subject(name, options, steps) for name in options.models]
     titles = [subject.title for subject in subjects]
     if len(set(titles)) < len(titles):
