@@ -116,7 +116,8 @@ def speed(rows: Sequence[dict[str, Any]]) -> Any | None:
     axis = figure.add_subplot()
     for label, points in lines.items():
         axis.plot(sorted(points), [points[depth] for depth in sorted(points)], marker="o", linewidth=1, label=label)
-    axis.set(xlabel="cached tokens", ylabel="decoding, tokens per second over f16's", xscale="symlog")
+    axis.set(xlabel="cached tokens", ylabel="decoding, tokens per second over f16's")
+    axis.set_xscale("symlog", linthresh=min(depth for depth in base if depth))
     axis.set_xticks(sorted(base), [f"{depth // 1024}k" if depth % 1024 == 0 and depth else str(depth) for depth in sorted(base)])
     axis.minorticks_off()
     _grid(axis)
