@@ -65,16 +65,17 @@ class Grid(Programs):
     rotations: tuple[str, ...]
     """Of `attn_rot`: "on", "off"."""
     centers: tuple[str, ...]
-    """Of `--kv-center`: "off"; "auto" for keys of our types, "all" for those of any type."""
+    """Of `--kv-center`: "off"; "auto" for keys of our types, "all" for those of any quantized type."""
 
     def settings(self) -> Iterator[tuple[Case, Setting]]:
         """The f16 reference, asked for or not; then every pair with every setting that can make a difference to it."""
         yield Case("f16", "f16"), Setting()
+        if "all" in self.centers and Case("f16", "f16") in self.pairs:  # what the arithmetic of centering does by itself
+            yield Case("f16", "f16"), Setting(kv_center="all")
+        quantized = [case for case in self.pairs if not case.is_reference]
         for center in self.centers:
             for rotation in self.rotations:
-                for case in self.pairs:
-                    if case.is_reference and (center, rotation) != ("all", "on"):  # f16 keys, centered: what the arithmetic alone does
-                        continue
+                for case in quantized:
                     if center != "auto" or case.k in OURS:
                         yield case, Setting(rotation, center)
 
