@@ -186,7 +186,7 @@ def test_nan_a_missing_tensor_and_another_file_are_refused(tmp_path: Path):
     with pytest.raises(LabError, match="found no rows of `pyggmlq dump-kv`"):
         dump.Dump(path)
     assert not dump.is_dump(path), "rows of another kind are eval's own"
-    tensors, metadata, _ = dump._header(joined(tmp_path))
+    tensors, metadata, _ = dump.header(joined(tmp_path))
     save_file({name: value for name, value in load_file(path).items() if name != "layer.0.q"}, path, metadata)
     with pytest.raises(LabError, match="found no tensor layer.0.q"):
         dump.Dump(path)

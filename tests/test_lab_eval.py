@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -180,6 +181,10 @@ def test_files_are_read(tmp_path: Path):
     found = data.load(tmp_path / "dump.safetensors", 1000, 0)
     assert list(found) == ["layer0.k"]
     np.testing.assert_array_equal(found["layer0.k"], GAUSS[:70])
+    header = json.dumps({"k": {"dtype": "BF16", "shape": [2, 64], "data_offsets": [0, 256]}, "f8": {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [256, 260]}})
+    bits = GAUSS[:2, :64].view(np.uint32) >> 16
+    (tmp_path / "bf16.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bits.astype("<u2").tobytes() + bytes(4))
+    np.testing.assert_array_equal(data.load(tmp_path / "bf16.safetensors", 9, 0)["k"].view(np.uint32), bits << 16)
 
 
 @pytest.mark.parametrize("case", ["nan", "cut npy", "cut safetensors", "integers", "one axis", "other kind"])
@@ -200,7 +205,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path, case: str):
         path = tmp_path / "x.safetensors"
         save_file({"k": GAUSS[:70]}, path)
         path.write_bytes(path.read_bytes()[:5000])
-        wanted = "x.safetensors can't be read"
+        wanted = "x.safetensors is cut off or damaged: found 5000 bytes"
     elif case == "integers":
         np.save(path, np.ones((70, 64), int))
         wanted = "wanted rows of floats"

@@ -172,6 +172,8 @@ def test_centered_keys_are_measured_beside_plain_ones(machine: Machine):
     assert [(row["kv_center"], row["centered_layers"]) for row in rows] == [("off", None), ("auto", 2)] and rows[1]["kld"] < 0.3 * rows[0]["kld"]
     assert "tq3_0 centered/f16" in done.output and machine.record()["notes"] == []
     assert machine.run("--kv-center", "all", pairs="q8_0").exit_code == 0 and machine.record()["rows"][-1]["centered_layers"] == 2
+    assert machine.run("--kv-center", "all", "--attn-rot", "on,off", pairs="f16,q8_0").exit_code == 0, "f16 keys centered: what the arithmetic alone does"
+    assert [(row["k"], row["attn_rot"], row["centered_layers"]) for row in machine.record()["rows"]] == [("f16", "on", None), ("f16", "on", 2), ("q8_0", "on", 2), ("q8_0", "off", 2)]
 
 
 @needs_scripts
@@ -183,6 +185,14 @@ def test_keys_that_can_not_be_centered_are_said_and_not_shown_as_such(machine: M
     machine.rules(always_centers=True)
     done = machine.run(pairs="q8_0")
     assert done.exit_code == 1 and "ALARM demo, context 512, q8_0/q8_0: keys were centered all the same" in done.output
+
+
+@needs_scripts
+def test_what_is_asked_for_counts_not_what_the_user_has_set(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GGMLQ_KV_CENTER", "all")
+    monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+    assert machine.run(pairs="q8_0").exit_code == 0
+    assert [(row["rotated_k"], row["centered_layers"]) for row in machine.record()["rows"]] == [(False, None), (True, None)]
 
 
 @needs_scripts
@@ -357,6 +367,13 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LabError, match=r"matplotlib is not installed: pip install 'pyggmlq\[lab\]'"):
         require("matplotlib.figure")
+
+
+def test_a_missing_package_is_named_before_anything_runs(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    done = machine.run("--pairs", ",".join(map(str, kld.default_pairs())))
+    assert done.exit_code == 1 and "the package gguf is not installed: pip install 'pyggmlq[lab]'" in done.output
+    assert machine.calls() == []
 
 
 def test_metadata_equals_what_gguf_reads(tmp_path: Path):

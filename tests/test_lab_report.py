@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyggmlq._pairs import bits_per_value
+from pyggmlq.bench import model as whole
 from pyggmlq.bench import record as bench_record
 from pyggmlq.cli import app
 from pyggmlq.lab import LabError, record, report
@@ -248,6 +249,24 @@ def test_the_page_is_the_same_again(files: list[Path], tmp_path: Path):
     assert (tmp_path / "a.html").read_text() == (tmp_path / "b.html").read_text()
 
 
+def test_speed_of_a_whole_model_against_depth(tmp_path: Path):
+    """The samples' medians, and the ratio to f16 at the same depth."""
+    options = whole.Options(Path("m.gguf"), tmp_path, None, (), (whole.Depth(0, 3), whole.Depth(32768, 1)), 512, 64, 1, (), 1)
+    rows = [whole.Row(0, "f16", "f16", "unmodified", [50.0], [], 900, "Demo GPU"), whole.Row(0, "tq3_0", "tq3_0", "patched", [48.0, 49.0, 60.0], [], 901, "Demo GPU"),
+            whole.Row(32768, "f16", "f16", "unmodified", [20.0], [100.0], None, "Demo GPU"), whole.Row(32768, "tq3_0", "tq3_0", "patched", [30.0], [95.0], None, "Demo GPU")]  # fmt: skip
+    whole.write(tmp_path / "b.json", options, rows, 1.0)
+    report.write([tmp_path / "b.json"], tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    at = page.cells.index("tq3_0/tq3_0")
+    assert page.cells[at - 1 : at + 7] == ["0", "tq3_0/tq3_0", "patched", "49.0", "0.980", "–", "–", "901"]
+    assert page.cells[page.cells.index("tq3_0/tq3_0", at + 1) :][:7] == ["tq3_0/tq3_0", "patched", "30.0", "1.500", "95.0", "0.950", "–"]
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Demo GPU" in text and text.count("<svg") == 1 and ">32k<" in text
+    whole.write(tmp_path / "b.json", options, rows[1:2], 1.0)  # without f16: no ratio, nothing to draw
+    report.write([tmp_path / "b.json"], tmp_path / "r.html")
+    assert "<svg" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [("{}", "found format None, wanted a file that"), ("{", "can't be read as JSON"), ('{"format": "pyggmlq-kld-9"}', "found format 'pyggmlq-kld-9'")],
@@ -271,8 +290,12 @@ def test_text_needs_no_matplotlib_and_a_page_names_it(files: list[Path], tmp_pat
 def test_other_endings_are_refused(files: list[Path], tmp_path: Path):
     with pytest.raises(LabError, match="wanted one of .html, .md, .png"):
         report.write(files, tmp_path / "r.pdf")
-    with pytest.raises(LabError, match="wanted one: the .png shows KLD against memory"):
-        report.write(files[1:], tmp_path / "r.png")
+    for path in files:  # a .png has a drawing of any kind of record, but not of one without rows
+        report.write([path], tmp_path / "r.png")
+    record.write(tmp_path / "k.json", kld_record(REFERENCE))
+    with pytest.raises(LabError, match="n.png: found nothing to draw in k.json"):
+        report.write([tmp_path / "k.json"], tmp_path / "n.png")
+    assert not (tmp_path / "n.png").exists()
 
 
 def test_records_hold_no_number_that_json_lacks(tmp_path: Path):

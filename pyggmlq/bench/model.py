@@ -28,7 +28,11 @@ from typing import Any
 from .._pairs import Case
 from .._types import cache_types
 from ..llama import last_error, parse_bench
+from . import record
 from .reference import BenchError
+
+FORMAT = "pyggmlq-bench-llama-1"
+"""`format` of what `as_json` makes."""
 
 SAMPLE_SECONDS = 0.2
 """Between two looks at the memory of a GPU. What a model takes stays until it ends, so nothing is missed."""
@@ -77,6 +81,8 @@ class Row:
     prefill: list[float] = field(default_factory=list)
     peak_mib: int | None = None
     """Most memory in use on the GPU while it ran, all programs together."""
+    device: str | None = None
+    """The GPU, else the processor, as llama-bench names it."""
 
 
 def parse_depths(text: str) -> tuple[Depth, ...]:
@@ -171,6 +177,7 @@ def _sample(options: Options, row: Row, device: int | None) -> None:
         ended = f"was ended by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else f"ended with {process.returncode}"
         raise BenchError(f"llama-bench with {row.k}/{row.v} at depth {row.depth} {ended}: {last_error(said)}")
     for record, speed in records:
+        row.device = record.get("gpu_info") or record.get("cpu_info") or row.device
         (row.prefill if record["n_prompt"] else row.decode).extend(speed.samples)
     if memory.peak is not None:
         row.peak_mib = max(memory.peak, row.peak_mib or 0)
@@ -230,8 +237,8 @@ def as_json(options: Options, rows: Sequence[Row], seconds: float) -> dict[str, 
         "model": options.model.name, "n_prompt": options.n_prompt, "n_gen": options.n_gen, "repetitions": options.repetitions, "depths": [asdict(depth) for depth in options.depths],
         "threads": options.threads, "arguments": list(options.arguments), "unmodified": options.unmodified is not None,
     }  # fmt: skip
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"command": "bench llama", "ok": True, "date": date, "seconds": round(seconds, 1), "options": asked, "rows": [asdict(row) for row in rows]}
+    facts = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": record.machine(), "pyggmlq": record.our_version()}
+    return {"command": "bench llama", "ok": True, "format": FORMAT, **facts, "seconds": round(seconds, 1), "options": asked, "rows": [asdict(row) for row in rows]}
 
 
 def write(path: Path, options: Options, rows: Sequence[Row], seconds: float) -> None:

@@ -443,7 +443,7 @@ def _eval_dump(path: Path, chosen: List[Any], n_queries: int, json_file: Optiona
 
 
 def report_command(
-    files: List[Path] = typer.Argument(..., exists=True, dir_okay=False, metavar="FILE..", help="JSON of `kld`, `eval`, `needle` and `bench cpu`; GGUF files for their memory."),
+    files: List[Path] = typer.Argument(..., exists=True, dir_okay=False, metavar="FILE..", help="JSON of `kld`, `eval`, `needle` and `bench`; GGUF files for their memory."),
     output: List[Path] = typer.Option(
         [Path("report.html")], "--output", "-o", dir_okay=False, help="A page (.html), text (.md) or a drawing (.png); may be repeated."
     ),

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from . import LabError, require
+from . import LabError, dump, require
 
 f32 = np.float32
 
@@ -63,11 +64,15 @@ MADE: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 }
 
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Of .safetensors files."""
+
+
 def load(path: Path, n_rows: int, seed: int) -> dict[str, np.ndarray]:
     """Rows of a .npy or .safetensors file by name, float32 (n, width): the last axis of each array is a row.
 
-    Of more than `n_rows` rows that many are taken, spread at random. Of a .safetensors file every floating-point tensor of
-    two axes or more counts. `LabError` for a file that can't be read, one without rows, and rows with NaN or infinity.
+    Of more than `n_rows` rows that many are taken, spread at random. Of a .safetensors file every tensor of `FLOATS`
+    of two axes or more counts. `LabError` for a file that can't be read, one without rows, and rows with NaN or infinity.
     """
     random = np.random.default_rng(seed)
     return {name: _checked(path, name, array, n_rows, random) for name, array in _arrays(path).items()}
@@ -78,17 +83,23 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         if path.suffix == ".npy":
             return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)}
         if path.suffix == ".safetensors":
+            tensors, _, start = dump.header(path)
+            floats = {name: tensor for name, tensor in tensors.items() if tensor["dtype"] in FLOATS and len(tensor["shape"]) >= 2}
+            if not floats:
+                raise LabError(f"{path}: found no tensor of two axes or more of {', '.join(FLOATS)}")
             with require("safetensors").safe_open(path, framework="np") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}
-            found = {name: array for name, array in arrays.items() if array.dtype.kind == "f" and array.ndim >= 2}
-            if not found:
-                raise LabError(f"{path}: found no tensor of floats with two axes or more")
-            return found
+                return {name: _bf16(path, start, tensor) if tensor["dtype"] == "BF16" else file.get_tensor(name) for name, tensor in floats.items()}
     except LabError:
         raise
     except Exception as error:  # numpy and safetensors raise many kinds for damaged files
         raise LabError(f"{path} can't be read: {error}") from None
     raise LabError(f"{path}: found a file of another kind, wanted .npy or .safetensors")
+
+
+def _bf16(path: Path, start: int, tensor: dict[str, Any]) -> np.ndarray:
+    """A tensor of bfloat16, which numpy doesn't know, as float32: the same bits, and 16 more that are zero."""
+    bits = np.memmap(path, "<u2", "r", start + tensor["data_offsets"][0], tuple(tensor["shape"]))
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _checked(path: Path, name: str, array: np.ndarray, n_rows: int, random: np.random.Generator) -> np.ndarray:

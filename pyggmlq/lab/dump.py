@@ -103,7 +103,7 @@ def _watch(steps: Steps, windows: int) -> Callable[[Path], None]:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+def header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     """(tensors, metadata, offset of the data) of a .safetensors file; `LabError` if it is cut off or none."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -124,7 +124,7 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
 
 def _join(windows: list[Path], out: Path, facts: dict[str, Any]) -> None:
     """One file of the windows' rows, one window after the other; it appears whole."""
-    headers = [_header(path) for path in windows]
+    headers = [header(path) for path in windows]
     first, metadata, _ = headers[0]
     if metadata.get("format") != WINDOW_FORMAT:
         raise LabError(f"{windows[0]}: found format {metadata.get('format')!r}, wanted {WINDOW_FORMAT}: build llama-ggmlq-lab again")
@@ -196,7 +196,7 @@ class Dump:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        tensors, metadata, _ = _header(path)
+        tensors, metadata, _ = header(path)
         if metadata.get("format") != FORMAT:
             raise LabError(f"{path}: found no rows of `pyggmlq dump-kv` ({FORMAT})")
         try:
@@ -236,7 +236,7 @@ class Dump:
 
 def is_dump(path: Path) -> bool:
     """Whether `path` is a file of `pyggmlq dump-kv`; `LabError` if it is a damaged .safetensors file."""
-    return path.suffix == ".safetensors" and _header(path)[1].get("format") == FORMAT
+    return path.suffix == ".safetensors" and header(path)[1].get("format") == FORMAT
 
 
 def without_rope(layer: Layer, positions: np.ndarray) -> np.ndarray | None:

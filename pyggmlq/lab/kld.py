@@ -95,6 +95,8 @@ def parse_pairs(text: str) -> list[Case]:
 
 def run(options: Options, steps: Steps, finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Measure everything; the record, `finished` being called with it after each row. StepFailed if a step fails."""
+    for case in options.pairs:  # a missing package must not end the grid in the middle
+        bits_per_value(case.k), bits_per_value(case.v)
     subjects = [runs.subject(name, options, steps) for name in options.models]
     titles = [subject.title for subject in subjects]
     if len(set(titles)) < len(titles):
@@ -130,7 +132,7 @@ class _Grid:
         # Threads are left out: they change no figure by more than the rounding of sums.
         self.inputs = {"programs": programs, "model": subject.sha256, "text": text_sha256, "windows": options.windows, "extra": options.extra,
                        "statistics": [*llama.Divergence.__dataclass_fields__, *llama.Placement.__dataclass_fields__]}  # fmt: skip
-        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra)
+        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, self._watch, options.extra, runs.Setting().environment)
 
     def rows(self, n_ctx: int) -> Iterator[Row]:
         """A row for every pair and setting, one after the other; the distributions go when all are there."""
@@ -142,14 +144,14 @@ class _Grid:
                 continue
             row = self._row(case, n_ctx, setting, logits)
             if row is None:
-                if case.is_reference:
+                if f16 is None:  # the reference comes first
                     return
                 continue
             f16 = f16 or row.divergence
             if row.divergence and f16:
                 # The program's own ratio is to what it reads from the file, where no probability is below e^-16 of the highest.
                 row.divergence = replace(row.divergence, ppl_ratio=row.divergence.ppl / f16.ppl)
-                if case.is_reference:  # to itself; the program's error is the root of what rounding left, NaN at times
+                if case.is_reference and not row.centered:  # to itself; the program's error is the root of what rounding left, NaN at times
                     row.divergence = replace(row.divergence, ppl_ratio_error=0.0)
             if row.rotated == (False, False):
                 plain.add((case, setting.kv_center))

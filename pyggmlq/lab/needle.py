@@ -105,7 +105,7 @@ class _Grid:
         self.subject, self.text, self.options, self.steps = subject, text, options, steps
         self.inputs = {"programs": programs, "model": subject.sha256, "text": text_sha256, "depths": options.depths, "needles": options.needles,
                        "extra": options.extra, "results": ["nll", "exact", "tokens", "device"]}  # fmt: skip
-        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra)
+        self.tools = llama.Tools(folder, options.work_dir / "logs", options.threads, _watch(steps), options.extra, runs.Setting().environment)
 
     def rows(self, n_ctx: int, case: Case, setting: runs.Setting) -> list[dict[str, Any]]:
         """A row for each depth."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .._files import write_atomically
@@ -97,6 +98,29 @@ def depth(rows: Sequence[Any]) -> Any | None:
             axis.plot([row.shape["kv"] for row in points], [row.summary.median / row.count for row in points], marker="o", linewidth=1, label=label)
         axis.set(title=shape, xlabel="cached tokens", ylabel="ns per query head and token" if i == 0 else "", xscale="log", yscale="log")
         _grid(axis)
+    _legend(figure)
+    return figure
+
+
+def speed(rows: Sequence[dict[str, Any]]) -> Any | None:
+    """Decoding against the depth of the cache, tokens per second over f16's, from the rows of `pyggmlq bench llama`; a
+    matplotlib figure, or None without f16 or without two depths."""
+    base = {row["depth"]: median(row["decode"]) for row in rows if (row["k"], row["v"]) == ("f16", "f16") and row["decode"]}
+    lines: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["decode"] and row["depth"] in base:
+            lines.setdefault(f"{row['k']}/{row['v']}", {})[row["depth"]] = median(row["decode"]) / base[row["depth"]]
+    if len(base) < 2:
+        return None
+    figure = _figure(7.5, 5)
+    axis = figure.add_subplot()
+    for label, points in lines.items():
+        axis.plot(sorted(points), [points[depth] for depth in sorted(points)], marker="o", linewidth=1, label=label)
+    axis.set(xlabel="cached tokens", ylabel="decoding, tokens per second over f16's")
+    axis.set_xscale("symlog", linthresh=min(depth for depth in base if depth))
+    axis.set_xticks(sorted(base), [f"{depth // 1024}k" if depth % 1024 == 0 and depth else str(depth) for depth in sorted(base)])
+    axis.minorticks_off()
+    _grid(axis)
     _legend(figure)
     return figure
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomically
+from ..bench import model as bench_model
 from ..bench import record as bench_record
 from . import LabError
 
@@ -21,7 +22,7 @@ KLD, EVAL, ATTENTION, NEEDLE = "pyggmlq-kld-1", "pyggmlq-eval-1", "pyggmlq-atten
 """`format` of the files of `pyggmlq kld`, of `eval` on rows and on a dump, and of `needle`: a list `rows` of flat objects,
 beside the facts of `start`."""
 
-BENCH = bench_record.FORMAT
+BENCH, BENCH_LLAMA = bench_record.FORMAT, bench_model.FORMAT
 
 
 def start(format: str, **facts: Any) -> dict[str, Any]:
@@ -58,12 +59,12 @@ def _finite(value: Any) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file of this module or of `pyggmlq bench cpu --json`; `LabError` if it is neither."""
+    """A file of this module or of `pyggmlq bench --json`; `LabError` if it is neither."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LabError(f"{path} can't be read as JSON: {error}") from None
     found = data.get("format") if isinstance(data, dict) else None
-    if found not in (KLD, EVAL, ATTENTION, NEEDLE, BENCH):
-        raise LabError(f"{path}: found format {found!r}, wanted a file that `pyggmlq kld`, `eval`, `needle` or `bench cpu` wrote")
+    if found not in (KLD, EVAL, ATTENTION, NEEDLE, BENCH, BENCH_LLAMA):
+        raise LabError(f"{path}: found format {found!r}, wanted a file that `pyggmlq kld`, `eval`, `needle` or `bench` wrote")
     return data

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One page from what `pyggmlq kld`, `eval`, `needle` and `bench cpu` found, and from models' memory: HTML that needs nothing beside
+"""One page from what `pyggmlq kld`, `eval`, `needle` and `bench` found, and from models' memory: HTML that needs nothing beside
 itself, or Markdown."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .._files import write_atomically
@@ -43,9 +44,9 @@ class Section:
 
 
 def write(files: Sequence[Path], out: Path) -> None:
-    """Read `files`, records of the lab and of `bench cpu` or GGUF files, and replace `out` (.html, .md, .png) by the page.
+    """Read `files`, records of the lab and of `bench`, or GGUF files, and replace `out` (.html, .md, .png) by the page.
 
-    A .png holds the first drawing only. `LabError` for a file that is none of these, and if there is nothing to draw.
+    A .png holds the first drawing only: KLD against memory at every context, if there is any, else the page's first. `LabError` for a file that is none of these, and if there is nothing to draw.
     """
     if out.suffix.lower() not in KINDS:
         raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
@@ -56,10 +57,11 @@ def write(files: Sequence[Path], out: Path) -> None:
             if data["format"] == record.KLD and places(data):
                 plots.save(plots.kld(data["rows"], places(data)), out)
                 return
-            if data["format"] == record.ATTENTION:
-                plots.save(plots.heat(data["rows"], _telling(data)), out)
-                return
-        raise LabError("found no file of `pyggmlq kld` or of `eval` on a dump with results, wanted one: the .png shows KLD against memory, or where K hurts")
+        figure = next((figure for section in sections(records, models) for figure in (draw() for draw in section.drawings) if figure is not None), None)
+        if figure is None:
+            raise LabError(f"{out}: found nothing to draw in {', '.join(path.name for path in files)}, wanted results of `pyggmlq kld`, `eval` or `bench`, or a model")
+        plots.save(figure, out)
+        return
     page = sections(records, models)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, as_html(page) if out.suffix.lower() == ".html" else as_markdown(page))
@@ -67,7 +69,7 @@ def write(files: Sequence[Path], out: Path) -> None:
 
 def sections(records: Sequence[dict[str, Any]], models: Sequence[fit.Model] = ()) -> list[Section]:
     """The page, most important first: advice, quality on models, memory, codecs on data, speed, and what it was measured with."""
-    kinds = (record.KLD, record.EVAL, record.ATTENTION, record.NEEDLE, record.BENCH)
+    kinds = (record.KLD, record.EVAL, record.ATTENTION, record.NEEDLE, record.BENCH, record.BENCH_LLAMA)
     by_kind = {kind: [data for data in records if data["format"] == kind] for kind in kinds}
     advice, wrong = {}, []
     for i, data in enumerate(by_kind[record.KLD], 1):
@@ -81,6 +83,7 @@ def sections(records: Sequence[dict[str, Any]], models: Sequence[fit.Model] = ()
     found += [section for data in by_kind[record.NEEDLE] for section in _needle_sections(data)]
     found += [section for data in by_kind[record.ATTENTION] for section in _attention_sections(data)]
     found += [_memory_section(model) for model in models]
+    found += [section for data in by_kind[record.BENCH_LLAMA] for section in _bench_llama_sections(data)]
     found += [section for data in by_kind[record.EVAL] for section in _eval_sections(data)]
     found += [section for data in by_kind[record.BENCH] for section in _bench_sections(data)]
     return [*found, _origin(records)] if records else found
@@ -295,6 +298,26 @@ def _bench_sections(data: dict[str, Any]) -> Iterator[Section]:
     ], 2)  # fmt: skip
     text = [f"Decoding, {run.machine['cpu']}; per pair of query head and cached token. docs/BENCH.md says what is inside the clock."]
     yield Section("Speed of decoding", text, [partial(plots.depth, decode)], [table])
+
+
+def _bench_llama_sections(data: dict[str, Any]) -> Iterator[Section]:
+    rows, n_prompt = data["rows"], data["options"]["n_prompt"]
+    if not rows:
+        return
+    table = Table(("depth", "cache K/V", "code", "decode t/s", "× f16", f"prefill {n_prompt} t/s", "× f16", "peak MiB"), [], 3)
+    for row in rows:
+        base = next((other for other in rows if (other["depth"], other["k"], other["v"]) == (row["depth"], "f16", "f16")), {})
+        cells = []
+        for name in ("decode", "prefill"):
+            cells += [f"{median(row[name]):.1f}" if row[name] else "–", f"{median(row[name]) / median(base[name]):.3f}" if row[name] and base.get(name) else "–"]
+        table.rows.append((str(row["depth"]), _pair(row), row["code"], *cells, str(row["peak_mib"] or "–")))
+    text = [f"llama-bench, medians of tokens per second, at depths of the cache up to {max(row['depth'] for row in rows)} tokens on {', '.join(devices(data, rows))}; "
+            "peak: most memory in use on the GPU. docs/BENCH.md says how it is measured."]  # fmt: skip
+    yield Section(f"Speed of a whole model: {data['options']['model']}", text, [partial(plots.speed, rows)], [table])
+
+
+def _pair(row: dict[str, Any]) -> str:
+    return f"{row['k']}/{row['v']}"
 
 
 def _origin(records: Sequence[dict[str, Any]]) -> Section:

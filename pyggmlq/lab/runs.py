@@ -43,8 +43,8 @@ class Setting:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that tell llama.cpp's programs so."""
-        return {"GGMLQ_KV_CENTER": self.kv_center, **({"LLAMA_ATTN_ROT_DISABLE": "1"} if self.attn_rot == "off" else {})}
+        """Variables that tell llama.cpp's programs so, whatever the user's own say."""
+        return {"GGMLQ_KV_CENTER": self.kv_center, "LLAMA_ATTN_ROT_DISABLE": "1" if self.attn_rot == "off" else "0"}
 
     def ignored(self, log: str) -> str | None:
         """Why keys weren't centered though they should have been, by a program's `log`; None if they were, or shouldn't be."""
@@ -70,6 +70,8 @@ class Grid(Programs):
     def settings(self) -> Iterator[tuple[Case, Setting]]:
         """The f16 reference, asked for or not; then every pair with every setting that can make a difference to it."""
         yield Case("f16", "f16"), Setting()
+        if "all" in self.centers and Case("f16", "f16") in self.pairs:  # what the arithmetic of centering does by itself
+            yield Case("f16", "f16"), Setting(kv_center="all")
         quantized = [case for case in self.pairs if not case.is_reference]
         for center in self.centers:
             for rotation in self.rotations:
