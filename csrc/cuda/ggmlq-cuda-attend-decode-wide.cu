@@ -14,6 +14,7 @@ const ggmlq_decode_instance * ggmlq_decode_instances_wide(int i) {
     static const ggmlq_decode_instance instances[] = {
         ggmlq_wide_make_instance<T, T, 4, 2, 2, true>(),  ggmlq_wide_make_instance<T, P, 4, 2, 2, true>(),
         ggmlq_wide_make_instance<P, P, 4, 2, 2, false>(), ggmlq_wide_make_instance<P, T, 4, 2, 2, false>(),
+        ggmlq_lean_make_instance<T, T>(), ggmlq_lean_make_instance<T, P>(), ggmlq_lean_make_instance<P, P>(), ggmlq_lean_make_instance<P, T>(),
     };
     return i < (int) (sizeof(instances)/sizeof(instances[0])) ? &instances[i] : NULL;
 }

@@ -45,8 +45,8 @@ static bool v_is_in_k(const ggmlq_attend_params * p) {
 }
 
 /* What the lean instances take. */
-static bool is_lean(const ggmlq_attend_params * p) {
-    return p->n_queries == 1 && p->logit_softcap == 0.0f && !v_is_in_k(p) && (p->mask == NULL || (p->mask_heads == 1 && is_aligned(p->mask, p->mask_stride, 16)));
+static bool is_lean(const ggmlq_attend_params * p, int tiles) {
+    return (p->n_queries == 1 || tiles > 1) && p->logit_softcap == 0.0f && !v_is_in_k(p) && (p->mask == NULL || (p->mask_heads == 1 && is_aligned(p->mask, p->mask_stride, 16)));
 }
 
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
@@ -55,7 +55,7 @@ static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
             const bool several = p->head_size_v > instance->slice; /* slices: then 16 warps, where there is such an instance */
-            if (instance->lean && (several || !is_lean(p))) {
+            if (instance->lean && (several || !is_lean(p, tiles))) {
                 continue;
             }
             if (instance->combine && (several || (p->mask && p->mask_heads > 1))) {

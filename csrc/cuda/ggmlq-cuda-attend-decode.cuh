@@ -601,7 +601,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
-    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16 };
+    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16, COMBINED_LATER = LEAN && TILES > 2 };
     const float LOG2E = 1.44269504f;
 
     extern __shared__ __align__(16) uint8_t shared[];
@@ -652,7 +652,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         __syncthreads();
     }
     const uint8_t * one_mask = mask;
-    if (plan.one_mask && seq > 0) {
+    if (LEAN && TILES > 1 && mask) {
+        one_mask += min(g, (int) p.n_queries - 1)*p.mask_stride[0];
+    }
+    if ((LEAN ? mask != NULL : plan.one_mask) && seq > 0) {
         one_mask += (seq % (int) p.mask_seqs)*p.mask_stride[2];
     }
 
@@ -660,19 +663,30 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint8_t * k_chunk = NULL, * v_chunk = NULL, * tail_chunk = NULL;
     const int inner1 = min(tile1, tiles - 1);
 
-    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. */
-    uint32_t next_mask = 0;
+    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. Lean, for more columns: ROWS/4 tokens t of query g. */
+    enum { MASK_WORDS = LEAN && TILES > 1 ? ROWS/8 : 1 };
+    struct mask_words { uint32_t w[MASK_WORDS]; };
+    mask_words next_mask = {};
     auto load_next_mask = [&](bool inner, int tile) {
-        const int token = tile*ROWS + 2*(lane % (ROWS/2));
-        next_mask = 0;
+        const int token = tile*ROWS + (MASK_WORDS > 1 ? ROWS/4*(lane % 4) : 2*(lane % (ROWS/2)));
+        next_mask = {};
         if (__builtin_expect(inner && (LEAN || mask == NULL || plan.mask_aligned), 1)) {
             if (mask) {
-                next_mask = *(const uint32_t *) (one_mask + 2*token);
+                if constexpr (MASK_WORDS > 1) {
+#pragma unroll
+                    for (int i = 0; i < MASK_WORDS; i += 2) {
+                        const uint2 two = *(const uint2 *) (one_mask + 2*token + 4*i);
+                        next_mask.w[i]     = two.x;
+                        next_mask.w[i + 1] = two.y;
+                    }
+                } else {
+                    next_mask.w[0] = *(const uint32_t *) (one_mask + 2*token);
+                }
             }
         } else if (tile < tile1) {
-#pragma unroll 1
-            for (int i = 0; i < 2; ++i) {
-                next_mask |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (one_mask + 2*(token + i)) : 0) << 16*i;
+#pragma unroll
+            for (int i = 0; i < 2*MASK_WORDS; ++i) {
+                next_mask.w[i/2] |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (one_mask + 2*(token + i)) : 0) << 16*(i % 2);
             }
         }
     };
@@ -817,7 +831,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         unsigned long long * const counter = (unsigned long long *) workspace + unit;
         unsigned long long found = 0; /* judged once it is here, after the copies have started */
-        if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
+        if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
             found = *(volatile unsigned long long *) counter;
         }
         ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
@@ -828,7 +842,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
             slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
         }
-        if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
+        if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
             atomicCAS(counter, found, GGMLQ_COUNT_START);
         }
         ggmlq_decode_load_queries<S, type_k, SLICE>(&first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
@@ -862,18 +876,25 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = tile0 + group; tile < tile1; tile += groups) {
-            const uint32_t mask_now = next_mask;
-            const bool lean_biased = LEAN && __any_sync(0xffffffffu, mask_now != 0);
+            const mask_words mask_now = next_mask;
+            uint32_t any = 0, differs = 0;
+#pragma unroll
+            for (int i = 0; i < MASK_WORDS; ++i) {
+                any     |= mask_now.w[i];
+                differs |= mask_now.w[i] ^ 0xfc00fc00u;
+            }
+            const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
             ggmlq_copy_async_wait<TERM ? 0 : STAGES - 2>();
             __syncwarp();
             copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
+            const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
-            const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
+            uint16_t * const mask_tile = (uint16_t *) (pipe + turn_at + S::K_BYTES + S::V_BYTES);
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
             /* Where the mask is all zeros there is nothing to do. */
-            uint32_t any = mask_now, all = mask_now;
+            uint32_t all = differs == 0 ? 0xfc00fc00u : 0;
             if (many_masks) {
                 any = 0;
                 all = 0xfc00fc00u;
@@ -1000,11 +1021,29 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
             if (__builtin_expect(biased, 0)) {
-                const int thread = ggmlq_thread_anew(); /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+                const int thread = ggmlq_thread_anew();
+                int query_of[TILES][2] = {};
+                if constexpr (MASK_WORDS > 1) {
+                    const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+#pragma unroll
+                    for (int i = 0; i < MASK_WORDS; ++i) {
+                        *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
+                    }
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            const int column = w.chunk*COLUMNS + 8*n + 2*w.t + e;
+                            int head = 0;
+                            ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query_of[n][e], head);
+                        }
+                    }
+                    __syncwarp();
+                } /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
-                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now, token/2) >> 16*(token % 2));
+                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : MASK_WORDS > 1 ? ((const uint16_t *) mask_tile)[ROWS*query_of[i/4%TILES][i%2] + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], token/2) >> 16*(token % 2));
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
                     x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
                 }
@@ -1134,7 +1173,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if (__builtin_expect(slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
             ggmlq_barrier(1 + group, 32*slices);
         }
-        bool odd = false;
+        const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+        float odd = 0.0f; /* 0 times a value that isn't finite is NaN */
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
 #pragma unroll
@@ -1142,19 +1182,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     o[n][i][e] -= sum[n][e % 2];
-                    odd |= (__float_as_uint(o[n][i][e]) & 0x7f800000) == 0x7f800000;
+                    asm("fma.rn.f32 %0, %1, 0f00000000, %0;" : "+f"(odd) : "f"(o[n][i][e]));
                 }
             }
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
                 if (w.g == 0 && w.slice == 0) {
                     maxima[w.group*COLUMNS + 8*n + 2*w.t + e] = max[n][e];
                 }
             }
         }
         ggmlq_copy_async_wait<0>();
-        if (!__syncthreads_or(odd) || careful) {
+        if (!__syncthreads_or(odd != 0.0f) || careful) {
             break;
         }
     }
@@ -1250,7 +1289,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         return v;
     };
 
-    if (plan.splits == 1) {
+    if (plan.splits == 1 && !COMBINED_LATER) {
         if (threadIdx.x < COLUMNS) {
             finish_column(threadIdx.x, totals[4*threadIdx.x], total_of_groups(threadIdx.x));
         }
@@ -1268,6 +1307,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         if (threadIdx.x < COLUMNS) {
             __stcg(partial_stats + split*COLUMNS + threadIdx.x, make_float2(totals[4*threadIdx.x], total_of_groups(threadIdx.x)));
+        }
+        if (COMBINED_LATER) {
+            return;
         }
         __syncthreads();
         if (threadIdx.x == 0) {

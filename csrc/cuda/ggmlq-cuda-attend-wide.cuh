@@ -603,7 +603,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
 /* Parts of a unit -> output, rotated back. A block of threads takes 8 columns of one unit and 32 values; four groups of 64 threads share the parts. */
 enum { GGMLQ_WIDE_MOST_SPLITS = 256 };
 
-template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_attend_wide_combine(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
+template <int type_v, int TILES, bool LEAN = false> __global__ void __launch_bounds__(256) ggmlq_attend_wide_combine(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                       const uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
     enum { COLUMNS = 8*TILES, PART_ITEMS = TILES*8*32, BATCH = 8, PITCH = 32 + 4 };
@@ -620,7 +620,7 @@ template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_at
         return;
     }
     const int item = threadIdx.x % 64, quarter = threadIdx.x/64;
-    const float4 * const from = (const float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*PART_ITEMS + ((plane*2 + item/32)*TILES + tile)*32 + item % 32;
+    const float4 * const from = (const float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*PART_ITEMS + (LEAN ? (tile*8 + item/8)*32 + 8*plane + item % 8 : ((plane*2 + item/32)*TILES + tile)*32 + item % 32);
     float4 x[BATCH];
     auto load_batch = [&](int first) {
 #pragma unroll
@@ -662,7 +662,7 @@ template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_at
                 shrink = ggmlq_exp2(top - higher);
                 total  = total*shrink + ggmlq_exp2(sink - higher);
             }
-            results[warp] = total == 0.0f ? 0.0f : ggmlq_wide_type<type_v>::UNIT*shrink/total;
+            results[warp] = total == 0.0f ? 0.0f : (LEAN ? ggmlq_decode_v_bytes<type_v>::UNIT : ggmlq_wide_type<type_v>::UNIT)*shrink/total;
         }
     }
     __syncthreads();
@@ -684,16 +684,18 @@ template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_at
     __syncthreads();
     if (threadIdx.x < 64) {
         const int g = item % 32/4, column = 2*(item % 4), position = 16*(item/32) + g;
+        const int value0 = LEAN ? ggmlq_decode_v_value<type_v, 128>(item/8, 0, 2*plane + item % 8/4) - 32*plane : ggmlq_wide_value(position);
+        const int value1 = LEAN ? ggmlq_decode_v_value<type_v, 128>(item/8, 1, 2*plane + item % 8/4) - 32*plane : ggmlq_wide_value(position + 8);
 #pragma unroll
         for (int i = 1; i < 4; ++i) {
             const float4 other = sums[64*i + item];
             v.x += other.x; v.y += other.y; v.z += other.z; v.w += other.w;
         }
         float * const row = rows + column*PITCH;
-        row[ggmlq_wide_value(position)]             = results[column]*v.x;
-        row[ggmlq_wide_value(position) + PITCH]     = results[column + 1]*v.y;
-        row[ggmlq_wide_value(position + 8)]         = results[column]*v.z;
-        row[ggmlq_wide_value(position + 8) + PITCH] = results[column + 1]*v.w;
+        row[value0]             = results[column]*v.x;
+        row[value0 + PITCH]     = results[column + 1]*v.y;
+        row[value1]         = results[column]*v.z;
+        row[value1 + PITCH] = results[column + 1]*v.w;
     }
     __syncthreads();
     if (warp == 0) {
@@ -721,6 +723,13 @@ template <int type_k, int type_v, int TILES, int FRAGMENTS, int BLOCKS, bool HAL
     instance.place   = S::place;
     instance.kernel  = (const void *) ggmlq_attend_wide_kernel<type_k, type_v, TILES, FRAGMENTS, BLOCKS, HALF_K>;
     instance.combine = (const void *) ggmlq_attend_wide_combine<type_v, TILES>;
+    return instance;
+}
+
+template <int type_k, int type_v, int STAGES = 2, int ROWS = 16, int WARPS = 8, int TILES = 4> ggmlq_decode_instance ggmlq_lean_make_instance(void) {
+    ggmlq_decode_instance instance = ggmlq_decode_make_instance<type_k, type_v, 128, TILES, WARPS, ROWS, STAGES, 1, 0, false, true>();
+    instance.sum_bytes = 4*8*TILES*GGMLQ_WIDE_MOST_SPLITS;
+    instance.combine = (const void *) ggmlq_attend_wide_combine<type_v, TILES, true>;
     return instance;
 }
 
