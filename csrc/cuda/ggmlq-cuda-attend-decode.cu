@@ -46,7 +46,8 @@ static bool v_is_in_k(const ggmlq_attend_params * p) {
 
 /* What the lean instances take. */
 static bool is_lean(const ggmlq_attend_params * p, int tiles) {
-    return (p->n_queries == 1 || tiles > 1) && p->logit_softcap == 0.0f && !v_is_in_k(p) && (p->mask == NULL || (p->mask_heads == 1 && is_aligned(p->mask, p->mask_stride, 16)));
+    return (p->n_queries == 1 || tiles > 1) && p->logit_softcap == 0.0f && !v_is_in_k(p) && (p->mask == NULL || (p->mask_heads == 1 && is_aligned(p->mask, p->mask_stride, 16))) &&
+        is_aligned(p->q, p->q_stride, 16) && is_aligned(p->out, p->out_stride, 16);
 }
 
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {

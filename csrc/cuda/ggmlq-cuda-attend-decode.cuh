@@ -171,12 +171,12 @@ GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int 
 }
 
 /* This thread's eight of a plane pair of the output: those that ggmlq_unrotate_plane leaves to it. */
-GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int column, int plane, int head_kv, int seq, const float v[2][4]) {
+GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int column, int plane, int head_kv, int seq, const float v[2][4], bool aligned) {
     const int t = threadIdx.x % 4;
     int token, head;
     ggmlq_decode_place_column(plan, column, token, head);
     float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + (head_kv*plan.group + head)*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
-    if (plan.out_aligned) {
+    if (aligned) {
         *(float4 *) out        = *(const float4 *) v[0];
         *(float4 *) (out + 16) = *(const float4 *) v[1];
     } else {
@@ -425,33 +425,34 @@ template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int 
 #define GGMLQ_SUM_FLOAT 12582912.0f
 
 /* item = column*planes + plane; a division by a constant where a head is one slice. */
-template <int SLICE, int TAIL = 0> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
-    column = plan.slices == 1 && TAIL == 0 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32) + TAIL/32);
-    plane  = item - column*(plan.slices*(SLICE/32) + TAIL/32);
+template <int SLICE, int TAIL = 0> GGMLQ_DEVICE void ggmlq_decode_place_plane(int slices, int item, int & column, int & plane) {
+    column = slices == 1 && TAIL == 0 ? item/(SLICE/32) : item/(slices*(SLICE/32) + TAIL/32);
+    plane  = item - column*(slices*(SLICE/32) + TAIL/32);
 }
 
-/* Eight values of a query row, those of thread t of four for plane pair `item` % planes of column `item`/planes. */
-template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int item,
-                                                                         int first_column, int head_kv, int seq) {
-    const int t = threadIdx.x % 4;
-    int column, plane;
-    ggmlq_decode_place_plane<SLICE, S::TAIL>(plan, item, column, plane);
+/* Where thread t of four finds its eight values of a query row, those of plane pair `item` % planes of column `item`/planes: four, and four 16 further on; NULL: no such column. */
+template <class S, int SLICE, bool LEAN = false> GGMLQ_DEVICE const float * ggmlq_decode_place_query(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int item, int first_column, int head_kv, int seq) {
+    int column, plane, token, head;
+    ggmlq_decode_place_plane<SLICE, S::TAIL>(LEAN ? 1 : plan.slices, item, column, plane);
+    if (column >= S::COLUMNS || first_column + column >= plan.columns) {
+        return NULL;
+    }
+    ggmlq_decode_place_column(plan, first_column + column, token, head);
+    return (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + (head_kv*plan.group + head)*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*(threadIdx.x % 4);
+}
+
+GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v[2][4], const float * q, bool aligned) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         v[i/4][i%4] = 0.0f;
     }
-    if (column < S::COLUMNS && first_column + column < plan.columns) {
-        int token, head;
-        ggmlq_decode_place_column(plan, first_column + column, token, head);
-        const float * q = (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + (head_kv*plan.group + head)*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*t;
-        if (plan.q_aligned) {
-            *(float4 *) v[0] = *(const float4 *) q;
-            *(float4 *) v[1] = *(const float4 *) (q + 16);
-        } else {
+    if (q && aligned) {
+        *(float4 *) v[0] = *(const float4 *) q;
+        *(float4 *) v[1] = *(const float4 *) (q + 16);
+    } else if (q) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                v[i/4][i%4] = q[16*(i/4) + i%4];
-            }
+        for (int i = 0; i < 8; ++i) {
+            v[i/4][i%4] = q[16*(i/4) + i%4];
         }
     }
 }
@@ -466,17 +467,17 @@ template <int AHEAD> GGMLQ_DEVICE void ggmlq_decode_next_item(float (* items)[2]
 
 /* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
  * in threes of a fragment's columns, see scores(). `first_items`: what fetch_query got for the first AHEAD items of the thread. */
-template <class S, int type, int SLICE, int AHEAD = 1> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
+template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
                                                                                                     uint8_t * queries, float * scales, int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
     float (& v)[2][4] = first_items[0];
-    const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32 + S::TAIL_PLANES, pitch = S::query_pitch(plan.slices);
+    const int slices = LEAN ? 1 : plan.slices, lane = threadIdx.x % 32, t = lane % 4, planes = slices*SLICE/32 + S::TAIL_PLANES, pitch = S::query_pitch(slices);
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
         int column, plane;
-        ggmlq_decode_place_plane<SLICE, S::TAIL>(plan, first + threadIdx.x/4, column, plane);
+        ggmlq_decode_place_plane<SLICE, S::TAIL>(slices, first + threadIdx.x/4, column, plane);
         if (first != 0 && AHEAD == 1) {
-            ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
+            ggmlq_decode_fetch_query(v, ggmlq_decode_place_query<S, SLICE, LEAN>(p, plan, first + threadIdx.x/4, first_column, head_kv, seq), LEAN || plan.q_aligned);
         } else if (first != 0) {
             ggmlq_decode_next_item<AHEAD>(first_items);
         }
@@ -803,7 +804,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
 
-    auto start_copies = [&](const ggmlq_decode_place & w) {
+    auto place_copies = [&](const ggmlq_decode_place & w) {
         const int64_t first_token = (int64_t) (w.tile0 + w.group)*ROWS;
         k_chunk = ggmlq_decode_chunk<K>(k_rows_of(w), p.k_stride[0], w.lane) + first_token*p.k_stride[0];
         v_chunk = ggmlq_decode_chunk<V>(v_rows_of(w), p.v_stride[0], w.lane) + first_token*p.v_stride[0];
@@ -812,6 +813,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         if constexpr (TERM) {
             c_chunk = (const uint8_t *) p.c + w.seq_kv*p.c_stride[1] + (first_token + w.lane/C::LANES)*p.c_stride[0] + 2*w.slice*SLICE + 16*(w.lane % C::LANES);
+        }
+    };
+    auto start_copies = [&](const ggmlq_decode_place & w) {
+        if constexpr (TERM) {
             ggmlq_term_clear<SLICE, ROWS>(c_tile, p, w.lane);
             copy_c(w.tile0 + w.group);
         }
@@ -824,7 +829,19 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     {
-        float first_query[2][4];
+        if (threadIdx.x < COLUMNS && mask) {
+            int token = 0, head = 0;
+            ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
+            slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
+        }
+        enum { AHEAD = LEAN && COLUMNS*(SLICE/32) > 8*WARPS ? COLUMNS*(SLICE/32)/(8*WARPS) : 1 }; /* pairs of planes that a thread prepares and fetches at once */
+        const float * query[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            query[i] = ggmlq_decode_place_query<S, SLICE, LEAN>(p, plan, 8*WARPS*i + threadIdx.x/4, first_column, head_kv, seq);
+        }
+        place_copies(at0);
+        float first_query[AHEAD][2][4];
         ggmlq_wait_for_previous();
         if (plan.short_loop) {
             ggmlq_let_next_start();
@@ -834,18 +851,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
             found = *(volatile unsigned long long *) counter;
         }
-        ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
+        }
         start_copies(at0);
         /* while the first tiles are on their way */
-        if (threadIdx.x < COLUMNS && mask) {
-            int token = 0, head = 0;
-            ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
-            slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
-        }
         if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
             atomicCAS(counter, found, GGMLQ_COUNT_START);
         }
-        ggmlq_decode_load_queries<S, type_k, SLICE>(&first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+        ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
         if constexpr (TERM) {
             ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, (softcap ? p.scale/p.logit_softcap : p.scale*LOG2E)*(1.0f/GGMLQ_TERM_UNIT));
         }
@@ -862,7 +877,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
     for (bool careful = false;; careful = true) {
         if (careful) {
-            start_copies(ggmlq_decode_place::here<WARPS, LEAN>(plan));
+            const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+            place_copies(w);
+            start_copies(w);
         }
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
@@ -1397,7 +1414,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll 1
     for (int first = 0; first < COLUMNS*planes; first += 32*WARPS/4) {
         int column, plane;
-        ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
+        ggmlq_decode_place_plane<SLICE>(slices, first + threadIdx.x/4, column, plane);
         const bool holds = column < COLUMNS && first_column + column < plan.columns;
         float v[2][4] = {};
         if (holds) {
@@ -1410,7 +1427,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             ggmlq_unrotate_plane<type_v>(v, lane, plane % 4);
         }
         if (holds) {
-            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, v);
+            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, v, LEAN || plan.out_aligned);
         }
     }
 #endif

@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(128, BLOCKS) ggmlq_attend_wide_kernel(const GG
         float items[TILES][2][4]; /* all that this thread prepares */
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
-            ggmlq_decode_fetch_query<S, 128>(items[i], p, plan, 32*i + threadIdx.x/4, first_column, head_kv, seq);
+            ggmlq_decode_fetch_query(items[i], ggmlq_decode_place_query<S, 128>(p, plan, 32*i + threadIdx.x/4, first_column, head_kv, seq), plan.q_aligned);
         }
         copy_rows(tile0, 0);
         const float factor = softcap ? p.scale/p.logit_softcap : p.scale*LOG2E;
@@ -707,7 +707,7 @@ template <int type_v, int TILES, bool LEAN = false> __global__ void __launch_bou
         }
         ggmlq_unrotate_plane<type_v>(r, lane, plane);
         if (first_column + column < plan.columns) {
-            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, r);
+            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, r, plan.out_aligned);
         }
     }
 #endif
