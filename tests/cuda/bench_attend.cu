@@ -431,6 +431,8 @@ int main(int argc, char ** argv) {
             run({ type, v, 128, 2, 6, 1, 1001, 1, 2, 1, false, true, 0, 8, 3, true });
             run({ type, v, 128, 3, 4, 8, 517, 1, 2, 1, false, true, 0, 8, 4, true });
             run({ type, v, 128, 2, 7, 6, 2003, 5, 2, 2, false, false, 0, 0, 3, true });
+            run({ type, v, 128, 3, 4, 8, 517, 1, 2, 1, false, true, 0, 8, 4, true, 128 });
+            run({ type, v, 128, 2, 6, 1, 1001, 1, 2, 1, false, true, 0, 8, 3, true, 64 });
         }
         for (auto & pair : pairs) { /* centered keys: every instance, c of the whole head and of a part */
             if (pair[0] != T && pair[0] != P) continue;
