@@ -8,6 +8,9 @@
  * of warps, which add up their partial scores. Ranges are combined by the block that finishes last. Where V is the first part of K (MLA), K's
  * rows have a TAIL: one plane more for each of the first warps of a group.
  *
+ * LEAN: for heads of one slice, V beside K, no softcap, one mask row for all columns or, from 16 columns on, one for each query, everything aligned to 16 bytes. With 32
+ * columns another kernel combines the ranges (ggmlq-cuda-attend-wide.cuh).
+ *
  *   scores   [token, column] = K (A operand, 16 tokens) x queries (B operand)   int8 m16n8k32, or f16 m16n8k16 for f16 rows
  *   output   [value, column] = V transposed (A, 16 values x 16 tokens) x weights (B)         f16 m16n8k16
  *
@@ -548,7 +551,6 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
 
 #ifdef GGMLQ_DECODE_DEVICE
 
-/* What a thread works on, made of the special registers anew wherever it is asked for: kept over the loop it would take registers that the loop needs. */
 /* 0, which the compiler doesn't know, and can't compute again. */
 GGMLQ_DEVICE uint32_t ggmlq_zero_anew(void) {
     uint32_t z;
@@ -556,12 +558,13 @@ GGMLQ_DEVICE uint32_t ggmlq_zero_anew(void) {
     return z >> 16;
 }
 
-GGMLQ_DEVICE int ggmlq_thread_anew(void) {
+GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
     int thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
     return thread;
 }
 
+/* What a thread works on, made of the special registers anew wherever it is asked for: kept over the loop it would take registers that the loop needs. */
 struct ggmlq_decode_place {
     int lane, warp, g, t, slice, group, groups;
     int head_kv, split, unit, chunk, seq, seq_kv, tile0, tile1;
@@ -618,12 +621,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     const int slices = LEAN ? 1 : plan.slices;
     const bool v_in_k = LEAN ? false : plan.v_in_k;
-    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* see below */
+    static_assert(!LEAN || (STAGES == 2 && TAIL == 0 && K::BYTE_VALUES), "lean: a mask is loaded with the next tile");
+
+    /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
+    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2];
     const float LOWEST = -1e30f;
     /* The end of the block uses the pipelines' memory. */
     float4 * const sums = (float4 *) front;
     float  * const rows = (float *) (front + S::SUM_BYTES);
-    {
+
+    { /* up to the end of the loop; what comes after it makes its own of these */
     const ggmlq_decode_place at0 = ggmlq_decode_place::here<WARPS, LEAN>(plan);
     const int lane = at0.lane, warp = at0.warp, g = at0.g, t = at0.t, slice = at0.slice, group = at0.group, groups = at0.groups;
     const int head_kv = at0.head_kv, unit = at0.unit, seq = at0.seq, seq_kv = at0.seq_kv, first_column = at0.chunk*COLUMNS;
@@ -795,7 +802,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 
-    /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
     auto add_sums = [&](uint32_t rest0, uint32_t rest1, const uint2 weights[TILES]) {
         const uint32_t a[4] = { rest0, 0x3c003c00u, rest1, 0x3c003c00u };
 #pragma unroll
@@ -856,7 +862,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
         }
         start_copies(at0);
-        /* while the first tiles are on their way */
+        /* While the first tiles are on their way: */
         if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
             atomicCAS(counter, found, GGMLQ_COUNT_START);
         }
@@ -1056,7 +1062,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                     }
                     __syncwarp();
-                } /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+                }
+                /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
@@ -1341,7 +1348,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if (!*last_flag) {
             return;
         }
-        enum { BATCH = 17 }; /* splits whose sums are on their way together: 33 fill an H100 */
+        enum { BATCH = 16 }; /* splits whose sums are on their way together */
         float4 x[BATCH];
         auto load_batch = [&](int item, int first) {
             const float4 * const from = partial_of(item) + first*SLICE_ITEMS;
