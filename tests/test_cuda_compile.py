@@ -18,9 +18,8 @@ SOURCES = sorted(CUDA.glob("*.cu"))
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 ARCHITECTURE = "sm_90"
 
-# Bytes of stores. The decode kernels are held to 128 registers for the sake of occupancy, or with 32 columns use all that a thread can have.
-# Those for centered keys hold more; in the loop only those of 32 columns read some of it again.
-ALLOWED_SPILLS = {"ggmlq_attend_decode_kernel": 32, "ELb1EEv19ggmlq_attend_params17ggmlq_decode_plan": 96}
+# Bytes of stores. With 32 columns (the fourth argument, in eights) the decode kernels use all registers that a thread can have; with fewer, and all others, none is spilled.
+ALLOWED_SPILLS = {"ELi4ELi8ELi16ELi2ELi1ELi": 32}
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="found no nvcc, neither on the path nor in /usr/local/cuda/bin")
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Instances of the wide kernel: columns/8, fragments of 16 tokens a warp, blocks on a multiprocessor, K as halves. Measured,
- * docs/CUDA-ATTENTION.md.
+ * Lean instances for 32 columns, whose parts a second kernel adds up.
  */
 #include "ggmlq-cuda-deps.cuh"
 
@@ -12,8 +11,8 @@
 const ggmlq_decode_instance * ggmlq_decode_instances_wide(int i) {
     enum { T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3 };
     static const ggmlq_decode_instance instances[] = {
-        ggmlq_wide_make_instance<T, T, 4, 2, 2, true>(),  ggmlq_wide_make_instance<T, P, 4, 2, 2, true>(),
-        ggmlq_wide_make_instance<P, P, 4, 2, 2, false>(), ggmlq_wide_make_instance<P, T, 4, 2, 2, false>(),
+        ggmlq_wide_make_instance<T, T, false>(), ggmlq_wide_make_instance<T, P, false>(), ggmlq_wide_make_instance<P, P, false>(), ggmlq_wide_make_instance<P, T, false>(),
+        ggmlq_wide_make_instance<T, T, true>(),  ggmlq_wide_make_instance<T, P, true>(),  ggmlq_wide_make_instance<P, P, true>(),  ggmlq_wide_make_instance<P, T, true>(),
     };
     return i < (int) (sizeof(instances)/sizeof(instances[0])) ? &instances[i] : NULL;
 }

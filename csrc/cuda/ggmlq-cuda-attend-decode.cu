@@ -44,19 +44,28 @@ static bool v_is_in_k(const ggmlq_attend_params * p) {
     return p->k == p->v && p->type_k == p->type_v && memcmp(p->k_stride, p->v_stride, sizeof(p->k_stride)) == 0;
 }
 
+/* What the lean instances take. */
+static bool is_lean(const ggmlq_attend_params * p, int tiles) {
+    return (p->n_queries == 1 || tiles > 1) && p->logit_softcap == 0.0f && !v_is_in_k(p) && (p->mask == NULL || (p->mask_heads == 1 && is_aligned(p->mask, p->mask_stride, 16))) &&
+        is_aligned(p->q, p->q_stride, 16) && is_aligned(p->out, p->out_stride, 16);
+}
+
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
     const ggmlq_decode_instance * best = NULL;
     for (size_t l = 0; l < sizeof(instance_lists)/sizeof(instance_lists[0]); ++l) {
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
             const bool several = p->head_size_v > instance->slice; /* slices: then 16 warps, where there is such an instance */
+            if (instance->lean && (several || !is_lean(p, tiles))) {
+                continue;
+            }
             if (instance->combine && (several || (p->mask && p->mask_heads > 1))) {
                 continue;
             }
             if (instance->term == (p->c != NULL) && instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
                 instance->tail == p->head_size_k - p->head_size_v && slice_fits(p->head_size_v, instance->slice) &&
                 instance->tail <= 32*(p->head_size_v/instance->slice) /* a plane for a warp */ &&
-                (tiles > 1 || instance->warps == 12 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice || (instance->combine && instance->slice == best->slice))) {
+                (tiles > 1 || instance->warps == 12 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice || ((instance->combine || instance->lean) && instance->slice == best->slice))) {
                 best = instance;
             }
         }

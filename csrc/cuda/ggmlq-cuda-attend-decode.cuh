@@ -8,6 +8,9 @@
  * of warps, which add up their partial scores. Ranges are combined by the block that finishes last. Where V is the first part of K (MLA), K's
  * rows have a TAIL: one plane more for each of the first warps of a group.
  *
+ * LEAN: for heads of one slice, V beside K, no softcap, one mask row for all columns or, from 16 columns on, one for each query, everything aligned to 16 bytes. With 32
+ * columns another kernel combines the ranges (ggmlq-cuda-attend-wide.cuh).
+ *
  *   scores   [token, column] = K (A operand, 16 tokens) x queries (B operand)   int8 m16n8k32, or f16 m16n8k16 for f16 rows
  *   output   [value, column] = V transposed (A, 16 values x 16 tokens) x weights (B)         f16 m16n8k16
  *
@@ -171,12 +174,12 @@ GGMLQ_DEVICE void ggmlq_decode_place_column(const ggmlq_decode_plan & plan, int 
 }
 
 /* This thread's eight of a plane pair of the output: those that ggmlq_unrotate_plane leaves to it. */
-GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int column, int plane, int head_kv, int seq, const float v[2][4]) {
+GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int column, int plane, int head_kv, int seq, const float v[2][4], bool aligned) {
     const int t = threadIdx.x % 4;
     int token, head;
     ggmlq_decode_place_column(plan, column, token, head);
     float * const out = (float *) ((uint8_t *) p.out + token*p.out_stride[0] + (head_kv*plan.group + head)*p.out_stride[1] + seq*p.out_stride[2]) + 32*plane + 4*t;
-    if (plan.out_aligned) {
+    if (aligned) {
         *(float4 *) out        = *(const float4 *) v[0];
         *(float4 *) (out + 16) = *(const float4 *) v[1];
     } else {
@@ -425,33 +428,34 @@ template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int 
 #define GGMLQ_SUM_FLOAT 12582912.0f
 
 /* item = column*planes + plane; a division by a constant where a head is one slice. */
-template <int SLICE, int TAIL = 0> GGMLQ_DEVICE void ggmlq_decode_place_plane(const ggmlq_decode_plan & plan, int item, int & column, int & plane) {
-    column = plan.slices == 1 && TAIL == 0 ? item/(SLICE/32) : item/(plan.slices*(SLICE/32) + TAIL/32);
-    plane  = item - column*(plan.slices*(SLICE/32) + TAIL/32);
+template <int SLICE, int TAIL = 0> GGMLQ_DEVICE void ggmlq_decode_place_plane(int slices, int item, int & column, int & plane) {
+    column = slices == 1 && TAIL == 0 ? item/(SLICE/32) : item/(slices*(SLICE/32) + TAIL/32);
+    plane  = item - column*(slices*(SLICE/32) + TAIL/32);
 }
 
-/* Eight values of a query row, those of thread t of four for plane pair `item` % planes of column `item`/planes. */
-template <class S, int SLICE> GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int item,
-                                                                         int first_column, int head_kv, int seq) {
-    const int t = threadIdx.x % 4;
-    int column, plane;
-    ggmlq_decode_place_plane<SLICE, S::TAIL>(plan, item, column, plane);
+/* Where thread t of four finds its eight values of a query row, those of plane pair `item` % planes of column `item`/planes: four, and four 16 further on; NULL: no such column. */
+template <class S, int SLICE, bool LEAN = false> GGMLQ_DEVICE const float * ggmlq_decode_place_query(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int item, int first_column, int head_kv, int seq) {
+    int column, plane, token, head;
+    ggmlq_decode_place_plane<SLICE, S::TAIL>(LEAN ? 1 : plan.slices, item, column, plane);
+    if (column >= S::COLUMNS || first_column + column >= plan.columns) {
+        return NULL;
+    }
+    ggmlq_decode_place_column(plan, first_column + column, token, head);
+    return (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + (head_kv*plan.group + head)*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*(threadIdx.x % 4);
+}
+
+GGMLQ_DEVICE void ggmlq_decode_fetch_query(float v[2][4], const float * q, bool aligned) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         v[i/4][i%4] = 0.0f;
     }
-    if (column < S::COLUMNS && first_column + column < plan.columns) {
-        int token, head;
-        ggmlq_decode_place_column(plan, first_column + column, token, head);
-        const float * q = (const float *) ((const uint8_t *) p.q + token*p.q_stride[0] + (head_kv*plan.group + head)*p.q_stride[1] + seq*p.q_stride[2]) + 32*plane + 4*t;
-        if (plan.q_aligned) {
-            *(float4 *) v[0] = *(const float4 *) q;
-            *(float4 *) v[1] = *(const float4 *) (q + 16);
-        } else {
+    if (q && aligned) {
+        *(float4 *) v[0] = *(const float4 *) q;
+        *(float4 *) v[1] = *(const float4 *) (q + 16);
+    } else if (q) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                v[i/4][i%4] = q[16*(i/4) + i%4];
-            }
+        for (int i = 0; i < 8; ++i) {
+            v[i/4][i%4] = q[16*(i/4) + i%4];
         }
     }
 }
@@ -466,17 +470,17 @@ template <int AHEAD> GGMLQ_DEVICE void ggmlq_decode_next_item(float (* items)[2]
 
 /* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
  * in threes of a fragment's columns, see scores(). `first_items`: what fetch_query got for the first AHEAD items of the thread. */
-template <class S, int type, int SLICE, int AHEAD = 1> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
+template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
                                                                                                     uint8_t * queries, float * scales, int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
     float (& v)[2][4] = first_items[0];
-    const int lane = threadIdx.x % 32, t = lane % 4, planes = plan.slices*SLICE/32 + S::TAIL_PLANES, pitch = S::query_pitch(plan.slices);
+    const int slices = LEAN ? 1 : plan.slices, lane = threadIdx.x % 32, t = lane % 4, planes = slices*SLICE/32 + S::TAIL_PLANES, pitch = S::query_pitch(slices);
 #pragma unroll 1
     for (int first = 0; first < S::COLUMNS*planes; first += blockDim.x/4) { /* uniform: shuffles need all lanes */
         int column, plane;
-        ggmlq_decode_place_plane<SLICE, S::TAIL>(plan, first + threadIdx.x/4, column, plane);
+        ggmlq_decode_place_plane<SLICE, S::TAIL>(slices, first + threadIdx.x/4, column, plane);
         if (first != 0 && AHEAD == 1) {
-            ggmlq_decode_fetch_query<S, SLICE>(v, p, plan, first + threadIdx.x/4, first_column, head_kv, seq);
+            ggmlq_decode_fetch_query(v, ggmlq_decode_place_query<S, SLICE, LEAN>(p, plan, first + threadIdx.x/4, first_column, head_kv, seq), LEAN || plan.q_aligned);
         } else if (first != 0) {
             ggmlq_decode_next_item<AHEAD>(first_items);
         }
@@ -545,7 +549,55 @@ template <class S, int type, int SLICE, int AHEAD = 1> GGMLQ_DEVICE void ggmlq_d
 #define GGMLQ_COUNT_STEP  0x9e3779b97f4a7c15ull
 #define GGMLQ_COUNT_STEP_INVERSE 0xf1de83e19937733dull /* modulo 2^64 */
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM>
+#ifdef GGMLQ_DECODE_DEVICE
+
+/* 0, which the compiler doesn't know, and can't compute again. */
+GGMLQ_DEVICE uint32_t ggmlq_zero_anew(void) {
+    uint32_t z;
+    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(z));
+    return z >> 16;
+}
+
+GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
+/* What a thread works on, made of the special registers anew wherever it is asked for: kept over the loop it would take registers that the loop needs. */
+struct ggmlq_decode_place {
+    int lane, warp, g, t, slice, group, groups;
+    int head_kv, split, unit, chunk, seq, seq_kv, tile0, tile1;
+
+    template <int WARPS, bool LEAN> static __device__ __forceinline__ ggmlq_decode_place here(const ggmlq_decode_plan & plan) {
+        ggmlq_decode_place p;
+        int x, y, z, thread;
+        asm volatile("mov.u32 %0, %%tid.x;"   : "=r"(thread));
+        asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+        asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
+        asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(z));
+        p.lane = thread % 32; p.warp = thread/32; p.g = p.lane/4; p.t = p.lane % 4;
+        const int slices = LEAN ? 1 : plan.slices;
+        p.slice = p.warp % slices; p.group = p.warp/slices; p.groups = WARPS/slices;
+        /* Neighbouring heads share sectors of memory: blocks that start together take them together. */
+        p.head_kv = x; p.split = y; p.unit = z*plan.heads_kv + x;
+        p.chunk = 0; p.seq = z; p.seq_kv = 0; /* divisions are slow, and most often there is nothing to divide */
+        if (plan.chunks > 1) {
+            p.seq   = z/plan.chunks;
+            p.chunk = z - p.seq*plan.chunks;
+        }
+        if (p.seq > 0) {
+            p.seq_kv = p.seq/plan.seqs_per_kv;
+        }
+        p.tile0 = p.split*plan.tiles_per_split + min(p.split, plan.longer_splits);
+        p.tile1 = p.tile0 + plan.tiles_per_split + (p.split < plan.longer_splits);
+        return p;
+    }
+};
+
+#endif
+
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
@@ -553,7 +605,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
-    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16 };
+    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16, COMBINED_LATER = LEAN && TILES > 2 };
     const float LOG2E = 1.44269504f;
 
     extern __shared__ __align__(16) uint8_t shared[];
@@ -567,27 +619,30 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     int     * const last_flag = (int *) (shared + S::FLAG_AT);
     const uint8_t ** const mask_rows = (const uint8_t **) (shared + S::MASK_ROWS_AT); /* of the columns */
 
-    const int lane = threadIdx.x % 32, warp = threadIdx.x/32, g = lane/4, t = lane % 4;
-    const int slice = warp % plan.slices, group = warp/plan.slices, groups = WARPS/plan.slices;
+    const int slices = LEAN ? 1 : plan.slices;
+    const bool v_in_k = LEAN ? false : plan.v_in_k;
+    static_assert(!LEAN || (STAGES == 2 && TAIL == 0 && K::BYTE_VALUES), "lean: a mask is loaded with the next tile");
 
-    /* Neighbouring heads share sectors of memory: blocks that start together take them together. */
-    const int head_kv = blockIdx.x, split = blockIdx.y, unit = blockIdx.z*gridDim.x + blockIdx.x;
-    int chunk = 0, seq = blockIdx.z, seq_kv = 0; /* divisions are slow, and most often there is nothing to divide */
-    if (plan.chunks > 1) {
-        seq   = blockIdx.z/plan.chunks;
-        chunk = blockIdx.z - seq*plan.chunks;
-    }
-    if (seq > 0) {
-        seq_kv = seq/plan.seqs_per_kv;
-    }
-    const int first_column = chunk*COLUMNS;
+    /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
+    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2];
+    const float LOWEST = -1e30f;
+    /* The end of the block uses the pipelines' memory. */
+    float4 * const sums = (float4 *) front;
+    float  * const rows = (float *) (front + S::SUM_BYTES);
+
+    { /* up to the end of the loop; what comes after it makes its own of these */
+    const ggmlq_decode_place at0 = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+    const int lane = at0.lane, warp = at0.warp, g = at0.g, t = at0.t, slice = at0.slice, group = at0.group, groups = at0.groups;
+    const int head_kv = at0.head_kv, unit = at0.unit, seq = at0.seq, seq_kv = at0.seq_kv, first_column = at0.chunk*COLUMNS;
 
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
-    const int tile0  = split*plan.tiles_per_split + min(split, plan.longer_splits), tile1 = tile0 + plan.tiles_per_split + (split < plan.longer_splits);
+    const int tile0  = at0.tile0, tile1 = at0.tile1;
 
-    const uint8_t * const k_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + slice*K::BYTES;
-    const uint8_t * const v_rows = (const uint8_t *) p.v + seq_kv*p.v_stride[2] + head_kv*p.v_stride[1] + slice*V::BYTES;
-    const uint8_t * const tail_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + plan.slices*K::BYTES;
+    auto k_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.k + w.seq_kv*p.k_stride[2] + w.head_kv*p.k_stride[1] + w.slice*K::BYTES; };
+    auto v_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.v + w.seq_kv*p.v_stride[2] + w.head_kv*p.v_stride[1] + w.slice*V::BYTES; };
+    const uint8_t * const k_rows = k_rows_of(at0);
+    const uint8_t * const v_rows = v_rows_of(at0);
+    const uint8_t * const tail_rows = (const uint8_t *) p.k + seq_kv*p.k_stride[2] + head_kv*p.k_stride[1] + slices*K::BYTES;
     const bool has_tail = slice < S::TAIL_PLANES;
     uint8_t * const pipe = front + warp*STAGES*S::STAGE_BYTES;
 
@@ -597,7 +652,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         ggmlq_decode_place_column(plan, first_column + column < plan.columns ? first_column + column : 0, token, head);
         return mask + token*p.mask_stride[0] + ((head_kv*plan.group + head) % (int) p.mask_heads)*p.mask_stride[1] + (seq % (int) p.mask_seqs)*p.mask_stride[2];
     };
-    const bool many_masks = mask && !plan.one_mask;
+    const bool many_masks = LEAN ? false : mask && !plan.one_mask;
     if (many_masks) {
         if (threadIdx.x < COLUMNS) {
             mask_rows[threadIdx.x] = mask_row(threadIdx.x);
@@ -605,7 +660,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         __syncthreads();
     }
     const uint8_t * one_mask = mask;
-    if (plan.one_mask && seq > 0) {
+    if (LEAN && TILES > 1 && mask) {
+        one_mask += min(g, (int) p.n_queries - 1)*p.mask_stride[0];
+    }
+    if ((LEAN ? mask != NULL : plan.one_mask) && seq > 0) {
         one_mask += (seq % (int) p.mask_seqs)*p.mask_stride[2];
     }
 
@@ -613,21 +671,55 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint8_t * k_chunk = NULL, * v_chunk = NULL, * tail_chunk = NULL;
     const int inner1 = min(tile1, tiles - 1);
 
+    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. Lean, for more columns: ROWS/4 tokens t of query g. */
+    enum { MASK_WORDS = LEAN && TILES > 1 ? ROWS/8 : 1 };
+    struct mask_words { uint32_t w[MASK_WORDS]; };
+    mask_words next_mask = {};
+    auto load_next_mask = [&](bool inner, int tile) {
+        const int token = tile*ROWS + (MASK_WORDS > 1 ? ROWS/4*(lane % 4) : 2*(lane % (ROWS/2)));
+        next_mask = {};
+        if (__builtin_expect(inner && (LEAN || mask == NULL || plan.mask_aligned), 1)) {
+            if (mask) {
+                if constexpr (MASK_WORDS > 1) {
+#pragma unroll
+                    for (int i = 0; i < MASK_WORDS; i += 2) {
+                        const uint2 two = *(const uint2 *) (one_mask + 2*token + 4*i);
+                        next_mask.w[i]     = two.x;
+                        next_mask.w[i + 1] = two.y;
+                    }
+                } else {
+                    next_mask.w[0] = *(const uint32_t *) (one_mask + 2*token);
+                }
+            }
+        } else if (tile < tile1) {
+#pragma unroll
+            for (int i = 0; i < 2*MASK_WORDS; ++i) {
+                next_mask.w[i/2] |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (one_mask + 2*(token + i)) : 0) << 16*(i % 2);
+            }
+        }
+    };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
             ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
-            if (!plan.v_in_k) {
+            if (!v_in_k) {
                 ggmlq_decode_copy<V, ROWS>(to + S::K_BYTES, v_chunk, plan.v_copy_step, lane);
             }
             if (TAIL > 0 && has_tail) {
                 ggmlq_decode_copy<T, ROWS>(to + S::TAIL_AT, tail_chunk, K::LANES/T::LANES*plan.k_copy_step, lane);
             }
+            if (LEAN) {
+                load_next_mask(true, tile);
+            }
         } else if (tile < tile1) {
+            if (LEAN) {
+                load_next_mask(false, tile);
+            }
             const int token = tile*ROWS, count = plan.n_kv - token;
-            ggmlq_decode_copy_last<K, ROWS>(to, k_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
-            if (!plan.v_in_k) {
-                ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows + token*p.v_stride[0], p.v_stride[0], count, lane);
+            const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+            ggmlq_decode_copy_last<K, ROWS>(to, k_rows_of(w) + token*p.k_stride[0], p.k_stride[0], count, w.lane);
+            if (!v_in_k) {
+                ggmlq_decode_copy_last<V, ROWS>(to + S::K_BYTES, v_rows_of(w) + token*p.v_stride[0], p.v_stride[0], count, w.lane);
             }
             if (TAIL > 0 && has_tail) {
                 ggmlq_decode_copy_last<T, ROWS>(to + S::TAIL_AT, tail_rows + token*p.k_stride[0], p.k_stride[0], count, lane);
@@ -655,23 +747,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
 
-    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. */
-    auto load_mask = [&](int tile) {
-        uint32_t word = 0;
-        const int token = tile*ROWS + 2*(lane % (ROWS/2));
-        if (__builtin_expect(tile < inner1 && (mask == NULL || plan.mask_aligned), 1)) {
-            if (mask) {
-                word = *(const uint32_t *) (one_mask + 2*token);
-            }
-        } else if (tile < tile1) {
-#pragma unroll 1
-            for (int i = 0; i < 2; ++i) {
-                word |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (one_mask + 2*(token + i)) : 0) << 16*i;
-            }
-        }
-        return word;
-    };
-
     /* The term of centered keys: rows c and factors of the next tile, copied when this one's have been read. */
     typedef ggmlq_term_rows<SLICE> C;
     uint8_t * const c_tile = front + WARPS*STAGES*S::STAGE_BYTES + warp*S::TERM_BYTES;
@@ -696,16 +771,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         c_chunk += plan.c_step;
     };
 
-    unsigned long long * const counter = (unsigned long long *) workspace + unit;
-    unsigned long long found = 0; /* judged once it is here, after the copies have started */
-
-    const bool softcap = p.logit_softcap != 0.0f;
+    const bool softcap = LEAN ? false : p.logit_softcap != 0.0f;
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
     enum { KEEP_QUERIES = TILES <= 2 }; /* in registers */
     uint2 q[KEEP_QUERIES ? TILES : 1][STEPS]; /* B fragments of the queries: bytes of plane pairs, or halves of 16 values */
     auto load_query = [&](int n, int i) {
-        const uint8_t * const row = queries + (8*n + g)*S::query_pitch(plan.slices) +
-            (TAIL > 0 && i == STEPS ? plan.slices*SLICE + 32*(has_tail ? slice : 0) : slice*SLICE*(K::BYTE_VALUES ? 1 : 2) + 32*i);
+        const uint8_t * const row = queries + (8*n + g)*S::query_pitch(slices) +
+            (TAIL > 0 && i == STEPS ? slices*SLICE + 32*(has_tail ? slice : 0) : slice*SLICE*(K::BYTE_VALUES ? 1 : 2) + 32*i);
         return K::BYTE_VALUES ? *(const uint2 *) (row + 8*t) : make_uint2(*(const uint32_t *) (row + 4*t), *(const uint32_t *) (row + 16 + 4*t));
     };
     ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
@@ -716,9 +788,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
     const int tail_row = k_token*T::PITCH + (int) ((uintptr_t) (tail_rows + k_token*p.k_stride[0]) & 15);
     int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
+    k_row  += (int) (pipe - shared);
+    v_row  += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
+    v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
+    const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
-        lut_k.low ^= threadIdx.x & (plan.unit ^ 65536); /* 0: or it is copied to a register again for every use */
-        lut_v.low ^= threadIdx.x & (plan.unit ^ 65536);
+        lut_k.low ^= zero;
+        lut_v.low ^= zero;
         ggmlq_keep(k_row);
         ggmlq_keep(v_row);
         ggmlq_keep(v_row4);
@@ -726,12 +802,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
 
-    /* The end of the block uses the pipelines' memory. */
-    float4 * const sums = (float4 *) front;
-    float  * const rows = (float *) (front + S::SUM_BYTES);
-
-    /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
-    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2];
     auto add_sums = [&](uint32_t rest0, uint32_t rest1, const uint2 weights[TILES]) {
         const uint32_t a[4] = { rest0, 0x3c003c00u, rest1, 0x3c003c00u };
 #pragma unroll
@@ -739,58 +809,83 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             ggmlq_mma_f16(sum[n], a, weights[n]);
         }
     };
-    const float LOWEST = -1e30f;
 
-    /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
-    for (bool careful = false;; careful = true) {
-        const int64_t first_token = (int64_t) (tile0 + group)*ROWS;
-        k_chunk = ggmlq_decode_chunk<K>(k_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
-        v_chunk = ggmlq_decode_chunk<V>(v_rows, p.v_stride[0], lane) + first_token*p.v_stride[0];
+    auto place_copies = [&](const ggmlq_decode_place & w) {
+        const int64_t first_token = (int64_t) (w.tile0 + w.group)*ROWS;
+        k_chunk = ggmlq_decode_chunk<K>(k_rows_of(w), p.k_stride[0], w.lane) + first_token*p.k_stride[0];
+        v_chunk = ggmlq_decode_chunk<V>(v_rows_of(w), p.v_stride[0], w.lane) + first_token*p.v_stride[0];
         if (TAIL > 0) {
-            tail_chunk = ggmlq_decode_chunk<T>(tail_rows, p.k_stride[0], lane) + first_token*p.k_stride[0];
-        }
-        float first_query[2][4];
-        if (!careful) {
-            ggmlq_wait_for_previous();
-            if (plan.short_loop) {
-                ggmlq_let_next_start();
-            }
-            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
-                found = *(volatile unsigned long long *) counter;
-            }
-            ggmlq_decode_fetch_query<S, SLICE>(first_query, p, plan, threadIdx.x/4, first_column, head_kv, seq);
+            tail_chunk = ggmlq_decode_chunk<T>(tail_rows, p.k_stride[0], w.lane) + first_token*p.k_stride[0];
         }
         if constexpr (TERM) {
-            c_chunk = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + (first_token + lane/C::LANES)*p.c_stride[0] + 2*slice*SLICE + 16*(lane % C::LANES);
-            ggmlq_term_clear<SLICE, ROWS>(c_tile, p, lane);
-            copy_c(tile0 + group);
+            c_chunk = (const uint8_t *) p.c + w.seq_kv*p.c_stride[1] + (first_token + w.lane/C::LANES)*p.c_stride[0] + 2*w.slice*SLICE + 16*(w.lane % C::LANES);
+        }
+    };
+    auto start_copies = [&](const ggmlq_decode_place & w) {
+        if constexpr (TERM) {
+            ggmlq_term_clear<SLICE, ROWS>(c_tile, p, w.lane);
+            copy_c(w.tile0 + w.group);
         }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(tile0 + group + i*groups, i*S::STAGE_BYTES);
+            copy_tile(w.tile0 + w.group + i*w.groups, i*S::STAGE_BYTES);
         }
-        uint32_t next_mask = many_masks ? 0 : load_mask(tile0 + group);
-        if (!careful) { /* while the first tiles are on their way */
-            if (threadIdx.x < COLUMNS && mask) {
-                int token = 0, head = 0;
-                ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
-                slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
-            }
-            if (plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
-                atomicCAS(counter, found, GGMLQ_COUNT_START);
-            }
-            ggmlq_decode_load_queries<S, type_k, SLICE>(&first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
-            if constexpr (TERM) {
-                ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, (softcap ? p.scale/p.logit_softcap : p.scale*LOG2E)*(1.0f/GGMLQ_TERM_UNIT));
-            }
-            __syncthreads();
+        if (!LEAN && !many_masks) {
+            load_next_mask(w.tile0 + w.group < inner1, w.tile0 + w.group);
+        }
+    };
+    {
+        if (threadIdx.x < COLUMNS && mask) {
+            int token = 0, head = 0;
+            ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
+            slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
+        }
+        enum { AHEAD = LEAN && COLUMNS*(SLICE/32) > 8*WARPS ? COLUMNS*(SLICE/32)/(8*WARPS) : 1 }; /* pairs of planes that a thread prepares and fetches at once */
+        const float * query[AHEAD];
 #pragma unroll
-            for (int n = 0; n < TILES; ++n) {
+        for (int i = 0; i < AHEAD; ++i) {
+            query[i] = ggmlq_decode_place_query<S, SLICE, LEAN>(p, plan, 8*WARPS*i + threadIdx.x/4, first_column, head_kv, seq);
+        }
+        place_copies(at0);
+        float first_query[AHEAD][2][4];
+        ggmlq_wait_for_previous();
+        if (plan.short_loop) {
+            ggmlq_let_next_start();
+        }
+        unsigned long long * const counter = (unsigned long long *) workspace + unit;
+        unsigned long long found = 0; /* judged once it is here, after the copies have started */
+        if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32) {
+            found = *(volatile unsigned long long *) counter;
+        }
 #pragma unroll
-                for (int i = 0; i < STEPS && KEEP_QUERIES; ++i) {
-                    q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
-                }
+        for (int i = 0; i < AHEAD; ++i) {
+            ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
+        }
+        start_copies(at0);
+        /* While the first tiles are on their way: */
+        if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
+            atomicCAS(counter, found, GGMLQ_COUNT_START);
+        }
+        ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+        if constexpr (TERM) {
+            ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, (softcap ? p.scale/p.logit_softcap : p.scale*LOG2E)*(1.0f/GGMLQ_TERM_UNIT));
+        }
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+            for (int i = 0; i < STEPS && KEEP_QUERIES; ++i) {
+                q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
             }
+        }
+    }
+
+    /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
+    for (bool careful = false;; careful = true) {
+        if (careful) {
+            const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+            place_copies(w);
+            start_copies(w);
         }
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
@@ -804,17 +899,25 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = tile0 + group; tile < tile1; tile += groups) {
+            const mask_words mask_now = next_mask;
+            uint32_t any = 0, differs = 0;
+#pragma unroll
+            for (int i = 0; i < MASK_WORDS; ++i) {
+                any     |= mask_now.w[i];
+                differs |= mask_now.w[i] ^ 0xfc00fc00u;
+            }
+            const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
             ggmlq_copy_async_wait<TERM ? 0 : STAGES - 2>();
             __syncwarp();
             copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
-            const uint8_t * const k_tile = pipe + stage;
-            const uint8_t * const v_tile = plan.v_in_k ? k_tile : k_tile + S::K_BYTES;
-            const uint16_t * const mask_tile = (const uint16_t *) (k_tile + S::K_BYTES + S::V_BYTES);
+            const int turn_at = stage;
+            const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
+            const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
+            uint16_t * const mask_tile = (uint16_t *) (pipe + turn_at + S::K_BYTES + S::V_BYTES);
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
             /* Where the mask is all zeros there is nothing to do. */
-            const uint32_t mask_now = next_mask;
-            uint32_t any = mask_now, all = mask_now;
+            uint32_t all = differs == 0 ? 0xfc00fc00u : 0;
             if (many_masks) {
                 any = 0;
                 all = 0xfc00fc00u;
@@ -824,13 +927,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     any |= words.x | words.y | words.z | words.w;
                     all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
                 }
-            } else {
-                next_mask = load_mask(tile + groups);
+            } else if (!LEAN) {
+                load_next_mask(tile + groups < inner1, tile + groups);
             }
-            const bool biased = __any_sync(0xffffffffu, any != 0);
+            const bool biased = LEAN ? lean_biased : __any_sync(0xffffffffu, any != 0);
             if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
-                if (plan.slices > 1) {
-                    ggmlq_barrier(1 + group, 32*plan.slices);
+                if (slices > 1) {
+                    ggmlq_barrier(1 + group, 32*slices);
                 }
                 if constexpr (TERM) {
                     copy_c(tile + groups);
@@ -847,12 +950,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
             if constexpr (TERM) {
-                ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, plan.slices*(SLICE/32)*512, lane);
+                ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, slices*(SLICE/32)*512, lane);
                 __syncwarp();
                 copy_c(tile + groups);
             }
             if constexpr (K::BYTE_VALUES) {
-                const uint8_t * const row = k_tile + k_row;
+                const uint8_t * const row = from + k_row;
                 int acc[BLOCK_ROWS][TILES][4];
 #pragma unroll
                 for (int plane = 0; plane < K::PLANES + (TAIL > 0); ++plane) {
@@ -865,9 +968,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     for (int m = 0; m < BLOCK_ROWS; ++m) {
                         uint32_t a[4];
                         if (in_tail) {
-                            ggmlq_decode_k_fragment<type_k, TAIL ? TAIL : SLICE>(a, tail + 16*m*T::PITCH, slice, t, k_shift, plan.unit, lut_k);
+                            ggmlq_decode_k_fragment<type_k, TAIL ? TAIL : SLICE>(a, tail + 16*m*T::PITCH, slice, t, k_shift, shifting, lut_k);
                         } else {
-                            ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, plan.unit, lut_k);
+                            ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, shifting, lut_k);
                         }
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
@@ -886,7 +989,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
-                        const float4 f = *(const float4 *) (q_scales + ((n*S::query_scales(plan.slices) + (in_tail ? plan.slices*K::SCALES + slice : slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane)))*4 + t)*4);
+                        const float4 f = *(const float4 *) (q_scales + ((n*S::query_scales(slices) + (in_tail ? slices*K::SCALES + slice : slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane)))*4 + t)*4);
 #pragma unroll
                         for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
@@ -911,20 +1014,20 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
             }
-            if (__builtin_expect(plan.slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
-                float4 * const mine = (float4 *) exchange + ((group*2 + parity)*plan.slices + slice)*BLOCK_ROWS*TILES*32 + lane;
-                const float4 * const all = (const float4 *) exchange + (group*2 + parity)*plan.slices*BLOCK_ROWS*TILES*32 + lane;
+            if (__builtin_expect(slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
+                float4 * const mine = (float4 *) exchange + ((group*2 + parity)*slices + slice)*BLOCK_ROWS*TILES*32 + lane;
+                const float4 * const all = (const float4 *) exchange + (group*2 + parity)*slices*BLOCK_ROWS*TILES*32 + lane;
                 parity ^= 1;
 #pragma unroll
                 for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
                     mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
                 }
-                ggmlq_barrier(1 + group, 32*plan.slices);
+                ggmlq_barrier(1 + group, 32*slices);
 #pragma unroll
                 for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
                     float4 total = all[32*i];
 #pragma unroll 1
-                    for (int j = 1; j < plan.slices; ++j) {
+                    for (int j = 1; j < slices; ++j) {
                         const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
                         total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
                     }
@@ -940,11 +1043,31 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
                 }
             }
-            if (__builtin_expect(biased, 0)) { /* halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+            if (__builtin_expect(biased, 0)) {
+                const int thread = ggmlq_thread_anew();
+                int query_of[TILES][2] = {};
+                if constexpr (MASK_WORDS > 1) {
+                    const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+#pragma unroll
+                    for (int i = 0; i < MASK_WORDS; ++i) {
+                        *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
+                    }
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            const int column = w.chunk*COLUMNS + 8*n + 2*w.t + e;
+                            int head = 0;
+                            ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query_of[n][e], head);
+                        }
+                    }
+                    __syncwarp();
+                }
+                /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                    const int column = 8*(i/4%TILES) + 2*t + i%2, token = 16*(i/4/TILES) + k_token + 8*(i%4/2);
-                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now, token/2) >> 16*(token % 2));
+                    const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
+                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : MASK_WORDS > 1 ? ((const uint16_t *) mask_tile)[ROWS*query_of[i/4%TILES][i%2] + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], token/2) >> 16*(token % 2));
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
                     x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
                 }
@@ -1004,20 +1127,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
-                uint2 seen[TILES]; /* careful: 1 where a weight isn't 0 */
-                if (__builtin_expect(careful, 0)) {
-#pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-                        const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
-                        seen[n].x = (x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0);
-                        seen[n].y = (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0);
-                    }
-                }
                 auto poison = [&](int first, int last, const uint32_t odd[4]) {
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
+                        const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
+                        const uint2 seen = make_uint2((x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0), (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0)); /* 1 where a weight isn't 0 */
                         float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-                        ggmlq_mma_f16(hit, odd, seen[n]);
+                        ggmlq_mma_f16(hit, odd, seen);
 #pragma unroll
                         for (int i = first; i < last; ++i) {
 #pragma unroll
@@ -1028,9 +1144,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 };
                 if constexpr (V::BYTE_VALUES) {
-                    const uint8_t * const row = v_tile + v_row + 16*m*V::PITCH, * const row4 = v_tile + v_row4 + 16*m*V::PITCH;
+                    const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
                     typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
-                    pair a0 = pair::load(row, row4, g, v_shift, plan.unit), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, plan.unit);
+                    pair a0 = pair::load(row, row4, g, v_shift, shifting), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
                     if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
                         uint32_t odd[4];
                         odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
@@ -1041,8 +1157,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                     for (int i = 0; i < M_TILES/2; ++i) {
                         uint32_t x[4], y[4];
-                        a0.values(i, x, plan.unit, lut_v);
-                        a1.values(i, y, plan.unit, lut_v);
+                        a0.values(i, x, shifting, lut_v);
+                        a1.values(i, y, shifting, lut_v);
 #pragma unroll
                         for (int j = 0; j < 2; ++j) {
                             const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
@@ -1078,10 +1194,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
          * a __syncthreads() to be unordered (docs/CUDA-ATTENTION.md). */
-        if (__builtin_expect(plan.slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
-            ggmlq_barrier(1 + group, 32*plan.slices);
+        if (__builtin_expect(slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
+            ggmlq_barrier(1 + group, 32*slices);
         }
-        bool odd = false;
+        const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+        float odd = 0.0f; /* 0 times a value that isn't finite is NaN */
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
 #pragma unroll
@@ -1089,21 +1206,26 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     o[n][i][e] -= sum[n][e % 2];
-                    odd |= (__float_as_uint(o[n][i][e]) & 0x7f800000) == 0x7f800000;
+                    asm("fma.rn.f32 %0, %1, 0f00000000, %0;" : "+f"(odd) : "f"(o[n][i][e]));
                 }
             }
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                if (g == 0 && slice == 0) {
-                    maxima[group*COLUMNS + 8*n + 2*t + e] = max[n][e];
+                if (w.g == 0 && w.slice == 0) {
+                    maxima[w.group*COLUMNS + 8*n + 2*w.t + e] = max[n][e];
                 }
             }
         }
         ggmlq_copy_async_wait<0>();
-        if (!__syncthreads_or(odd) || careful) {
+        if (!__syncthreads_or(odd != 0.0f) || careful) {
             break;
         }
     }
+    }
+    const ggmlq_decode_place at1 = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+    const int lane = at1.lane, warp = at1.warp, g = at1.g, t = at1.t, slice = at1.slice, group = at1.group, groups = at1.groups;
+    const int head_kv = at1.head_kv, split = at1.split, unit = at1.unit, seq = at1.seq, first_column = at1.chunk*COLUMNS;
+    unsigned long long * const counter = (unsigned long long *) workspace + unit;
     ggmlq_let_next_start(); /* not before a long loop: the next kernel's blocks would take the places of those that end first, and that is slower */
 
     /* Groups of warps -> one sum, under a common maximum. Sums lie as float4 [slice][TILES][M_TILES][32]. */
@@ -1149,22 +1271,22 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         return total;
     };
     enum { SLICE_ITEMS = TILES*M_TILES*32 };
-    const int n_items = plan.slices*SLICE_ITEMS; /* float4 of the block's result */
+    const int n_items = slices*SLICE_ITEMS; /* float4 of the block's result */
     auto used = [&](int item) { return first_column + 8*(item/32/M_TILES % TILES) + 2*(item % 4) < plan.columns; };
     float4 * const partial = (float4 *) (workspace + plan.partials_at) + (int64_t) unit*plan.splits*n_items; /* [slice][split][item]: splits are a constant apart */
-    auto partial_of = [&](int item) { return partial + (plan.slices == 1 ? item : item/SLICE_ITEMS*plan.splits*SLICE_ITEMS + item % SLICE_ITEMS); };
+    auto partial_of = [&](int item) { return partial + (slices == 1 ? item : item/SLICE_ITEMS*plan.splits*SLICE_ITEMS + item % SLICE_ITEMS); };
     float2 * const partial_stats = (float2 *) (workspace + plan.stats_at) + (int64_t) unit*plan.splits*COLUMNS;
 
     auto store_row = [&](int item, float4 v) { /* rows[column][value] */
         const int i = item/32 % M_TILES, n = item/32/M_TILES % TILES, at_slice = item/32/M_TILES/TILES, l = item % 32;
-        float * const row = rows + (8*n + 2*(l % 4))*S::row_pitch(plan.slices) + at_slice*SLICE;
+        float * const row = rows + (8*n + 2*(l % 4))*S::row_pitch(slices) + at_slice*SLICE;
         const float f0 = totals[4*(8*n + 2*(l % 4)) + 2], f1 = totals[4*(8*n + 2*(l % 4)) + 6];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int value = ggmlq_decode_v_value<type_v, SLICE>(i, half, l/4);
             if (value < SLICE) {
                 row[value] = f0*(half ? v.z : v.x);
-                row[value + S::row_pitch(plan.slices)] = f1*(half ? v.w : v.y);
+                row[value + S::row_pitch(slices)] = f1*(half ? v.w : v.y);
             }
         }
     };
@@ -1191,7 +1313,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         return v;
     };
 
-    if (plan.splits == 1) {
+    if (plan.splits == 1 && !COMBINED_LATER) {
         if (threadIdx.x < COLUMNS) {
             finish_column(threadIdx.x, totals[4*threadIdx.x], total_of_groups(threadIdx.x));
         }
@@ -1209,6 +1331,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         if (threadIdx.x < COLUMNS) {
             __stcg(partial_stats + split*COLUMNS + threadIdx.x, make_float2(totals[4*threadIdx.x], total_of_groups(threadIdx.x)));
+        }
+        if (COMBINED_LATER) {
+            return;
         }
         __syncthreads();
         if (threadIdx.x == 0) {
@@ -1292,33 +1417,33 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     __syncthreads();
 
     /* Rows -> output, rotated back. */
-    const int planes = plan.slices*SLICE/32;
+    const int planes = slices*SLICE/32;
 #pragma unroll 1
     for (int first = 0; first < COLUMNS*planes; first += 32*WARPS/4) {
         int column, plane;
-        ggmlq_decode_place_plane<SLICE>(plan, first + threadIdx.x/4, column, plane);
+        ggmlq_decode_place_plane<SLICE>(slices, first + threadIdx.x/4, column, plane);
         const bool holds = column < COLUMNS && first_column + column < plan.columns;
         float v[2][4] = {};
         if (holds) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                *(float4 *) v[h] = *(const float4 *) (rows + column*S::row_pitch(plan.slices) + 32*plane + 16*h + 4*t);
+                *(float4 *) v[h] = *(const float4 *) (rows + column*S::row_pitch(slices) + 32*plane + 16*h + 4*t);
             }
         }
         if constexpr (V::OURS) {
             ggmlq_unrotate_plane<type_v>(v, lane, plane % 4);
         }
         if (holds) {
-            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, v);
+            ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, v, LEAN || plan.out_aligned);
         }
     }
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
     typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM> S;
-    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM>, NULL };
+    ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN>, NULL };
     return instance;
 }
 

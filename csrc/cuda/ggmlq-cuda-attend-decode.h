@@ -32,6 +32,7 @@ struct ggmlq_decode_plan {
 struct ggmlq_decode_instance {
     int type_k, type_v, slice, tail, tiles, warps, rows, m_tiles, sum_bytes, align_k, align_v;
     bool term;            /* for centered keys, and for no others */
+    bool lean;            /* for one query, heads of one slice, V beside K, no softcap */
     void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
     const void * combine; /* a kernel that adds up the ranges, or NULL: the last block does */
