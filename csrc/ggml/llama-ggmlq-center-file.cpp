@@ -98,7 +98,7 @@ ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model
 }
 
 void ggmlq_llama_center_apply(const ggmlq_llama_center_record & record, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers) {
-    const std::string fingerprint = ggmlq_llama_center_fingerprint(model);
+    const std::string fingerprint = record.key.empty() ? ggmlq_llama_center_fingerprint(model) : record.fingerprint; // a key knows the model better
     if (record.fingerprint != fingerprint) {
         throw std::runtime_error("was made for " + ggmlq_llama_center_model_name(record.name, record.architecture, record.fingerprint) +
             ", this model is " + ggmlq_llama_center_model_name(model.name, model.arch_name(), fingerprint));
@@ -260,7 +260,7 @@ static void ggmlq_llama_center_sample(const ggml_tensor * tensor, std::vector<ui
     if (!tensor->buffer || !tensor->data) {
         return;
     }
-    const size_t size = std::min<size_t>(ggml_nbytes(tensor), 512), offset = (ggml_nbytes(tensor) - size)/2;
+    const size_t size = std::min<size_t>(ggml_nbytes(tensor), 128), offset = (ggml_nbytes(tensor) - size)/2;
     const ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(tensor->buffer);
     const ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
     std::vector<uint8_t> values(size);
@@ -274,7 +274,7 @@ static void ggmlq_llama_center_sample(const ggml_tensor * tensor, std::vector<ui
     bytes.insert(bytes.end(), values.begin(), values.end());
 }
 
-std::string ggmlq_llama_center_key(const llama_model & model, const std::vector<llama_token> & tokens, const std::vector<ggmlq_llama_center *> & centers,
+std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
         const std::function<bool(const ggmlq_llama_center_layer &)> & is_rounded) {
     std::vector<uint8_t> bytes;
     const auto add = [&](const void * data, size_t size) {
@@ -296,7 +296,7 @@ std::string ggmlq_llama_center_key(const llama_model & model, const std::vector<
         add(tensor->ne, sizeof(tensor->ne));
         ggmlq_llama_center_sample(tensor, bytes);
     }
-    add(tokens.data(), tokens.size()*sizeof(llama_token));
+    add_text(text);
     for (const auto * center : centers) {
         add(&center->type_v, sizeof(center->type_v));
         for (const auto & layer : center->layers) {
@@ -308,7 +308,15 @@ std::string ggmlq_llama_center_key(const llama_model & model, const std::vector<
             }
         }
     }
-    return format("%016llx", (unsigned long long) ggmlq_llama_center_checksum(bytes));
+    bytes.resize((bytes.size() + 7)/8*8);
+    uint64_t sum = 0xcbf29ce484222325; // FNV-1a of words and a shift, since the lowest bits would only know of the lowest
+    for (size_t i = 0; i < bytes.size(); i += 8) {
+        uint64_t word;
+        memcpy(&word, &bytes[i], sizeof(word));
+        sum = (sum ^ word)*0x100000001b3;
+        sum ^= sum >> 29;
+    }
+    return format("%016llx", (unsigned long long) sum);
 }
 
 static std::string ggmlq_llama_center_variable(const char * name) {
@@ -356,12 +364,17 @@ static ggmlq_llama_center_kept & ggmlq_llama_center_kept_here() {
     return kept;
 }
 
+// A context that was too short for the text has calibrated in several windows; a longer one does better.
+static bool ggmlq_llama_center_is_enough(const ggmlq_llama_center_record & record, uint32_t n_window) {
+    return record.text.n_window >= std::min(n_window, record.text.n_tokens);
+}
+
 std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const std::string & key, uint32_t n_window, std::string & where) {
     auto & kept = ggmlq_llama_center_kept_here();
     {
         std::lock_guard<std::mutex> lock(kept.mutex);
         const auto it = kept.records.find(key);
-        if (it != kept.records.end() && it->second->text.n_window >= n_window) {
+        if (it != kept.records.end() && ggmlq_llama_center_is_enough(*it->second, n_window)) {
             where = "this process";
             return it->second;
         }
@@ -376,7 +389,7 @@ std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const s
         if (record->key != key) {
             throw std::runtime_error("is the calibration '" + record->key + "' by another name");
         }
-        if (record->text.n_window < n_window) { // of a context too short for the text
+        if (!ggmlq_llama_center_is_enough(*record, n_window)) {
             return nullptr;
         }
         std::lock_guard<std::mutex> lock(kept.mutex);

@@ -51,14 +51,14 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path);
 
 // --- kept for later contexts, in this process and in others (docs/CENTERING.md)
 
-// By what a calibration depends on: the model, its weights sampled, the tokens, every layer's RoPE and cache. The same in every process.
-std::string ggmlq_llama_center_key(const llama_model & model, const std::vector<llama_token> & tokens, const std::vector<ggmlq_llama_center *> & centers,
+// By what a calibration depends on: the model, its weights sampled, the text, every layer's RoPE and cache. The same in every process.
+std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
     const std::function<bool(const ggmlq_llama_center_layer &)> & is_rounded);
 
 // The file of this key; empty where none is to be kept.
 std::string ggmlq_llama_center_kept_path(const std::string & key);
 
-// One of this key whose windows are at least this long, and where it was found; null if there is none. A file that can't be used is named in the log.
+// One of this key whose windows are at least this long or the whole text, and where it was found; null if there is none. A file that can't be used is named in the log.
 std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const std::string & key, uint32_t n_window, std::string & where);
 
 // Returns where it was kept, or why only this process keeps it.

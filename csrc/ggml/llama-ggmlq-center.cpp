@@ -800,8 +800,7 @@ private:
     std::vector<ggmlq_llama_center *> centers;
     std::string save;         // `pyggmlq calibrate`: only write a file
     std::string text, key;
-    std::vector<llama_token> tokens;
-    int64_t n_window = 0;     // tokens that see each other
+    int64_t n_window = 0;     // tokens that see each other, at most
 
     // What can be centered, as a graph of one token shows it; then by a known calibration. Throws, with the reason, if nothing can be.
     void find(const llama_memory_context_i * memory) {
@@ -851,21 +850,14 @@ private:
         }
 
         text = ggmlq_llama_center_text();
-        tokens.resize(text.size() + 8);
-        tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
-        tokens.resize(std::min<size_t>(tokens.size(), ggmlq_llama_center_most()));
-        n_window = std::min<int64_t>({ (int64_t) tokens.size(), GGMLQ_LLAMA_CENTER_MOST, cparams.n_ctx_seq });
+        n_window = std::min<int64_t>(GGMLQ_LLAMA_CENTER_MOST, cparams.n_ctx_seq);
         if (!cparams.causal_attn) { // such a window is one batch
             n_window = std::min<int64_t>(n_window, cparams.n_ubatch);
-        }
-        if (n_window < GGMLQ_LLAMA_CENTER_LEAST) {
-            throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (the context holds " + std::to_string(cparams.n_ctx_seq) +
-                "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
         }
         if (!save.empty()) {
             return;
         }
-        key = ggmlq_llama_center_key(model, tokens, centers, ggmlq_llama_center_rounds);
+        key = ggmlq_llama_center_key(model, text, centers, ggmlq_llama_center_rounds);
         std::string where;
         const auto record = ggmlq_llama_center_find(key, (uint32_t) n_window, where);
         if (record) {
@@ -879,6 +871,14 @@ private:
     void calibrate() {
         auto & cparams = ggmlq_llama_center_access::cparams(ctx);
         const llama_vocab * vocab = llama_model_get_vocab(&model);
+        std::vector<llama_token> tokens(text.size() + 8);
+        tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
+        tokens.resize(std::min<size_t>(tokens.size(), ggmlq_llama_center_most()));
+        n_window = std::min<int64_t>(n_window, tokens.size());
+        if (n_window < GGMLQ_LLAMA_CENTER_LEAST) {
+            throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (the context holds " + std::to_string(cparams.n_ctx_seq) +
+                "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
+        }
         LLAMA_LOG_INFO("%s: calibrating centered keys on %zu tokens\n", GGMLQ_LLAMA_CENTER_LOG, tokens.size());
         const int64_t t_calibration_us = ggml_time_us();
         ggmlq_llama_center_calibration calibration;
