@@ -954,13 +954,20 @@ private:
     void count() {
         n_centered = 0;
         left.clear();
+        std::vector<std::pair<std::string, std::vector<int32_t>>> layers_by_reason;
         for (const auto * center : centers) {
             for (const auto & layer : center->layers) {
                 n_centered += layer.rope >= 0;
                 if (layer.rope < 0) {
-                    left += (left.empty() ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
+                    if (layers_by_reason.empty() || layers_by_reason.back().first != layer.reason) {
+                        layers_by_reason.push_back({ layer.reason, {} });
+                    }
+                    layers_by_reason.back().second.push_back(layer.il);
                 }
             }
+        }
+        for (const auto & [why, layers] : layers_by_reason) {
+            left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
         }
         if (n_centered == 0) {
             throw std::runtime_error("found no layer that can be" + left);
