@@ -15,7 +15,7 @@
 #include <stdexcept>
 
 static const char * const GGMLQ_LLAMA_CENTER_ARCH = "ggmlq-kv-center";
-static constexpr uint32_t GGMLQ_LLAMA_CENTER_FILE_VERSION = 1;
+static constexpr uint32_t GGMLQ_LLAMA_CENTER_FILE_VERSION = 2;
 
 struct ggmlq_llama_gguf_deleter { void operator()(gguf_context * file) const { gguf_free(file); } };
 using ggmlq_llama_gguf = std::unique_ptr<gguf_context, ggmlq_llama_gguf_deleter>;
@@ -80,7 +80,7 @@ void ggmlq_llama_center_save(const std::string & path, const llama_model & model
     size_t size = 4096;
     for (const auto * center : centers) {
         for (const auto & layer : center->layers) {
-            size += 4*(layer.mean.size()*sizeof(float) + ggml_tensor_overhead() + GGML_MEM_ALIGN);
+            size += 3*(layer.sum_k.size()*sizeof(float) + ggml_tensor_overhead() + GGML_MEM_ALIGN);
         }
     }
     ggml_init_params params = { size, nullptr, false };
@@ -105,15 +105,14 @@ void ggmlq_llama_center_save(const std::string & path, const llama_model & model
             const auto add = [&](const char * what, const std::function<double(size_t)> & value) {
                 ggml_tensor * t = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head_kv);
                 ggml_set_name(t, ggmlq_llama_center_tensor(layer.il, what).c_str());
-                for (size_t i = 0; i < layer.mean.size(); ++i) {
+                for (size_t i = 0; i < layer.sum_k.size(); ++i) {
                     ((float *) t->data)[i] = (float) value(i);
                 }
                 gguf_add_tensor(file.get(), t);
             };
-            add("k_mean",    [&](size_t i) { return layer.mean[i]; });
-            add("k_scale",   [&](size_t i) { return layer.scale[i]; });
+            add("k_mean",    [&](size_t i) { return layer.sum_k[i]/layer.n_k; });
             add("k_squares", [&](size_t i) { return layer.sum_kk[i]/layer.n_k; });
-            add("q_squares", [&](size_t i) { return layer.query[i]; });
+            add("q_squares", [&](size_t i) { return layer.sum_qq[i]/layer.n_q; });
         }
     }
     gguf_set_val_str(file.get(), "ggmlq.checksum", ggmlq_llama_center_sum(file.get(), ctx.get()).c_str());
@@ -187,26 +186,22 @@ uint32_t ggmlq_llama_center_load(const std::string & path, const llama_model & m
                 refuse(format("was made with another RoPE in layer %d: ", layer.il) + ggmlq_llama_center_describe_rope(found) + "; this context has " +
                     ggmlq_llama_center_describe_rope(facts) + again);
             }
-            const auto take = [&](const char * what, std::vector<float> & values) {
+            const auto take = [&](const char * what, std::vector<double> & sums) {
                 const ggml_tensor * t = ggml_get_tensor(ctx.get(), ggmlq_llama_center_tensor(layer.il, what).c_str());
                 if (!t || t->type != GGML_TYPE_F32 || t->ne[0] != layer.head_size || t->ne[1] != layer.n_head_kv || ggml_nelements(t) != t->ne[0]*t->ne[1]) {
                     refuse(format("has no %s of layer %d, or another shape", what, layer.il) + again);
                 }
-                values.assign((const float *) t->data, (const float *) t->data + ggml_nelements(t));
-                for (const float value : values) {
-                    if (!std::isfinite(value)) {
-                        refuse(format("has a %s in layer %d that isn't finite", what, layer.il) + again);
+                sums.assign((const float *) t->data, (const float *) t->data + ggml_nelements(t));
+                for (const double value : sums) {
+                    if (!std::isfinite(value) || (value < 0 && &sums != &layer.sum_k)) {
+                        refuse(format("has a %s of %g in layer %d", what, value, layer.il) + again);
                     }
                 }
             };
-            take("k_mean",  layer.mean);
-            take("k_scale", layer.scale);
-            take("q_squares", layer.query);
-            for (const float value : layer.scale) {
-                if (!(value > 0)) {
-                    refuse(format("has a k_scale of %g in layer %d, wanted a positive one", value, layer.il) + again);
-                }
-            }
+            take("k_mean",    layer.sum_k);
+            take("k_squares", layer.sum_kk);
+            take("q_squares", layer.sum_qq);
+            layer.n_k = layer.n_q = 1; // means are sums over one
         }
     }
     return number("ggmlq.text.tokens");

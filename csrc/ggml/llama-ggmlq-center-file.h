@@ -20,10 +20,10 @@ struct ggmlq_llama_center_text {
     uint64_t checksum;
 };
 
-// Writes mean, scale and moments of all centered layers, whole or not at all. Throws, with the reason.
+// Writes the moments of all centered layers, whole or not at all. Throws, with the reason.
 void ggmlq_llama_center_save(const std::string & path, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers,
     const ggmlq_llama_center_text & text);
 
-// Sets mean and scale of all layers that can be centered; returns the number of tokens they come from. Throws if the file is damaged,
-// of another model or of another RoPE.
+// Sets the moments of all layers that can be centered, which are then fitted for the context at hand; returns the number of tokens they come from.
+// Throws if the file is damaged, of another model or of another RoPE.
 uint32_t ggmlq_llama_center_load(const std::string & path, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers);

@@ -131,6 +131,10 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
     const int64_t n_values = layer.head_size*layer.n_head_kv;
     layer.mean .assign(n_values, 0.0f);
     layer.scale.assign(n_values, 1.0f);
+    layer.query.clear();
+    for (const double sum : layer.sum_qq) {
+        layer.query.push_back((float) (sum/layer.n_q));
+    }
     const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
@@ -763,13 +767,6 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
                 if (!reason.empty()) {
                     throw std::runtime_error(reason);
                 }
-                if (!from_file) {
-                    ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
-                    layer.query.clear();
-                    for (const double sum : layer.sum_qq) {
-                        layer.query.push_back((float) (sum/layer.n_q));
-                    }
-                }
                 ++n_centered;
             } else {
                 left += (n_left++ == 0 ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
@@ -789,6 +786,11 @@ static std::string ggmlq_llama_center_run(llama_context & ctx) {
         return ""; // which is all that was asked for
     }
     for (auto * center : calibration.centers) {
+        for (auto & layer : center->layers) {
+            if (layer.rope >= 0) {
+                ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+            }
+        }
         center->upload();
     }
     for (auto * center : calibration.centers) {
