@@ -131,6 +131,10 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
     const int64_t n_values = layer.head_size*layer.n_head_kv;
     layer.mean .assign(n_values, 0.0f);
     layer.scale.assign(n_values, 1.0f);
+    layer.query.clear();
+    for (const double sum : layer.sum_qq) {
+        layer.query.push_back((float) (sum/layer.n_q));
+    }
     const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
@@ -857,7 +861,7 @@ private:
         if (!save.empty()) {
             return;
         }
-        key = ggmlq_llama_center_key(model, text, centers, ggmlq_llama_center_rounds);
+        key = ggmlq_llama_center_key(model, text, centers);
         std::string where;
         const auto record = ggmlq_llama_center_find(key, (uint32_t) n_window, where);
         if (record) {
@@ -921,14 +925,6 @@ private:
                     layer.rope   = -1;
                     layer.reason = "its queries or keys weren't computed";
                 }
-                if (layer.rope < 0) {
-                    continue;
-                }
-                ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
-                layer.query.clear();
-                for (const double sum : layer.sum_qq) {
-                    layer.query.push_back((float) (sum/layer.n_q));
-                }
             }
         }
         count();
@@ -976,6 +972,11 @@ private:
 
     void activate(bool dry) {
         for (auto * center : centers) {
+            for (auto & layer : center->layers) {
+                if (layer.rope >= 0 && !dry) {
+                    ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                }
+            }
             center->upload(dry);
         }
         for (auto * center : centers) {
