@@ -348,7 +348,7 @@ def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811
     builtin, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto"})
     assert re.search("keys are centered: 30 layers, (as )?calibrated on 435 tokens", log) and ", 30 rounded for the model's queries" in log
     other, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto", "GGMLQ_KV_CENTER_TEXT": str(tmp_path / "prose")})
-    assert "keys are centered: 30 layers, calibrated on 3" in log and not np.array_equal(builtin, other)
+    assert re.search("keys are centered: 30 layers, (as )?calibrated on 3", log) and not np.array_equal(builtin, other)
     plain, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": "auto", "GGMLQ_KV_CENTER_TEXT": str(tmp_path / "none")})
     assert "keys are not centered: GGMLQ_KV_CENTER_TEXT is" in log and "can't be read or is empty" in log
     assert np.array_equal(plain, logits(start, "smollm2", "tq3_0", "f16", PLAIN)[0])
