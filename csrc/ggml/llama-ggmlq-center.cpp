@@ -883,7 +883,8 @@ private:
             throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (the context holds " + std::to_string(cparams.n_ctx_seq) +
                 "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
         }
-        LLAMA_LOG_INFO("%s: calibrating centered keys on %zu tokens\n", GGMLQ_LLAMA_CENTER_LOG, tokens.size());
+        // a warning, since it may take a large model some time and programs hide what is only said
+        LLAMA_LOG_WARN("%s: calibrating centered keys on %zu tokens\n", GGMLQ_LLAMA_CENTER_LOG, tokens.size());
         const int64_t t_calibration_us = ggml_time_us();
         ggmlq_llama_center_calibration calibration;
         int32_t error = 0;
