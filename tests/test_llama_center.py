@@ -125,6 +125,7 @@ def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):
     assert "calibrating" not in log and np.array_equal(fresh, kept)
     good = file.read_bytes()
 
+    centered("as a file says that was calibrated on 3", env={"GGMLQ_KV_CENTER": str(file)})
     centered("calibrating", model="gemma")
     centered("calibrating", env={**env, **calibrated("auto", 1)})
     others = set(folder.iterdir()) - {file}
@@ -135,6 +136,9 @@ def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):
         file.write_bytes(broken)
         again, _ = centered(f"'{file}' ", sentence, "calibrating")
         assert np.array_equal(fresh, again) and file.read_bytes() == good
+
+    with pytest.raises(AssertionError, match="was made for '.*' .llama, .* this model is '.*' .gemma3"), start("gemma", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": str(file)}):
+        pass
 
     (tmp_path / "file").write_text("no folder")
     again, _ = centered("(not kept in a file: '", "can't be written: Not a directory", env={**env, "GGMLQ_KV_CENTER_CACHE": str(tmp_path / "file")})

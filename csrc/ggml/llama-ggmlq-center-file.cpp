@@ -346,7 +346,8 @@ static std::string ggmlq_llama_center_kept_folder() {
     return folder.empty() ? "" : folder + "/kv-center";
 }
 
-std::string ggmlq_llama_center_kept_path(const std::string & key) {
+// The file of this key; empty where none is to be kept.
+static std::string ggmlq_llama_center_kept_path(const std::string & key) {
     const std::string folder = ggmlq_llama_center_kept_folder();
     return folder.empty() ? "" : folder + "/" + key + ".gguf";
 }

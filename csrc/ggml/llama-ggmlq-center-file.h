@@ -22,8 +22,8 @@ struct ggmlq_llama_center_text {
     uint64_t checksum;
 };
 
-// A calibration: moments of the layers of a model, and what they come from; mean and scale are fitted to them for the context at hand. A fresh one passes through the same record as one from a
-// file, so that both give the same bits.
+// A calibration: moments of the layers of a model, and what they come from; mean and scale are fitted to them for the context at hand.
+// A fresh one passes through the same record as one from a file, so that both give the same bits.
 struct ggmlq_llama_center_record {
     struct layer {
         int32_t il;
@@ -52,9 +52,6 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path);
 
 // By what a calibration depends on: the model, its weights sampled, the text, every layer's RoPE and cache. The same in every process.
 std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers);
-
-// The file of this key; empty where none is to be kept.
-std::string ggmlq_llama_center_kept_path(const std::string & key);
 
 // One of this key whose windows are at least this long or the whole text, and where it was found; null if there is none. A file that can't be used is named in the log.
 std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const std::string & key, uint32_t n_window, std::string & where);

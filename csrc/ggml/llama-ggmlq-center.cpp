@@ -844,6 +844,7 @@ private:
             ggmlq_llama_center_record record;
             try {
                 record = ggmlq_llama_center_load(path);
+                record.key.clear(); // one that was kept is no better known than others, by this name
                 ggmlq_llama_center_apply(record, model, centers);
             } catch (const std::exception & error) {
                 throw std::runtime_error(std::string("'") + path + "' " + error.what() + ": make one with `pyggmlq calibrate`");
