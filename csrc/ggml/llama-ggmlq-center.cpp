@@ -866,6 +866,12 @@ private:
         std::string where;
         const auto record = ggmlq_llama_center_find(key, (uint32_t) n_window, where);
         if (record) {
+            for (auto * center : centers) {
+                for (auto & layer : center->layers) {
+                    leave_out_if(layer, std::none_of(record->layers.begin(), record->layers.end(), [&](const auto & known) { return known.il == layer.il; }));
+                }
+            }
+            count();
             ggmlq_llama_center_apply(*record, model, centers);
             activate(false);
             say(format("as calibrated on %u tokens before (kept in ", record->text.n_tokens) + where + format(", %.1f ms)", (ggml_time_us() - t_start_us)/1000.0));
@@ -923,10 +929,7 @@ private:
         }
         for (auto * center : centers) {
             for (auto & layer : center->layers) {
-                if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
-                    layer.rope   = -1;
-                    layer.reason = "its queries or keys weren't computed";
-                }
+                leave_out_if(layer, layer.n_k == 0 || layer.n_q == 0);
             }
         }
         count();
@@ -947,6 +950,13 @@ private:
         activate(false);
         const std::string time = format("%.0f ms", (ggml_time_us() - t_calibration_us)/1000.0);
         say(format("calibrated on %u tokens in ", n_tokens) + time + " (" + ggmlq_llama_center_keep(record) + ")");
+    }
+
+    static void leave_out_if(ggmlq_llama_center_layer & layer, bool is_unknown) {
+        if (layer.rope >= 0 && is_unknown) {
+            layer.rope   = -1;
+            layer.reason = "its queries or keys weren't computed";
+        }
     }
 
     void count() {
