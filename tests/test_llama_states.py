@@ -68,7 +68,8 @@ class Probe:
 
 @pytest.fixture
 def start(probe, tmp_path, request):
-    """start("smollm2", "f16", "tq3_0"): a context of that model with these types for K and V, as a context manager."""
+    """start("smollm2", "f16", "tq3_0"): a context of that model with these types for K and V, as a context manager. Its keys aren't centered
+    unless `env` says so."""
     text = tmp_path / "text"
     text.write_text((ROOT / "README.md").read_text(encoding="utf-8")[:6000], encoding="utf-8")
     count = iter(range(100))
@@ -78,7 +79,7 @@ def start(probe, tmp_path, request):
         log = tmp_path / f"log-{next(count)}"
         with log.open("wb") as err:
             process = subprocess.Popen([str(word) for word in (probe, request.getfixturevalue(model), k, v, attention, text, n_ctx, *more)], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, stderr=err, text=True, env={**os.environ, **(env or {})})  # fmt: skip
+                                       stdout=subprocess.PIPE, stderr=err, text=True, env={**os.environ, "GGMLQ_KV_CENTER": "off", **(env or {})})  # fmt: skip
         try:
             yield Probe(process, log, tmp_path)
             process.stdin.close()
@@ -294,7 +295,7 @@ def test_server_restores_slots_of_other_types(programs, smollm2, tmp_path):  # n
         first = request("/completion", ask)
         saved = request("/slots/0?action=save", {"filename": "slot.bin"})
     states.convert_state(tmp_path / "slot.bin", tmp_path / "offline.bin", "tq3_0", "tq3_0", HEADS["smollm2"])
-    with llama_server(programs, smollm2, tmp_path, "tq3_0", "tq3_0") as request:
+    with llama_server(programs, smollm2, tmp_path, "tq3_0", "tq3_0", "--kv-center", "off") as request:
         answers = []
         for name in ("slot.bin", "offline.bin"):
             assert request("/slots/0?action=restore", {"filename": name})["n_restored"] == saved["n_saved"]
