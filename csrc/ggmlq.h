@@ -135,7 +135,9 @@ struct ggmlq_attend_params {
     float        logit_softcap;              /* s <- cap * tanh(s / cap); 0: off                                   */
     /* One more term of every dot product, <w of the query head, c of the token>, before scale; c NULL: none. The rows of c
      * are shared by all heads: what centered keys lack (docs/CENTERING.md). A back end may round each 32 values of w to 14 bits
-     * with a scale, each 128 of a row of c to 13, or w to halves. */
+     * with a scale, each 128 of a row of c to 13, or w to halves. Where rows are those of consecutive positions, pairs (2i, 2i + 1) or (i, i + c_size/2)
+     * turned by the same angles from one to the next, it may compute them from each other, a pair within 10/4096 of its size, and tell by
+     * the first eight values of a row that it is one of them. */
     const float    * w;   int64_t w_stride[3];   /* strides: token, head, sequence                                 */
     const uint16_t * c;   int64_t c_stride[2];   /* fp16; strides: cached token, sequence                          */
     int64_t      c_size;                     /* values of a row of w and of c, at most head_size_k                 */

@@ -296,7 +296,7 @@ def flash_attn(
     scale: default 1/sqrt(head_size).  max_bias: ALiBi, multiplies the mask by a slope per head.
     logit_softcap: score = cap * tanh(score / cap), before the mask; 0 is off.
     term: (w, c), float32 ([n_seqs,] n_heads, n_queries, r) and float16 ([n_seqs_kv,] n_kv, r), r at most head_size: w c^T is added to
-        q k^T, which is what centered keys lack (pyggmlq.center).
+        q k^T, which is what centered keys lack (pyggmlq.center). "cpu" may compute rows of consecutive positions from each other (ggmlq.h).
     Returns float32 ([n_seqs,] n_heads, n_queries, head_size of v). A query that may look at nothing gives zeros.
 
     Semantics are those of ggml's FLASH_ATTN_EXT. "cpu" rounds the query to 8 bits where K is tq3_0 or planar3;

@@ -253,6 +253,47 @@ def test_the_rounding_of_the_term(size):
     assert np.abs(error).max() > 0 and bound.max() < 0.005 * np.abs(w[0])
 
 
+@pytest.mark.parametrize("size, neox", [(16, False), (64, True), (100, False), (128, True), (256, False)])
+def test_the_term_of_neighbours(size, neox):
+    """Where the rows of c are those of consecutive positions, one of 64 is turned to the others. That each pair is within ten roundings to f16: two of a
+    row are 1.4, steps known from three rows twice that and as much again by their own rounding and that slow ones are lines, the row that is turned, and the one it
+    is compared with. Rows that don't go on like that are taken as they are."""
+    rng = np.random.default_rng(24)
+    theta = (5000 + np.arange(200))[:, None] * 1e5 ** (-np.arange(size // 2) / (size // 2))
+    c = (1.25 * center.row(np.cos(theta), np.sin(theta), neox)).astype(np.float16)
+    w = 0.3 * rng.standard_normal((1, 1, size)).astype(np.float32)
+    w[..., size // 2] = 20
+
+    def terms(c, mask=None):
+        found = pyggmlq.flash_attn(
+            np.zeros((1, 1, 256), np.float32), np.zeros((1, 200, 256), np.float32), np.eye(200, dtype=np.float32)[None], type_k="f32", type_v="f32",
+            term=(w, c), scale=1 / 64, mask=mask)  # fmt: skip
+        with np.errstate(divide="ignore"):
+            return 64 * np.log(found[0, 0].astype(np.float64))
+
+    def error(c):
+        exact = c.astype(np.float64) @ w[0, 0]
+        return terms(c) - exact - (terms(c)[0] - exact[0])
+
+    first, second = center.pairs(size, neox)
+    pairs = np.hypot(w[0, 0, first], w[0, 0, second])
+    bound = 10 * 1.25 / 4096 * pairs.sum() + 2.5 * 1.25 * len(pairs) * max(pairs.max() / 32000, pairs.sum() / 260000)  # and w, turned in 15 bits
+    plain = terms(c)
+    assert 0 < np.abs(error(c)).max() <= 2 * bound < 0.1 * np.ptp(plain)
+    assert np.sqrt((error(c) ** 2).mean()) < 1.25 / 4096 * np.linalg.norm(pairs) * 3  # what it is on average
+
+    unlike = c.copy()
+    unlike[70, -1] += 0.5  # not looked at: so that tile was computed from its middle
+    assert np.array_equal(terms(unlike), plain)
+    unlike[70, 0] += 0.5
+    assert 0 < np.abs(error(unlike)).max() <= 2 * bound and abs(terms(unlike)[70] - plain[70] - w[0, 0, [0, -1]].sum() / 2) < 2 * bound
+    mask = np.zeros((1, 200), np.float16)
+    mask[:, 180:] = -np.inf
+    unlike = c.copy()
+    unlike[180:] = np.nan
+    assert np.array_equal(terms(unlike, mask), terms(c, mask))
+
+
 def test_the_term_of_sequences_and_threads():
     q, k, v = case(19, "tq3_0", "planar3", n_heads=4, n_heads_kv=1, n_queries=2, n_kv=1000, seqs=(4, 2))
     term = term_of(19, q, k, 128)

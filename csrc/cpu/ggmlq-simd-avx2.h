@@ -38,6 +38,7 @@ static inline float v8_hmax(v8 a) {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+static inline v8   v8_reverse(v8 a)                  { return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0)); }
 static inline float scalar_fma(float a, float b, float c) { return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c))); }
 static inline float scalar_half(uint16_t h)          { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
 static inline v8   v8_swap1(v8 a)                    { return _mm256_permute_ps(a, 0xb1); }
@@ -150,9 +151,10 @@ static inline vi vi_levels(vi q, vi s, vi_table table) {
     const vi field = _mm256_or_si256(_mm256_and_si256(q, _mm256_set1_epi8(3)), _mm256_and_si256(s, _mm256_set1_epi8(4)));
     return _mm256_shuffle_epi8(table, field);
 }
-static inline vi vi_dot2(vi sum, vi two, uint32_t w) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(two, _mm256_set1_epi32((int32_t) w)));
-}
+static inline vi vi_dot2(vi sum, vi a, vi b)         { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+static inline vi vi_mul_fractions(vi a, vi b)        { return _mm256_mulhrs_epi16(a, b); }
+static inline vi vi_add_i16(vi a, vi b)              { return _mm256_add_epi16(a, b); }
+static inline vi vi_sub_i16(vi a, vi b)              { return _mm256_sub_epi16(a, b); }
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) {
     return _mm256_add_epi32(sum, dot_lanes(levels, _mm256_set1_epi32((int32_t) q)));
 }

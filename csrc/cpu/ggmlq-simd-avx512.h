@@ -31,6 +31,9 @@ static inline void vf_store_i16(int16_t * p, vf a)    { _mm256_storeu_si256((__m
 static inline vf   vf_pow2(vf n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
+static inline vf   vf_reverse(vf a) {
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), a);
+}
 static inline float vf_hsum(vf a)                    { return v8_hsum(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
 static inline float vf_hmax(vf a)                    { return v8_hmax(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
 
@@ -58,7 +61,10 @@ static inline vi vi_levels(vi q, vi s, vi_table table) {
     return _mm512_shuffle_epi8(table, _mm512_and_si512(field, _mm512_set1_epi8(7)));
 #endif
 }
-static inline vi vi_dot2(vi sum, vi two, uint32_t w)    { return _mm512_dpwssd_epi32(sum, two, _mm512_set1_epi32((int32_t) w)); }
+static inline vi vi_dot2(vi sum, vi a, vi b)            { return _mm512_dpwssd_epi32(sum, a, b); }
+static inline vi vi_mul_fractions(vi a, vi b)           { return _mm512_mulhrs_epi16(a, b); }
+static inline vi vi_add_i16(vi a, vi b)                 { return _mm512_add_epi16(a, b); }
+static inline vi vi_sub_i16(vi a, vi b)                 { return _mm512_sub_epi16(a, b); }
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) { return _mm512_dpbusd_epi32(sum, levels, _mm512_set1_epi32((int32_t) q)); }
 
 #endif

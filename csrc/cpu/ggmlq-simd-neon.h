@@ -45,6 +45,8 @@ static inline float v8_hsum(v8 a) {
     const float32x4_t s = vaddq_f32(a.lo, a.hi);
     return vaddv_f32(vadd_f32(vget_low_f32(s), vget_high_f32(s)));
 }
+static inline float32x4_t reverse4(float32x4_t a)    { return vextq_f32(vrev64q_f32(a), vrev64q_f32(a), 2); }
+static inline v8   v8_reverse(v8 a)                  { return v8_make(reverse4(a.hi), reverse4(a.lo)); }
 static inline float v8_hmax(v8 a)                    { return vmaxvq_f32(max4(a.lo, a.hi)); }
 static inline float scalar_fma(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float scalar_half(uint16_t h)          { return ggmlq_half_to_float(h); }
@@ -184,10 +186,14 @@ static inline vi vi_levels(vi q, vi s, vi_table table) { return vi_make(lane_lev
 static inline int32x4_t dot2(int32x4_t sum, int16x8_t two, int16x8_t w) {
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(two), vget_low_s16(w)), vmull_high_s16(two, w)));
 }
-static inline vi vi_dot2(vi sum, vi two, uint32_t w) {
-    const int16x8_t pair = vreinterpretq_s16_u32(vdupq_n_u32(w));
-    return vi_make(dot2(sum.lo, vreinterpretq_s16_s32(two.lo), pair), dot2(sum.hi, vreinterpretq_s16_s32(two.hi), pair));
+static inline vi vi_dot2(vi sum, vi a, vi b) {
+    return vi_make(dot2(sum.lo, vreinterpretq_s16_s32(a.lo), vreinterpretq_s16_s32(b.lo)), dot2(sum.hi, vreinterpretq_s16_s32(a.hi), vreinterpretq_s16_s32(b.hi)));
 }
+#define EACH_I16(f) vi_make(vreinterpretq_s32_s16(f(vreinterpretq_s16_s32(a.lo), vreinterpretq_s16_s32(b.lo))), \
+                            vreinterpretq_s32_s16(f(vreinterpretq_s16_s32(a.hi), vreinterpretq_s16_s32(b.hi))))
+static inline vi vi_mul_fractions(vi a, vi b)         { return EACH_I16(vqrdmulhq_s16); }
+static inline vi vi_add_i16(vi a, vi b)               { return EACH_I16(vaddq_s16); }
+static inline vi vi_sub_i16(vi a, vi b)               { return EACH_I16(vsubq_s16); }
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) {
     const int8x16_t four = vreinterpretq_s8_u32(vdupq_n_u32(q));
     return vi_make(dot4(sum.lo, vreinterpretq_s8_s32(levels.lo), four), dot4(sum.hi, vreinterpretq_s8_s32(levels.hi), four));

@@ -49,6 +49,7 @@ static inline v8   v8_pow2(v8 n) {
 }
 /* The order of docs/FORMAT.md, "Encoder". */
 static inline float v8_hsum(v8 a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
+static inline v8   v8_reverse(v8 a)                  { v8 r; EACH(r.v[l] = a.v[7 - l]); return r; }
 static inline float v8_hmax(v8 a) {
     float max = a.v[0];
     EACH(max = max > a.v[l] ? max : a.v[l]);
@@ -139,15 +140,21 @@ static inline vi vi_levels(vi q, vi s, vi_table table) {
     }
     return q;
 }
-/* sum + the products of the two 16-bit values in each lane with the two in `w`. */
-static inline vi vi_dot2(vi sum, vi two, uint32_t w) {
+/* sum + the products of the two 16-bit values in each lane of both. */
+static inline vi vi_dot2(vi sum, vi a, vi b) {
     for (int l = 0; l < 8; ++l) {
         for (int i = 0; i < 32; i += 16) {
-            sum.v[l] += (int16_t) ((uint32_t) two.v[l] >> i & 0xffff)*(int16_t) (w >> i & 0xffff);
+            sum.v[l] += (int16_t) ((uint32_t) a.v[l] >> i & 0xffff)*(int16_t) ((uint32_t) b.v[l] >> i & 0xffff);
         }
     }
     return sum;
 }
+/* Of 16-bit values: products of fractions of 2^15, rounded (a*b + 2^14) >> 15; sums. */
+#define EACH_I16(expression) \
+    do { int16_t x[16], y[16]; memcpy(x, &a, sizeof(x)); memcpy(y, &b, sizeof(y)); for (int l = 0; l < 16; ++l) { x[l] = (int16_t) (expression); } memcpy(&a, x, sizeof(x)); } while (0)
+static inline vi vi_mul_fractions(vi a, vi b)         { EACH_I16((x[l]*y[l] + 16384) >> 15); return a; }
+static inline vi vi_add_i16(vi a, vi b)               { EACH_I16(x[l] + y[l]); return a; }
+static inline vi vi_sub_i16(vi a, vi b)               { EACH_I16(x[l] - y[l]); return a; }
 /* sum + the products of the four levels in each lane with the four query values in `q`. */
 static inline vi vi_dot4(vi sum, vi levels, uint32_t q) {
     for (int l = 0; l < 8; ++l) {

@@ -27,5 +27,6 @@ typedef v8i vi;
 #define vf_pow2        v8_pow2
 #define vf_hsum        v8_hsum
 #define vf_hmax        v8_hmax
+#define vf_reverse     v8_reverse
 
 #endif
