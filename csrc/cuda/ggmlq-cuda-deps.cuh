@@ -161,6 +161,30 @@ template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
 #endif
 }
 
+/* The value of another lane of 32. */
+template <typename T> GGMLQ_DEVICE T ggmlq_shuffle(T value, int lane) {
+#ifdef GGMLQ_HIP
+    return __shfl(value, lane, 32);
+#else
+    return __shfl_sync(0xffffffffu, value, lane, 32);
+#endif
+}
+
+/* 16 bytes from global to shared memory, both on such addresses; there once the thread has called the other function, for others behind a barrier. */
+GGMLQ_DEVICE void ggmlq_copy_16(void * shared, const void * global) {
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((unsigned int) __cvta_generic_to_shared(shared)), "l"(global) : "memory");
+#else
+    *(uint4 *) shared = *(const uint4 *) global;
+#endif
+}
+
+GGMLQ_DEVICE void ggmlq_copies_done(void) {
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 /* The same number, of which AMD's compilers then know nothing. */
 GGMLQ_DEVICE int ggmlq_opaque(int x) {
 #ifdef __HIP_DEVICE_COMPILE__
