@@ -82,7 +82,12 @@ bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst
         return false;
     }
     const ggmlq_cuda_view rows = view_of(dst), values = view_of(dst->src[0]), indices = view_of(dst->src[1]);
-    require_ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
+    if (dst->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
+        const ggmlq_cuda_view feedback = view_of(dst->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
+        require_ok(ggmlq_cuda_set_rows_for_queries(&rows, &values, &indices, index_bytes(dst->src[1]), &feedback, ctx.stream()), __func__);
+    } else {
+        require_ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
+    }
     return true;
 }
 
@@ -175,7 +180,7 @@ static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
     m->other = -1;
     for (int s = 0; s < 2; ++s) {
         const ggml_tensor * store = m->store[s];
-        if (store->op != GGML_OP_SET_ROWS || !ggmlq_ggml_is_cache_type(store->type) || store->flags != m->store[0]->flags) {
+        if (store->op != GGML_OP_SET_ROWS || !ggmlq_ggml_is_cache_type(store->type) || store->flags != m->store[0]->flags || store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
             return false;
         }
         m->of_store[s] = -1;
@@ -655,7 +660,8 @@ bool ggmlq_ggml_cuda_lightning_indexer(ggml_backend_cuda_context & ctx, ggml_ten
 /* --- what can be done ------------------------------------------------------------------------------------------- */
 
 bool ggmlq_ggml_cuda_involved(const ggml_tensor * op) {
-    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]);
+    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]) ||
+        (op->op == GGML_OP_SET_ROWS && op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
     for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
         involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
     }
@@ -679,6 +685,10 @@ bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_
     switch (op->op) {
         case GGML_OP_SET_ROWS: {
             const ggmlq_cuda_view rows = view_of(op), values = view_of(op->src[0]), indices = view_of(op->src[1]);
+            if (op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
+                const ggmlq_cuda_view feedback = view_of(op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
+                return ggmlq_cuda_set_rows_for_queries_check(&rows, &values, &indices, index_bytes(op->src[1]), &feedback) == GGMLQ_OK;
+            }
             return ggmlq_cuda_set_rows_check(&rows, &values, &indices, index_bytes(op->src[1])) == GGMLQ_OK;
         }
         case GGML_OP_GET_ROWS: {
