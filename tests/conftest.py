@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -52,6 +53,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         report.outcome, report.longrepr = "failed", f"--require {required[0]}: {reason}"
         report.when = "call"  # or it would count as an error of a fixture
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_calibrations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """llama.cpp's programs keep calibrations of centered keys here, not in the user's cache, and find none of earlier runs."""
+    os.environ["GGMLQ_KV_CENTER_CACHE"] = str(tmp_path_factory.mktemp("kv-center"))
 
 
 @pytest.fixture(scope="session")

@@ -48,12 +48,12 @@ off = os.environ.get("LLAMA_ATTN_ROT_DISABLE") == "1" and not rules.get("always_
 for side, name in (("k", k), ("v", v)):
     if not rules.get("old"):
         print(f"0.0.0.1 I kv: attn_rot_{{side}} = {{int(name not in ['f16', *rules.get('plain', [])] and not off)}}, n_embd_head_k_all = 64", file=sys.stderr)
-asked = os.environ["GGMLQ_KV_CENTER"] if "GGMLQ_KV_CENTER" in os.environ else "off"
+asked = os.environ.get("GGMLQ_KV_CENTER") or "auto"
 centers = rules.get("always_centers") or asked == "all" or asked == "auto" and k in ("tq3_0", "planar3")
 if centers and "not_centered" in rules:
-    centers = print(f"0.0.0.1 W ggmlq_llama_center_calibrate: keys are not centered: {{rules['not_centered']}}", file=sys.stderr)
+    centers = print(f"0.0.0.1 W ggmlq_llama_center: keys are not centered: {{rules['not_centered']}}", file=sys.stderr)
 if centers:
-    print("0.0.0.1 I ggmlq_llama_center_calibrate: keys are centered: 2 layers, calibrated on 435 tokens in 9 ms", file=sys.stderr)
+    print("0.0.0.1 I ggmlq_llama_center: keys are centered: 2 layers, calibrated on 435 tokens in 9 ms", file=sys.stderr)
 if me.name == "llama-completion":
     print("Three sacks of\\nflour.")
 elif "--kl-divergence" not in a:

@@ -15,6 +15,8 @@
 //   drop FROM N                        removes these positions of sequence 0, moves later ones down (K-shift)
 //   copy                               sequence 0 becomes sequence 1 too
 //   keep | back                        remember the whole state in memory | restore it
+//   another N_CTX                      makes a context of so many cells beside this one, and frees it
+//   again                              frees context and model, loads the model anew, makes a context
 #include "llama.h"
 
 #include <algorithm>
@@ -147,6 +149,22 @@ int main(int argc, char ** argv) {
                 llama_state_seq_set_data(ctx, state.data(), state.size(), seq) == state.size()) {
                 answer = "ok";
             }
+        } else if (command == "another") {
+            llama_context_params other = params;
+            words >> other.n_ctx;
+            if (llama_context * second = llama_init_from_model(model, other)) {
+                llama_free(second);
+                answer = "ok";
+            }
+        } else if (command == "again") {
+            llama_free(ctx);
+            llama_model_free(model);
+            model = llama_model_load_from_file(argv[1], model_params);
+            ctx = model ? llama_init_from_model(model, params) : nullptr;
+            if (!ctx) {
+                return 1;
+            }
+            answer = "ok";
         } else if (command == "drop") {
             words >> from >> n;
             llama_memory_t memory = llama_get_memory(ctx);

@@ -83,13 +83,89 @@ def test_keys_of_tq3_0_are_rotated_where_they_are_centered(start):  # noqa: F811
         assert ("attn_rot_k = 1" in log, "attn_rot_k = 1" in log_off) == (not same, False)
 
 
-def test_off_is_the_default_and_changes_nothing(start):  # noqa: F811
-    unset, log = logits(start, "smollm2", "tq3_0", "tq3_0", {})
+DEFAULT = {"GGMLQ_KV_CENTER": ""}  # as where it isn't set
+
+
+def nodes(log):
+    """Of both graphs that a context reserves."""
+    return re.findall(r"graph.*: nodes = ([^,]+),", log)[-1]
+
+
+def test_on_by_default_and_off_changes_nothing(start):  # noqa: F811
+    unset, log = logits(start, "smollm2", "tq3_0", "tq3_0", DEFAULT)
+    assert "keys are centered: 30 layers" in log
+    auto, log = logits(start, "smollm2", "tq3_0", "tq3_0", {"GGMLQ_KV_CENTER": "auto"})
+    assert np.array_equal(unset, auto)
+    off, off_log = logits(start, "smollm2", "tq3_0", "tq3_0", PLAIN)
+    assert "centered" not in off_log and not np.array_equal(off, auto)
+    assert nodes(off_log) == nodes(logits(start, "smollm2", "f16", "f16", PLAIN)[1]) != nodes(log)
+    q4_0, log = logits(start, "smollm2", "q4_0", "q4_0", DEFAULT)  # only keys of our types
     assert "centered" not in log
-    assert np.array_equal(unset, logits(start, "smollm2", "tq3_0", "tq3_0", PLAIN)[0])
-    auto, log = logits(start, "smollm2", "q4_0", "q4_0", {"GGMLQ_KV_CENTER": "auto"})  # only keys of our types
-    assert "centered" not in log
-    assert np.array_equal(auto, logits(start, "smollm2", "q4_0", "q4_0", PLAIN)[0])
+    assert np.array_equal(q4_0, logits(start, "smollm2", "q4_0", "q4_0", PLAIN)[0])
+
+
+# --- a model is calibrated once -----------------------------------------------------------------------------------------
+
+
+def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):  # noqa: F811
+    """Until the file is damaged, replaced by another one or can't be written: each is said, and keys are centered all the same, to the same bits."""
+    folder = tmp_path / "kept"
+    env = {**calibrated("auto", 0), "GGMLQ_KV_CENTER_CACHE": str(folder)}
+
+    def centered(*logged, env=env, model="smollm2"):
+        found, log = logits(start, model, "tq3_0", "f16", env)
+        assert f"keys are centered: {dict(smollm2=30, gemma=18)[model]} layers" in log
+        for sentence in logged:
+            assert sentence in log, log[-3000:]
+        return found, log
+
+    fresh, log = centered("calibrating centered keys on 3")
+    (file,) = folder.iterdir()
+    assert f"(kept in '{file}')" in log and len(file.read_bytes()) < 200_000
+    kept, log = centered(f"tokens before (kept in '{file}', ")
+    assert "calibrating" not in log and np.array_equal(fresh, kept)
+    good = file.read_bytes()
+
+    centered("calibrating", model="gemma")
+    centered("calibrating", env={**env, **calibrated("auto", 1)})
+    others = set(folder.iterdir()) - {file}
+    assert len(others) == 2 and file.read_bytes() == good
+    for broken, sentence in ((good[:-900] + b"?" + good[-899:], "is damaged: its checksum is wrong: it is made anew"),
+                             (good[:700], "is no calibration of centered keys, or damaged: it is made anew"),
+                             (others.pop().read_bytes(), "by another name: it is made anew")):  # fmt: skip
+        file.write_bytes(broken)
+        again, _ = centered(f"'{file}' ", sentence, "calibrating")
+        assert np.array_equal(fresh, again) and file.read_bytes() == good
+
+    (tmp_path / "file").write_text("no folder")
+    again, _ = centered("(not kept in a file: '", "can't be written: Not a directory", env={**env, "GGMLQ_KV_CENTER_CACHE": str(tmp_path / "file")})
+    assert np.array_equal(fresh, again)
+    centered("calibrating", "(not kept in a file)", env={**env, "GGMLQ_KV_CENTER_CACHE": "off"})
+
+
+def test_a_calibration_is_kept_for_other_contexts(start, calibrated, tmp_path):  # noqa: F811
+    """Also for those of the same file loaded anew; a context too short for the text calibrates in windows, which serves until a longer one comes."""
+    (tmp_path / "text-0").write_text((Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8") + "The end. " * 20, encoding="utf-8")
+    with start("smollm2", "tq3_0", "f16", n_ctx=256, env={**calibrated("auto", 0), "GGMLQ_KV_CENTER_CACHE": "off"}) as p:
+        for action, calibrates in (("another", 256), False), (("another", 512), True), (("another", 512), False), (("again",), False), (("another", 256), False):
+            before = len(p.log())
+            p.do(*action)
+            log = p.log()[before:]
+            assert "keys are centered: 30 layers" in log
+            assert ("calibrating centered keys" in log) == calibrates and ("(kept in this process, " in log) != calibrates
+    assert p.log().count("calibrating centered keys") == 2
+
+
+def test_what_measures_memory_counts_positional_rows(programs, gemma):  # noqa: F811
+    """llama.cpp makes a context without memory first, to see what fits: to the MiB, it takes what the real one does."""
+    used = {}
+    for mode in "off", "auto":
+        _, log, status = complete(programs, gemma, "tq3_0", "tq3_0", "-fa", "on", "--kv-center", mode, "-lv", "5", n_predict=1, n_ctx=32768)
+        assert status == 0 and ("keys are centered: 18 layers" in log) == (mode == "auto")
+        measured, real = re.findall(r"\| +- Host +\| +\d+ = +\d+ \+ +(\d+) \+ +(\d+) ", log)  # MiB of the context and of graphs
+        assert measured == real
+        used[mode] = int(real[0])
+    assert 32768 * 256 * 2 / 2**20 <= used["auto"] - used["off"] <= 20  # c of the layers without a window
 
 
 # --- saved states -------------------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ class Probe:
 
 @pytest.fixture
 def start(probe, tmp_path, request):
-    """start("smollm2", "f16", "tq3_0"): a context of that model with these types for K and V, as a context manager."""
+    """start("smollm2", "f16", "tq3_0"): a context of that model with these types for K and V, as a context manager. Its keys aren't centered
+    unless `env` says so."""
     text = tmp_path / "text"
     text.write_text((ROOT / "README.md").read_text(encoding="utf-8")[:6000], encoding="utf-8")
     count = iter(range(100))
@@ -78,7 +79,7 @@ def start(probe, tmp_path, request):
         log = tmp_path / f"log-{next(count)}"
         with log.open("wb") as err:
             process = subprocess.Popen([str(word) for word in (probe, request.getfixturevalue(model), k, v, attention, text, n_ctx, *more)], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, stderr=err, text=True, env={**os.environ, **(env or {})})  # fmt: skip
+                                       stdout=subprocess.PIPE, stderr=err, text=True, env={**os.environ, "GGMLQ_KV_CENTER": "off", **(env or {})})  # fmt: skip
         try:
             yield Probe(process, log, tmp_path)
             process.stdin.close()

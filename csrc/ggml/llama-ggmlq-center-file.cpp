@@ -7,11 +7,15 @@
 
 #include "gguf.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <memory>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 
 static const char * const GGMLQ_LLAMA_CENTER_ARCH = "ggmlq-kv-center";
@@ -38,7 +42,7 @@ static std::string ggmlq_llama_center_fingerprint(const llama_model & model) {
     return format("%016llx", (unsigned long long) ggmlq_llama_center_checksum(bytes));
 }
 
-static std::string ggmlq_llama_center_model(const std::string & name, const std::string & architecture, const std::string & fingerprint) {
+static std::string ggmlq_llama_center_model_name(const std::string & name, const std::string & architecture, const std::string & fingerprint) {
     return "'" + name + "' (" + architecture + ", " + fingerprint + ")";
 }
 
@@ -75,66 +79,109 @@ static std::string ggmlq_llama_center_sum(const gguf_context * file, ggml_contex
     return format("%016llx", (unsigned long long) ggmlq_llama_center_checksum(bytes));
 }
 
-void ggmlq_llama_center_save(const std::string & path, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers,
+ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model, const std::vector<ggmlq_llama_center *> & centers,
         const ggmlq_llama_center_text & text) {
-    size_t size = 4096;
+    ggmlq_llama_center_record record = { "", model.name, model.arch_name(), ggmlq_llama_center_fingerprint(model), text, {} };
     for (const auto * center : centers) {
         for (const auto & layer : center->layers) {
-            size += 4*(layer.mean.size()*sizeof(float) + ggml_tensor_overhead() + GGML_MEM_ALIGN);
+            if (layer.rope < 0) {
+                continue;
+            }
+            record.layers.push_back({ layer.il, layer.head_size, layer.n_head_kv, ggmlq_llama_center_rope_facts(center->ropes[layer.rope]), layer.mean,
+                layer.scale, {}, layer.query });
+            for (const double sum : layer.sum_kk) {
+                record.layers.back().k_square.push_back((float) (sum/layer.n_k));
+            }
         }
+    }
+    return record;
+}
+
+void ggmlq_llama_center_apply(const ggmlq_llama_center_record & record, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers) {
+    const std::string fingerprint = record.key.empty() ? ggmlq_llama_center_fingerprint(model) : record.fingerprint; // a key knows the model better
+    if (record.fingerprint != fingerprint) {
+        throw std::runtime_error("was made for " + ggmlq_llama_center_model_name(record.name, record.architecture, record.fingerprint) +
+            ", this model is " + ggmlq_llama_center_model_name(model.name, model.arch_name(), fingerprint));
+    }
+    for (auto * center : centers) {
+        for (auto & layer : center->layers) {
+            if (layer.rope < 0) {
+                continue;
+            }
+            const auto it = std::find_if(record.layers.begin(), record.layers.end(), [&](const auto & l) { return l.il == layer.il; });
+            if (it == record.layers.end()) {
+                throw std::runtime_error(format("knows nothing of layer %d", layer.il));
+            }
+            const auto facts = ggmlq_llama_center_rope_facts(center->ropes[layer.rope]);
+            if (it->rope.size() != facts.size() || it->head_size != layer.head_size || it->n_head_kv != layer.n_head_kv) {
+                throw std::runtime_error(format("has another shape in layer %d", layer.il));
+            }
+            if (it->rope != facts) {
+                throw std::runtime_error(format("was made with another RoPE in layer %d: ", layer.il) + ggmlq_llama_center_describe_rope(it->rope) +
+                    "; this context has " + ggmlq_llama_center_describe_rope(facts));
+            }
+            layer.mean  = it->mean;
+            layer.scale = it->scale;
+            layer.query = it->query;
+        }
+    }
+}
+
+void ggmlq_llama_center_save(const std::string & path, const ggmlq_llama_center_record & record) {
+    size_t size = 4096;
+    for (const auto & layer : record.layers) {
+        size += 4*(layer.mean.size()*sizeof(float) + ggml_tensor_overhead() + GGML_MEM_ALIGN);
     }
     ggml_init_params params = { size, nullptr, false };
     ggml_context_ptr ctx { ggml_init(params) };
     ggmlq_llama_gguf file { gguf_init_empty() };
     gguf_set_val_str(file.get(), "general.architecture", GGMLQ_LLAMA_CENTER_ARCH);
     gguf_set_val_u32(file.get(), "ggmlq.version", GGMLQ_LLAMA_CENTER_FILE_VERSION);
-    gguf_set_val_str(file.get(), "ggmlq.model.name", model.name.c_str());
-    gguf_set_val_str(file.get(), "ggmlq.model.architecture", model.arch_name().c_str());
-    gguf_set_val_str(file.get(), "ggmlq.model.fingerprint", ggmlq_llama_center_fingerprint(model).c_str());
-    gguf_set_val_u32(file.get(), "ggmlq.text.tokens", text.n_tokens);
-    gguf_set_val_u32(file.get(), "ggmlq.text.window", text.n_window);
-    gguf_set_val_u64(file.get(), "ggmlq.text.bytes", text.n_bytes);
-    gguf_set_val_str(file.get(), "ggmlq.text.checksum", format("%016llx", (unsigned long long) text.checksum).c_str());
-    for (const auto * center : centers) {
-        for (const auto & layer : center->layers) {
-            if (layer.rope < 0) {
-                continue;
-            }
-            const auto facts = ggmlq_llama_center_rope_facts(center->ropes[layer.rope]);
-            gguf_set_arr_data(file.get(), ggmlq_llama_center_tensor(layer.il, "rope").c_str(), GGUF_TYPE_INT32, facts.data(), facts.size());
-            const auto add = [&](const char * what, const std::function<double(size_t)> & value) {
-                ggml_tensor * t = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head_kv);
-                ggml_set_name(t, ggmlq_llama_center_tensor(layer.il, what).c_str());
-                for (size_t i = 0; i < layer.mean.size(); ++i) {
-                    ((float *) t->data)[i] = (float) value(i);
-                }
-                gguf_add_tensor(file.get(), t);
-            };
-            add("k_mean",    [&](size_t i) { return layer.mean[i]; });
-            add("k_scale",   [&](size_t i) { return layer.scale[i]; });
-            add("k_squares", [&](size_t i) { return layer.sum_kk[i]/layer.n_k; });
-            add("q_squares", [&](size_t i) { return layer.query[i]; });
-        }
+    if (!record.key.empty()) {
+        gguf_set_val_str(file.get(), "ggmlq.key", record.key.c_str());
+    }
+    gguf_set_val_str(file.get(), "ggmlq.model.name", record.name.c_str());
+    gguf_set_val_str(file.get(), "ggmlq.model.architecture", record.architecture.c_str());
+    gguf_set_val_str(file.get(), "ggmlq.model.fingerprint", record.fingerprint.c_str());
+    gguf_set_val_u32(file.get(), "ggmlq.text.tokens", record.text.n_tokens);
+    gguf_set_val_u32(file.get(), "ggmlq.text.window", record.text.n_window);
+    gguf_set_val_u64(file.get(), "ggmlq.text.bytes", record.text.n_bytes);
+    gguf_set_val_str(file.get(), "ggmlq.text.checksum", format("%016llx", (unsigned long long) record.text.checksum).c_str());
+    for (const auto & layer : record.layers) {
+        gguf_set_arr_data(file.get(), ggmlq_llama_center_tensor(layer.il, "rope").c_str(), GGUF_TYPE_INT32, layer.rope.data(), layer.rope.size());
+        const auto add = [&](const char * what, const std::vector<float> & values) {
+            ggml_tensor * t = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head_kv);
+            ggml_set_name(t, ggmlq_llama_center_tensor(layer.il, what).c_str());
+            memcpy(t->data, values.data(), values.size()*sizeof(float));
+            gguf_add_tensor(file.get(), t);
+        };
+        add("k_mean",    layer.mean);
+        add("k_scale",   layer.scale);
+        add("k_squares", layer.k_square);
+        add("q_squares", layer.query);
     }
     gguf_set_val_str(file.get(), "ggmlq.checksum", ggmlq_llama_center_sum(file.get(), ctx.get()).c_str());
 
-    const std::string part = path + ".part";
+    // several processes may write the same file: each its own, and the last one stays
+    const std::string part = path + format(".%llx.part", (unsigned long long) (ggml_time_us() ^ (int64_t) (uintptr_t) file.get()));
+    const auto target = std::filesystem::u8path(path), source = std::filesystem::u8path(part);
     std::error_code problem;
+    errno = 0;
     if (!gguf_write_to_file(file.get(), part.c_str(), false)) {
-        std::filesystem::remove(part, problem);
-        throw std::runtime_error("'" + path + "' can't be written");
+        const std::string reason = errno ? strerror(errno) : "is the disk full?";
+        std::filesystem::remove(source, problem);
+        throw std::runtime_error("'" + path + "' can't be written: " + reason);
     }
-    std::filesystem::rename(part, path, problem);
+    std::filesystem::rename(source, target, problem);
     if (problem) {
         const std::string reason = problem.message();
-        std::filesystem::remove(part, problem);
+        std::filesystem::remove(source, problem);
         throw std::runtime_error("'" + path + "' can't be written: " + reason);
     }
 }
 
-uint32_t ggmlq_llama_center_load(const std::string & path, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers) {
-    const auto refuse = [&](const std::string & reason) { throw std::runtime_error("'" + path + "' " + reason); };
-    const std::string again = ": make one with `pyggmlq calibrate`";
+ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
+    const auto refuse = [&](const std::string & reason) { throw std::runtime_error(reason); };
 
     ggml_context * data = nullptr;
     gguf_init_params params = { true, &data }; // whatever it is: first without its tensors
@@ -149,18 +196,13 @@ uint32_t ggmlq_llama_center_load(const std::string & path, const llama_model & m
         return id >= 0 && gguf_get_kv_type(file.get(), id) == GGUF_TYPE_UINT32 ? gguf_get_val_u32(file.get(), id) : 0;
     };
     if (!file) {
-        refuse("is no calibration of centered keys, or damaged" + again);
+        refuse("is no calibration of centered keys, or damaged");
     }
     if (text("general.architecture") != GGMLQ_LLAMA_CENTER_ARCH) {
-        refuse("is no calibration of centered keys, but a GGUF file of '" + text("general.architecture") + "'" + again);
+        refuse("is no calibration of centered keys, but a GGUF file of '" + text("general.architecture") + "'");
     }
     if (number("ggmlq.version") != GGMLQ_LLAMA_CENTER_FILE_VERSION) {
-        refuse(format("is of version %u, wanted %u", number("ggmlq.version"), GGMLQ_LLAMA_CENTER_FILE_VERSION) + again);
-    }
-    const std::string fingerprint = ggmlq_llama_center_fingerprint(model);
-    if (text("ggmlq.model.fingerprint") != fingerprint) {
-        refuse("was made for " + ggmlq_llama_center_model(text("ggmlq.model.name"), text("ggmlq.model.architecture"), text("ggmlq.model.fingerprint")) +
-            ", this model is " + ggmlq_llama_center_model(model.name, model.arch_name(), fingerprint) + again);
+        refuse(format("is of version %u, wanted %u", number("ggmlq.version"), GGMLQ_LLAMA_CENTER_FILE_VERSION));
     }
     params.no_alloc = false;
     file.reset();
@@ -168,46 +210,214 @@ uint32_t ggmlq_llama_center_load(const std::string & path, const llama_model & m
     file.reset(gguf_init_from_file(path.c_str(), params));
     ctx.reset(data);
     if (!file || text("ggmlq.checksum") != ggmlq_llama_center_sum(file.get(), ctx.get())) {
-        refuse("is damaged: its checksum is wrong" + again);
+        refuse("is damaged: its checksum is wrong");
     }
-    for (auto * center : centers) {
-        for (auto & layer : center->layers) {
-            if (layer.rope < 0) {
-                continue;
+    ggmlq_llama_center_record record = { text("ggmlq.key"), text("ggmlq.model.name"), text("ggmlq.model.architecture"), text("ggmlq.model.fingerprint"),
+        { number("ggmlq.text.tokens"), number("ggmlq.text.window"), 0, 0 }, {} };
+    for (int64_t key = 0; key < gguf_get_n_kv(file.get()); ++key) {
+        ggmlq_llama_center_record::layer layer;
+        int end = 0;
+        const char * name = gguf_get_key(file.get(), key);
+        if (sscanf(name, "blk.%d.rope%n", &layer.il, &end) != 1 || !end || name[end] || gguf_get_kv_type(file.get(), key) != GGUF_TYPE_ARRAY ||
+            gguf_get_arr_type(file.get(), key) != GGUF_TYPE_INT32) {
+            continue;
+        }
+        const auto * first = (const int32_t *) gguf_get_arr_data(file.get(), key);
+        layer.rope.assign(first, first + gguf_get_arr_n(file.get(), key));
+        const auto take = [&](const char * what, std::vector<float> & values) {
+            const ggml_tensor * t = ggml_get_tensor(ctx.get(), ggmlq_llama_center_tensor(layer.il, what).c_str());
+            const ggml_tensor * mean = ggml_get_tensor(ctx.get(), ggmlq_llama_center_tensor(layer.il, "k_mean").c_str());
+            if (!t || !mean || t->type != GGML_TYPE_F32 || !ggml_are_same_shape(t, mean) || ggml_nelements(t) != t->ne[0]*t->ne[1]) {
+                refuse(format("has no %s of layer %d, or another shape", what, layer.il));
             }
-            const auto facts = ggmlq_llama_center_rope_facts(center->ropes[layer.rope]);
-            const int64_t id = gguf_find_key(file.get(), ggmlq_llama_center_tensor(layer.il, "rope").c_str());
-            if (id < 0 || gguf_get_kv_type(file.get(), id) != GGUF_TYPE_ARRAY || gguf_get_arr_type(file.get(), id) != GGUF_TYPE_INT32 ||
-                gguf_get_arr_n(file.get(), id) != facts.size()) {
-                refuse(format("knows nothing of layer %d", layer.il) + again);
+            layer.head_size = t->ne[0];
+            layer.n_head_kv = t->ne[1];
+            values.assign((const float *) t->data, (const float *) t->data + ggml_nelements(t));
+            for (const float value : values) {
+                if (!std::isfinite(value)) {
+                    refuse(format("has a %s in layer %d that isn't finite", what, layer.il));
+                }
             }
-            const auto * first = (const int32_t *) gguf_get_arr_data(file.get(), id);
-            const std::vector<int32_t> found(first, first + facts.size());
-            if (found != facts) {
-                refuse(format("was made with another RoPE in layer %d: ", layer.il) + ggmlq_llama_center_describe_rope(found) + "; this context has " +
-                    ggmlq_llama_center_describe_rope(facts) + again);
+        };
+        take("k_mean",    layer.mean);
+        take("k_scale",   layer.scale);
+        take("k_squares", layer.k_square);
+        take("q_squares", layer.query);
+        for (const float value : layer.scale) {
+            if (!(value > 0)) {
+                refuse(format("has a k_scale of %g in layer %d, wanted a positive one", value, layer.il));
             }
-            const auto take = [&](const char * what, std::vector<float> & values) {
-                const ggml_tensor * t = ggml_get_tensor(ctx.get(), ggmlq_llama_center_tensor(layer.il, what).c_str());
-                if (!t || t->type != GGML_TYPE_F32 || t->ne[0] != layer.head_size || t->ne[1] != layer.n_head_kv || ggml_nelements(t) != t->ne[0]*t->ne[1]) {
-                    refuse(format("has no %s of layer %d, or another shape", what, layer.il) + again);
-                }
-                values.assign((const float *) t->data, (const float *) t->data + ggml_nelements(t));
-                for (const float value : values) {
-                    if (!std::isfinite(value)) {
-                        refuse(format("has a %s in layer %d that isn't finite", what, layer.il) + again);
-                    }
-                }
-            };
-            take("k_mean",  layer.mean);
-            take("k_scale", layer.scale);
-            take("q_squares", layer.query);
-            for (const float value : layer.scale) {
-                if (!(value > 0)) {
-                    refuse(format("has a k_scale of %g in layer %d, wanted a positive one", value, layer.il) + again);
-                }
+        }
+        record.layers.push_back(std::move(layer));
+    }
+    return record;
+}
+
+// --- kept for later contexts
+
+// Some bytes from the middle of a tensor; none where its memory can be read as a whole only (matrices that are split over GPUs by rows).
+static void ggmlq_llama_center_sample(const ggml_tensor * tensor, std::vector<uint8_t> & bytes) {
+    if (!tensor->buffer || !tensor->data) {
+        return;
+    }
+    const size_t size = std::min<size_t>(ggml_nbytes(tensor), 128), offset = (ggml_nbytes(tensor) - size)/2;
+    const ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(tensor->buffer);
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
+    std::vector<uint8_t> values(size);
+    if (ggml_backend_buffer_is_host(tensor->buffer) || (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU)) {
+        memcpy(values.data(), (const uint8_t *) tensor->data + offset, size); // where it was repacked, of that
+    } else if (dev && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_META && buft == ggml_backend_dev_buffer_type(dev)) {
+        ggml_backend_tensor_get(tensor, values.data(), offset, size);
+    } else {
+        return;
+    }
+    bytes.insert(bytes.end(), values.begin(), values.end());
+}
+
+std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
+        const std::function<bool(const ggmlq_llama_center_layer &)> & is_rounded) {
+    std::vector<uint8_t> bytes;
+    const auto add = [&](const void * data, size_t size) {
+        const uint64_t length = size;
+        bytes.insert(bytes.end(), (const uint8_t *) &length, (const uint8_t *) (&length + 1));
+        bytes.insert(bytes.end(), (const uint8_t *) data, (const uint8_t *) data + size);
+    };
+    const auto add_text = [&](const std::string & text) { add(text.data(), text.size()); };
+
+    add(&GGMLQ_LLAMA_CENTER_FILE_VERSION, sizeof(GGMLQ_LLAMA_CENTER_FILE_VERSION));
+    add_text(ggmlq_llama_center_fingerprint(model));
+    for (const auto & [name, value] : std::map<std::string, std::string>(model.gguf_kv.begin(), model.gguf_kv.end())) {
+        add_text(name);
+        add_text(value);
+    }
+    for (const auto & [name, tensor] : llama_internal_get_tensor_map(&model)) {
+        add_text(name);
+        add(&tensor->type, sizeof(tensor->type));
+        add(tensor->ne, sizeof(tensor->ne));
+        ggmlq_llama_center_sample(tensor, bytes);
+    }
+    add_text(text);
+    for (const auto * center : centers) {
+        add(&center->type_v, sizeof(center->type_v));
+        for (const auto & layer : center->layers) {
+            const int64_t facts[] = { layer.il, layer.rope >= 0, layer.head_size, layer.n_head_kv, layer.n_head, layer.k->type, is_rounded(layer) };
+            add(facts, sizeof(facts));
+            if (layer.rope >= 0) {
+                const auto rope = ggmlq_llama_center_rope_facts(center->ropes[layer.rope]);
+                add(rope.data(), rope.size()*sizeof(int32_t));
             }
         }
     }
-    return number("ggmlq.text.tokens");
+    bytes.resize((bytes.size() + 7)/8*8);
+    uint64_t sum = 0xcbf29ce484222325; // FNV-1a of words and a shift, since the lowest bits would only know of the lowest
+    for (size_t i = 0; i < bytes.size(); i += 8) {
+        uint64_t word;
+        memcpy(&word, &bytes[i], sizeof(word));
+        sum = (sum ^ word)*0x100000001b3;
+        sum ^= sum >> 29;
+    }
+    return format("%016llx", (unsigned long long) sum);
+}
+
+static std::string ggmlq_llama_center_variable(const char * name) {
+    const char * value = getenv(name);
+    return value ? value : "";
+}
+
+// Where llama.cpp's programs keep what they have downloaded (fs_get_cache_directory of common), or where the user wants it. Empty: nowhere.
+static std::string ggmlq_llama_center_kept_folder() {
+    const std::string own = ggmlq_llama_center_variable("GGMLQ_KV_CENTER_CACHE");
+    if (!own.empty()) {
+        return own == "off" ? "" : own;
+    }
+    std::string folder = ggmlq_llama_center_variable("LLAMA_CACHE");
+    if (folder.empty()) {
+#if defined(_WIN32)
+        folder = ggmlq_llama_center_variable("LOCALAPPDATA");
+#elif defined(__APPLE__)
+        folder = ggmlq_llama_center_variable("HOME");
+        folder += folder.empty() ? "" : "/Library/Caches";
+#else
+        folder = ggmlq_llama_center_variable("XDG_CACHE_HOME");
+        if (folder.empty()) {
+            folder = ggmlq_llama_center_variable("HOME");
+            folder += folder.empty() ? "" : "/.cache";
+        }
+#endif
+        folder += folder.empty() ? "" : "/llama.cpp";
+    }
+    return folder.empty() ? "" : folder + "/kv-center";
+}
+
+std::string ggmlq_llama_center_kept_path(const std::string & key) {
+    const std::string folder = ggmlq_llama_center_kept_folder();
+    return folder.empty() ? "" : folder + "/" + key + ".gguf";
+}
+
+struct ggmlq_llama_center_kept {
+    std::mutex mutex;
+    std::map<std::string, std::shared_ptr<const ggmlq_llama_center_record>> records; // by key, not by the model's address, which another may get
+};
+
+static ggmlq_llama_center_kept & ggmlq_llama_center_kept_here() {
+    static ggmlq_llama_center_kept kept;
+    return kept;
+}
+
+// A context that was too short for the text has calibrated in several windows; a longer one does better.
+static bool ggmlq_llama_center_is_enough(const ggmlq_llama_center_record & record, uint32_t n_window) {
+    return record.text.n_window >= std::min(n_window, record.text.n_tokens);
+}
+
+std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const std::string & key, uint32_t n_window, std::string & where) {
+    auto & kept = ggmlq_llama_center_kept_here();
+    {
+        std::lock_guard<std::mutex> lock(kept.mutex);
+        const auto it = kept.records.find(key);
+        if (it != kept.records.end() && ggmlq_llama_center_is_enough(*it->second, n_window)) {
+            where = "this process";
+            return it->second;
+        }
+    }
+    const std::string path = ggmlq_llama_center_kept_path(key);
+    std::error_code problem;
+    if (path.empty() || !std::filesystem::is_regular_file(std::filesystem::u8path(path), problem)) {
+        return nullptr;
+    }
+    try {
+        auto record = std::make_shared<const ggmlq_llama_center_record>(ggmlq_llama_center_load(path));
+        if (record->key != key) {
+            throw std::runtime_error("is the calibration '" + record->key + "' by another name");
+        }
+        if (!ggmlq_llama_center_is_enough(*record, n_window)) {
+            return nullptr;
+        }
+        std::lock_guard<std::mutex> lock(kept.mutex);
+        kept.records[key] = record;
+        where = "'" + path + "'";
+        return record;
+    } catch (const std::exception & error) {
+        LLAMA_LOG_WARN("%s: '%s' %s: it is made anew\n", __func__, path.c_str(), error.what());
+        return nullptr;
+    }
+}
+
+std::string ggmlq_llama_center_keep(const std::shared_ptr<const ggmlq_llama_center_record> & record) {
+    auto & kept = ggmlq_llama_center_kept_here();
+    {
+        std::lock_guard<std::mutex> lock(kept.mutex);
+        kept.records[record->key] = record;
+    }
+    const std::string path = ggmlq_llama_center_kept_path(record->key);
+    if (path.empty()) {
+        return "not kept in a file";
+    }
+    try {
+        std::error_code problem;
+        std::filesystem::create_directories(std::filesystem::u8path(path).parent_path(), problem); // what is wrong with it, writing will say
+        ggmlq_llama_center_save(path, *record);
+        return "kept in '" + path + "'";
+    } catch (const std::exception & error) {
+        return std::string("not kept in a file: ") + error.what();
+    }
 }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * ggmlq in llama: a calibration of centered keys in a file of its own, which `pyggmlq calibrate` makes and --kv-center reads.
+ * ggmlq in llama: a calibration of centered keys in a file of its own, which `pyggmlq calibrate` makes and --kv-center reads; and those that are kept,
+ * so that a model is calibrated once.
  */
 #pragma once
 
 #include "llama-ggmlq-center.h"
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,10 +23,43 @@ struct ggmlq_llama_center_text {
     uint64_t checksum;
 };
 
-// Writes mean, scale and moments of all centered layers, whole or not at all. Throws, with the reason.
-void ggmlq_llama_center_save(const std::string & path, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers,
+// A calibration: what the layers of a model need to be centered, and what it comes from. A fresh one passes through the same record as one from a
+// file, so that both give the same bits.
+struct ggmlq_llama_center_record {
+    struct layer {
+        int32_t il;
+        int64_t head_size, n_head_kv;
+        std::vector<int32_t> rope;                       // facts
+        std::vector<float> mean, scale, k_square, query; // [KV head][value]; mean squares of keys and queries
+    };
+    std::string key;                                     // of one that was kept for later contexts: of which it may be. Else empty
+    std::string name, architecture, fingerprint;         // of the model
+    ggmlq_llama_center_text text;
+    std::vector<layer> layers;
+};
+
+// Of layers that were calibrated just now and that have their mean, scale and mean square of queries.
+ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model, const std::vector<ggmlq_llama_center *> & centers,
     const ggmlq_llama_center_text & text);
 
-// Sets mean and scale of all layers that can be centered; returns the number of tokens they come from. Throws if the file is damaged,
-// of another model or of another RoPE.
-uint32_t ggmlq_llama_center_load(const std::string & path, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers);
+// Sets mean, scale and mean square of queries of all layers that can be centered. Throws if the record is of another model or of another RoPE.
+void ggmlq_llama_center_apply(const ggmlq_llama_center_record & record, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers);
+
+// Whole or not at all. Both throw, with the reason.
+void                      ggmlq_llama_center_save(const std::string & path, const ggmlq_llama_center_record & record);
+ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path);
+
+// --- kept for later contexts, in this process and in others (docs/CENTERING.md)
+
+// By what a calibration depends on: the model, its weights sampled, the text, every layer's RoPE and cache. The same in every process.
+std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
+    const std::function<bool(const ggmlq_llama_center_layer &)> & is_rounded);
+
+// The file of this key; empty where none is to be kept.
+std::string ggmlq_llama_center_kept_path(const std::string & key);
+
+// One of this key whose windows are at least this long or the whole text, and where it was found; null if there is none. A file that can't be used is named in the log.
+std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const std::string & key, uint32_t n_window, std::string & where);
+
+// Returns where it was kept, or why only this process keeps it.
+std::string ggmlq_llama_center_keep(const std::shared_ptr<const ggmlq_llama_center_record> & record);

@@ -47,14 +47,14 @@ static const char * const GGMLQ_LLAMA_CENTER_TEXT =
 ggmlq_llama_center_mode ggmlq_llama_center_mode_get() {
     const char * value = getenv("GGMLQ_KV_CENTER");
     const std::string mode = value ? value : "";
-    if (mode.empty() || mode == "off") {
+    if (mode.empty() || mode == "auto") {
+        return GGMLQ_LLAMA_CENTER_AUTO;
+    }
+    if (mode == "off") {
         return GGMLQ_LLAMA_CENTER_OFF;
     }
     if (mode == "all") {
         return GGMLQ_LLAMA_CENTER_ALL;
-    }
-    if (mode == "auto") {
-        return GGMLQ_LLAMA_CENTER_AUTO;
     }
     if (std::ifstream(mode).good()) {
         return GGMLQ_LLAMA_CENTER_FILE;
@@ -197,6 +197,9 @@ static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, 
 // One thread's part of a node [head size, KV heads, tokens].
 static void ggmlq_llama_center_round(ggml_tensor * dst, const ggml_tensor * k, int ith, int nth, void * userdata) {
     const auto & rounds = *(const std::vector<ggmlq_llama_round> *) userdata;
+    for (size_t h = ith; h < rounds.size(); h += nth) { // at the first key of all: each thread a few, instead of all waiting for one after the other
+        rounds[h].prepare();
+    }
     for (int64_t token = ith; token < k->ne[2]; token += nth) {
         for (int64_t h = 0; h < k->ne[1]; ++h) {
             rounds[h]((const float *) ((const char *) k->data + token*k->nb[2] + h*k->nb[1]), (float *) ((char *) dst->data + token*dst->nb[2] + h*dst->nb[1]));
@@ -204,7 +207,22 @@ static void ggmlq_llama_center_round(ggml_tensor * dst, const ggml_tensor * k, i
     }
 }
 
-void ggmlq_llama_center::upload() {
+void ggmlq_llama_center::clear() {
+    active = false;
+    layers.clear();
+    ropes.clear();
+    ctxs_bufs.clear();
+}
+
+void ggmlq_llama_center::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const {
+    for (const auto & [ctx, buffer] : ctxs_bufs) {
+        const ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(buffer.get());
+        sizes[buft] += measures ? ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) : ggml_backend_buffer_get_size(buffer.get());
+    }
+}
+
+void ggmlq_llama_center::upload(bool dry) {
+    measures = dry;
     std::vector<ggml_backend_buffer_type_t> bufts;
     for (const auto & rope : ropes) {
         if (std::find(bufts.begin(), bufts.end(), rope.buft) == bufts.end()) {
@@ -243,14 +261,25 @@ void ggmlq_llama_center::upload() {
                 }
             }
         }
-        ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        ggml_backend_buffer_ptr buffer { dry ? ggml_backend_buft_alloc_buffer(buft, 0) : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
         if (!buffer) {
             throw std::runtime_error(std::string("no memory for centered keys on ") + ggml_backend_buft_name(buft));
+        }
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); dry && t; t = ggml_get_next_tensor(ctx.get(), t)) {
+            t->buffer = buffer.get(); // so that no scheduler allocates it
         }
         ggml_backend_buffer_clear(buffer.get(), 0);
         ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
     }
-    fill();
+    if (!dry) {
+        fill();
+        return;
+    }
+    for (auto & layer : layers) {
+        if (layer.rope >= 0 && ggmlq_llama_center_rounds(layer)) { // the same nodes
+            layer.rounds = std::make_shared<std::vector<ggmlq_llama_round>>();
+        }
+    }
 }
 
 void ggmlq_llama_center::fill() {
@@ -310,6 +339,9 @@ public:
 
     // Notes q and k of a layer, and whether it can be centered.
     void watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int32_t il);
+
+    // The next tokens are the first of a window.
+    void start_window();
 
     // Attention with a cache that watch hasn't been told of right before.
     void watch_reader(const ggml_tensor * k_cache);
@@ -420,6 +452,14 @@ void ggmlq_llama_center_calibration::watch_reader(const ggml_tensor * k_cache) {
     }
 }
 
+void ggmlq_llama_center_calibration::start_window() {
+    for (auto * center : centers) {
+        for (auto & layer : center->layers) {
+            layer.seen_k = layer.seen_q = 0;
+        }
+    }
+}
+
 bool ggmlq_llama_center_calibration::on_node(ggml_tensor * node, bool ask, void * self) {
     auto & calibration = *(ggmlq_llama_center_calibration *) self;
     const auto it = calibration.nodes.find(node);
@@ -437,13 +477,14 @@ void ggmlq_llama_center_calibration::take(const ggml_tensor * node, const watche
     values.resize((ggml_nbytes(node) + sizeof(float) - 1)/sizeof(float));
     ggml_backend_tensor_get(node, values.data(), 0, ggml_nbytes(node));
     const int64_t group = w.is_query ? layer.n_head/layer.n_head_kv : 1;
+    int64_t & seen = w.is_query ? layer.seen_q : layer.seen_k;
     for (int64_t t = 0; t < node->ne[2]; ++t) {
+        if (seen++ < GGMLQ_LLAMA_CENTER_FIRST) {
+            continue;
+        }
         for (int64_t head = 0; head < node->ne[1]; ++head) {
             const float * x = values.data() + (t*node->nb[2] + head*node->nb[1])/sizeof(float);
             const int64_t h = head/group*layer.head_size;
-            if (t < GGMLQ_LLAMA_CENTER_FIRST) {
-                continue;
-            }
             for (int64_t i = 0; i < layer.head_size; ++i) {
                 const double value = x[i];
                 if (w.is_query) {
@@ -454,10 +495,8 @@ void ggmlq_llama_center_calibration::take(const ggml_tensor * node, const watche
                 }
             }
         }
-        if (t >= GGMLQ_LLAMA_CENTER_FIRST) {
-            layer.n_k += w.is_query ? 0 : 1;
-            layer.n_q += w.is_query ? group : 0;
-        }
+        layer.n_k += w.is_query ? 0 : 1;
+        layer.n_q += w.is_query ? group : 0;
     }
 }
 
@@ -644,6 +683,10 @@ std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & posi
 
 struct ggmlq_llama_center_access {
     static llama_cparams & cparams(llama_context & ctx) { return ctx.cparams; }
+    static void build_a_graph(llama_context & ctx, const llama_memory_context_i * memory) {
+        const uint32_t n = ctx.cparams.n_seq_max;
+        ctx.graph_reserve(n, n, n, memory, true);
+    }
     static void reserve_anew(llama_context & ctx) {
         ctx.sched_need_reserve = true;
         ctx.sched_reserve();
@@ -696,129 +739,260 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
     return "";
 }
 
-// Throws, with the reason, if nothing can be centered.
-static std::string ggmlq_llama_center_run(llama_context & ctx) {
-    const llama_model & model = ctx.get_model();
-    auto & cparams = ggmlq_llama_center_access::cparams(ctx);
-    const llama_vocab * vocab = llama_model_get_vocab(&model);
-    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
-        throw std::runtime_error("the model has no tokenizer");
-    }
-    if (llama_model_has_encoder(&model)) {
-        throw std::runtime_error("the model has an encoder");
+static const char * const GGMLQ_LLAMA_CENTER_LOG = "ggmlq_llama_center";
+
+class ggmlq_llama_center_starting : public ggmlq_llama_center_start {
+public:
+    ggmlq_llama_center_starting(llama_context & ctx, ggmlq_llama_center_mode mode) : ctx(ctx), model(ctx.get_model()), mode(mode) {}
+
+    void look(const llama_memory_context_i * memory) override {
+        if (looked) {
+            return;
+        }
+        looked = true;
+        t_start_us = ggml_time_us();
+        try {
+            find(memory);
+        } catch (const std::exception & error) {
+            reason = error.what();
+            for (auto * center : centers) {
+                center->clear();
+            }
+            if (mode == GGMLQ_LLAMA_CENTER_FILE && !model.hparams.no_alloc) { // asked for by name: not to be left out in silence
+                throw std::runtime_error("keys can't be centered: " + reason);
+            }
+        }
     }
 
-    const bool from_file = ggmlq_llama_center_mode_get() == GGMLQ_LLAMA_CENTER_FILE;
-    const std::string save = from_file ? "" : ggmlq_llama_center_save_path();
-    const std::string text = ggmlq_llama_center_text();
-    std::vector<llama_token> tokens(text.size() + 8);
-    tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
-    const int64_t most = std::min<int64_t>({ GGMLQ_LLAMA_CENTER_MOST, cparams.n_ubatch, cparams.n_batch, cparams.n_ctx_seq });
-    tokens.resize(std::min<int64_t>(tokens.size(), from_file ? 1 : save.empty() ? most : ggmlq_llama_center_most()));
-    if ((int64_t) tokens.size() < (from_file ? 1 : GGMLQ_LLAMA_CENTER_LEAST)) {
-        throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (context and batch hold " + std::to_string(most) +
-            "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
+    void finish() override {
+        if (model.hparams.no_alloc || !looked) {
+            return;
+        }
+        if (done.empty() && reason.empty()) {
+            try {
+                calibrate();
+            } catch (const std::exception & error) {
+                reason = error.what();
+                for (auto * center : centers) {
+                    center->clear();
+                }
+            }
+            ggmlq_llama_center_access::reserve_anew(ctx); // the calibration's graph must not be used again
+        }
+        if (!reason.empty()) {
+            LLAMA_LOG_WARN("%s: keys are not centered: %s\n", GGMLQ_LLAMA_CENTER_LOG, reason.c_str());
+        } else if (!done.empty()) {
+            LLAMA_LOG_INFO("%s: keys are centered: %s\n", GGMLQ_LLAMA_CENTER_LOG, done.c_str());
+        }
     }
 
-    const int64_t t_start_us = ggml_time_us();
-    ggmlq_llama_center_calibration calibration;
-    const auto cb_eval = cparams.cb_eval;
-    const auto cb_data = cparams.cb_eval_user_data;
-    cparams.cb_eval           = ggmlq_llama_center_calibration::on_node;
-    cparams.cb_eval_user_data = &calibration;
-    int32_t error = 0;
-    for (size_t first = 0, n; first < tokens.size() && error == 0; first += n) { // windows of a long text; one of a short
-        n = std::min(tokens.size() - first, (size_t) most);
-        if (first > 0 && n < (size_t) GGMLQ_LLAMA_CENTER_LEAST) {
-            tokens.resize(first);
-            break;
+private:
+    llama_context & ctx;
+    const llama_model & model;
+    const ggmlq_llama_center_mode mode;
+
+    bool looked = false;
+    int64_t t_start_us = 0;
+    std::string reason, done; // why nothing is centered; what is
+    std::string left;         // layers that aren't
+    int n_centered = 0;
+
+    std::vector<ggmlq_llama_center *> centers;
+    std::string save;         // `pyggmlq calibrate`: only write a file
+    std::string text, key;
+    int64_t n_window = 0;     // tokens that see each other, at most
+
+    // What can be centered, as a graph of one token shows it; then by a known calibration. Throws, with the reason, if nothing can be.
+    void find(const llama_memory_context_i * memory) {
+        const auto & cparams = ggmlq_llama_center_access::cparams(ctx);
+        const llama_vocab * vocab = llama_model_get_vocab(&model);
+        if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+            throw std::runtime_error("the model has no tokenizer");
         }
-        if (first > 0 && llama_vocab_get_add_bos(vocab)) {
-            tokens[first] = llama_vocab_bos(vocab);
+        if (llama_model_has_encoder(&model)) {
+            throw std::runtime_error("the model has an encoder");
         }
-        error = llama_decode(&ctx, llama_batch_get_one(tokens.data() + first, (int32_t) n));
-        llama_synchronize(&ctx);
-        llama_memory_clear(llama_get_memory(&ctx), true);
+        if (cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+            throw std::runtime_error("the context is one for a part of the model (MTP)");
+        }
+        save = mode == GGMLQ_LLAMA_CENTER_FILE ? "" : ggmlq_llama_center_save_path();
+        {
+            ggmlq_llama_center_calibration calibration;
+            ggmlq_llama_center_access::build_a_graph(ctx, memory);
+            centers = calibration.centers;
+        }
+        for (auto * center : centers) {
+            for (const auto & layer : center->layers) {
+                const std::string unsupported = layer.rope < 0 || !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope].n_rot,
+                    cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
+                if (!unsupported.empty()) {
+                    throw std::runtime_error(unsupported);
+                }
+            }
+        }
+        count();
+        if (model.hparams.no_alloc) {
+            activate(true);
+            return;
+        }
+        if (mode == GGMLQ_LLAMA_CENTER_FILE) {
+            const char * path = getenv("GGMLQ_KV_CENTER");
+            ggmlq_llama_center_record record;
+            try {
+                record = ggmlq_llama_center_load(path);
+                ggmlq_llama_center_apply(record, model, centers);
+            } catch (const std::exception & error) {
+                throw std::runtime_error(std::string("'") + path + "' " + error.what() + ": make one with `pyggmlq calibrate`");
+            }
+            activate(false);
+            say(format("as a file says that was calibrated on %u tokens", record.text.n_tokens));
+            return;
+        }
+
+        text = ggmlq_llama_center_text();
+        n_window = std::min<int64_t>(GGMLQ_LLAMA_CENTER_MOST, cparams.n_ctx_seq);
+        if (!cparams.causal_attn) { // such a window is one batch
+            n_window = std::min<int64_t>(n_window, cparams.n_ubatch);
+        }
         if (!save.empty()) {
-            LLAMA_LOG_INFO("%s: %zu of %zu tokens\n", __func__, first + n, tokens.size());
+            return;
         }
-    }
-    cparams.cb_eval           = cb_eval;
-    cparams.cb_eval_user_data = cb_data;
-    llama_perf_context_reset(&ctx);
-    if (error != 0) {
-        throw std::runtime_error("llama_decode of " + std::to_string(tokens.size()) + " tokens gave " + std::to_string(error));
+        key = ggmlq_llama_center_key(model, text, centers, ggmlq_llama_center_rounds);
+        std::string where;
+        const auto record = ggmlq_llama_center_find(key, (uint32_t) n_window, where);
+        if (record) {
+            ggmlq_llama_center_apply(*record, model, centers);
+            activate(false);
+            say(format("as calibrated on %u tokens before (kept in ", record->text.n_tokens) + where + format(", %.1f ms)", (ggml_time_us() - t_start_us)/1000.0));
+        }
     }
 
-    int n_centered = 0, n_left = 0, n_rounded = 0;
-    std::string left;
-    for (auto * center : calibration.centers) {
-        for (auto & layer : center->layers) {
-            if (layer.rope >= 0 && !from_file && (layer.n_k == 0 || layer.n_q == 0)) {
-                layer.rope   = -1;
-                layer.reason = "its queries or keys weren't computed";
+    // Runs the text through the context. Throws, with the reason, if nothing can be centered after that.
+    void calibrate() {
+        auto & cparams = ggmlq_llama_center_access::cparams(ctx);
+        const llama_vocab * vocab = llama_model_get_vocab(&model);
+        std::vector<llama_token> tokens(text.size() + 8);
+        tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
+        tokens.resize(std::min<size_t>(tokens.size(), ggmlq_llama_center_most()));
+        n_window = std::min<int64_t>(n_window, tokens.size());
+        if (n_window < GGMLQ_LLAMA_CENTER_LEAST) {
+            throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (the context holds " + std::to_string(cparams.n_ctx_seq) +
+                "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
+        }
+        LLAMA_LOG_INFO("%s: calibrating centered keys on %zu tokens\n", GGMLQ_LLAMA_CENTER_LOG, tokens.size());
+        const int64_t t_calibration_us = ggml_time_us();
+        ggmlq_llama_center_calibration calibration;
+        int32_t error = 0;
+        const auto cb_eval = cparams.cb_eval;
+        const auto cb_data = cparams.cb_eval_user_data;
+        const std::unique_ptr<llama_cparams, std::function<void(llama_cparams *)>> callback(&cparams, [=](llama_cparams * p) {
+            p->cb_eval           = cb_eval;
+            p->cb_eval_user_data = cb_data;
+        });
+        cparams.cb_eval           = ggmlq_llama_center_calibration::on_node;
+        cparams.cb_eval_user_data = &calibration;
+        for (size_t first = 0, n; first < tokens.size() && error == 0; first += n) { // windows of a long text, or of a short context; mostly one
+            n = std::min(tokens.size() - first, (size_t) n_window);
+            if (first > 0 && n < (size_t) GGMLQ_LLAMA_CENTER_LEAST) {
+                tokens.resize(first);
+                break;
             }
-            if (layer.rope >= 0) {
-                const std::string reason = !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope].n_rot, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
-                if (!reason.empty()) {
-                    throw std::runtime_error(reason);
-                }
-                if (!from_file) {
-                    ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
-                    layer.query.clear();
-                    for (const double sum : layer.sum_qq) {
-                        layer.query.push_back((float) (sum/layer.n_q));
-                    }
-                }
-                ++n_centered;
-            } else {
-                left += (n_left++ == 0 ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
+            if (first > 0 && llama_vocab_get_add_bos(vocab)) {
+                tokens[first] = llama_vocab_bos(vocab);
+            }
+            calibration.start_window();
+            for (size_t i = 0, n_batch; i < n && error == 0; i += n_batch) {
+                n_batch = std::min<size_t>(n - i, cparams.n_batch);
+                error = llama_decode(&ctx, llama_batch_get_one(tokens.data() + first + i, (int32_t) n_batch));
+                llama_synchronize(&ctx);
+            }
+            llama_memory_clear(llama_get_memory(&ctx), true);
+            if (!save.empty()) {
+                LLAMA_LOG_INFO("%s: %zu of %zu tokens\n", GGMLQ_LLAMA_CENTER_LOG, first + n, tokens.size());
             }
         }
-    }
-    if (n_centered == 0) {
-        throw std::runtime_error("found no layer that can be" + left);
-    }
-    uint32_t n_tokens = (uint32_t) tokens.size();
-    if (from_file) {
-        n_tokens = ggmlq_llama_center_load(getenv("GGMLQ_KV_CENTER"), model, calibration.centers);
-    } else if (!save.empty()) {
+        llama_perf_context_reset(&ctx);
+        if (error != 0) {
+            throw std::runtime_error("llama_decode of " + std::to_string(tokens.size()) + " tokens gave " + std::to_string(error));
+        }
+        for (auto * center : centers) {
+            for (auto & layer : center->layers) {
+                if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
+                    layer.rope   = -1;
+                    layer.reason = "its queries or keys weren't computed";
+                }
+                if (layer.rope < 0) {
+                    continue;
+                }
+                ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                layer.query.clear();
+                for (const double sum : layer.sum_qq) {
+                    layer.query.push_back((float) (sum/layer.n_q));
+                }
+            }
+        }
+        count();
         const std::vector<uint8_t> bytes(text.begin(), text.end());
-        ggmlq_llama_center_save(save, model, calibration.centers, { n_tokens, (uint32_t) most, bytes.size(), ggmlq_llama_center_checksum(bytes) });
-        LLAMA_LOG_INFO("%s: wrote the calibration of %d layers on %u tokens%s\n", __func__, n_centered, n_tokens, left.c_str());
-        return ""; // which is all that was asked for
-    }
-    for (auto * center : calibration.centers) {
-        center->upload();
-    }
-    for (auto * center : calibration.centers) {
-        center->active = true;
-        LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", __func__, center->rotates);
-        n_rounded += (int) std::count_if(center->layers.begin(), center->layers.end(), [](const ggmlq_llama_center_layer & l) { return l.rounds != nullptr; });
-    }
-    const std::string rounded = n_rounded > 0 ? format(", %d rounded for the model's queries", n_rounded) : "";
-    return format("%d layers, %s %u tokens in %.0f ms%s%s", n_centered, from_file ? "as a file says that was calibrated on" : "calibrated on", n_tokens,
-        (ggml_time_us() - t_start_us)/1000.0, rounded.c_str(), left.c_str());
-}
-
-void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k) {
-    const auto mode = ggmlq_llama_center_mode_get();
-    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode != GGMLQ_LLAMA_CENTER_ALL && !ggmlq_llama_is_cache_type(type_k)) ||
-        !llama_get_memory(ctx) || ctx->get_model().hparams.no_alloc) {
-        return;
-    }
-    std::string result;
-    try {
-        result = ggmlq_llama_center_run(*ctx);
-    } catch (const std::exception & error) {
-        if (mode == GGMLQ_LLAMA_CENTER_FILE) { // asked for by name: not to be left out in silence
-            throw std::runtime_error(std::string("keys can't be centered: ") + error.what());
+        const uint32_t n_tokens = (uint32_t) tokens.size();
+        auto record = std::make_shared<ggmlq_llama_center_record>(
+            ggmlq_llama_center_record_of(model, centers, { n_tokens, (uint32_t) n_window, bytes.size(), ggmlq_llama_center_checksum(bytes) }));
+        if (!save.empty()) {
+            ggmlq_llama_center_save(save, *record);
+            LLAMA_LOG_INFO("%s: wrote the calibration of %d layers on %u tokens%s\n", GGMLQ_LLAMA_CENTER_LOG, n_centered, n_tokens, left.c_str());
+            for (auto * center : centers) {
+                center->clear();
+            }
+            return; // which is all that was asked for
         }
-        LLAMA_LOG_WARN("%s: keys are not centered: %s\n", __func__, error.what());
+        record->key = key;
+        ggmlq_llama_center_apply(*record, model, centers);
+        activate(false);
+        const std::string time = format("%.0f ms", (ggml_time_us() - t_calibration_us)/1000.0);
+        say(format("calibrated on %u tokens in ", n_tokens) + time + " (" + ggmlq_llama_center_keep(record) + ")");
     }
-    ggmlq_llama_center_access::reserve_anew(*ctx); // the calibration's graph must not be used again
-    if (result.empty()) {
-        return;
+
+    void count() {
+        n_centered = 0;
+        left.clear();
+        for (const auto * center : centers) {
+            for (const auto & layer : center->layers) {
+                n_centered += layer.rope >= 0;
+                if (layer.rope < 0) {
+                    left += (left.empty() ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
+                }
+            }
+        }
+        if (n_centered == 0) {
+            throw std::runtime_error("found no layer that can be" + left);
+        }
     }
-    LLAMA_LOG_INFO("%s: keys are centered: %s\n", __func__, result.c_str());
+
+    void activate(bool dry) {
+        for (auto * center : centers) {
+            center->upload(dry);
+        }
+        for (auto * center : centers) {
+            center->active = true;
+            if (!dry) {
+                LLAMA_LOG_INFO("%s: attn_rot_k = %d\n", GGMLQ_LLAMA_CENTER_LOG, center->rotates);
+            }
+        }
+    }
+
+    void say(const std::string & how) {
+        int64_t n_rounded = 0;
+        for (const auto * center : centers) {
+            n_rounded += std::count_if(center->layers.begin(), center->layers.end(), [](const ggmlq_llama_center_layer & l) { return l.rounds != nullptr; });
+        }
+        done = format("%d layers, ", n_centered) + how + (n_rounded > 0 ? format(", %d rounded for the model's queries", (int) n_rounded) : "") + left;
+    }
+};
+
+std::shared_ptr<ggmlq_llama_center_start> ggmlq_llama_center_begin(llama_context & ctx, const llama_context_params & params) {
+    const auto mode = ggmlq_llama_center_mode_get();
+    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode != GGMLQ_LLAMA_CENTER_ALL && !ggmlq_llama_is_cache_type(params.type_k)) || !llama_get_memory(&ctx) ||
+        ctx.get_cparams().ctx_other) { // whose cache it shares, and whose calibration
+        return nullptr;
+    }
+    return std::make_shared<ggmlq_llama_center_starting>(ctx, mode);
 }

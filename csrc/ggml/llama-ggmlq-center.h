@@ -14,10 +14,12 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+struct llama_memory_context_i;
 struct llama_ubatch;
 class ggmlq_llama_round;
 class ggmlq_llama_center_restore;
@@ -25,7 +27,7 @@ class llm_graph_input_i;
 
 enum ggmlq_llama_center_mode {
     GGMLQ_LLAMA_CENTER_OFF,
-    GGMLQ_LLAMA_CENTER_AUTO, // keys of our types
+    GGMLQ_LLAMA_CENTER_AUTO, // keys of our types; also where nothing is said
     GGMLQ_LLAMA_CENTER_ALL,  // keys of any type
     GGMLQ_LLAMA_CENTER_FILE, // keys of our types, as a file says
 };
@@ -59,6 +61,7 @@ struct ggmlq_llama_center_layer {
     int64_t       head_size = 0, n_head_kv = 0, n_head = 0;
 
     // Of the calibration: sums over the tokens from GGMLQ_LLAMA_CENTER_FIRST on.
+    int64_t seen_k = 0, seen_q = 0;            // tokens of this window
     int64_t n_k = 0, n_q = 0;
     std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
 
@@ -91,8 +94,15 @@ public:
 
     ggmlq_llama_center_layer * find(const ggml_tensor * k);
 
-    // Makes and fills the tensors from mean and scale. Throws if there is no memory.
-    void upload();
+    // Makes and fills the tensors from mean and scale; `dry`: without memory, for a context that only says how much it would take.
+    // Throws if there is none.
+    void upload(bool dry);
+
+    // Nothing is centered.
+    void clear();
+
+    // Adds what upload() takes.
+    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
 
     // Fills them again.
     void fill();
@@ -100,6 +110,7 @@ public:
     ggmlq_llama_center_restore * restore = nullptr; // while one is going on
 
 private:
+    bool measures = false;
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
 };
 
@@ -132,5 +143,18 @@ private:
 // By how much rows of this type are stored longer while keys are centered.
 float ggmlq_llama_center_gain(ggml_type type);
 
-// Runs the built-in text through the context and centers the keys of all its caches, or says in one sentence why not.
-void ggmlq_llama_center_calibrate(llama_context * ctx, ggml_type type_k);
+// What a new context does about it, once: null where nothing is to be done.
+class ggmlq_llama_center_start {
+public:
+    virtual ~ggmlq_llama_center_start() = default;
+
+    // Before its first graph is reserved: finds what can be centered, and centers it by a calibration that is known already.
+    // Throws if GGMLQ_KV_CENTER names a file that can't be used.
+    virtual void look(const llama_memory_context_i * memory) = 0;
+
+    // When it is whole: calibrates by running a text through it, where none is known; says in one line what was done or why not.
+    virtual void finish() = 0;
+};
+
+// Throws if GGMLQ_KV_CENTER is wrong.
+std::shared_ptr<ggmlq_llama_center_start> ggmlq_llama_center_begin(llama_context & ctx, const llama_context_params & params);

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 class ggmlq_llama_round {
@@ -21,58 +23,17 @@ public:
     // For keys of `head_size` values and one of our types; `hadamard`: size of the blocks in which llama.cpp rotates them before they are stored
     // (attn_rot), 0 if it doesn't; `square`: of queries, as attention gets them but for that rotation, the mean square of each value. Values that
     // aren't of the same RoPE pair have nothing to do with each other over many positions.
-    ggmlq_llama_round(int type, int64_t head_size, int64_t hadamard, const std::vector<double> & square) : type(type), n(head_size), hadamard(hadamard) {
-        // moment of the rotated queries, and a tenth of its mean for queries of other texts, which look elsewhere, too
-        std::vector<double> moment(n*n);
-        double mean = 0;
-        std::vector<float> turned(n*n);
-        for (int64_t k = 0; k < n; ++k) {
-            turned[k*n + k] = 1;
-            turn(&turned[k*n]);
-            mean += square[k]/n;
-        }
-        for (int64_t k = 0; k < n; ++k) {
-            for (int64_t i = 0; i < n; ++i) {
-                for (int64_t j = 0; j <= i; ++j) {
-                    moment[i*n + j] += square[k]*turned[k*n + i]*turned[k*n + j];
-                }
-            }
-        }
-        for (int64_t i = 0; i < n; ++i) {
-            moment[i*n + i] += 0.1*mean + 1e-30;
-        }
-        // moment = V D V^T, V unit upper triangular: an error e of value i is undone, as far as the later values can, by moving those by
-        // e times the row i of V^-1.
-        std::vector<double> v(n*n), pivot(n), inverse(n*n);
-        for (int64_t j = n - 1; j >= 0; --j) {
-            pivot[j] = moment[j*n + j];
-            for (int64_t k = j + 1; k < n; ++k) {
-                pivot[j] -= pivot[k]*v[j*n + k]*v[j*n + k];
-            }
-            for (int64_t i = 0; i < j; ++i) {
-                double rest = moment[j*n + i];
-                for (int64_t k = j + 1; k < n; ++k) {
-                    rest -= pivot[k]*v[i*n + k]*v[j*n + k];
-                }
-                v[i*n + j] = rest/pivot[j];
-            }
-        }
-        feedback.resize(n*n);
-        for (int64_t i = n - 1; i >= 0; --i) {
-            inverse[i*n + i] = 1;
-            for (int64_t k = i + 1; k < n; ++k) {
-                for (int64_t j = k; j < n; ++j) {
-                    inverse[i*n + j] -= v[i*n + k]*inverse[k*n + j];
-                }
-            }
-            for (int64_t j = i + 1; j < n; ++j) {
-                feedback[i*n + j] = (float) inverse[i*n + j];
-            }
-        }
+    ggmlq_llama_round(int type, int64_t head_size, int64_t hadamard, std::vector<double> square) :
+        type(type), n(head_size), hadamard(hadamard), square(std::move(square)), once(std::make_shared<std::once_flag>()) {}
+
+    // Makes the matrix, if nobody has: up to milliseconds a head, which a model's start needn't wait for. From any thread.
+    void prepare() const {
+        std::call_once(*once, [this] { make_feedback(); });
     }
 
     // One key of one head, before llama.cpp's rotation. x and y may be the same. A key that the type has no levels for is left as it is.
     void operator()(const float * x, float * y) const {
+        prepare();
         static const float  boundaries[7] = GGMLQ_BOUNDARIES_INIT;
         static const int8_t levels[8]     = GGMLQ_LEVELS_INIT;
         const int64_t length = ggmlq_type_info_get(type)->block_length;
@@ -104,7 +65,44 @@ public:
 private:
     int     type = 0;
     int64_t n = 0, hadamard = 0;
-    std::vector<float> feedback; // [n][n], above the diagonal: by how much a value's error moves those after it
+    std::vector<double> square;
+    std::shared_ptr<std::once_flag> once;
+    mutable std::vector<float> feedback; // [n][n], above the diagonal: by how much a value's error moves those after it; empty until it is made
+
+    void make_feedback() const {
+        // M is the moment of the rotated queries, and a tenth of its mean for queries of other texts, which look elsewhere, too. With M = V D V^T, V
+        // unit upper triangular, an error e of value i is undone, as far as the later values can, by moving those by e times the row i of V^-1.
+        // The rotation T is orthogonal, so M^-1 = T diag(1/(square + a tenth of the mean)) T^T = V^-T D^-1 V^-1: two rotations of all rows, and
+        // elimination without pivoting finds the rows of V^-1.
+        double mean = 0;
+        for (const double value : square) {
+            mean += value/n;
+        }
+        std::vector<float> half(n*n), row(n);
+        for (int64_t k = 0; k < n; ++k) {
+            half[k*n + k] = (float) (1.0/(mean > 0 ? square[k]/mean + 0.1 : 1.0)); // times the mean, which changes nothing
+            turn(&half[k*n]);
+        }
+        std::vector<double> rest(n*n);
+        for (int64_t i = 0; i < n; ++i) {
+            for (int64_t k = 0; k < n; ++k) {
+                row[k] = half[k*n + i];
+            }
+            turn(row.data());
+            std::copy(row.begin(), row.end(), &rest[i*n]);
+        }
+        feedback.resize(n*n);
+        for (int64_t i = 0; i < n; ++i) {
+            const double * pivot = &rest[i*n];
+            for (int64_t j = i + 1; j < n; ++j) {
+                const double factor = pivot[j]/pivot[i];
+                feedback[i*n + j] = (float) factor;
+                for (int64_t k = j; k < n; ++k) {
+                    rest[j*n + k] -= factor*pivot[k];
+                }
+            }
+        }
+    }
 
     // llama.cpp's rotation, which is its own inverse.
     void turn_hadamard(float * x) const {

@@ -118,7 +118,7 @@ _PROGRAMS = typer.Option(
     None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
 )
 _ATTN_ROT = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches.")
-_KV_CENTER = typer.Option("off", "--kv-center", metavar="off,auto", help="Centered keys (docs/CENTERING.md): auto for those of our types, all for those of any.")
+_KV_CENTER = typer.Option("auto", "--kv-center", metavar="off,auto", help="Centered keys (docs/CENTERING.md): auto, llama.cpp's own default, for those of our types; off for none; all for any.")
 _DEVICE = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie.")
 _LLAMA_ARGS = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'.")
 _JSON = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run.")

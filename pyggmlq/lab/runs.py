@@ -50,7 +50,7 @@ class Setting:
         """Why keys weren't centered though they should have been, by a program's `log`; None if they were, or shouldn't be."""
         if self.kv_center == "off" or llama.parse_centering(log) is not None:
             return None
-        return llama.parse_not_centered(log) or "keys are not centered: this llama.cpp can't do it"
+        return (llama.parse_not_centered(log) or "keys are not centered: this llama.cpp can't do it") + " (--kv-center off measures them as they are)"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Grid(Programs):
     rotations: tuple[str, ...]
     """Of `attn_rot`: "on", "off"."""
     centers: tuple[str, ...]
-    """Of `--kv-center`: "off"; "auto" for keys of our types, "all" for those of any quantized type."""
+    """Of `--kv-center`: "off"; "auto" for keys of our types, which leaves others as they are; "all" for those of any quantized type."""
 
     def settings(self) -> Iterator[tuple[Case, Setting]]:
         """The f16 reference, asked for or not; then every pair with every setting that can make a difference to it."""
@@ -76,6 +76,8 @@ class Grid(Programs):
                 for case in quantized:
                     if center != "auto" or case.k in OURS:
                         yield case, Setting(rotation, center)
+                    elif "off" not in self.centers:
+                        yield case, Setting(rotation, "off")
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@
         {"--kv-center"}, "MODE",
         "store keys in the KV cache without the mean that they share, which attention adds again\n"
         "- off: keys as they are\n"
-        "- auto: keys of the 3-bit types are centered\n"
+        "- auto: keys of the 3-bit types are centered, calibrated once for a model\n"
         "- all: keys of any type are centered\n"
         "- a file that `pyggmlq calibrate` has made for this model: as auto, by that calibration\n"
-        "(default: off)",
+        "(default: auto)",
         [](common_params & params, const std::string & value) {
             if (!value.empty() && value != "off" && value != "auto" && value != "all" && !std::ifstream(value).good()) {
                 throw std::invalid_argument("it is '" + value + "', wanted off, auto, all or a file that `pyggmlq calibrate` has made");
             }
-            params.ggmlq_kv_center = value.empty() ? "off" : value;
+            params.ggmlq_kv_center = value.empty() ? "auto" : value;
         }
     ).set_env("GGMLQ_KV_CENTER"));
     // pyggmlq:end center-common-argument

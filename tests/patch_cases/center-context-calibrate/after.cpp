@@ -4,8 +4,10 @@ llama_context * llama_init_from_model(
         auto * ctx = new llama_context(*model, params);
 
         // pyggmlq:begin center-context-calibrate
-        if (!params.ctx_other) { // whose cache it would share, and whose calibration
-            ggmlq_llama_center_calibrate(ctx, params.type_k);
+        if (const auto ggmlq_center_start = std::move(ctx->ggmlq_center_start)) {
+            std::unique_ptr<llama_context> owner(ctx);
+            ggmlq_center_start->finish();
+            owner.release();
         }
 
         // pyggmlq:end center-context-calibrate

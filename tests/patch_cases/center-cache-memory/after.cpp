@@ -1,0 +1,11 @@
+std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache::memory_breakdown() const {
+    std::map<ggml_backend_buffer_type_t, size_t> ret;
+
+    // pyggmlq:begin center-cache-memory
+    if (!other) {
+        ggmlq_center->add_memory(ret);
+    }
+
+    // pyggmlq:end center-cache-memory
+    return ret;
+}

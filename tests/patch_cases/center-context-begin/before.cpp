@@ -1,0 +1,4 @@
+        sched_reserve();
+
+        if (!cparams.flash_attn) {
+        }
