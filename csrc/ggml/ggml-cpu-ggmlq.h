@@ -5,6 +5,7 @@
 #ifndef GGML_CPU_GGMLQ_H
 #define GGML_CPU_GGMLQ_H
 
+#include "ggml-ggmlq-center.h"
 #include "ggml-ggmlq.h"
 
 #ifdef __cplusplus
