@@ -3,10 +3,9 @@
  * Keys that are rounded for the model's queries (docs/CENTERING.md) on their way into the cache: bit for bit what ggmlq_encode_row_for_queries
  * writes. See ggmlq-cuda.h.
  *
- * A head's values are rounded one after the other, so time is the length of that chain. Eight threads hold 32 values, thread t those at
- * t, 8 + t, ..; each gets all eight that come next and rounds them by itself, so that nothing is exchanged within eight. What that does to the rest of
- * the 32 follows at once, and to later values when the 32 are done, as in GPTQ's lazy batches.
- * Many keys: eight threads a key. Few (`wide`): a thread block a key, whose first warp rounds while the others fetch what comes next.
+ * A head's values are rounded one after the other, so time is the length of that chain. All threads of a key round the next few values for themselves:
+ * nothing is exchanged within these. What rounding does to the rest of 32 values follows at once, and to later ones when the 32 are done, as in GPTQ's
+ * lazy batches.
  */
 #include "ggmlq-cuda-checks.h"
 #include "ggmlq-cuda-codec.cuh"
@@ -15,7 +14,7 @@ enum {
     THREADS = 128, MAX_LENGTH = 512, PAD = 8,  /* floats between keys, for the banks */
     TILE_VALUES = 32*512,                      /* feedback of 32 values, twice up to heads of 256 */
     REST_VALUES = 16*(128 + PAD),
-    WIDE_KEYS = 512                            /* up to so many a call, a thread block a key */
+    FEW_KEYS = 512                             /* up to so many a call, a thread block a key */
 };
 
 struct keys {
@@ -106,7 +105,7 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
     return finite ? ggmlq_mul(ggmlq_half_value(*scale), T::UNIT) : -1.0f;
 }
 
-/* Rounds 32 values; v: this thread's of them, feedback: of the first one, from its own column on, rows of `length`. By how much each value has
+/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: of the first one, from its own column on, rows of `length`. By how much each value has
  * moved goes to `moves`, in all eight threads; nibble b of word k of `index` is the level index of value 8k + b. */
 GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, float step, int lane, float moves[32], uint32_t index[4]) {
     const struct cell_bounds b = bounds_of(step);
@@ -170,30 +169,72 @@ GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half 
     }
 }
 
-template <int type, bool wide> static __global__ void __launch_bounds__(THREADS) round_keys(const struct keys k) {
-    typedef ggmlq_cache_type<type> T;
-    __shared__ __align__(16) __half tiles[TILE_VALUES];
-    __shared__ __align__(16) float  rest[REST_VALUES];
-    __shared__ __align__(16) float  moved[32];
-
-    const int thread = threadIdx.x, lane = thread % 32, warp = thread/32, threads = blockDim.x, t = thread % 8;
-    const int length = k.length, planes = length/32, stride = length + PAD;
-    const int group  = wide ? 1 : threads/8; /* keys of a thread block, all of one head */
-    const int head   = wide ? blockIdx.x % k.heads : blockIdx.y;
-    const int first  = wide ? blockIdx.x/k.heads : blockIdx.x*group;
-    const int buffers = length <= 256 ? 2 : 1;
-    if (gridDim.x*gridDim.y <= 64) { /* as in ggmlq-cuda-rows.cu */
-        ggmlq_let_next_start();
+/* What rounding four values does, `row` being the first one's: to each other, to the 32 of their plane and to the 32 that come next. */
+struct four_rows {
+    uint2 near[4];
+    float same[4], next[4];
+    __device__ __forceinline__ void load(const __half * row, int length, int at, int lane, int to_next) {
+        for (int i = 0; i < 4; ++i, row += length) {
+            near[i] = *(const uint2 *) (row + at);
+            same[i] = __half2float(row[lane]);
+            next[i] = __half2float(row[to_next + lane]);
+        }
     }
-    fetch_tile(k, head, 0, tiles, thread, threads); /* no kernel writes it */
-    ggmlq_wait_for_previous();
+};
 
-    /* The rotated keys; four threads for 32 values. */
-    for (int i = thread/4; i - thread/4 < group*planes; i += threads/4) {
-        const bool mine  = i < group*planes;
+/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Four at a time; feedback: of the first
+ * one, from its own column on. */
+GGMLQ_DEVICE void round_lanes(float & x, float & next, bool with_next, const __half * feedback, int length, float step, int lane) {
+    const struct cell_bounds b = bounds_of(step);
+    const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
+    const int to_next = with_next ? GGMLQ_PLANE : 0;
+    struct four_rows rows[2]; /* those of the next four are fetched while these are worked on */
+    rows[0].load(feedback, length, 0, lane, to_next);
+#pragma unroll
+    for (int k = 0; k < 32; k += 4) {
+        const struct four_rows & r = rows[k/4 % 2];
+        if (k + 4 < 32) {
+            rows[(k/4 + 1) % 2].load(feedback + (k + 4)*length, length, k + 4, lane, to_next);
+        }
+        float y[4];
+        for (int i = 0; i < 4; ++i) {
+            y[i] = ggmlq_shuffle(x, k + i);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t sign = __float_as_uint(y[i]) & 0x80000000u;
+            float off[4]; /* all that it may become, before it is known which */
+            for (int l = 0; l < 4; ++l) {
+                off[l] = ggmlq_sub(y[i], __uint_as_float(__float_as_uint(level[l]) ^ sign));
+            }
+            const float move = pick<float>(fabsf(y[i]), b, off[0], off[1], off[2], off[3]);
+            for (int j = i + 1; j < 4; ++j) {
+                y[j] = ggmlq_sub(y[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) ((j < 2 ? r.near[i].x : r.near[i].y) >> 16*(j % 2)))));
+            }
+            const float moved = ggmlq_sub(x, ggmlq_mul(move, r.same[i]));
+            x    = lane > k + i ? moved : x;
+            next = ggmlq_sub(next, ggmlq_mul(move, r.next[i]));
+        }
+    }
+}
+
+/* Where a key's row begins; NULL: its number is out of range. */
+template <int type> GGMLQ_DEVICE uint8_t * row_of(const struct keys & k, int head, int token) {
+    typedef ggmlq_cache_type<type> T;
+    const uint8_t * at = k.index + token*k.index_nb0;
+    const int64_t number = k.index_bytes == 8 ? *(const int64_t *) at : *(const int32_t *) at;
+    return number < 0 || number >= k.n_rows ? NULL : k.rows + number*k.rows_nb1 + (int64_t) head*(k.length/T::LENGTH)*T::BYTES;
+}
+
+/* The keys of a thread block, rotated; four threads for 32 values. */
+template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head, int first, int group, float * rest, int stride) {
+    typedef ggmlq_cache_type<type> T;
+    const int thread = threadIdx.x, lane = thread % 32, planes = k.length/GGMLQ_PLANE, n = group*planes;
+    for (int i = thread/4; i - thread/4 < n; i += blockDim.x/4) {
+        const bool mine  = i < n;
         const int  key   = mine ? i/planes : 0, plane = mine ? i - key*planes : 0;
         const int  token = first + key < k.tokens ? first + key : k.tokens - 1;
-        const uint8_t * in = k.values + token*k.values_nb1 + 4*((int64_t) head*length + GGMLQ_PLANE*plane + 4*(thread % 4));
+        const uint8_t * in = k.values + token*k.values_nb1 + 4*((int64_t) head*k.length + GGMLQ_PLANE*plane + 4*(thread % 4));
         float v[2][4];
         ggmlq_load_floats(GGMLQ_CUDA_F32, in,      4, v[0]);
         ggmlq_load_floats(GGMLQ_CUDA_F32, in + 64, 4, v[1]);
@@ -202,94 +243,167 @@ template <int type, bool wide> static __global__ void __launch_bounds__(THREADS)
             rest[key*stride + GGMLQ_PLANE*plane + 16*(j/4) + 4*(thread % 4) + j % 4] = v[j/4][j % 4];
         }
     }
-    const int key = wide ? 0 : thread/8, token = first + key;
-    uint8_t * row = NULL;
-    if (token < k.tokens) {
-        const uint8_t * at = k.index + token*k.index_nb0;
-        const int64_t number = k.index_bytes == 8 ? *(const int64_t *) at : *(const int32_t *) at;
-        if (number >= 0 && number < k.n_rows) {
-            row = k.rows + number*k.rows_nb1 + (int64_t) head*(length/T::LENGTH)*T::BYTES;
+}
+
+/* Few keys: a thread block each. The first warp rounds 32 values, and moves the 32 that come next; the others move those behind and fetch feedback. */
+template <int type> static __global__ void __launch_bounds__(THREADS) round_key(const struct keys k) {
+    typedef ggmlq_cache_type<type> T;
+    __shared__ __align__(16) __half tiles[TILE_VALUES];
+    __shared__ __align__(16) float  rest[MAX_LENGTH];
+    __shared__ __align__(16) float  moved[32];
+    __shared__ uint32_t index[32];
+
+    const int lane = threadIdx.x % 32, warp = threadIdx.x/32, t = lane % 8;
+    const int length = k.length, planes = length/GGMLQ_PLANE, buffers = length <= 256 ? 2 : 1;
+    const int head = blockIdx.x % k.heads, token = blockIdx.x/k.heads;
+    if (gridDim.x <= 64) { /* as in ggmlq-cuda-rows.cu */
+        ggmlq_let_next_start();
+    }
+    fetch_tile(k, head, 0, tiles, threadIdx.x, THREADS); /* no kernel writes it */
+    ggmlq_wait_for_previous();
+    load_keys<type>(k, head, token, 1, rest, length);
+    uint8_t * const row = row_of<type>(k, head, token);
+    ggmlq_copies_done();
+    __syncthreads();
+
+    float step = 0.0f, x = rest[lane], next = 0.0f;
+    for (int plane = 0; plane < planes; ++plane) {
+        __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
+        const bool more = plane + 1 < planes, begins = warp == 0 && plane % T::PLANES == 0;
+        uint8_t * const block = row + plane/T::PLANES*T::BYTES;
+        float y[T::LENGTH/8];
+        uint16_t scale = 0;
+        for (int i = 0; i < 4 && begins; ++i) {
+            y[i] = ggmlq_shuffle(x, 8*i + t);
+        }
+        if (begins && T::PLANES == 1) { /* while others still move what comes later */
+            step = step_for_queries<type, true>(y, lane, &scale);
+        }
+        __syncthreads();
+        if (warp == 0) {
+            if (begins && T::PLANES > 1) {
+                for (int i = 4; i < T::LENGTH/8; ++i) {
+                    y[i] = rest[GGMLQ_PLANE*plane + 8*i + t];
+                }
+                step = step_for_queries<type, true>(y, lane, &scale);
+            }
+            if (begins && row && lane == 0) {
+                ggmlq_write_u16(block + T::SCALE_AT, scale);
+            }
+            next = more ? rest[GGMLQ_PLANE*(plane + 1) + lane] : 0.0f;
+            const __half * const feedback = tile + GGMLQ_PLANE*plane;
+            if (step >= 0.0f) {
+                round_lanes(x, next, more, feedback, length, step, lane);
+            } else {
+                for (int i = 0; i < 32 && more; ++i) {
+                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(feedback[i*length + GGMLQ_PLANE + lane])));
+                }
+            }
+            const struct cell_bounds b = bounds_of(step);
+            const uint32_t sign = __float_as_uint(x) & 0x80000000u, cell = pick<uint32_t>(fabsf(x), b, 0, 1, 2, 3);
+            const float level = ggmlq_mul(step, pick<float>(fabsf(x), b, L0, L1, L2, L3));
+            moved[lane] = step >= 0.0f ? ggmlq_sub(x, __uint_as_float(__float_as_uint(level) ^ sign)) : 0.0f;
+            index[lane] = step > 0.0f ? (sign ? 3 - cell : 4 + cell) : 0;
+            x = next;
+        } else if (more && buffers == 2) {
+            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), threadIdx.x - 32, THREADS - 32);
+        }
+        ggmlq_copies_done();
+        __syncthreads();
+        if (warp == 1 && lane < 8 && row) {
+            uint32_t of_word[4] = { 0, 0, 0, 0 };
+            for (int i = 0; i < 32; ++i) {
+                of_word[i/8] |= index[i] << 4*(i % 8);
+            }
+            store_plane<type>(of_word, lane, block, plane % T::PLANES);
+        }
+        for (int later = plane + 1 + warp; later < planes && warp > 0; later += THREADS/32 - 1) {
+            const __half * const column = tile + GGMLQ_PLANE*later + lane;
+            float value = rest[GGMLQ_PLANE*later + lane];
+#pragma unroll
+            for (int i = 0; i < 32; i += 4) {
+                const float4 four = *(const float4 *) (moved + i);
+                const float  m[4] = { four.x, four.y, four.z, four.w };
+                for (int j = 0; j < 4; ++j) {
+                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*length])));
+                }
+            }
+            rest[GGMLQ_PLANE*later + lane] = value;
+        }
+        if (more && buffers == 1) {
+            __syncthreads();
+            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, threadIdx.x, THREADS);
+            ggmlq_copies_done();
         }
     }
-    float * const mine = rest + key*stride;
+}
+
+/* Many keys: eight threads each; a thread block has keys of one head. */
+template <int type> static __global__ void __launch_bounds__(THREADS) round_keys(const struct keys k) {
+    typedef ggmlq_cache_type<type> T;
+    __shared__ __align__(16) __half tiles[TILE_VALUES];
+    __shared__ __align__(16) float  rest[REST_VALUES];
+
+    const int thread = threadIdx.x, lane = thread % 32, threads = blockDim.x, t = thread % 8;
+    const int length = k.length, planes = length/GGMLQ_PLANE, stride = length + PAD, buffers = length <= 256 ? 2 : 1;
+    const int head = blockIdx.y, first = blockIdx.x*(threads/8), token = first + thread/8;
+    fetch_tile(k, head, 0, tiles, thread, threads); /* no kernel writes it */
+    ggmlq_wait_for_previous();
+    load_keys<type>(k, head, first, threads/8, rest, stride);
+    uint8_t * const row = token < k.tokens ? row_of<type>(k, head, token) : NULL;
+    float * const mine = rest + thread/8*stride;
     ggmlq_copies_done();
     __syncthreads();
 
     float step = 0.0f;
     for (int plane = 0; plane < planes; ++plane) {
         __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
-        __half * const next = tiles + (buffers == 2 && plane % 2 == 0 ? GGMLQ_PLANE*length : 0);
         const bool more = plane + 1 < planes;
-        const __half * const feedback = tile + GGMLQ_PLANE*plane;
-        if (more && buffers == 2 && (!wide || warp > 0)) {
-            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), next, wide ? thread - 32 : thread, wide ? threads - 32 : threads);
+        if (more && buffers == 2) {
+            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), thread, threads);
         }
-        float moves[32];
-        if (!wide || warp == 0) {
-            uint8_t * const block = row + plane/T::PLANES*T::BYTES;
-            const bool stores = row != NULL && (!wide || lane < 8);
-            if (plane % T::PLANES == 0) {
-                float y[T::LENGTH/8];
-                for (int i = 0; i < T::LENGTH/8; ++i) {
-                    y[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
-                }
-                uint16_t scale;
-                step = step_for_queries<type, wide>(y, lane, &scale);
-                if (stores && t == 0) {
-                    ggmlq_write_u16(block + T::SCALE_AT, scale);
-                }
+        uint8_t * const block = row + plane/T::PLANES*T::BYTES;
+        if (plane % T::PLANES == 0) {
+            float y[T::LENGTH/8];
+            for (int i = 0; i < T::LENGTH/8; ++i) {
+                y[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
             }
-            float v[4];
-            uint32_t index[4];
-            for (int i = 0; i < 4; ++i) {
-                v[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
+            uint16_t scale;
+            step = step_for_queries<type, false>(y, lane, &scale);
+            if (row && t == 0) {
+                ggmlq_write_u16(block + T::SCALE_AT, scale);
             }
-            round_plane(v, feedback, length, step, lane, moves, index);
-            for (int i = 0; i < 4; ++i) {
-                index[i] = step > 0.0f ? index[i] : 0;
-            }
-            if (stores) {
-                store_plane<type>(index, t, block, plane % T::PLANES);
-            }
-            for (int i = 0; i < 32; ++i) {
-                moves[i] = step >= 0.0f ? moves[i] : 0.0f;
-            }
-            for (int i = 0; i < 32 && wide && lane == 0; i += 4) {
-                *(float4 *) (moved + i) = make_float4(moves[i], moves[i + 1], moves[i + 2], moves[i + 3]);
-            }
+        }
+        float v[4], moves[32];
+        uint32_t index[4];
+        for (int i = 0; i < 4; ++i) {
+            v[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
+        }
+        round_plane(v, tile + GGMLQ_PLANE*plane, length, step, lane, moves, index);
+        for (int i = 0; i < 4; ++i) {
+            index[i] = step > 0.0f ? index[i] : 0;
+        }
+        if (row) {
+            store_plane<type>(index, t, block, plane % T::PLANES);
         }
         if (!more) {
             break;
         }
-        if (wide) {
-            __syncthreads();
-            for (int later = plane + 1 + warp; later < planes; later += THREADS/32) {
-                const __half * const column = tile + GGMLQ_PLANE*later + lane;
-                float value = rest[GGMLQ_PLANE*later + lane];
+        for (int i = 0; i < 32; ++i) {
+            moves[i] = step >= 0.0f ? moves[i] : 0.0f;
+        }
+        for (int later = plane + 1; later < planes; ++later) {
+            float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
+            float4 four = *values;
 #pragma unroll
-                for (int i = 0; i < 32; i += 4) {
-                    const float4 four = *(const float4 *) (moved + i);
-                    const float  m[4] = { four.x, four.y, four.z, four.w };
-                    for (int j = 0; j < 4; ++j) {
-                        value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*length])));
-                    }
-                }
-                rest[GGMLQ_PLANE*later + lane] = value;
+            for (int i = 0; i < 32; ++i) {
+                const uint2 h = *(const uint2 *) (tile + i*length + GGMLQ_PLANE*later + 4*t);
+                four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
+                four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
+                four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
+                four.w = ggmlq_sub(four.w, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.y >> 16))));
             }
-        } else {
-            for (int later = plane + 1; later < planes; ++later) {
-                float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
-                float4 four = *values;
-#pragma unroll
-                for (int i = 0; i < 32; ++i) {
-                    const uint2 h = *(const uint2 *) (tile + i*length + GGMLQ_PLANE*later + 4*t);
-                    four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
-                    four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
-                    four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
-                    four.w = ggmlq_sub(four.w, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.y >> 16))));
-                }
-                *values = four;
-            }
+            *values = four;
         }
         ggmlq_copies_done();
         __syncthreads();
@@ -325,11 +439,18 @@ int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, c
     return GGMLQ_OK;
 }
 
-template <int type, bool wide> static int launch(const struct keys & k, void * stream) {
-    const int  threads = wide || k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
-    const dim3 grid = wide ? dim3(k.tokens*k.heads) : dim3((k.tokens + threads/8 - 1)/(threads/8), k.heads);
-    if (!ggmlq_launch_early<round_keys<type, wide>>(grid, threads, (cudaStream_t) stream, k)) {
-        round_keys<type, wide><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
+template <int type> static int launch(const struct keys & k, void * stream) {
+    if ((int64_t) k.tokens*k.heads <= FEW_KEYS) {
+        const dim3 grid(k.tokens*k.heads);
+        if (!ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k)) {
+            round_key<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k);
+        }
+    } else {
+        const int  threads = k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
+        const dim3 grid((k.tokens + threads/8 - 1)/(threads/8), k.heads);
+        if (!ggmlq_launch_early<round_keys<type>>(grid, threads, (cudaStream_t) stream, k)) {
+            round_keys<type><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
+        }
     }
     return ggmlq_cuda_launched();
 }
@@ -343,9 +464,5 @@ int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const s
     const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
         values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], feedback->nb[2], rows->ne[1],
         index_bytes, (int32_t) feedback->ne[0], (int32_t) feedback->ne[2], (int32_t) values->ne[1] };
-    const bool wide = (int64_t) k.tokens*k.heads <= WIDE_KEYS;
-    if (rows->type == GGMLQ_TYPE_TQ3_0) {
-        return wide ? launch<GGMLQ_TYPE_TQ3_0, true>(k, stream) : launch<GGMLQ_TYPE_TQ3_0, false>(k, stream);
-    }
-    return wide ? launch<GGMLQ_TYPE_PLANAR3, true>(k, stream) : launch<GGMLQ_TYPE_PLANAR3, false>(k, stream);
+    return rows->type == GGMLQ_TYPE_TQ3_0 ? launch<GGMLQ_TYPE_TQ3_0>(k, stream) : launch<GGMLQ_TYPE_PLANAR3>(k, stream);
 }
