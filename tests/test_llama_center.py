@@ -165,7 +165,7 @@ def test_what_measures_memory_counts_positional_rows(programs, gemma):  # noqa: 
         measured, real = re.findall(r"\| +- Host +\| +\d+ = +\d+ \+ +(\d+) \+ +(\d+) ", log)  # MiB of the context and of graphs
         assert measured == real
         used[mode] = int(real[0])
-    assert 32768 * 256 * 2 / 2**20 <= used["auto"] - used["off"] <= 20  # c of the layers without a window
+    assert 20 <= used["auto"] - used["off"] <= 25  # c of the layers without a window 16, feedback of 18 heads 4.5
 
 
 # --- saved states -------------------------------------------------------------------------------------------------------
