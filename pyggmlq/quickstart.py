@@ -111,6 +111,8 @@ class Row:
     divergence: llama.Divergence | None = None
     measured_as: llama.KvMemory | None = None
     """The cache that the divergence was measured with, as that run reported it."""
+    centered: int | None = None
+    """Layers whose keys that run centered; None: none."""
     text: str = ""
     refused: str | None = None
 
@@ -166,6 +168,7 @@ class Bench:
             "programs": programs,
             "threads": tools.threads,
             "model": [str(subject.path), state.st_size, state.st_mtime_ns],
+            "kv_center": os.environ.get("GGMLQ_KV_CENTER", ""),
         }
 
     def rows(self, pairs: Sequence[Case]) -> list[Row]:
@@ -187,6 +190,7 @@ class Bench:
         row.speed = llama.Speed(**self._speed(case))
         quality = self._quality(case, answer["n_vocab"])
         row.divergence, row.measured_as = llama.Divergence(**quality["divergence"]), llama.KvMemory(**quality["memory"])
+        row.centered = quality["centered"]
         return row
 
     def _generate(self, case: Case) -> dict[str, Any]:
@@ -232,14 +236,14 @@ class Bench:
         title = self._title(case, "perplexity and KLD")
         chunks = max(1, min(self.plan.chunks, int(LOGITS_BYTES // (QUALITY_CONTEXT * n_vocab))))
         inputs = {**self.common, "text": fetch.sha256(self.text), "n_ctx": QUALITY_CONTEXT, "chunks": chunks}
-        inputs["statistics"] = [field.name for field in fields(llama.Divergence)]
+        inputs["statistics"] = [*(field.name for field in fields(llama.Divergence)), "centered"]
 
         def measure() -> dict[str, Any]:
             self._ensure_logits(chunks)
             found, log = self.tools.divergence(
                 slug(title), self.subject.path, self.logits, case.k, case.v, n_ctx=QUALITY_CONTEXT
             )
-            return {"divergence": asdict(found), "memory": asdict(self._memory(log, title))}
+            return {"divergence": asdict(found), "memory": asdict(self._memory(log, title)), "centered": llama.parse_centering(log)}
 
         return self.steps.kept(title, inputs, measure)
 
@@ -390,6 +394,9 @@ def report(rows: Sequence[Row], plan: Plan, threads: int, cpu_only: bool, out: T
             style="dim",
         )
     )
+    centered = dict.fromkeys(row.case.k for row in rows if row.centered)
+    if centered:
+        console.print(Text(f"Keys of {' and '.join(centered)} are centered, as they are by default (docs/CENTERING.md).", style="dim"))
     for title in dict.fromkeys(row.model for row in rows):
         console.print(
             Text(f'\nWhat {title} answered to "What did the skipper bring to the island?" (greedy)', style="bold")

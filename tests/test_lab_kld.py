@@ -74,8 +74,9 @@ def test_every_pair_is_measured_once_and_recorded(machine: Machine):
     row = next(row for row in data["rows"] if row["k"] == "tq3_0")
     assert (row["v"], row["n_ctx"], row["windows"], row["rotated_k"], row["rotated_v"]) == ("f16", 512, 16, True, False)
     assert (row["bits_k"], row["mib_k"], row["mib_v"]) == (3.5, 35.0, 160.0)
-    assert row["kld"] == pytest.approx(0.125) and row["kld_median"] == 0.1 and row["kld_999"] == 0.6
-    assert row["ppl_ratio"] == pytest.approx(1.0125), "of the perplexities, not of what the file of distributions was rounded to"
+    assert row["kld"] == pytest.approx(0.03125) and (row["kv_center"], row["centered_layers"]) == ("auto", 2), "as llama.cpp does by default"
+    assert next(row["kv_center"] for row in data["rows"] if row["k"] == "q8_0") == "off" and row["kld_median"] == 0.1 and row["kld_999"] == 0.6
+    assert row["ppl_ratio"] == pytest.approx(1.003125), "of the perplexities, not of what the file of distributions was rounded to"
     assert (row["device"], row["splits"]) == ("CPU", 2)
     assert data["llama_cpp"]["commit"] == "0123abc" and data["models"][0]["name"] == "Demo"
     assert data["text"]["bytes"] == 5 and data["alarms"] == []
@@ -92,7 +93,7 @@ def test_a_failed_run_is_named_and_the_next_call_goes_on_there(machine: Machine)
     machine.rules(fail=["llama-perplexity", "tq3_0"])
     done = machine.run()
     assert done.exit_code == 1
-    assert "error: demo, context 512, tq3_0/f16: llama-perplexity ended with status 1 (something broke)" in done.output
+    assert "error: demo, context 512, tq3_0/f16, kv-center auto: llama-perplexity ended with status 1 (something broke)" in done.output
     assert machine.calls()[-1] == "llama-perplexity tq3_0 f16"
     assert [row["k"] for row in machine.record()["rows"]] == ["f16", "q8_0"], "what was measured is there"
     machine.rules()
@@ -177,8 +178,9 @@ def test_centered_keys_are_measured_beside_plain_ones(machine: Machine):
 @needs_scripts
 def test_keys_that_can_not_be_centered_are_said_and_not_shown_as_such(machine: Machine):
     machine.rules(not_centered="the cache of layer 0 lies on CUDA0, which can't")
-    done = machine.run("--kv-center", "auto", pairs="tq3_0/f16")
-    assert done.exit_code == 0 and "refused by llama.cpp: keys are not centered: the cache of layer 0 lies on CUDA0, which can't" in done.output
+    done = machine.run(pairs="tq3_0/f16")
+    sentence = "refused by llama.cpp: keys are not centered: the cache of layer 0 lies on CUDA0, which can't (--kv-center off measures them as they are)"
+    assert done.exit_code == 0 and sentence in " ".join(done.output.split())
     assert [row["refused"] is None for row in machine.record()["rows"]] == [True, False]
     machine.rules(always_centers=True)
     done = machine.run(pairs="q8_0")
@@ -201,7 +203,7 @@ def test_the_device_is_named_and_what_it_leaves_to_the_cpu(machine: Machine):
     done = machine.run("--llama-args", "-ngl 99")
     assert done.exit_code == 0
     assert {row["device"] for row in machine.record()["rows"]} == {"Demo GPU (TM) 80GB"}
-    assert machine.record()["notes"] == ["demo, context 512: the device has no attention for planar3/planar3, which the CPU computed (26 pieces of the graph "
+    assert machine.record()["notes"] == ["demo, context 512: the device has no attention for planar3/planar3, kv-center auto, which the CPU computed (26 pieces of the graph "
                                          "instead of f16's 2)"]  # fmt: skip
 
 
@@ -226,7 +228,7 @@ def test_parts_of_a_grid_become_one_record(machine: Machine):
 @pytest.mark.parametrize(
     ("rules", "arguments", "wanted"),
     [
-        ({"unquantized": ["tq3_0"]}, [], "ALARM demo, context 512, tq3_0/f16: perplexity and KLD equal f16's in every digit, so nothing was quantized"),
+        ({"unquantized": ["tq3_0"]}, [], "ALARM demo, context 512, tq3_0/f16, kv-center auto: perplexity and KLD equal f16's in every digit, so nothing was quantized"),
         ({"always_rotates": True}, ["--attn-rot", "off"], "ALARM demo, context 512, q8_0/q8_0, attn_rot off: K or V was rotated all the same"),
         ({"old": True}, ["--attn-rot", "off"], "error: this version of llama.cpp has no attn_rot: leave out --attn-rot"),
         ({"tokens": 700}, [], "text.txt is too short: found 700 tokens of demo, wanted at least 1024 for windows of 512"),

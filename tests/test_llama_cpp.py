@@ -100,6 +100,7 @@ def test_backend_ops(programs, operation):
 def test_pairs_answer_and_take_the_memory_of_their_types(programs, gemma, k, v):
     text, log, status = complete(programs, gemma, k, v)
     assert status == 0 and len(text.split()) > 5, log[-2000:]
+    assert ("keys are centered: 18 layers" in log) == (k in OURS)
     memory, plain = parse_kv_memory(log), parse_kv_memory(complete(programs, gemma, "f16", "f16")[1])
     assert (memory.type_k, memory.type_v) == (k, v)
     bits = {"q8_0": 8.5, "q4_0": 4.5, "f16": 16.0, **{name: type_info(name).bits_per_value for name in OURS}}
@@ -154,7 +155,7 @@ def test_prompt_cache_is_restored_also_with_another_type(programs, smollm2, tmp_
     assert second == first
     text, log, status = complete(programs, smollm2, "q8_0", "tq3_0", *session)
     assert status == 0 and len(text.split()) > 5, log[-2000:]
-    assert "the saved K cache is tq3_0, this context's is q8_0: converting" in log
+    assert re.search("the saved K cache is tq3_0, centered by calibration [0-9a-f]{8}, this context's is q8_0, not centered: converting", log), log[-2000:]
 
 
 # --- server and RPC -----------------------------------------------------------------------------------------------------
@@ -229,8 +230,8 @@ def test_server_slot_is_saved_and_restored(programs, smollm2, tmp_path):
 
 
 def test_rpc_over_loopback_equals_local(programs, smollm2, tmp_path):
-    local, _, status = complete(programs, smollm2, "tq3_0", "tq3_0")
-    assert status == 0
+    local, log, status = complete(programs, smollm2, "tq3_0", "tq3_0", "-fa", "on", "--kv-center", "off")
+    assert status == 0 and "centered" not in log
     port = free_port()
 
     def ready() -> bool:
@@ -240,4 +241,4 @@ def test_rpc_over_loopback_equals_local(programs, smollm2, tmp_path):
     with serving([programs / "ggml-rpc-server", "-H", "127.0.0.1", "-p", port, "-t", 2], tmp_path / "rpc.log", ready):
         remote, log, status = complete(programs, smollm2, "tq3_0", "tq3_0", "-fa", "on", "--rpc", f"127.0.0.1:{port}", "-ngl", "99")
     assert status == 0, log[-2000:]
-    assert "RPC" in log and remote == local
+    assert "keys are not centered: RPC" in log and remote == local

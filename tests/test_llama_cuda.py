@@ -135,10 +135,10 @@ def test_perplexity_is_that_of_the_cpu(programs, text, request, model, k, v):  #
 def test_several_gpus_give_what_one_gives(programs, text, request, model, k, v, mode):  # noqa: F811
     """Two GPUs if there are, else llama.cpp's two virtual ones on the same card. CUDA has no -sm row any more, and -sm tensor can't split
     the one KV head of Gemma. -sm tensor adds up products in other parts, and a cached value that is rounded to another code redraws what the
-    type loses: 1 to 2 % of the perplexity of so few tokens."""
-    path = request.getfixturevalue(model)
-    one, _ = perplexity(programs, text, path, k, v, "-dev", "CUDA0")
-    two, log = perplexity(programs, text, path, k, v, "-dev", "CUDA0,CUDA1", "-sm", mode, "-ts", "1,1", env={"GGML_CUDA_DEVICES": "2"})
+    type loses: 1 to 2 % of the perplexity of so few tokens. Nor are keys centered with it."""
+    path, center = request.getfixturevalue(model), PLAIN if mode == "tensor" else {}
+    one, _ = perplexity(programs, text, path, k, v, "-dev", "CUDA0", env=center)
+    two, log = perplexity(programs, text, path, k, v, "-dev", "CUDA0,CUDA1", "-sm", mode, "-ts", "1,1", env={"GGML_CUDA_DEVICES": "2", **center})
     if mode == "layer":
         assert "CUDA0 KV buffer size" in log and "CUDA1 KV buffer size" in log
     assert two == pytest.approx(one, rel=0.01 if mode == "layer" else 0.03)
@@ -150,8 +150,8 @@ def test_joined_launches_change_nothing(programs, text, tmp_path, name):  # noqa
     has: noise answers alike only if all of it is alike."""
     model = tmp_path / "random.gguf"
     run([sys.executable, Path(__file__).parents[1] / "tools" / "make_random_gguf.py", model, "--layers", "3", "--heads", "8", "--heads-kv", "2", "--ff", "1024"])
-    joined, _ = perplexity(programs, text, model, name, name, "--chunks", "4")
-    apart, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env={"GGML_CUDA_DISABLE_FUSION": "1"})
+    joined, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env=PLAIN)
+    apart, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env={"GGML_CUDA_DISABLE_FUSION": "1", **PLAIN})
     assert joined == pytest.approx(apart, rel=1e-3)
 
 

@@ -295,7 +295,7 @@ def test_server_restores_slots_of_other_types(programs, smollm2, tmp_path):  # n
         first = request("/completion", ask)
         saved = request("/slots/0?action=save", {"filename": "slot.bin"})
     states.convert_state(tmp_path / "slot.bin", tmp_path / "offline.bin", "tq3_0", "tq3_0", HEADS["smollm2"])
-    with llama_server(programs, smollm2, tmp_path, "tq3_0", "tq3_0") as request:
+    with llama_server(programs, smollm2, tmp_path, "tq3_0", "tq3_0", "--kv-center", "off") as request:
         answers = []
         for name in ("slot.bin", "offline.bin"):
             assert request("/slots/0?action=restore", {"filename": name})["n_restored"] == saved["n_saved"]

@@ -78,7 +78,7 @@ def test_a_run_measures_every_pair_and_a_second_run_nothing(machine: Machine, ca
     assert machine.run() == 0
     out = capsys.readouterr().out
     assert len(machine.calls()) == 3 * len(PAIRS) + 1
-    assert all(f"\n{pair} " in out for pair in PAIRS)
+    assert all(f"\n{pair} " in out for pair in PAIRS) and "Keys of tq3_0 and planar3 are centered" in " ".join(out.split())
     assert not list(machine.work.glob("*.logits")), "the reference's distributions are large and must go"
 
     assert machine.run() == 0
@@ -176,7 +176,7 @@ def test_json_holds_every_figure(machine: Machine, tmp_path: Path):
     row = next(row for row in data["rows"] if row["case"] == {"k": "tq3_0", "v": "f16"})
     assert (row["bits_k"], row["bits_v"]) == (3.5, 16)
     assert row["memory"]["mib_k"] == 35.0 and row["speed"]["samples"] == [49.0, 51.0] and "cpu_share" in row["speed"]
-    assert row["divergence"]["kld"] == pytest.approx(0.125)
+    assert row["divergence"]["kld"] == pytest.approx(0.03125) and row["centered"] == 2
 
 
 def test_every_type_is_measured_on_both_sides_and_alone():

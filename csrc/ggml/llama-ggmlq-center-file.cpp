@@ -19,7 +19,7 @@
 #include <stdexcept>
 
 static const char * const GGMLQ_LLAMA_CENTER_ARCH = "ggmlq-kv-center";
-static constexpr uint32_t GGMLQ_LLAMA_CENTER_FILE_VERSION = 1;
+static constexpr uint32_t GGMLQ_LLAMA_CENTER_FILE_VERSION = 2;
 
 struct ggmlq_llama_gguf_deleter { void operator()(gguf_context * file) const { gguf_free(file); } };
 using ggmlq_llama_gguf = std::unique_ptr<gguf_context, ggmlq_llama_gguf_deleter>;
@@ -87,11 +87,15 @@ ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model
             if (layer.rope < 0) {
                 continue;
             }
-            record.layers.push_back({ layer.il, layer.head_size, layer.n_head_kv, ggmlq_llama_center_rope_facts(center->ropes[layer.rope]), layer.mean,
-                layer.scale, {}, layer.query });
-            for (const double sum : layer.sum_kk) {
-                record.layers.back().k_square.push_back((float) (sum/layer.n_k));
-            }
+            const auto mean = [](const std::vector<double> & sums, int64_t n) {
+                std::vector<float> values;
+                for (const double sum : sums) {
+                    values.push_back((float) (sum/n));
+                }
+                return values;
+            };
+            record.layers.push_back({ layer.il, layer.head_size, layer.n_head_kv, ggmlq_llama_center_rope_facts(center->ropes[layer.rope]),
+                mean(layer.sum_k, layer.n_k), mean(layer.sum_kk, layer.n_k), mean(layer.sum_qq, layer.n_q) });
         }
     }
     return record;
@@ -120,9 +124,10 @@ void ggmlq_llama_center_apply(const ggmlq_llama_center_record & record, const ll
                 throw std::runtime_error(format("was made with another RoPE in layer %d: ", layer.il) + ggmlq_llama_center_describe_rope(it->rope) +
                     "; this context has " + ggmlq_llama_center_describe_rope(facts));
             }
-            layer.mean  = it->mean;
-            layer.scale = it->scale;
-            layer.query = it->query;
+            layer.sum_k .assign(it->mean.begin(), it->mean.end());
+            layer.sum_kk.assign(it->k_square.begin(), it->k_square.end());
+            layer.sum_qq.assign(it->query.begin(), it->query.end());
+            layer.n_k = layer.n_q = 1; // means are sums over one
         }
     }
 }
@@ -130,7 +135,7 @@ void ggmlq_llama_center_apply(const ggmlq_llama_center_record & record, const ll
 void ggmlq_llama_center_save(const std::string & path, const ggmlq_llama_center_record & record) {
     size_t size = 4096;
     for (const auto & layer : record.layers) {
-        size += 4*(layer.mean.size()*sizeof(float) + ggml_tensor_overhead() + GGML_MEM_ALIGN);
+        size += 3*(layer.mean.size()*sizeof(float) + ggml_tensor_overhead() + GGML_MEM_ALIGN);
     }
     ggml_init_params params = { size, nullptr, false };
     ggml_context_ptr ctx { ggml_init(params) };
@@ -156,7 +161,6 @@ void ggmlq_llama_center_save(const std::string & path, const ggmlq_llama_center_
             gguf_add_tensor(file.get(), t);
         };
         add("k_mean",    layer.mean);
-        add("k_scale",   layer.scale);
         add("k_squares", layer.k_square);
         add("q_squares", layer.query);
     }
@@ -234,20 +238,14 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
             layer.n_head_kv = t->ne[1];
             values.assign((const float *) t->data, (const float *) t->data + ggml_nelements(t));
             for (const float value : values) {
-                if (!std::isfinite(value)) {
-                    refuse(format("has a %s in layer %d that isn't finite", what, layer.il));
+                if (!std::isfinite(value) || (value < 0 && &values != &layer.mean)) {
+                    refuse(format("has a %s of %g in layer %d", what, value, layer.il));
                 }
             }
         };
         take("k_mean",    layer.mean);
-        take("k_scale",   layer.scale);
         take("k_squares", layer.k_square);
         take("q_squares", layer.query);
-        for (const float value : layer.scale) {
-            if (!(value > 0)) {
-                refuse(format("has a k_scale of %g in layer %d, wanted a positive one", value, layer.il));
-            }
-        }
         record.layers.push_back(std::move(layer));
     }
     return record;
@@ -274,8 +272,7 @@ static void ggmlq_llama_center_sample(const ggml_tensor * tensor, std::vector<ui
     bytes.insert(bytes.end(), values.begin(), values.end());
 }
 
-std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
-        const std::function<bool(const ggmlq_llama_center_layer &)> & is_rounded) {
+std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers) {
     std::vector<uint8_t> bytes;
     const auto add = [&](const void * data, size_t size) {
         const uint64_t length = size;
@@ -300,7 +297,7 @@ std::string ggmlq_llama_center_key(const llama_model & model, const std::string 
     for (const auto * center : centers) {
         add(&center->type_v, sizeof(center->type_v));
         for (const auto & layer : center->layers) {
-            const int64_t facts[] = { layer.il, layer.rope >= 0, layer.head_size, layer.n_head_kv, layer.n_head, layer.k->type, is_rounded(layer) };
+            const int64_t facts[] = { layer.il, layer.rope >= 0, layer.head_size, layer.n_head_kv, layer.n_head, layer.k->type };
             add(facts, sizeof(facts));
             if (layer.rope >= 0) {
                 const auto rope = ggmlq_llama_center_rope_facts(center->ropes[layer.rope]);
@@ -349,7 +346,8 @@ static std::string ggmlq_llama_center_kept_folder() {
     return folder.empty() ? "" : folder + "/kv-center";
 }
 
-std::string ggmlq_llama_center_kept_path(const std::string & key) {
+// The file of this key; empty where none is to be kept.
+static std::string ggmlq_llama_center_kept_path(const std::string & key) {
     const std::string folder = ggmlq_llama_center_kept_folder();
     return folder.empty() ? "" : folder + "/" + key + ".gguf";
 }

@@ -8,7 +8,6 @@
 #include "llama-ggmlq-center.h"
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,26 +22,26 @@ struct ggmlq_llama_center_text {
     uint64_t checksum;
 };
 
-// A calibration: what the layers of a model need to be centered, and what it comes from. A fresh one passes through the same record as one from a
-// file, so that both give the same bits.
+// A calibration: moments of the layers of a model, and what they come from; mean and scale are fitted to them for the context at hand.
+// A fresh one passes through the same record as one from a file, so that both give the same bits.
 struct ggmlq_llama_center_record {
     struct layer {
         int32_t il;
         int64_t head_size, n_head_kv;
-        std::vector<int32_t> rope;                       // facts
-        std::vector<float> mean, scale, k_square, query; // [KV head][value]; mean squares of keys and queries
+        std::vector<int32_t> rope;                // facts
+        std::vector<float> mean, k_square, query; // [KV head][value]: mean of keys, mean squares of keys and queries
     };
-    std::string key;                                     // of one that was kept for later contexts: of which it may be. Else empty
-    std::string name, architecture, fingerprint;         // of the model
+    std::string key;                              // of one that was kept for later contexts: of which it may be. Else empty
+    std::string name, architecture, fingerprint;  // of the model
     ggmlq_llama_center_text text;
     std::vector<layer> layers;
 };
 
-// Of layers that were calibrated just now and that have their mean, scale and mean square of queries.
+// Of layers that were calibrated just now.
 ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model, const std::vector<ggmlq_llama_center *> & centers,
     const ggmlq_llama_center_text & text);
 
-// Sets mean, scale and mean square of queries of all layers that can be centered. Throws if the record is of another model or of another RoPE.
+// Sets the moments of all layers that can be centered. Throws if the record is of another model or of another RoPE.
 void ggmlq_llama_center_apply(const ggmlq_llama_center_record & record, const llama_model & model, const std::vector<ggmlq_llama_center *> & centers);
 
 // Whole or not at all. Both throw, with the reason.
@@ -52,11 +51,7 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path);
 // --- kept for later contexts, in this process and in others (docs/CENTERING.md)
 
 // By what a calibration depends on: the model, its weights sampled, the text, every layer's RoPE and cache. The same in every process.
-std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
-    const std::function<bool(const ggmlq_llama_center_layer &)> & is_rounded);
-
-// The file of this key; empty where none is to be kept.
-std::string ggmlq_llama_center_kept_path(const std::string & key);
+std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers);
 
 // One of this key whose windows are at least this long or the whole text, and where it was found; null if there is none. A file that can't be used is named in the log.
 std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const std::string & key, uint32_t n_window, std::string & where);

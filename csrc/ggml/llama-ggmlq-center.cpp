@@ -153,6 +153,10 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
     const int64_t n_values = layer.head_size*layer.n_head_kv;
     layer.mean .assign(n_values, 0.0f);
     layer.scale.assign(n_values, 1.0f);
+    layer.query.clear();
+    for (const double sum : layer.sum_qq) {
+        layer.query.push_back((float) (sum/layer.n_q));
+    }
     const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
@@ -903,6 +907,7 @@ private:
             ggmlq_llama_center_record record;
             try {
                 record = ggmlq_llama_center_load(path);
+                record.key.clear(); // one that was kept is no better known than others, by this name
                 ggmlq_llama_center_apply(record, model, centers);
             } catch (const std::exception & error) {
                 throw std::runtime_error(std::string("'") + path + "' " + error.what() + ": make one with `pyggmlq calibrate`");
@@ -920,10 +925,16 @@ private:
         if (!save.empty()) {
             return;
         }
-        key = ggmlq_llama_center_key(model, text, centers, ggmlq_llama_center_rounds);
+        key = ggmlq_llama_center_key(model, text, centers);
         std::string where;
         const auto record = ggmlq_llama_center_find(key, (uint32_t) n_window, where);
         if (record) {
+            for (auto * center : centers) {
+                for (auto & layer : center->layers) {
+                    leave_out_if(layer, std::none_of(record->layers.begin(), record->layers.end(), [&](const auto & known) { return known.il == layer.il; }));
+                }
+            }
+            count();
             ggmlq_llama_center_apply(*record, model, centers);
             activate(false);
             say(format("as calibrated on %u tokens before (kept in ", record->text.n_tokens) + where + format(", %.1f ms)", (ggml_time_us() - t_start_us)/1000.0));
@@ -942,7 +953,8 @@ private:
             throw std::runtime_error("found " + std::to_string(tokens.size()) + " tokens to calibrate on (the context holds " + std::to_string(cparams.n_ctx_seq) +
                 "), wanted " + std::to_string(GGMLQ_LLAMA_CENTER_LEAST));
         }
-        LLAMA_LOG_INFO("%s: calibrating centered keys on %zu tokens\n", GGMLQ_LLAMA_CENTER_LOG, tokens.size());
+        // a warning, since it may take a large model some time and programs hide what is only said
+        LLAMA_LOG_WARN("%s: calibrating centered keys on %zu tokens\n", GGMLQ_LLAMA_CENTER_LOG, tokens.size());
         const int64_t t_calibration_us = ggml_time_us();
         ggmlq_llama_center_calibration calibration;
         int32_t error = 0;
@@ -980,18 +992,7 @@ private:
         }
         for (auto * center : centers) {
             for (auto & layer : center->layers) {
-                if (layer.rope >= 0 && (layer.n_k == 0 || layer.n_q == 0)) {
-                    layer.rope   = -1;
-                    layer.reason = "its queries or keys weren't computed";
-                }
-                if (layer.rope < 0) {
-                    continue;
-                }
-                ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
-                layer.query.clear();
-                for (const double sum : layer.sum_qq) {
-                    layer.query.push_back((float) (sum/layer.n_q));
-                }
+                leave_out_if(layer, layer.n_k == 0 || layer.n_q == 0);
             }
         }
         count();
@@ -1014,16 +1015,30 @@ private:
         say(format("calibrated on %u tokens in ", n_tokens) + time + " (" + ggmlq_llama_center_keep(record) + ")");
     }
 
+    static void leave_out_if(ggmlq_llama_center_layer & layer, bool is_unknown) {
+        if (layer.rope >= 0 && is_unknown) {
+            layer.rope   = -1;
+            layer.reason = "its queries or keys weren't computed";
+        }
+    }
+
     void count() {
         n_centered = 0;
         left.clear();
+        std::vector<std::pair<std::string, std::vector<int32_t>>> layers_by_reason;
         for (const auto * center : centers) {
             for (const auto & layer : center->layers) {
                 n_centered += layer.rope >= 0;
                 if (layer.rope < 0) {
-                    left += (left.empty() ? "; not " : ", ") + std::to_string(layer.il) + " (" + layer.reason + ")";
+                    if (layers_by_reason.empty() || layers_by_reason.back().first != layer.reason) {
+                        layers_by_reason.push_back({ layer.reason, {} });
+                    }
+                    layers_by_reason.back().second.push_back(layer.il);
                 }
             }
+        }
+        for (const auto & [why, layers] : layers_by_reason) {
+            left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
         }
         if (n_centered == 0) {
             throw std::runtime_error("found no layer that can be" + left);
@@ -1032,6 +1047,11 @@ private:
 
     void activate(bool dry) {
         for (auto * center : centers) {
+            for (auto & layer : center->layers) {
+                if (layer.rope >= 0 && !dry) {
+                    ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                }
+            }
             center->upload(dry);
         }
         for (auto * center : centers) {

@@ -65,6 +65,9 @@ PLAIN = set(
 )
 """Architectures, compared with llama.cpp, that keep the whole context in every layer. Others are taken for such, with a note."""
 
+UNTURNED = {"bloom", "gpt2", "gptj", "jais", "jamba", "mpt", "nemotron_h", "nemotron_h_moe", "refact"}
+"""Architectures without RoPE, whose keys aren't centered (docs/CENTERING.md); nor are those of MLA and of RoPE with several axes."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -95,6 +98,8 @@ class Model:
     layers: tuple[Layer, ...]
     weight_bytes: int
     notes: tuple[str, ...] = field(default=())
+    rotary: tuple[int, int] = (0, 0)
+    """Values of a head that RoPE turns, in layers without and with a window; 0 where keys can't be centered."""
 
     def cells(self, layer: Layer, n_ctx: int, n_ubatch: int = 512) -> int:
         """Tokens that `layer` has room for at a context of `n_ctx`."""
@@ -112,6 +117,18 @@ class Model:
             sizes[1] += cells * _row_bytes(case.v, layer.v_values)
             sizes[2] += layer.state_bytes
         return sizes[0], sizes[1], sizes[2]
+
+    def center_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
+        """Bytes of what llama.cpp keeps beside K of our types because it centers them by default: a positional row per token for each RoPE, taken to
+        be one of all layers without and one of all with a window; per layer whether it is centered; and, whatever the context, the matrix of each KV head by
+        which keys are rounded for the model's queries (of 4 bytes a value on a CPU; a GPU's has 2)."""
+        found = 0
+        for windowed, n_rot in enumerate(self.rotary if case.k in OURS else ()):
+            layers = [layer for layer in self.layers if layer.k_values and layer.windowed == bool(windowed)]
+            cells = [self.cells(layer, n_ctx, n_ubatch) for layer in layers]
+            if cells and n_rot:
+                found += 2 * n_rot * cells[0] + 2 * sum(cells) + 4 * sum(layer.k_values * layer.head_k for layer in layers)
+        return found
 
     def work_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
         """Bytes that attention of `n_ubatch` tokens on CUDA works with, at most: the mask, and K and V of one layer in f16 where they aren't.
@@ -134,11 +151,11 @@ class Model:
         return None
 
     def longest_context(self, case: Case, budget: int, n_ubatch: int = 512, cuda: bool = False) -> int | None:
-        """The longest context, a multiple of 256, whose cache takes at most `budget` bytes, with `cuda` together with `work_bytes`;
+        """The longest context, a multiple of 256, whose cache, with `center_bytes`, takes at most `budget` bytes, with `cuda` together with `work_bytes`;
         0 if none does. None if the cache doesn't grow with the context.
         """
         def fits(n: int) -> bool:
-            return sum(self.cache_bytes(case, n * PAD, n_ubatch)) + (self.work_bytes(case, n * PAD, n_ubatch) if cuda else 0) <= budget
+            return sum(self.cache_bytes(case, n * PAD, n_ubatch)) + self.center_bytes(case, n * PAD, n_ubatch) + (self.work_bytes(case, n * PAD, n_ubatch) if cuda else 0) <= budget
 
         if not any(layer.k_values and not layer.windowed for layer in self.layers):
             return None if fits(1) else 0
@@ -169,7 +186,7 @@ def read(path: Path) -> Model:
         raise LabError(f"{path}: the caches of architecture {architecture} are of a kind that fit does not compute")
     layers, window, notes = found.compressed_layers() if architecture == "deepseek4" else found.layers()
     return Model(header.get("general.name") or path.stem, architecture, found.get("context_length", 0), window, tuple(layers),
-                 _file_bytes(path, header), tuple(notes))  # fmt: skip
+                 _file_bytes(path, header), tuple(notes), found.rotary(layers))  # fmt: skip
 
 
 def _file_bytes(path: Path, header: dict[str, Any]) -> int:
@@ -235,6 +252,15 @@ class _Reader:
         elif not any(windowed) and self.get("attention.sliding_window"):
             notes.append(f"llama.cpp keeps the whole context in all layers of {self.architecture}, though the file names a sliding window")
         return result, window if any(windowed) else 0, notes
+
+    def rotary(self, layers: list[Layer]) -> tuple[int, int]:
+        """Of `Model`."""
+        axes = self.get("rope.dimension_sections", [])
+        if self.architecture in UNTURNED | {"deepseek4"} or self.get("attention.key_length_mla") or sum(n > 0 for n in axes) > 1:
+            return 0, 0
+        heads = [next((layer.head_k for layer in layers if layer.k_values and layer.windowed == windowed), 0) for windowed in (False, True)]
+        turned = self.get("rope.dimension_count", heads[0])
+        return min(turned, heads[0]), min(self.get("rope.dimension_count_swa", turned or heads[1]), heads[1])
 
     def compressed_layers(self) -> tuple[list[Layer], int, list[str]]:
         """(layers, window, notes) of DeepSeek-V4: a window in every layer, and beside it, where the layer says so, compressed rows of all
@@ -314,8 +340,9 @@ def row(model: Model, case: Case, budget: int | None, n_ctx: int | None, n_ubatc
         n_ctx = model.longest_context(case, budget or 0, n_ubatch, cuda)
     sizes = (0, 0, 0) if refused else model.cache_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch)
     work = model.work_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch) if cuda and not refused else 0
+    center = 0 if refused else model.center_bytes(case, PAD if n_ctx is None else n_ctx, n_ubatch)
     return {"k": case.k, "v": case.v, "bits_k": bits_per_value(case.k), "bits_v": bits_per_value(case.v), "n_ctx": n_ctx,
-            "bytes_k": sizes[0], "bytes_v": sizes[1], "bytes_state": sizes[2], "bytes_work": work, "refused": refused}  # fmt: skip
+            "bytes_k": sizes[0], "bytes_v": sizes[1], "bytes_state": sizes[2], "bytes_center": center, "bytes_work": work, "refused": refused}  # fmt: skip
 
 
 def default_pairs() -> list[Case]:

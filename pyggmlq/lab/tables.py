@@ -38,8 +38,10 @@ def kld(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
 
 def fit(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `pyggmlq fit`."""
-    names = ("bytes_k", "bytes_v", "bytes_state", *(["bytes_work"] if any(row["bytes_work"] for row in rows) else []))
-    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", *(["work MiB"] if "bytes_work" in names else []), "sum MiB")
+    more = {"bytes_center": "centering MiB", "bytes_work": "work MiB"}
+    shown = [name for name in more if any(row[name] for row in rows)]
+    names = ("bytes_k", "bytes_v", "bytes_state", *shown)
+    right = ("bits K/V", "context", "K MiB", "V MiB", "state MiB", *(more[name] for name in shown), "sum MiB")
     table = _table(None, ("cache K/V",), right)
     for row in rows:
         bits = f"{row['bits_k']:g}/{row['bits_v']:g}"
