@@ -245,6 +245,7 @@ GGMLQ_DEVICE float ggmlq_div(float a, float b) { return __fdiv_rn(a, b); }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return __fsqrt_rn(a); }
 #    endif
 GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return ggmlq_div(a, b); }
+GGMLQ_DEVICE float ggmlq_fma_saturated(float a, float b, float c) { return fminf(fmaxf(fmaf(a, b, c), 0.0f), 1.0f); } /* NaN gives 0 */
 
 /* l[0] where key <= b[0], l[1] where key <= b[1], l[2] where key <= b[2], l[3] above. */
 GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
@@ -257,6 +258,7 @@ GGMLQ_DEVICE float ggmlq_mul(float a, float b) { float r; asm("mul.rn.f32 %0, %1
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { float r; asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { float r; asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { float r; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
+GGMLQ_DEVICE float ggmlq_fma_saturated(float a, float b, float c) { float r; asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
 GGMLQ_DEVICE float ggmlq_div(float a, float b) { float r; asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { float r; asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a)); return r; }
 

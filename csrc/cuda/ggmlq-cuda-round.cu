@@ -169,6 +169,9 @@ GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half 
     }
 }
 
+/* The next smaller float of a positive one. */
+GGMLQ_DEVICE float before(float x) { return __uint_as_float(__float_as_uint(x) - 1); }
+
 /* What rounding four values does, `row` being the first one's: to each other, to the 32 of their plane and to the 32 that come next. */
 struct four_rows {
     uint2 near[4];
@@ -185,8 +188,11 @@ struct four_rows {
 /* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Four at a time; feedback: of the first
  * one, from its own column on. */
 GGMLQ_DEVICE void round_lanes(float & x, float & next, bool with_next, const __half * feedback, int length, float step, int lane) {
+    /* Comparisons and choices wait three times as long for each other as products and sums do. A magnitude from a boundary on is at least 2^-52 above the float
+     * below the boundary (steps are halves, at least 2^-33), so these differences, saturated, are 0 or 1. */
+    const float many = 1152921504606846976.0f; /* 2^60 */
     const struct cell_bounds b = bounds_of(step);
-    const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
+    const float below[3] = { ggmlq_mul(-many, before(b.b1)), ggmlq_mul(-many, before(b.b2)), ggmlq_mul(-many, before(b.b3)) };
     const int to_next = with_next ? GGMLQ_PLANE : 0;
     struct four_rows rows[2]; /* those of the next four are fetched while these are worked on */
     rows[0].load(feedback, length, 0, lane, to_next);
@@ -202,12 +208,10 @@ GGMLQ_DEVICE void round_lanes(float & x, float & next, bool with_next, const __h
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const uint32_t sign = __float_as_uint(y[i]) & 0x80000000u;
-            float off[4]; /* all that it may become, before it is known which */
-            for (int l = 0; l < 4; ++l) {
-                off[l] = ggmlq_sub(y[i], __uint_as_float(__float_as_uint(level[l]) ^ sign));
-            }
-            const float move = pick<float>(fabsf(y[i]), b, off[0], off[1], off[2], off[3]);
+            const float a = fabsf(y[i]), signed_step = __uint_as_float(__float_as_uint(step) | (__float_as_uint(y[i]) & 0x80000000u));
+            const float low  = ggmlq_fma(ggmlq_fma_saturated(a, many, below[0]), L1 - L0, L0);
+            const float high = ggmlq_fma(ggmlq_fma_saturated(a, many, below[2]), L3 - L2, ggmlq_mul(ggmlq_fma_saturated(a, many, below[1]), L2 - L1));
+            const float move = ggmlq_sub(y[i], ggmlq_mul(signed_step, ggmlq_add(low, high)));
             for (int j = i + 1; j < 4; ++j) {
                 y[j] = ggmlq_sub(y[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) ((j < 2 ? r.near[i].x : r.near[i].y) >> 16*(j % 2)))));
             }
