@@ -1248,6 +1248,41 @@ static __global__ void only_move(const float4 * values, const int64_t * index, u
         out[i] = (uint16_t) (ggmlq_float_bits(sum) >> 2*i);
     }
 }
+
+/* Keys of 1024 values that are rounded for queries, 32 layers' feedback. */
+static void bench_rounded() {
+    enum { LAYERS = 32, MOST = 512 };
+    const int64_t n = 1024;
+    device_bytes x(normals(MOST*n));
+    std::vector<int64_t> index(MOST);
+    for (int64_t i = 0; i < MOST; ++i) {
+        index[i] = i;
+    }
+    device_bytes d_index(index);
+    for (int type : CACHE_TYPES) for (int64_t length : { 64, 128, 256 }) for (int64_t tokens : { 1, 8, (int) MOST }) {
+        if (length % ggmlq_type_info_get(type)->block_length != 0) {
+            continue;
+        }
+        std::vector<uint16_t> f(LAYERS*n*length);
+        for (uint16_t & h : f) {
+            h = ggmlq_half_from_float(0.2f*random_normal());
+        }
+        device_bytes rows(MOST*row_bytes(type, n)), feedback(f);
+        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+            struct ggmlq_cuda_view to, from, by;
+            spread(&to, rows.data(), type, n, MOST, 1, 1, 0);
+            spread(&from, x.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+            spread(&by, feedback.data() + layer*2*n*length, GGMLQ_CUDA_F16, length, length, n/length, 1, 0);
+            const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+            const struct ggmlq_cuda_view at = view(d_index.data(), 0, ne, nb);
+            if (ggmlq_cuda_set_rows_for_queries(&to, &from, &at, 8, &by, stream)) {
+                printf("set_rows_for_queries: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+                exit(1);
+            }
+        });
+        printf("set_rows_for_queries %-8s %2lld heads of %3lld, %3lld tokens    %9.2f us\n", type_name(type), (long long) (n/length), (long long) length, (long long) tokens, us);
+    }
+}
 #endif
 
 static void bench() {
@@ -1546,6 +1581,9 @@ int main(int argc, char ** argv) {
     printf("%s, compute capability %d.%d\n", device.name, device.major, device.minor);
     if (option == "--bench") {
         bench();
+#ifndef GGMLQ_CHECK_METAL
+        bench_rounded();
+#endif
         return 0;
     }
     quick = option == "--quick";
