@@ -326,6 +326,65 @@ int ggmlq_encode_row(int type, const float * x, void * row, int64_t n) {
     return GGMLQ_OK;
 }
 
+/* --- encoder with feedback -------------------------------------------------------------------------------------- */
+
+static inline uint8_t field_of(int type, int index) {
+    return (uint8_t) (type == GGMLQ_TYPE_TQ3_0 ? index >> 1 | (index & 1) << 2 : index);
+}
+
+/* One level of a rotated block, as the encoder would choose it and the scale says it. False: a square is no float. */
+static bool step_for_queries(int type, const float * y, int n, uint16_t * scale, float * step) {
+    const float unit = type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TQ3_0_UNIT : GGMLQ_PLANAR3_UNIT;
+    uint8_t indices[GGMLQ_MAX_BLOCK_LENGTH];
+    float square_sum[LANES] = { 0 };
+    for (int i = 0; i < n; ++i) {
+        square_sum[i % LANES] += y[i]*y[i];
+    }
+    const bool finite = fold_lanes(square_sum) <= 3.402823466e+38f;
+    *scale = finite ? ggmlq_half_from_float(1.0f/unit*search_levels(y, n, indices)) : 0x7e00;
+    *step  = finite ? ggmlq_half_to_float(*scale)*unit : 0.0f;
+    return finite;
+}
+
+int ggmlq_encode_row_for_queries(int type, const float * x, const float * feedback, void * row, int64_t n) {
+    const int error = check_row(type, n);
+    if (error || n > GGMLQ_ATTEND_MAX_HEAD_SIZE) {
+        return error ? error : GGMLQ_ERROR_SHAPE;
+    }
+    float rest[GGMLQ_ATTEND_MAX_HEAD_SIZE];
+    ggmlq_rotate_row(type, x, rest, n);
+    const int length = type == GGMLQ_TYPE_TQ3_0 ? 32 : 128;
+    for (int64_t start = 0; start < n; start += length) {
+        uint8_t  fields[GGMLQ_MAX_BLOCK_LENGTH] = { 0 };
+        uint16_t scale;
+        float    step;
+        const bool coded = step_for_queries(type, rest + start, length, &scale, &step);
+        const float b1 = boundaries_table[4]*step, b2 = boundaries_table[5]*step, b3 = boundaries_table[6]*step;
+        for (int64_t i = start; i < start + length; ++i) {
+            const float a = fabsf(rest[i]);
+            const int   cell = (a >= b1) + (a >= b2) + (a >= b3);
+            const int   index = signbit(rest[i]) ? 3 - cell : 4 + cell;
+            const float off = coded ? rest[i] - step*(float) levels_table[index] : 0.0f;
+            fields[i - start] = step > 0.0f ? field_of(type, index) : 0;
+            for (int64_t j = i + 1; j < n; ++j) {
+                rest[j] -= off*feedback[i*n + j];
+            }
+        }
+        if (type == GGMLQ_TYPE_TQ3_0) {
+            struct ggmlq_block_tq3_0 * block = (struct ggmlq_block_tq3_0 *) row + start/length;
+            ggmlq_pack_plane(fields, block->qs, block->qr);
+            ggmlq_store_u16(block->gamma, scale);
+        } else {
+            struct ggmlq_block_planar3 * block = (struct ggmlq_block_planar3 *) row + start/length;
+            for (int g = 0; g < 4; ++g) {
+                ggmlq_pack_plane(fields + GGMLQ_PLANE*g, block->qs + 8*g, block->signs + 4*g);
+            }
+            ggmlq_store_u16(block->norm, scale);
+        }
+    }
+    return GGMLQ_OK;
+}
+
 /* --- decoder ---------------------------------------------------------------------------------------------------- */
 
 static void decode_block_rotated_tq3_0(const struct ggmlq_block_tq3_0 * block, float * y) {

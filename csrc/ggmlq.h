@@ -71,6 +71,11 @@ GGMLQ_API int ggmlq_decode_row(int type, const void * row, float * x, int64_t n)
 /* The same without the inverse rotation: scale * level. */
 GGMLQ_API int ggmlq_decode_row_rotated(int type, const void * row, float * y, int64_t n);
 
+/* The n values of a head, at most GGMLQ_ATTEND_MAX_HEAD_SIZE, are rounded one after the other, and those that follow take up what each one's rounding
+ * does to products with queries (docs/CENTERING.md, "Rounding for the model's queries"): an error e of rotated value i takes e*feedback[i*n + j] from
+ * every rotated value j > i. A block whose sum of squares is no float becomes NaN and moves nothing. */
+GGMLQ_API int ggmlq_encode_row_for_queries(int type, const float * x, const float * feedback, void * row, int64_t n);
+
 /* GGMLQ_ERROR_NOT_FINITE if a block's scale is NaN or infinite; its index goes to *block (may be NULL). */
 GGMLQ_API int ggmlq_validate_row(int type, const void * row, int64_t n, int64_t * block);
 

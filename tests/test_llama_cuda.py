@@ -190,13 +190,13 @@ def test_centering_is_exact(start, model, options):  # noqa: F811
     ("smollm2", "tq3_0", "f16", "on"), ("smollm2", "tq3_0", "f16", "off"), ("smollm2", "tq3_0", "tq3_0", "on"), ("gemma", "tq3_0", "f16", "on"), ("gemma", "planar3", "planar3", "on"),
 ])  # fmt: skip
 def test_centered_keys_lose_what_they_do_on_the_cpu(start, model, k, v, attention):  # noqa: F811
-    """Against each device's own f16 cache, since the weights' products differ more than that. Only the CPU rounds keys for the model's queries, which
-    takes off a third, and the GPU's noise is 0.015."""
+    """Against each device's own f16 cache, since the weights' products differ more than that; the GPU's noise is 0.015."""
     lost = {}
     for device, env in ("GPU", {}), ("CPU", {"CUDA_VISIBLE_DEVICES": ""}):
         reference = logits(start, model, "f16", "f16", {**PLAIN, **env})[0]
         found, log = logits(start, model, k, v, {**AUTO, **env}, attention)
         assert "keys are centered" in log and ("CUDA0 KV buffer size" in log) == (device == "GPU")
+        assert f", {dict(smollm2=30, gemma=18)[model]} rounded for the model's queries" in log
         lost[device] = kld(reference, found).mean()
         assert lost[device] < kld(reference, logits(start, model, k, v, {**PLAIN, **env}, attention)[0]).mean() / 1.5
     assert lost["GPU"] < 2 * lost["CPU"] + 0.015, lost

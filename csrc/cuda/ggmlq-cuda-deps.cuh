@@ -161,6 +161,30 @@ template <typename T> GGMLQ_DEVICE T ggmlq_shuffle_xor(T value, int mask) {
 #endif
 }
 
+/* The value of another lane of 32. */
+template <typename T> GGMLQ_DEVICE T ggmlq_shuffle(T value, int lane) {
+#ifdef GGMLQ_HIP
+    return __shfl(value, lane, 32);
+#else
+    return __shfl_sync(0xffffffffu, value, lane, 32);
+#endif
+}
+
+/* 16 bytes from global to shared memory, both on such addresses; there once the thread has called the other function, for others behind a barrier. */
+GGMLQ_DEVICE void ggmlq_copy_16(void * shared, const void * global) {
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((unsigned int) __cvta_generic_to_shared(shared)), "l"(global) : "memory");
+#else
+    *(uint4 *) shared = *(const uint4 *) global;
+#endif
+}
+
+GGMLQ_DEVICE void ggmlq_copies_done(void) {
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 /* The same number, of which AMD's compilers then know nothing. */
 GGMLQ_DEVICE int ggmlq_opaque(int x) {
 #ifdef __HIP_DEVICE_COMPILE__
@@ -221,6 +245,7 @@ GGMLQ_DEVICE float ggmlq_div(float a, float b) { return __fdiv_rn(a, b); }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { return __fsqrt_rn(a); }
 #    endif
 GGMLQ_DEVICE float ggmlq_div_safe(float a, float b) { return ggmlq_div(a, b); }
+GGMLQ_DEVICE float ggmlq_fma_saturated(float a, float b, float c) { return fminf(fmaxf(fmaf(a, b, c), 0.0f), 1.0f); } /* NaN gives 0 */
 
 /* l[0] where key <= b[0], l[1] where key <= b[1], l[2] where key <= b[2], l[3] above. */
 GGMLQ_DEVICE float ggmlq_pick(float key, float b0, float b1, float b2, float l0, float l1, float l2, float l3) {
@@ -233,6 +258,7 @@ GGMLQ_DEVICE float ggmlq_mul(float a, float b) { float r; asm("mul.rn.f32 %0, %1
 GGMLQ_DEVICE float ggmlq_add(float a, float b) { float r; asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sub(float a, float b) { float r; asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_fma(float a, float b, float c) { float r; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
+GGMLQ_DEVICE float ggmlq_fma_saturated(float a, float b, float c) { float r; asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
 GGMLQ_DEVICE float ggmlq_div(float a, float b) { float r; asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 GGMLQ_DEVICE float ggmlq_sqrt(float a)         { float r; asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a)); return r; }
 

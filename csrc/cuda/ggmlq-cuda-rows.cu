@@ -397,20 +397,21 @@ int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const
                                      int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3]) {
     for (int i = 0; i < (to ? 3 : 2); ++i) {
         const struct ggmlq_cuda_view * out = i < 2 ? &rows[i] : to, * in = i < 2 ? &values[i] : from;
-        if (i < 2 ? out->type != GGMLQ_TYPE_PLANAR3 : out->type != GGMLQ_CUDA_F32 || in->type != GGMLQ_CUDA_F32) {
+        const bool stored = i < 2 && out->type != GGMLQ_CUDA_F32;
+        if (stored ? out->type != GGMLQ_TYPE_PLANAR3 : out->type != GGMLQ_CUDA_F32 || in->type != GGMLQ_CUDA_F32) {
             return GGMLQ_ERROR_TYPE;
         }
-        if (turned[i] != 64 && turned[i] != 128 && (turned[i] != 0 || i == 2)) {
+        if (turned[i] != 64 && turned[i] != 128 && (turned[i] != 0 || !stored)) {
             return GGMLQ_ERROR_LENGTH;
         }
-        int error = i < 2 ? ggmlq_cuda_set_rows_check(out, in, &indices[i], index_bytes) : ggmlq_check_view(in, 128);
-        error = error || i < 2 ? error : ggmlq_check_view(out, 128);
+        int error = stored ? ggmlq_cuda_set_rows_check(out, in, &indices[i], index_bytes) : ggmlq_check_view(in, 128);
+        error = error || stored ? error : ggmlq_check_view(out, 128);
         error = error ? error : countable(in, 128);
         if (error) {
             return error;
         }
         for (int axis = 0; axis < 4; ++axis) {
-            if (in->ne[axis] == 0 || (i == 2 && in->ne[axis] != out->ne[axis])) {
+            if (in->ne[axis] == 0 || (!stored && in->ne[axis] != out->ne[axis])) {
                 return GGMLQ_ERROR_SHAPE; /* no caller stores nothing, and a thread needs a block to follow */
             }
         }
@@ -426,7 +427,8 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
     }
     struct encodings<3> all;
     for (int i = 0; i < 2; ++i) {
-        (void) make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, &values[i], &rows[i], make_index(&indices[i], index_bytes, rows[i].ne[1]), turned[i]);
+        const struct row_index index = rows[i].type == GGMLQ_CUDA_F32 ? no_index : make_index(&indices[i], index_bytes, rows[i].ne[1]);
+        (void) make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, &values[i], &rows[i], index, turned[i]);
     }
     if (to) {
         (void) make_encoding(&all.e[2], GGMLQ_TYPE_PLANAR3, from, to, no_index, turned[2]);

@@ -5,6 +5,7 @@
 #ifndef GGML_CPU_GGMLQ_H
 #define GGML_CPU_GGMLQ_H
 
+#include "ggml-ggmlq-center.h"
 #include "ggml-ggmlq.h"
 
 #ifdef __cplusplus
@@ -30,6 +31,12 @@ bool ggmlq_ggml_cpu_attend_selected(const struct ggml_compute_params * params, c
 
 /* The scores by which DeepSeek's lightning indexer selects rows, if its keys are of one of our types. */
 bool ggmlq_ggml_cpu_lightning_indexer(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+/* Stores keys that are rounded for the model's queries (ggml-ggmlq-center.h); false, and nothing is done, for any other SET_ROWS. */
+bool ggmlq_ggml_cpu_set_rows(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+/* False if `op`, a SET_ROWS, has keys to be rounded that the function above can't do. */
+bool ggmlq_ggml_cpu_supports_rounded(const struct ggml_tensor * op);
 
 /* Stops the program unless the error is 0; explains a wrong GGMLQ_CPU first. */
 void ggmlq_ggml_cpu_require_ok(int error);

@@ -82,7 +82,12 @@ bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst
         return false;
     }
     const ggmlq_cuda_view rows = view_of(dst), values = view_of(dst->src[0]), indices = view_of(dst->src[1]);
-    require_ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
+    if (dst->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
+        const ggmlq_cuda_view feedback = view_of(dst->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
+        require_ok(ggmlq_cuda_set_rows_for_queries(&rows, &values, &indices, index_bytes(dst->src[1]), &feedback, ctx.stream()), __func__);
+    } else {
+        require_ok(ggmlq_cuda_set_rows(&rows, &values, &indices, index_bytes(dst->src[1]), ctx.stream()), __func__);
+    }
     return true;
 }
 
@@ -158,6 +163,7 @@ struct layer_stores {
     int n_first, last;    /* how many; the second store's node */
     ggml_tensor * store[2];
     int of_store[2], other; /* which rotation is the store's; which one is the queries'; -1: none */
+    int rounded;            /* which store rounds its rows for queries; -1: none */
 };
 
 static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
@@ -172,11 +178,17 @@ static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
     }
     m->store[0] = graph->nodes[i];
     m->store[1] = graph->nodes[m->last];
-    m->other = -1;
+    m->other = m->rounded = -1;
     for (int s = 0; s < 2; ++s) {
         const ggml_tensor * store = m->store[s];
         if (store->op != GGML_OP_SET_ROWS || !ggmlq_ggml_is_cache_type(store->type) || store->flags != m->store[0]->flags) {
             return false;
+        }
+        if (store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
+            if (m->rounded >= 0) {
+                return false;
+            }
+            m->rounded = s;
         }
         m->of_store[s] = -1;
         for (int k = 0; k < m->n_first; ++k) {
@@ -211,6 +223,9 @@ int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
         indices[s] = view_of(m.store[s]->src[1]);
     }
     const int bytes = index_bytes(m.store[0]->src[1]);
+    if (m.rounded >= 0 && m.of_store[m.rounded] < 0) {
+        return 0;
+    }
     if (m.n_first == 0) {
         require_ok(ggmlq_cuda_set_rows_pair(rows, values, indices, bytes, ctx.stream()), __func__);
         return m.last - i;
@@ -245,10 +260,25 @@ int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
         to   = flat_blocks(queries);
         from = flat_blocks(queries->src[1]);
     }
+    /* Keys that are rounded for queries take two launches: they are written turned, beside the rest, and stored from there. */
+    const ggml_tensor * keys = m.rounded >= 0 ? graph->nodes[m.first[m.of_store[m.rounded]]] : NULL;
+    if (keys) {
+        const ggml_tensor * store = m.store[1 - m.rounded], * queries = m.other >= 0 ? graph->nodes[m.first[m.other]] : NULL;
+        const ggml_tensor * read = m.of_store[1 - m.rounded] < 0 ? store->src[0] : graph->nodes[m.first[m.of_store[1 - m.rounded]]]->src[1];
+        if (share_memory(keys, read) || share_memory(keys, store->src[1]) || share_memory(keys, store) || share_memory(keys, m.store[m.rounded]) ||
+            (queries && (share_memory(keys, queries) || share_memory(keys, queries->src[1])))) {
+            return 0;
+        }
+        rows[m.rounded]   = flat_blocks(keys);
+        values[m.rounded] = flat_blocks(keys->src[1]);
+    }
     if (ggmlq_cuda_set_rows_turned_check(rows, values, indices, bytes, m.other >= 0 ? &to : NULL, &from, turned) != GGMLQ_OK) {
         return 0;
     }
     require_ok(ggmlq_cuda_set_rows_turned(rows, values, indices, bytes, m.other >= 0 ? &to : NULL, &from, turned, ctx.stream()), __func__);
+    if (keys) {
+        ggmlq_ggml_cuda_set_rows(ctx, m.store[m.rounded]);
+    }
     return m.last - i;
 }
 
@@ -655,7 +685,8 @@ bool ggmlq_ggml_cuda_lightning_indexer(ggml_backend_cuda_context & ctx, ggml_ten
 /* --- what can be done ------------------------------------------------------------------------------------------- */
 
 bool ggmlq_ggml_cuda_involved(const ggml_tensor * op) {
-    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]);
+    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]) ||
+        (op->op == GGML_OP_SET_ROWS && op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
     for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
         involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
     }
@@ -679,6 +710,10 @@ bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_
     switch (op->op) {
         case GGML_OP_SET_ROWS: {
             const ggmlq_cuda_view rows = view_of(op), values = view_of(op->src[0]), indices = view_of(op->src[1]);
+            if (op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
+                const ggmlq_cuda_view feedback = view_of(op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
+                return ggmlq_cuda_set_rows_for_queries_check(&rows, &values, &indices, index_bytes(op->src[1]), &feedback) == GGMLQ_OK;
+            }
             return ggmlq_cuda_set_rows_check(&rows, &values, &indices, index_bytes(op->src[1])) == GGMLQ_OK;
         }
         case GGML_OP_GET_ROWS: {

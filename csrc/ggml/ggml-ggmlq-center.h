@@ -10,4 +10,8 @@
  * can't add it must refuse the node. */
 enum { GGMLQ_GGML_ATTEND_W = 5, GGMLQ_GGML_ATTEND_C = 6, GGMLQ_GGML_ATTEND_PART = 7 };
 
+/* A source of SET_ROWS that upstream doesn't use: feedback, [head size, head size, heads], F32 for the CPU, F16 for other devices. If it is there,
+ * every head of a row is encoded by ggmlq_encode_row_for_queries, and whoever can't must refuse the node. */
+enum { GGMLQ_GGML_SET_ROWS_FEEDBACK = 5 };
+
 #endif

@@ -437,7 +437,9 @@ static int plan(ggml_metal_device_t dev, ggml_backend_buffer_type_t buft, const 
     switch (op->op) {
         case GGML_OP_SET_ROWS: {
             const ggmlq_cuda_view rows = view_of(op), values = view_of(op->src[0]), indices = view_of(op->src[1]);
-            error = ggmlq_metal_set_rows(&rows, &values, &indices, index_bytes(op->src[1]), &launch);
+            if (!op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) { /* keys that are to be rounded for queries: not built */
+                error = ggmlq_metal_set_rows(&rows, &values, &indices, index_bytes(op->src[1]), &launch);
+            }
             result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 } });
         } break;
         case GGML_OP_GET_ROWS: {

@@ -13,11 +13,14 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
+#include <system_error>
+#include <thread>
 #include <unordered_map>
 
 // The first tokens of a text, whose keys are unlike all others in many models, have no part in the mean.
@@ -117,12 +120,31 @@ static bool ggmlq_llama_is_first_of_pair(const ggmlq_llama_center_rope & rope, i
 
 static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
 
-// Rounding for queries is a node of the CPU's; elsewhere keys are rounded by the encoder alone.
-static bool ggmlq_llama_center_rounds(const ggmlq_llama_center_layer & layer) {
-    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
-    return ggmlq_llama_is_cache_type(layer.k->type) && layer.head_size <= GGMLQ_ATTEND_MAX_HEAD_SIZE &&
-        (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU);
+static ggml_backend_dev_t ggmlq_llama_device(const ggml_tensor * tensor) {
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(tensor));
+    return dev ? dev : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); // whose buffers don't name it
 }
+
+// The type of feedback with which the device of this layer's cache rounds keys for queries as it stores them; GGML_TYPE_COUNT: it can't.
+static ggml_type ggmlq_llama_center_feedback_type(const ggmlq_llama_center_layer & layer) {
+    ggml_backend_dev_t dev = ggmlq_llama_device(layer.k);
+    if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META || !ggmlq_llama_is_cache_type(layer.k->type)) {
+        return GGML_TYPE_COUNT;
+    }
+    const auto takes = [&](ggml_type type) {
+        ggml_init_params params = { 8*ggml_tensor_overhead(), nullptr, true };
+        ggml_context_ptr ctx { ggml_init(params) };
+        const int64_t n_values = layer.head_size*layer.n_head_kv;
+        ggml_tensor * store = ggml_set_rows(ctx.get(), ggml_new_tensor_2d(ctx.get(), layer.k->type, n_values, 256),
+            ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_values, 1), ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1));
+        store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = ggml_new_tensor_3d(ctx.get(), type, layer.head_size, layer.head_size, layer.n_head_kv);
+        return ggml_backend_dev_supports_op(dev, store);
+    };
+    // Who takes a type that it can't be overlooks it, or doesn't look at all (RPC).
+    return takes(GGML_TYPE_I32) ? GGML_TYPE_COUNT : takes(GGML_TYPE_F32) ? GGML_TYPE_F32 : takes(GGML_TYPE_F16) ? GGML_TYPE_F16 : GGML_TYPE_COUNT;
+}
+
+static bool ggmlq_llama_center_rounds(const ggmlq_llama_center_layer & layer) { return ggmlq_llama_center_feedback_type(layer) != GGML_TYPE_COUNT; }
 
 // The error of a logit, if the rounding error of a key is spread evenly over its head, goes with
 // (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Rounding for queries moves the error to where q is small, and
@@ -176,7 +198,7 @@ ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
 }
 
 static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, bool rotates) {
-    if (!ggmlq_llama_center_rounds(layer) || layer.query.empty()) {
+    if (!layer.feedback || layer.query.empty()) {
         return;
     }
     int64_t hadamard = rotates ? 64 : 0; // as llama_kv_cache::build_input_k_rot chooses it
@@ -195,20 +217,59 @@ static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, 
     if (!layer.rounds) {
         layer.rounds = std::make_shared<std::vector<ggmlq_llama_round>>();
     }
-    *layer.rounds = std::move(rounds); // graphs that are there already point to it
+    *layer.rounds = std::move(rounds);
 }
 
-// One thread's part of a node [head size, KV heads, tokens].
-static void ggmlq_llama_center_round(ggml_tensor * dst, const ggml_tensor * k, int ith, int nth, void * userdata) {
-    const auto & rounds = *(const std::vector<ggmlq_llama_round> *) userdata;
-    for (size_t h = ith; h < rounds.size(); h += nth) { // at the first key of all: each thread a few, instead of all waiting for one after the other
-        rounds[h].prepare();
+void ggmlq_llama_center::prepare() {
+    const std::lock_guard<std::mutex> lock(mutex); // contexts may share a cache
+    if (!feedback_is_missing) {
+        return;
     }
-    for (int64_t token = ith; token < k->ne[2]; token += nth) {
-        for (int64_t h = 0; h < k->ne[1]; ++h) {
-            rounds[h]((const float *) ((const char *) k->data + token*k->nb[2] + h*k->nb[1]), (float *) ((char *) dst->data + token*dst->nb[2] + h*dst->nb[1]));
+    feedback_is_missing = false;
+    struct job { const ggmlq_llama_round * round; std::vector<float> feedback; };
+    std::vector<job> jobs;
+    for (const auto & layer : layers) {
+        for (size_t h = 0; layer.feedback && h < layer.rounds->size(); ++h) {
+            jobs.push_back({ &(*layer.rounds)[h], {} });
         }
     }
+    std::atomic<size_t> next { 0 };
+    const auto work = [&] {
+        for (size_t i = next++; i < jobs.size(); i = next++) {
+            jobs[i].feedback = jobs[i].round->feedback();
+        }
+    };
+    std::vector<std::thread> threads;
+    const size_t n_threads = std::min<size_t>({ 8, jobs.size(), std::max(1u, std::thread::hardware_concurrency()) });
+    try {
+        while (threads.size() + 1 < n_threads) {
+            threads.emplace_back(work);
+        }
+    } catch (const std::system_error &) { // fewer will do
+    }
+    work();
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    size_t at = 0;
+    for (const auto & layer : layers) {
+        for (int64_t h = 0; layer.feedback && h < layer.feedback->ne[2]; ++h) {
+            const auto & feedback = jobs[at++].feedback;
+            std::vector<ggml_fp16_t> halves(layer.feedback->type == GGML_TYPE_F16 ? feedback.size() : 0);
+            ggml_fp32_to_fp16_row(feedback.data(), halves.data(), (int64_t) halves.size());
+            const void * data = halves.empty() ? (const void *) feedback.data() : halves.data();
+            ggml_backend_tensor_set(layer.feedback, data, h*layer.feedback->nb[2], layer.feedback->nb[2]);
+        }
+    }
+}
+
+ggml_tensor * ggmlq_llama_center::stored(ggml_tensor * set_rows, const ggml_tensor * k) const {
+    for (const auto & layer : layers) {
+        if (active && layer.k == k && layer.feedback) {
+            set_rows->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = layer.feedback;
+        }
+    }
+    return set_rows;
 }
 
 void ggmlq_llama_center::clear() {
@@ -236,7 +297,7 @@ void ggmlq_llama_center::upload(bool dry) {
     for (const auto buft : bufts) {
         size_t n_tensors = 0;
         for (const auto & layer : layers) {
-            n_tensors += layer.rope >= 0 ? 6 + 1 + 2 + 2*layer.k->ne[2] : 0;
+            n_tensors += layer.rope >= 0 ? 7 + 1 + 2 + 2*layer.k->ne[2] : 0;
         }
         ggml_init_params params = { n_tensors*ggml_tensor_overhead(), nullptr, true };
         ggml_context_ptr ctx { ggml_init(params) };
@@ -255,6 +316,9 @@ void ggmlq_llama_center::upload(bool dry) {
             layer.s_inv   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_same = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_turn = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
+            if (const ggml_type type = ggmlq_llama_center_feedback_type(layer); type != GGML_TYPE_COUNT && (dry || !layer.query.empty())) {
+                layer.feedback = ggml_new_tensor_3d(ctx.get(), type, layer.head_size, layer.head_size, layer.n_head_kv);
+            }
             auto & rope = ropes[layer.rope];
             if (!rope.c) {
                 rope.one = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, rope.n_rot);
@@ -277,12 +341,6 @@ void ggmlq_llama_center::upload(bool dry) {
     }
     if (!dry) {
         fill();
-        return;
-    }
-    for (auto & layer : layers) {
-        if (layer.rope >= 0 && ggmlq_llama_center_rounds(layer)) { // the same nodes
-            layer.rounds = std::make_shared<std::vector<ggmlq_llama_round>>();
-        }
     }
 }
 
@@ -305,6 +363,7 @@ void ggmlq_llama_center::fill() {
             continue;
         }
         ggmlq_llama_center_prepare_rounds(layer, rotates);
+        feedback_is_missing = feedback_is_missing || layer.feedback;
         const auto & rope = ropes[layer.rope];
         const int64_t group = layer.n_head/layer.n_head_kv;
         std::vector<float> s_inv, same, turn;
@@ -511,6 +570,9 @@ public:
     llm_graph_input_ggmlq_center(ggml_tensor * ones) : ones(ones) {}
 
     void set_input(const llama_ubatch * ubatch) override {
+        for (auto * center : centers) {
+            center->prepare();
+        }
         if (ones->buffer) {
             const std::vector<int32_t> values(ubatch->n_tokens, 1);
             ggml_backend_tensor_set(ones, values.data(), 0, ggml_nbytes(ones));
@@ -518,6 +580,8 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override { return ones->ne[0] == params.ubatch.n_tokens; }
+
+    std::vector<ggmlq_llama_center *> centers; // of the graph
 
 private:
     ggml_tensor * ones; // I32 [n_tokens]: for the quarter turn
@@ -555,7 +619,12 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         ones = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
         ggml_set_input(ones);
         ggml_set_name(ones, "center_inp_ones");
-        add_input(std::make_unique<llm_graph_input_ggmlq_center>(ones));
+        auto made = std::make_unique<llm_graph_input_ggmlq_center>(ones);
+        input = made.get();
+        add_input(std::move(made));
+    }
+    if (std::find(input->centers.begin(), input->centers.end(), center) == input->centers.end()) {
+        input->centers.push_back(center);
     }
 
     if (k) {
@@ -575,9 +644,6 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         ggml_prec_set_acc(along, GGML_PREC_F32);
         ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(layer->part), part, k_idxs));
         k = ggmlq_llama_rope_like(ctx, k, ggml_sub(ctx, scaled, ggml_mul(ctx, mean, ggml_reshape_3d(ctx, part, 1, 1, n_tokens))));
-    }
-    if (k && layer->rounds) {
-        k = ggml_map_custom1(ctx, k, ggmlq_llama_center_round, GGML_N_TASKS_MAX, layer->rounds.get());
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {
@@ -714,10 +780,7 @@ static bool ggmlq_llama_center_takes(ggml_backend_dev_t dev, const ggmlq_llama_c
 
 // Empty, or why attention on the device of this layer's cache can't add w . c.
 static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, int64_t n_rot, const llama_cparams & cparams, ggml_type type_v, int64_t head_size_v) {
-    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggmlq_llama_buft(layer.k));
-    if (!dev) { // the CPU's buffers don't name it
-        dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    }
+    ggml_backend_dev_t dev = ggmlq_llama_device(layer.k);
     if (!dev) {
         return "found no CPU back end";
     }
@@ -1002,7 +1065,7 @@ private:
     void say(const std::string & how) {
         int64_t n_rounded = 0;
         for (const auto * center : centers) {
-            n_rounded += std::count_if(center->layers.begin(), center->layers.end(), [](const ggmlq_llama_center_layer & l) { return l.rounds != nullptr; });
+            n_rounded += std::count_if(center->layers.begin(), center->layers.end(), [](const ggmlq_llama_center_layer & l) { return l.feedback != nullptr; });
         }
         done = format("%d layers, ", n_centered) + how + (n_rounded > 0 ? format(", %d rounded for the model's queries", (int) n_rounded) : "") + left;
     }

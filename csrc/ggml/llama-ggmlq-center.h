@@ -16,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -68,8 +69,9 @@ struct ggmlq_llama_center_layer {
     std::vector<float> mean, scale;            // [KV head][value]
     std::vector<float> query;                  // [KV head][value]: mean square of its queries
 
-    // By KV head: rounds keys for the model's queries. None where the cache isn't on the CPU, or where no moments of queries are known.
+    // By KV head: keys are rounded for the model's queries. None where the cache's device can't, or where no moments of queries are known.
     std::shared_ptr<std::vector<ggmlq_llama_round>> rounds;
+    ggml_tensor * feedback = nullptr; // F32 or F16, as the device wants it, [head size, head size, KV heads]: of `rounds`
 
     ggml_tensor * part    = nullptr; // F16 [1, cells, streams]: 1 for a centered key, 0 for one that is smaller as it is
     std::vector<ggml_tensor *> part_stream;
@@ -107,10 +109,18 @@ public:
     // Fills them again.
     void fill();
 
+    // Before keys are stored: the feedback matrices, which a model's start needn't wait for.
+    void prepare();
+
+    // A SET_ROWS of keys to this cache, as cpy_k made it: rounds them, if their layer is centered.
+    ggml_tensor * stored(ggml_tensor * set_rows, const ggml_tensor * k) const;
+
     ggmlq_llama_center_restore * restore = nullptr; // while one is going on
 
 private:
     bool measures = false;
+    bool feedback_is_missing = false;
+    std::mutex mutex;
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
 };
 
@@ -138,6 +148,7 @@ private:
     std::vector<pending>             terms;
     std::vector<const ggml_tensor *> written; // rows c
     ggml_tensor * ones = nullptr;
+    class llm_graph_input_ggmlq_center * input = nullptr;
 };
 
 // By how much rows of this type are stored longer while keys are centered.

@@ -499,6 +499,65 @@ static std::string check_set_rows_turned() {
     }
     return "";
 }
+
+/* Keys rounded for queries: the bytes of the C reference. Blocks of all sizes, zeros, NaN and infinities among them; feedback as strong as real one. */
+static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t tokens) {
+    const int index_bytes = tokens % 2 ? 4 : 8;
+    const int64_t n = length*heads, n_rows = tokens + 3, odd = tokens % 3;
+    struct ggmlq_cuda_view values, rows, feedback;
+    std::vector<uint8_t> x(spread(&values, NULL, GGMLQ_CUDA_F32, n, tokens, 1, 1, 4*odd)), wanted(spread(&rows, NULL, type, n, n_rows, 1, 1, odd), 0xcd);
+    std::vector<uint8_t> f(spread(&feedback, NULL, GGMLQ_CUDA_F16, length, length, heads, 1, 16*odd));
+    std::vector<float> of_head(heads*length*length);
+    for (int64_t h = 0; h < heads; ++h) for (int64_t i = 0; i < length; ++i) for (int64_t j = 0; j < length; ++j) {
+        put_value(GGMLQ_CUDA_F16, &f[row_at(feedback, i, h, 0)], j, 0.2f*random_normal()); /* no one may look below the diagonal */
+        of_head[(h*length + i)*length + j] = value_at(GGMLQ_CUDA_F16, &f[row_at(feedback, i, h, 0)], j);
+    }
+    std::vector<int64_t> index(tokens);
+    for (int64_t token = 0; token < tokens; ++token) {
+        uint8_t * in = &x[row_at(values, token, 0, 0)];
+        for (int64_t block = 0; block < n/32; ++block) {
+            const int kind = (int) random_below(24);
+            const float size = kind == 0 ? 1e-24f : kind == 1 ? 1e25f : kind == 2 ? 0.0f : kind == 3 ? 1e-7f : kind == 4 ? 3e4f : 1.0f;
+            for (int64_t j = 0; j < 32; ++j) {
+                put_value(GGMLQ_CUDA_F32, in, 32*block + j, size*random_normal());
+            }
+            if (kind == 5 && random_below(8) == 0) {
+                put_value(GGMLQ_CUDA_F32, in, 32*block + random_below(32), token % 2 ? NAN : INFINITY);
+            }
+        }
+        index[token] = token == 2 ? -1 : token == 3 ? n_rows : (token + 2) % n_rows;
+        for (int64_t h = 0; h < heads && index[token] >= 0 && index[token] < n_rows; ++h) {
+            const int error = ggmlq_encode_row_for_queries(type, (const float *) in + h*length, &of_head[h*length*length],
+                &wanted[row_at(rows, index[token], 0, 0) + row_bytes(type, h*length)], length);
+            require(error == GGMLQ_OK, "%s", ggmlq_error_text(error));
+        }
+    }
+    const std::vector<int32_t> index32(index.begin(), index.end());
+    device_bytes dx(x), df(f), dr(std::vector<uint8_t>(wanted.size(), 0xcd), odd), di(index), di32(index32);
+    const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { index_bytes, index_bytes*tokens, index_bytes*tokens, index_bytes*tokens };
+    const struct ggmlq_cuda_view indices = view(index_bytes == 8 ? di.data() : di32.data(), 0, ne, nb);
+    values.data = dx.data(); rows.data = dr.data(); feedback.data = df.data();
+    ok(ggmlq_cuda_set_rows_for_queries(&rows, &values, &indices, index_bytes, &feedback, NULL));
+    const std::vector<uint8_t> found = dr.host<uint8_t>();
+    int64_t differ = 0;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+        differ += found[i] != wanted[i];
+    }
+    require(differ == 0, "%s rounded for queries, %lld heads of %lld, %lld tokens: %lld of %lld bytes differ", type_name(type), (long long) heads, (long long) length,
+        (long long) tokens, (long long) differ, (long long) wanted.size());
+}
+
+static std::string check_rounded() {
+    struct { int64_t length, heads, tokens; } cases[] = {
+        { 64, 3, 1 }, { 64, 8, 70 }, { 96, 2, 5 }, { 128, 8, 1 }, { 128, 1, 7 }, { 128, 4, 200 }, { 192, 1, 3 }, { 256, 4, 2 }, { 256, 2, 300 }, { 512, 2, 1 }, { 512, 1, 530 },
+    };
+    for (int type : CACHE_TYPES) for (const auto & c : cases) {
+        if (c.length % ggmlq_type_info_get(type)->block_length == 0 && !(quick && c.length > 256 && c.tokens > 1 && type == GGMLQ_TYPE_PLANAR3)) {
+            check_rounded_keys(type, c.length, c.heads, c.tokens);
+        }
+    }
+    return "";
+}
 #endif
 
 static std::string check_set_rows() {
@@ -1186,6 +1245,41 @@ static __global__ void only_move(const float4 * values, const int64_t * index, u
         out[i] = (uint16_t) (ggmlq_float_bits(sum) >> 2*i);
     }
 }
+
+/* Keys of 1024 values that are rounded for queries, 32 layers' feedback. */
+static void bench_rounded() {
+    enum { LAYERS = 32, MOST = 512 };
+    const int64_t n = 1024;
+    device_bytes x(normals(MOST*n));
+    std::vector<int64_t> index(MOST);
+    for (int64_t i = 0; i < MOST; ++i) {
+        index[i] = i;
+    }
+    device_bytes d_index(index);
+    for (int type : CACHE_TYPES) for (int64_t length : { 64, 128, 256 }) for (int64_t tokens : { 1, 8, (int) MOST }) {
+        if (length % ggmlq_type_info_get(type)->block_length != 0) {
+            continue;
+        }
+        std::vector<uint16_t> f(LAYERS*n*length);
+        for (uint16_t & h : f) {
+            h = ggmlq_half_from_float(0.2f*random_normal());
+        }
+        device_bytes rows(MOST*row_bytes(type, n)), feedback(f);
+        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+            struct ggmlq_cuda_view to, from, by;
+            spread(&to, rows.data(), type, n, MOST, 1, 1, 0);
+            spread(&from, x.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+            spread(&by, feedback.data() + layer*2*n*length, GGMLQ_CUDA_F16, length, length, n/length, 1, 0);
+            const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+            const struct ggmlq_cuda_view at = view(d_index.data(), 0, ne, nb);
+            if (ggmlq_cuda_set_rows_for_queries(&to, &from, &at, 8, &by, stream)) {
+                printf("set_rows_for_queries: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+                exit(1);
+            }
+        });
+        printf("set_rows_for_queries %-8s %2lld heads of %3lld, %3lld tokens    %9.2f us\n", type_name(type), (long long) (n/length), (long long) length, (long long) tokens, us);
+    }
+}
 #endif
 
 static void bench() {
@@ -1484,6 +1578,9 @@ int main(int argc, char ** argv) {
     printf("%s, compute capability %d.%d\n", device.name, device.major, device.minor);
     if (option == "--bench") {
         bench();
+#ifndef GGMLQ_CHECK_METAL
+        bench_rounded();
+#endif
         return 0;
     }
     quick = option == "--quick";
@@ -1497,6 +1594,9 @@ int main(int argc, char ** argv) {
     group("decoder",   check_decoder);
     group("rotation",  check_rotation);
     group("set_rows",  check_set_rows);
+#ifndef GGMLQ_CHECK_METAL
+    group("rounded",   check_rounded);
+#endif
     group("get_rows",  check_get_rows);
     group("copy",      check_copy);
     group("mul_mat",   check_mul_mat);

@@ -57,7 +57,7 @@ struct fiber {
     enum state state;
     int        line;                        /* AT_BARRIER                      */
     int64_t    shuffles;                    /* so far; AT_SHUFFLE: this one too */
-    int        mask, width;
+    int        mask, width, from;           /* mask -1: any lane              */
     uint32_t   given, got;
     void     * kept;                        /* of the address sanitizer        */
 };
@@ -137,15 +137,19 @@ int emulated_barrier(int my_vote, int line) {
     return result_of_vote;
 }
 
-uint32_t emulated_shuffle_xor(uint32_t value, int mask, int width) {
+static uint32_t shuffle_from(uint32_t value, int mask, int from, int width) {
     fiber & me = fibers[current];
     me.given = value;
     me.mask  = mask;
     me.width = width;
+    me.from  = from;
     ++me.shuffles;
     wait_as(AT_SHUFFLE);
     return me.got;
 }
+
+uint32_t emulated_shuffle_xor(uint32_t value, int mask, int width) { return shuffle_from(value, mask, (current % width) ^ mask, width); }
+uint32_t emulated_shuffle    (uint32_t value, int lane, int width) { return shuffle_from(value, -1, lane, width); }
 
 /* --- a block ---------------------------------------------------------------------------------------------------- */
 
@@ -163,8 +167,7 @@ static bool shuffle(int first, int width) {
         if (f.shuffles != fibers[first].shuffles || f.mask != fibers[first].mask || f.width != width) {
             fail("lanes at different shuffles");
         }
-        const int from = (i - first) ^ f.mask;
-        f.got   = from < width ? fibers[first + from].given : f.given;
+        f.got   = f.from >= 0 && f.from < width ? fibers[first + f.from].given : f.given;
         f.state = READY;
     }
     return true;

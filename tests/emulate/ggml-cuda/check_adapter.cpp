@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Attention of a patched tree's ggml-cuda-ggmlq.cu, with our kernels emulated. What it calls of upstream is no kernel here but what it promises: attention with
+ * Attention of a patched tree's ggml-cuda-ggmlq.cu, and the store of rounded keys, with our kernels emulated. What it calls of upstream is no kernel here but what it promises: attention with
  * rows of halves, of the head sizes that upstream has, computed from the tensors that it is given. Compared with our plain kernel, called without the adapter.
  */
 #include "ggml-cuda-ggmlq.cuh"
@@ -171,6 +171,96 @@ static void check(const attention_case & c) {
     ggml_free(ctx);
 }
 
+/* Keys that are rounded for the model's queries as they are stored. */
+static void check_store(int type, int64_t length, int64_t heads, int64_t tokens) {
+    current = std::string("store of ") + ggml_type_name((ggml_type) type) + ", rounded";
+    ggml_init_params params = { 16u << 20, nullptr, false };
+    ggml_context * ctx = ggml_init(params);
+    ggml_tensor * cache = make(ctx, (ggml_type) type, length*heads, tokens + 2, 1, 1, false), * values = make(ctx, GGML_TYPE_F32, length*heads, tokens, 1, 1, false);
+    ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens), * feedback = make(ctx, GGML_TYPE_F16, length, length, heads, 1, false);
+    for (int64_t i = 0; i < ggml_nelements(feedback); ++i) {
+        ggml_fp16_t * at = (ggml_fp16_t *) feedback->data + i;
+        *at = ggml_fp32_to_fp16(0.2f*ggml_fp16_to_fp32(*at));
+    }
+    std::vector<uint8_t> wanted((uint8_t *) cache->data, (uint8_t *) cache->data + ggml_nbytes(cache));
+    for (int64_t i = 0; i < tokens; ++i) for (int64_t h = 0; h < heads; ++h) {
+        ((int64_t *) indices->data)[i] = tokens + 1 - i;
+        std::vector<float> matrix(length*length);
+        ggml_fp16_to_fp32_row((const ggml_fp16_t *) element(feedback, 0, 0, h, 0), matrix.data(), length*length);
+        require(ggmlq_encode_row_for_queries(type, (const float *) element(values, h*length, i, 0, 0), matrix.data(),
+            &wanted[(tokens + 1 - i)*cache->nb[1] + ggmlq_row_bytes(type, h*length)], length) == 0, "keys can't be encoded");
+    }
+    ggml_tensor * store = ggml_set_rows(ctx, cache, values, indices), * other = ggml_set_rows(ctx, make(ctx, (ggml_type) type, length*heads, tokens, 1, 1, false), values, indices);
+    store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = feedback;
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, store);
+    ggml_build_forward_expand(graph, other);
+    int at = 0;
+    while (graph->nodes[at] != store) ++at;
+    ggml_backend_cuda_context context;
+    require(ggmlq_ggml_cuda_fuse(context, graph, at) == 0, "it is stored with others, which aren't rounded");
+    require(ggmlq_ggml_cuda_involved(store) && ggmlq_ggml_cuda_supports_op(0, store, upstream_supports), "the node is refused");
+    require(ggmlq_ggml_cuda_set_rows(context, store), "nothing was done");
+    require(memcmp(cache->data, wanted.data(), wanted.size()) == 0, "the result is another");
+    for (const ggml_type wrong : { GGML_TYPE_I32, GGML_TYPE_F32 }) {
+        store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = make(ctx, GGML_TYPE_F32, length, length, heads, 1, false);
+        store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]->type = wrong;
+        require(!ggmlq_ggml_cuda_supports_op(0, store, upstream_supports), "feedback of another type is taken");
+    }
+    ggml_free(ctx);
+}
+
+/* llama.cpp's own rotation of every 128 values, then the stores of rounded keys and of V: two launches. */
+static void check_turned_stores() {
+    current = "turned queries, rounded keys, V";
+    const int64_t length = 128, heads = 2, tokens = 3, n = length*heads;
+    ggml_init_params params = { 16u << 20, nullptr, false };
+    ggml_context * ctx = ggml_init(params);
+    ggml_tensor * matrix = make(ctx, GGML_TYPE_F32, length, length, 1, 1, false), * feedback = make(ctx, GGML_TYPE_F16, length, length, heads, 1, false);
+    ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens), * turned[3], * store[2];
+    for (int64_t i = 0; i < ggml_nelements(feedback); ++i) {
+        ggml_fp16_t * at = (ggml_fp16_t *) feedback->data + i;
+        *at = ggml_fp32_to_fp16(0.2f*ggml_fp16_to_fp32(*at));
+    }
+    std::vector<std::vector<float>> wanted;
+    for (int i = 0; i < 3; ++i) { /* of Q, K, V */
+        ggml_tensor * x = make(ctx, GGML_TYPE_F32, length, heads, tokens, 1, false);
+        wanted.emplace_back((float *) x->data, (float *) x->data + n*tokens);
+        for (float & value : wanted[i]) value *= 1/std::sqrt((float) length);
+        for (int64_t half = 1; half < length; half *= 2) for (int64_t j = 0; j < n*tokens; ++j) {
+            if (j & half) continue;
+            const float a = wanted[i][j], b = wanted[i][j + half];
+            wanted[i][j] = a + b;
+            wanted[i][j + half] = a - b;
+        }
+        turned[i] = ggml_mul_mat(ctx, matrix, x);
+        ggml_mul_mat_set_hint(turned[i], GGML_HINT_SRC0_IS_HADAMARD);
+    }
+    for (int i = 0; i < 2; ++i) {
+        store[i] = ggml_set_rows(ctx, make(ctx, (ggml_type) GGMLQ_TYPE_PLANAR3, n, tokens, 1, 1, false), ggml_view_2d(ctx, turned[1 + i], n, tokens, turned[1 + i]->nb[2], 0), indices);
+    }
+    store[0]->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = feedback;
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    for (ggml_tensor * t : { turned[0], turned[1], turned[2], store[0], store[1] }) ggml_build_forward_expand(graph, t);
+    int first = 0, last = 0;
+    while (graph->nodes[first] != turned[0]) ++first;
+    while (graph->nodes[last]  != store[1])  ++last;
+    for (int64_t i = 0; i < tokens; ++i) ((int64_t *) indices->data)[i] = tokens - 1 - i;
+    ggml_backend_cuda_context context;
+    require(ggmlq_ggml_cuda_fuse(context, graph, first) == last - first, "the nodes aren't done together");
+    require(memcmp(turned[0]->data, wanted[0].data(), sizeof(float)*n*tokens) == 0, "queries are others");
+    for (int64_t i = 0; i < tokens; ++i) for (int64_t h = 0; h < heads; ++h) {
+        uint8_t keys[64], values[64];
+        std::vector<float> of_head(length*length);
+        ggml_fp16_to_fp32_row((const ggml_fp16_t *) element(feedback, 0, 0, h, 0), of_head.data(), length*length);
+        ggmlq_encode_row_for_queries(GGMLQ_TYPE_PLANAR3, &wanted[1][i*n + h*length], of_head.data(), keys, length);
+        ggmlq_encode_row(GGMLQ_TYPE_PLANAR3, &wanted[2][i*n + h*length], values, length);
+        require(memcmp((uint8_t *) element(store[0], 0, tokens - 1 - i, 0, 0) + 50*h, keys, 50) == 0, "keys are others");
+        require(memcmp((uint8_t *) element(store[1], 0, tokens - 1 - i, 0, 0) + 50*h, values, 50) == 0, "values are others");
+    }
+    ggml_free(ctx);
+}
+
 int main() {
     const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGML_TYPE_F16, Q = GGML_TYPE_Q8_0;
     check({ T, T, 128, 128, 128, 4, 2, 17, 70, 1, false, 0, 0, true }); /* several rounds of KV heads */
@@ -185,6 +275,9 @@ int main() {
     check({ H, H, 64, 64, 64, 2, 2, 9, 40, 2, true, 0, 0, true });
     check({ H, T, 80, 96, 80, 2, 2, 9, 40, 1, false, 0, 0, true });
     check({ Q, H, 64, 64, 64, 2, 2, 9, 40, 1, false, 0, 0, false });
+    check_store(T, 64, 3, 5);
+    check_store(P, 128, 2, 3);
+    check_turned_stores();
     printf(failures ? "%d wrong\n" : "ok\n", failures);
     return failures != 0;
 }

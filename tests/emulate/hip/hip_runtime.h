@@ -56,6 +56,7 @@ void emulated_launch(dim3 grid, dim3 block, hipStream_t stream, const std::funct
 
 int      emulated_barrier(int vote, int line); /* the result: whether any thread of the block voted */
 uint32_t emulated_shuffle_xor(uint32_t value, int mask, int width);
+uint32_t emulated_shuffle(uint32_t value, int lane, int width);
 
 #define __syncthreads()         ((void) emulated_barrier(0, __LINE__))
 #define __syncthreads_or(vote)  emulated_barrier((vote) != 0, __LINE__)
@@ -65,6 +66,15 @@ template <typename T> static inline T __shfl_xor(T value, int mask, int width = 
     uint32_t bits;
     memcpy(&bits, &value, 4);
     bits = emulated_shuffle_xor(bits, mask, width);
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+template <typename T> static inline T __shfl(T value, int lane, int width = warpSize) {
+    static_assert(sizeof(T) == 4, "32 bits");
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits = emulated_shuffle(bits, lane, width);
     memcpy(&value, &bits, 4);
     return value;
 }

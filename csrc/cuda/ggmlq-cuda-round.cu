@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Keys that are rounded for the model's queries (docs/CENTERING.md) on their way into the cache: bit for bit what ggmlq_encode_row_for_queries
+ * writes. See ggmlq-cuda.h.
+ *
+ * A head's values are rounded one after the other, so time is the length of that chain. All threads of a key round the next few values for themselves:
+ * nothing is exchanged within these. What rounding does to the rest of 32 values follows at once, and to later ones when the 32 are done, as in GPTQ's
+ * lazy batches.
+ */
+#include "ggmlq-cuda-checks.h"
+#include "ggmlq-cuda-codec.cuh"
+
+enum {
+    THREADS = 128, MAX_LENGTH = 512, PAD = 8,  /* floats between keys, for the banks */
+    TILE_VALUES = 32*512,                      /* feedback of 32 values, twice up to heads of 256 */
+    REST_VALUES = 16*(128 + PAD),
+    FEW_KEYS = 512                             /* up to so many a call, a thread block a key */
+};
+
+struct keys {
+    const uint8_t * values;   /* f32, head h of token i at i*values_nb1 + h*4*length */
+    uint8_t       * rows;
+    const uint8_t * index;
+    const uint8_t * feedback; /* f16 [length, length, heads] */
+    int64_t values_nb1, rows_nb1, index_nb0, feedback_nb1, feedback_nb2, n_rows;
+    int32_t index_bytes, length, heads, tokens;
+};
+
+/* Sum over the columns of 8 lanes, as fold_lanes in ggmlq-codec.c. */
+GGMLQ_DEVICE float fold_columns(float sum) {
+    sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 4));
+    sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, 2));
+    return ggmlq_add(sum, ggmlq_shuffle_xor(sum, 1));
+}
+
+struct cell_bounds { float b1, b2, b3; };
+
+template <typename T> GGMLQ_DEVICE T pick(float a, const struct cell_bounds & b, T l0, T l1, T l2, T l3) {
+    return a >= b.b2 ? (a >= b.b3 ? l3 : l2) : a >= b.b1 ? l1 : l0;
+}
+
+static constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
+static constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
+
+GGMLQ_DEVICE struct cell_bounds bounds_of(float step) {
+    return { ggmlq_mul(B1, step), ggmlq_mul(B2, step), ggmlq_mul(B3, step) };
+}
+
+/* One level of the block, whose values t, 8 + t, .. are y; the scale as it is stored. The encoder's search (FORMAT.md) on values of any size; `wide`:
+ * each eight threads of the warp try one of the three starts, the last ones repeat one. -1: the block isn't finite. */
+template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y[ggmlq_cache_type<type>::LENGTH/8], int lane, uint16_t * scale) {
+    typedef ggmlq_cache_type<type> T;
+    enum { STARTS = wide ? 1 : 3, VALUES = T::LENGTH/8 };
+    float key[VALUES], square = 0.0f;
+    for (int i = 0; i < VALUES; ++i) { /* on a boundary a value belongs to the upper cell */
+        const uint32_t bits = __float_as_uint(y[i]);
+        key[i] = fabsf(__uint_as_float(bits + 1 - (bits >> 31)));
+        square = i == 0 ? ggmlq_mul(y[i], y[i]) : ggmlq_add(square, ggmlq_mul(y[i], y[i]));
+    }
+    square = fold_columns(square);
+    const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(square, 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
+    float step[STARTS], level[STARTS][VALUES], error[STARTS];
+    for (int s = 0; s < STARTS; ++s) {
+        const float start[3] = { 0.8f, 1.0f, 1.2f };
+        step[s] = ggmlq_mul(!wide ? start[s] : lane < 8 ? start[0] : lane < 16 ? start[1] : start[2], base);
+    }
+#pragma unroll
+    for (int pass = 0; pass < 3; ++pass) {
+        for (int s = 0; s < STARTS; ++s) {
+            const struct cell_bounds b = bounds_of(step[s]);
+            float y_level = 0.0f, level_level = 0.0f;
+            for (int i = 0; i < VALUES; ++i) {
+                const float l = key[i] > b.b2 ? (key[i] > b.b3 ? L3 : L2) : key[i] > b.b1 ? L1 : L0, product = ggmlq_mul(fabsf(y[i]), l);
+                level[s][i] = l;
+                y_level     = i == 0 ? product : ggmlq_add(y_level, product);
+                level_level = ggmlq_fma(l, l, level_level); /* integers: exact */
+            }
+            step[s] = ggmlq_div(fold_columns(y_level), fold_columns(level_level));
+        }
+    }
+    for (int s = 0; s < STARTS; ++s) {
+        for (int i = 0; i < VALUES; ++i) {
+            const float off = ggmlq_sub(fabsf(y[i]), ggmlq_mul(step[s], level[s][i])), square_off = ggmlq_mul(off, off);
+            error[s] = i == 0 ? square_off : ggmlq_add(error[s], square_off);
+        }
+        error[s] = fold_columns(error[s]);
+    }
+    /* The lowest error, the first of equals. */
+    float best = step[0], best_error = error[0];
+    for (int s = 1; s < STARTS; ++s) {
+        best       = error[s] < best_error ? step[s]  : best;
+        best_error = error[s] < best_error ? error[s] : best_error;
+    }
+    for (int mask = 8, start = lane/8; wide && mask < 32; mask *= 2) {
+        const float other_error = ggmlq_shuffle_xor(best_error, mask), other_step = ggmlq_shuffle_xor(best, mask);
+        const int   other = ggmlq_shuffle_xor(start, mask);
+        if (other_error < best_error || (other_error == best_error && other < start)) {
+            best_error = other_error;
+            best       = other_step;
+            start      = other;
+        }
+    }
+    const bool finite = square <= 3.402823466e+38f;
+    *scale = finite ? __half_as_ushort(__float2half_rn(fminf(ggmlq_mul(1.0f/T::UNIT, best), 65504.0f))) : 0x7e00;
+    return finite ? ggmlq_mul(ggmlq_half_value(*scale), T::UNIT) : -1.0f;
+}
+
+/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: of the first one, from its own column on, rows of `length`. By how much each value has
+ * moved goes to `moves`, in all eight threads; nibble b of word k of `index` is the level index of value 8k + b. */
+GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, float step, int lane, float moves[32], uint32_t index[4]) {
+    const struct cell_bounds b = bounds_of(step);
+    const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
+    const int t = lane % 8;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        float x[8];
+        for (int i = 0; i < 8; ++i) {
+            x[i] = ggmlq_shuffle(v[k], (lane & 24) + i);
+        }
+        index[k] = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const uint4 row = *(const uint4 *) (feedback + (8*k + i)*length + 8*k);
+            const uint32_t pairs[4] = { row.x, row.y, row.z, row.w };
+            const uint32_t sign = __float_as_uint(x[i]) & 0x80000000u;
+            const float a = fabsf(x[i]);
+            /* All that it may become, before it is known which. */
+            float off[4];
+            for (int l = 0; l < 4; ++l) {
+                off[l] = ggmlq_sub(x[i], __uint_as_float(__float_as_uint(level[l]) ^ sign));
+            }
+            const float move = pick<float>(a, b, off[0], off[1], off[2], off[3]);
+            const uint32_t cell = pick<uint32_t>(a, b, 0, 1, 2, 3);
+            index[k] |= (sign ? 3 - cell : 4 + cell) << 4*i;
+            moves[8*k + i] = move;
+            for (int j = i + 1; j < 8; ++j) {
+                x[j] = ggmlq_sub(x[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)))));
+            }
+            for (int later = k + 1; later < 4; ++later) {
+                v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*length + 8*later + t])));
+            }
+        }
+    }
+}
+
+template <int type> GGMLQ_DEVICE void store_plane(const uint32_t index[4], int t, uint8_t * block, int plane) {
+    typedef ggmlq_cache_type<type> T;
+    uint32_t two = 0, one = 0;
+    for (int k = 0; k < 4; ++k) {
+        const uint32_t fields = type == GGMLQ_TYPE_TQ3_0 ? (index[k] >> 1 & 0x33333333u) | (index[k] & 0x11111111u) << 2 : index[k];
+        two |= (fields >> 4*t & 3) << 2*k;
+        for (int half = 0; half < 2; ++half) {
+            one |= (fields >> (4*(t % 4 + 4*half) + 2) & 1) << ggmlq_sign_bit(4*half, k);
+        }
+    }
+    block[T::Q_AT + 8*plane + t] = (uint8_t) two;
+    if (t < 4) {
+        block[T::S_AT + 4*plane + t] = (uint8_t) one;
+    }
+}
+
+/* The feedback of 32 values from `first` on, to themselves and later ones; rows of a tile have `length` halves as well. */
+GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half * tile, int thread, int threads) {
+    const int chunks = (k.length - first)/8;
+    const uint8_t * from = k.feedback + head*k.feedback_nb2 + first*k.feedback_nb1 + 2*first;
+    for (int i = thread; i < 32*chunks; i += threads) {
+        const int row = i/chunks, at = i - row*chunks;
+        ggmlq_copy_16(tile + row*k.length + first + 8*at, from + row*k.feedback_nb1 + 16*at);
+    }
+}
+
+/* The next smaller float of a positive one. */
+GGMLQ_DEVICE float before(float x) { return __uint_as_float(__float_as_uint(x) - 1); }
+
+/* What rounding four values does, `row` being the first one's: to each other, to the 32 of their plane and to the 32 that come next. */
+struct four_rows {
+    uint2 near[4];
+    float same[4], next[4];
+    __device__ __forceinline__ void load(const __half * row, int length, int at, int lane, int to_next) {
+        for (int i = 0; i < 4; ++i, row += length) {
+            near[i] = *(const uint2 *) (row + at);
+            same[i] = __half2float(row[lane]);
+            next[i] = __half2float(row[to_next + lane]);
+        }
+    }
+};
+
+/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Four at a time; feedback: of the first
+ * one, from its own column on. */
+GGMLQ_DEVICE void round_lanes(float & x, float & next, bool with_next, const __half * feedback, int length, float step, int lane) {
+    /* Comparisons and choices wait three times as long for each other as products and sums do. A magnitude from a boundary on is at least 2^-52 above the float
+     * below the boundary (steps are halves, at least 2^-33), so these differences, saturated, are 0 or 1. */
+    const float many = 1152921504606846976.0f; /* 2^60 */
+    const struct cell_bounds b = bounds_of(step);
+    const float below[3] = { ggmlq_mul(-many, before(b.b1)), ggmlq_mul(-many, before(b.b2)), ggmlq_mul(-many, before(b.b3)) };
+    const int to_next = with_next ? GGMLQ_PLANE : 0;
+    struct four_rows rows[2]; /* those of the next four are fetched while these are worked on */
+    rows[0].load(feedback, length, 0, lane, to_next);
+#pragma unroll
+    for (int k = 0; k < 32; k += 4) {
+        const struct four_rows & r = rows[k/4 % 2];
+        if (k + 4 < 32) {
+            rows[(k/4 + 1) % 2].load(feedback + (k + 4)*length, length, k + 4, lane, to_next);
+        }
+        float y[4];
+        for (int i = 0; i < 4; ++i) {
+            y[i] = ggmlq_shuffle(x, k + i);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float a = fabsf(y[i]), signed_step = __uint_as_float(__float_as_uint(step) | (__float_as_uint(y[i]) & 0x80000000u));
+            const float low  = ggmlq_fma(ggmlq_fma_saturated(a, many, below[0]), L1 - L0, L0);
+            const float high = ggmlq_fma(ggmlq_fma_saturated(a, many, below[2]), L3 - L2, ggmlq_mul(ggmlq_fma_saturated(a, many, below[1]), L2 - L1));
+            const float move = ggmlq_sub(y[i], ggmlq_mul(signed_step, ggmlq_add(low, high)));
+            for (int j = i + 1; j < 4; ++j) {
+                y[j] = ggmlq_sub(y[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) ((j < 2 ? r.near[i].x : r.near[i].y) >> 16*(j % 2)))));
+            }
+            const float moved = ggmlq_sub(x, ggmlq_mul(move, r.same[i]));
+            x    = lane > k + i ? moved : x;
+            next = ggmlq_sub(next, ggmlq_mul(move, r.next[i]));
+        }
+    }
+}
+
+/* Where a key's row begins; NULL: its number is out of range. */
+template <int type> GGMLQ_DEVICE uint8_t * row_of(const struct keys & k, int head, int token) {
+    typedef ggmlq_cache_type<type> T;
+    const uint8_t * at = k.index + token*k.index_nb0;
+    const int64_t number = k.index_bytes == 8 ? *(const int64_t *) at : *(const int32_t *) at;
+    return number < 0 || number >= k.n_rows ? NULL : k.rows + number*k.rows_nb1 + (int64_t) head*(k.length/T::LENGTH)*T::BYTES;
+}
+
+/* The keys of a thread block, rotated; four threads for 32 values. */
+template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head, int first, int group, float * rest, int stride) {
+    typedef ggmlq_cache_type<type> T;
+    const int thread = threadIdx.x, lane = thread % 32, planes = k.length/GGMLQ_PLANE, n = group*planes;
+    for (int i = thread/4; i - thread/4 < n; i += blockDim.x/4) {
+        const bool mine  = i < n;
+        const int  key   = mine ? i/planes : 0, plane = mine ? i - key*planes : 0;
+        const int  token = first + key < k.tokens ? first + key : k.tokens - 1;
+        const uint8_t * in = k.values + token*k.values_nb1 + 4*((int64_t) head*k.length + GGMLQ_PLANE*plane + 4*(thread % 4));
+        float v[2][4];
+        ggmlq_load_floats(GGMLQ_CUDA_F32, in,      4, v[0]);
+        ggmlq_load_floats(GGMLQ_CUDA_F32, in + 64, 4, v[1]);
+        ggmlq_rotate_plane<type>(v, lane, plane % T::PLANES);
+        for (int j = 0; j < 8 && mine; ++j) {
+            rest[key*stride + GGMLQ_PLANE*plane + 16*(j/4) + 4*(thread % 4) + j % 4] = v[j/4][j % 4];
+        }
+    }
+}
+
+/* Few keys: a thread block each. The first warp rounds 32 values, and moves the 32 that come next; the others move those behind and fetch feedback. */
+template <int type> static __global__ void __launch_bounds__(THREADS) round_key(const struct keys k) {
+    typedef ggmlq_cache_type<type> T;
+    __shared__ __align__(16) __half tiles[TILE_VALUES];
+    __shared__ __align__(16) float  rest[MAX_LENGTH];
+    __shared__ __align__(16) float  moved[32];
+    __shared__ uint32_t index[32];
+
+    const int lane = threadIdx.x % 32, warp = threadIdx.x/32, t = lane % 8;
+    const int length = k.length, planes = length/GGMLQ_PLANE, buffers = length <= 256 ? 2 : 1;
+    const int head = blockIdx.x % k.heads, token = blockIdx.x/k.heads;
+    if (gridDim.x <= 64) { /* as in ggmlq-cuda-rows.cu */
+        ggmlq_let_next_start();
+    }
+    fetch_tile(k, head, 0, tiles, threadIdx.x, THREADS); /* no kernel writes it */
+    ggmlq_wait_for_previous();
+    load_keys<type>(k, head, token, 1, rest, length);
+    uint8_t * const row = row_of<type>(k, head, token);
+    ggmlq_copies_done();
+    __syncthreads();
+
+    float step = 0.0f, x = rest[lane], next = 0.0f;
+    for (int plane = 0; plane < planes; ++plane) {
+        __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
+        const bool more = plane + 1 < planes, begins = warp == 0 && plane % T::PLANES == 0;
+        uint8_t * const block = row + plane/T::PLANES*T::BYTES;
+        float y[T::LENGTH/8];
+        uint16_t scale = 0;
+        for (int i = 0; i < 4 && begins; ++i) {
+            y[i] = ggmlq_shuffle(x, 8*i + t);
+        }
+        if (begins && T::PLANES == 1) { /* while others still move what comes later */
+            step = step_for_queries<type, true>(y, lane, &scale);
+        }
+        __syncthreads();
+        if (warp == 0) {
+            if (begins && T::PLANES > 1) {
+                for (int i = 4; i < T::LENGTH/8; ++i) {
+                    y[i] = rest[GGMLQ_PLANE*plane + 8*i + t];
+                }
+                step = step_for_queries<type, true>(y, lane, &scale);
+            }
+            if (begins && row && lane == 0) {
+                ggmlq_write_u16(block + T::SCALE_AT, scale);
+            }
+            next = more ? rest[GGMLQ_PLANE*(plane + 1) + lane] : 0.0f;
+            const __half * const feedback = tile + GGMLQ_PLANE*plane;
+            if (step >= 0.0f) {
+                round_lanes(x, next, more, feedback, length, step, lane);
+            } else {
+                for (int i = 0; i < 32 && more; ++i) {
+                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(feedback[i*length + GGMLQ_PLANE + lane])));
+                }
+            }
+            const struct cell_bounds b = bounds_of(step);
+            const uint32_t sign = __float_as_uint(x) & 0x80000000u, cell = pick<uint32_t>(fabsf(x), b, 0, 1, 2, 3);
+            const float level = ggmlq_mul(step, pick<float>(fabsf(x), b, L0, L1, L2, L3));
+            moved[lane] = step >= 0.0f ? ggmlq_sub(x, __uint_as_float(__float_as_uint(level) ^ sign)) : 0.0f;
+            index[lane] = step > 0.0f ? (sign ? 3 - cell : 4 + cell) : 0;
+            x = next;
+        } else if (more && buffers == 2) {
+            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), threadIdx.x - 32, THREADS - 32);
+        }
+        ggmlq_copies_done();
+        __syncthreads();
+        if (warp == 1 && lane < 8 && row) {
+            uint32_t of_word[4] = { 0, 0, 0, 0 };
+            for (int i = 0; i < 32; ++i) {
+                of_word[i/8] |= index[i] << 4*(i % 8);
+            }
+            store_plane<type>(of_word, lane, block, plane % T::PLANES);
+        }
+        for (int later = plane + 1 + warp; later < planes && warp > 0; later += THREADS/32 - 1) {
+            const __half * const column = tile + GGMLQ_PLANE*later + lane;
+            float value = rest[GGMLQ_PLANE*later + lane];
+#pragma unroll
+            for (int i = 0; i < 32; i += 4) {
+                const float4 four = *(const float4 *) (moved + i);
+                const float  m[4] = { four.x, four.y, four.z, four.w };
+                for (int j = 0; j < 4; ++j) {
+                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*length])));
+                }
+            }
+            rest[GGMLQ_PLANE*later + lane] = value;
+        }
+        if (more && buffers == 1) {
+            __syncthreads();
+            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, threadIdx.x, THREADS);
+            ggmlq_copies_done();
+        }
+    }
+}
+
+/* Many keys: eight threads each; a thread block has keys of one head. */
+template <int type> static __global__ void __launch_bounds__(THREADS) round_keys(const struct keys k) {
+    typedef ggmlq_cache_type<type> T;
+    __shared__ __align__(16) __half tiles[TILE_VALUES];
+    __shared__ __align__(16) float  rest[REST_VALUES];
+
+    const int thread = threadIdx.x, lane = thread % 32, threads = blockDim.x, t = thread % 8;
+    const int length = k.length, planes = length/GGMLQ_PLANE, stride = length + PAD, buffers = length <= 256 ? 2 : 1;
+    const int head = blockIdx.y, first = blockIdx.x*(threads/8), token = first + thread/8;
+    fetch_tile(k, head, 0, tiles, thread, threads); /* no kernel writes it */
+    ggmlq_wait_for_previous();
+    load_keys<type>(k, head, first, threads/8, rest, stride);
+    uint8_t * const row = token < k.tokens ? row_of<type>(k, head, token) : NULL;
+    float * const mine = rest + thread/8*stride;
+    ggmlq_copies_done();
+    __syncthreads();
+
+    float step = 0.0f;
+    for (int plane = 0; plane < planes; ++plane) {
+        __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
+        const bool more = plane + 1 < planes;
+        if (more && buffers == 2) {
+            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), thread, threads);
+        }
+        uint8_t * const block = row + plane/T::PLANES*T::BYTES;
+        if (plane % T::PLANES == 0) {
+            float y[T::LENGTH/8];
+            for (int i = 0; i < T::LENGTH/8; ++i) {
+                y[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
+            }
+            uint16_t scale;
+            step = step_for_queries<type, false>(y, lane, &scale);
+            if (row && t == 0) {
+                ggmlq_write_u16(block + T::SCALE_AT, scale);
+            }
+        }
+        float v[4], moves[32];
+        uint32_t index[4];
+        for (int i = 0; i < 4; ++i) {
+            v[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
+        }
+        round_plane(v, tile + GGMLQ_PLANE*plane, length, step, lane, moves, index);
+        for (int i = 0; i < 4; ++i) {
+            index[i] = step > 0.0f ? index[i] : 0;
+        }
+        if (row) {
+            store_plane<type>(index, t, block, plane % T::PLANES);
+        }
+        if (!more) {
+            break;
+        }
+        for (int i = 0; i < 32; ++i) {
+            moves[i] = step >= 0.0f ? moves[i] : 0.0f;
+        }
+        for (int later = plane + 1; later < planes; ++later) {
+            float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
+            float4 four = *values;
+#pragma unroll
+            for (int i = 0; i < 32; ++i) {
+                const uint2 h = *(const uint2 *) (tile + i*length + GGMLQ_PLANE*later + 4*t);
+                four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
+                four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
+                four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
+                four.w = ggmlq_sub(four.w, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.y >> 16))));
+            }
+            *values = four;
+        }
+        ggmlq_copies_done();
+        __syncthreads();
+        if (buffers == 1) {
+            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, thread, threads);
+            ggmlq_copies_done();
+            __syncthreads();
+        }
+    }
+}
+
+/* --- entry points ----------------------------------------------------------------------------------------------- */
+
+int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                                          int index_bytes, const struct ggmlq_cuda_view * feedback) {
+    int error = ggmlq_check_rows_and_values(rows, values, true);
+    error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, false);
+    if (error) {
+        return error;
+    }
+    if (values->type != GGMLQ_CUDA_F32 || feedback->type != GGMLQ_CUDA_F16) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    const int64_t length = feedback->ne[0], heads = feedback->ne[2];
+    error = ggmlq_check_view(feedback, ggmlq_type_info_get(rows->type)->block_length);
+    if (error) {
+        return error;
+    }
+    if (length < 1 || length > MAX_LENGTH || heads < 1 || heads > 65535 || feedback->ne[1] != length || feedback->ne[3] != 1 || feedback->nb[1] % 16 != 0 || feedback->nb[2] % 16 != 0 ||
+        rows->ne[0] != length*heads || rows->ne[2] != 1 || rows->ne[3] != 1 || values->ne[1] > INT32_MAX/heads || values->nb[1] % 4 != 0) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    return GGMLQ_OK;
+}
+
+template <int type> static int launch(const struct keys & k, void * stream) {
+    if ((int64_t) k.tokens*k.heads <= FEW_KEYS) {
+        const dim3 grid(k.tokens*k.heads);
+        if (!ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k)) {
+            round_key<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k);
+        }
+    } else {
+        const int  threads = k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
+        const dim3 grid((k.tokens + threads/8 - 1)/(threads/8), k.heads);
+        if (!ggmlq_launch_early<round_keys<type>>(grid, threads, (cudaStream_t) stream, k)) {
+            round_keys<type><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
+        }
+    }
+    return ggmlq_cuda_launched();
+}
+
+int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                                    int index_bytes, const struct ggmlq_cuda_view * feedback, void * stream) {
+    const int error = ggmlq_cuda_set_rows_for_queries_check(rows, values, indices, index_bytes, feedback);
+    if (error || values->ne[1] == 0) {
+        return error;
+    }
+    const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
+        values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], feedback->nb[2], rows->ne[1],
+        index_bytes, (int32_t) feedback->ne[0], (int32_t) feedback->ne[2], (int32_t) values->ne[1] };
+    return rows->type == GGMLQ_TYPE_TQ3_0 ? launch<GGMLQ_TYPE_TQ3_0>(k, stream) : launch<GGMLQ_TYPE_PLANAR3>(k, stream);
+}
