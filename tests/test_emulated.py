@@ -27,7 +27,7 @@ import build
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or build.compilers() is None, reason="the emulator needs Linux and a C++ compiler"
 )
-GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "attention", "selected", "indexer", "errors"]
+GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "center", "attention", "selected", "indexer", "errors"]
 
 
 def check(program, group, wave=32, order="forward", one_of=1):
