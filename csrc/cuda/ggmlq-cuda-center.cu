@@ -193,7 +193,13 @@ GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t unit) {
     const uint32_t at[2] = { apart ? 4*u : 8*u, apart ? (uint32_t) p.n_rot/2 + 4*u : 8*u + 4 };
     const uint8_t * q = (const uint8_t *) p.q.data + token*p.q.nb[2] + head*p.q.nb[1];
     const int64_t factors = (int64_t) head*p.q.ne[0], out = (int64_t) row*p.q.ne[0];
-    const struct quad x[2] = { load(q + 4*at[0]), load(q + 4*at[1]) };
+    struct quad x[2], same[2], turned[2], inverse[2]; /* all are loaded before the first is stored: for all that compilers know, that changes what is loaded */
+    for (int h = 0; h < 2; ++h) {
+        x[h]       = load(q + 4*at[h]);
+        same[h]    = load(p.mu_same + factors + at[h]);
+        turned[h]  = load(p.mu_turn + factors + at[h]);
+        inverse[h] = load(p.s_inv + factors + at[h]);
+    }
     struct quad t[2] = { x[0], x[1] };
     if (turns) {
         const float angle = p.turn*(float) p.positions[token], cosine = cosf(angle), sine = sinf(angle);
@@ -206,13 +212,13 @@ GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t unit) {
         }
     }
     for (int h = 0; h < 2; ++h) {
-        const struct quad same = mul(x[h], load(p.mu_same + factors + at[h])), turned = mul(t[h], load(p.mu_turn + factors + at[h]));
+        const struct quad a = mul(x[h], same[h]), b = mul(t[h], turned[h]);
         struct quad w;
         for (int i = 0; i < 4; ++i) {
-            w.v[i] = add(same.v[i], turned.v[i]);
+            w.v[i] = add(a.v[i], b.v[i]);
         }
         store(p.w + out + at[h], w);
-        store(p.q_out + out + at[h], mul(x[h], load(p.s_inv + factors + at[h])));
+        store(p.q_out + out + at[h], mul(x[h], inverse[h]));
     }
 }
 

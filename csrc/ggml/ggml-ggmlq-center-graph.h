@@ -27,15 +27,17 @@ static inline struct ggml_tensor * ggmlq_ggml_center_k(struct ggml_context * ctx
 }
 
 /* Queries after RoPE, F32 [head size, heads, tokens] -> divided by the scale, and *w, of which the first n_rot values of a head count. ones: I32 [tokens];
- * the rest: F32 [head size, heads].
+ * the rest: F32 [head size, heads]. k, v: the keys before RoPE and values that the nodes before this have read, or NULL.
  *
  * w of a pair is (q0 m0 + q1 m1, q1 m0 - q0 m1), and (q1, -q0) is q a quarter turn back, which a RoPE of one frequency gives. */
 static inline struct ggml_tensor * ggmlq_ggml_center_q(struct ggml_context * ctx, struct ggml_cgraph * gf, struct ggml_tensor * q, struct ggml_tensor * ones, int n_rot, bool neox,
-        struct ggml_tensor * mu_same, struct ggml_tensor * mu_turn, struct ggml_tensor * s_inv, struct ggml_tensor ** w) {
+        struct ggml_tensor * mu_same, struct ggml_tensor * mu_turn, struct ggml_tensor * s_inv, struct ggml_tensor * k, struct ggml_tensor * v, struct ggml_tensor ** w) {
     const float quarter = -1.57079632679f;
     struct ggml_tensor * turned = ggml_rope_ext(ctx, q, ones, NULL, n_rot, neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL, 0, 1.0f, quarter, 0.0f, 1.0f, 0.0f, 0.0f);
     *w = ggml_add(ctx, ggml_mul(ctx, q, mu_same), ggml_mul(ctx, turned, mu_turn));
     struct ggml_tensor * result = ggml_mul(ctx, q, s_inv);
+    result->src[2] = k; /* which MUL doesn't read: until here their memory isn't given to a result, so that one launch can read and write all */
+    result->src[3] = v;
     ggml_build_forward_expand(gf, *w);
     ggml_build_forward_expand(gf, result);
     return result;

@@ -521,7 +521,8 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     if (v) {
         ggml_build_forward_expand(gf, v);
     }
-    const ggml_tensor * rope_of_k = nullptr;
+    const ggml_tensor * rope_of_k = k;
+    ggml_tensor * k_before = k ? k->src[0] : nullptr, * v_before = v;
     if (k) {
         const auto flat = [&](ggml_tensor * rows) { return ggml_reshape_2d(ctx, rows, rows->ne[0], rows->ne[1]*rows->ne[2]); };
         if (std::find(written.begin(), written.end(), rope.c) == written.end()) {
@@ -530,9 +531,8 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
             ggml_tensor * row = ggml_reshape_2d(ctx, ggmlq_llama_rope_like(ctx, k, one), rope.n_rot, n_tokens);
             ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(rope.c), row, k_idxs));
         }
-        rope_of_k = k;
-        ggml_build_forward_expand(gf, k->src[0]);
-        k = ggmlq_ggml_center_k(ctx, gf, k->src[0], layer->s, layer->s_mu, layer->s_mu_2, flat(layer->part), k_idxs);
+        ggml_build_forward_expand(gf, k_before);
+        k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, flat(layer->part), k_idxs);
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {
@@ -540,7 +540,7 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         ggml_build_forward_expand(gf, v);
     }
     ggml_tensor * w;
-    q = ggmlq_ggml_center_q(ctx, gf, q, ones, rope.n_rot, rope.neox, layer->mu_same, layer->mu_turn, layer->s_inv, &w);
+    q = ggmlq_ggml_center_q(ctx, gf, q, ones, rope.n_rot, rope.neox, layer->mu_same, layer->mu_turn, layer->s_inv, k_before, v_before, &w);
     w = ggml_view_3d(ctx, w, rope.n_rot, w->ne[1], w->ne[2], w->nb[1], w->nb[2], 0);
     if (k) {
         k = ggmlq_llama_rope_like(ctx, rope_of_k, k);

@@ -251,7 +251,7 @@ static void check_centering(int difference, int64_t head, int64_t n_rot, bool ne
     if (difference != NO_VALUES) {
         ggml_build_forward_expand(graph, v_out = ggml_scale(ctx, v, 1.032f));
     }
-    q_out = ggmlq_ggml_center_q(ctx, graph, q, ones, (int) n_rot, neox, same, turn, s_inv, &w);
+    q_out = ggmlq_ggml_center_q(ctx, graph, q, ones, (int) n_rot, neox, same, turn, s_inv, k, v, &w);
     ggml_tensor * scaled = k_out ? k_out->src[0] : nullptr, * step = k_out ? k_out->src[1]->src[1]->src[0] : nullptr, * turned = w->src[1]->src[0], * beyond = nullptr;
     switch (difference) { /* the rest of what is different; the graph's nodes stay what they are */
         case IN_PLACE:              k_out->data = k->data; v_out->data = v->data; q_out->data = q->data; break;

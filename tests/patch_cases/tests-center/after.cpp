@@ -26,11 +26,12 @@ struct test_ggmlq_center : public test_case {
         ggml_tensor * rows  = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens);
         ggml_tensor * ones  = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, tokens);
         ggml_tensor * w;
+        ggml_tensor * k_before = k, * v_before = v;
         ggml_build_forward_expand(gf, k);
         k = ggmlq_ggml_center_k(ctx, gf, k, floats(heads_kv, 1), floats(heads_kv, 1), half, part, rows);
         v = ggml_scale(ctx, v, 1.032f);
         ggml_build_forward_expand(gf, v);
-        q = ggmlq_ggml_center_q(ctx, gf, q, ones, (int) n_rot, neox, floats(heads, 1), floats(heads, 1), floats(heads, 1), &w);
+        q = ggmlq_ggml_center_q(ctx, gf, q, ones, (int) n_rot, neox, floats(heads, 1), floats(heads, 1), floats(heads, 1), k_before, v_before, &w);
         ggml_tensor * stored = ggml_cast(ctx, part, GGML_TYPE_F32); // read after the rows are stored
         ggml_build_forward_expand(gf, stored);
         results = { k, v, w, q, stored };
@@ -52,7 +53,6 @@ struct test_ggmlq_center : public test_case {
 };
 
 // pyggmlq:end tests-center
-static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
-    std::vector<std::unique_ptr<test_case>> test_cases;
-    return test_cases;
-}
+struct test_rope : public test_case {
+    const int n_dims;
+};

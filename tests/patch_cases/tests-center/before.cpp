@@ -1,5 +1,4 @@
 struct test_case {};
-static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
-    std::vector<std::unique_ptr<test_case>> test_cases;
-    return test_cases;
-}
+struct test_rope : public test_case {
+    const int n_dims;
+};

@@ -1,5 +1,5 @@
 static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
-    std::vector<std::unique_ptr<test_case>> test_cases;
+    // rope tests
     // pyggmlq:begin tests-centers
     for (int64_t tokens : { 1, 2, 7, 48, 300 }) {
         for (bool wide : { false, true }) {
@@ -12,10 +12,6 @@ static std::vector<std::unique_ptr<test_case>> make_test_cases_eval() {
     }
 
     // pyggmlq:end tests-centers
-    std::default_random_engine rng(0);
-    return test_cases;
-}
-static std::vector<std::unique_ptr<test_case>> make_test_cases_perf() {
-    std::vector<std::unique_ptr<test_case>> test_cases;
-    return test_cases;
+    // in-place tests
+    test_cases.emplace_back(new test_rms_norm());
 }
