@@ -1337,6 +1337,19 @@ static void bench() {
     const int64_t n = 1024;
     device_bytes x(normals(SETS*TOKENS*n)), x16(SETS*TOKENS*n*2), copied(SETS*TOKENS*n*4);
     cuda(cudaMemset(x16.data(), 0x3a, x16.n));
+#ifndef GGMLQ_CHECK_METAL
+    for (int64_t tokens : { 1, 8, 64, 512 }) {
+        const centering_case c(128, 8, 32, tokens, 4, 1);
+        const struct ggmlq_cuda_centering p = c.arguments(128, true, -1.57079632679f);
+        const double us = time_calls(SETS, [&](int, cudaStream_t stream) {
+            if (ggmlq_cuda_center(&p, stream)) {
+                printf("center: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+                exit(1);
+            }
+        });
+        printf("center, %3lld tokens of 8 KV heads and 32 heads of 128 %9.2f us\n", (long long) tokens, us);
+    }
+#endif
     for (int type : CACHE_TYPES) {
         const int64_t bytes = row_bytes(type, n), n_rows = SETS*TOKENS;
         device_bytes rows(n_rows*bytes);
