@@ -83,7 +83,7 @@ ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "SET_ROWS_PAIR": 15, "GET_ROWS
 @pytest.mark.parametrize("each_programs, operation, cases, least", [
     *[(tree, operation, name, least) for tree, operations in ROWS_AND_PRODUCTS.items() for operation, least in operations.items() for name in OURS],
     *[(tree, "FLASH_ATTN_EXT", part, 100) for tree in ROWS_AND_PRODUCTS for part in ATTENTION],
-    *[("programs", *case) for case in OPERATIONS],
+    *[("programs", *case) for case in OPERATIONS], ("programs", "CENTER", "head=", 50),
 ], indirect=["each_programs"])  # fmt: skip
 def test_backend_ops(each_programs, operation, cases, least):
     """Every case of ours runs on the GPU and gives what the CPU gives."""
@@ -144,14 +144,17 @@ def test_several_gpus_give_what_one_gives(programs, text, request, model, k, v, 
     assert two == pytest.approx(one, rel=0.01 if mode == "layer" else 0.03)
 
 
+@pytest.mark.parametrize("center", ["off", "auto"])
 @pytest.mark.parametrize("name", OURS)
-def test_joined_launches_change_nothing(programs, text, tmp_path, name):  # noqa: F811
-    """Stores of K and V, for planar3 with llama.cpp's rotations before them, in one launch and in one each. Heads of 128, which no small model
-    has: noise answers alike only if all of it is alike."""
+def test_joined_launches_change_nothing(programs, text, tmp_path, name, center):  # noqa: F811
+    """Stores of K and V, for planar3 with llama.cpp's rotations before them, and what centers keys, in one launch and in one each. Heads of 128, which
+    no small model has: noise answers alike only if all of it is alike."""
     model = tmp_path / "random.gguf"
     run([sys.executable, Path(__file__).parents[1] / "tools" / "make_random_gguf.py", model, "--layers", "3", "--heads", "8", "--heads-kv", "2", "--ff", "1024"])
-    joined, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env=PLAIN)
-    apart, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env={"GGML_CUDA_DISABLE_FUSION": "1", **PLAIN})
+    env = {"GGMLQ_KV_CENTER": center}
+    joined, log = perplexity(programs, text, model, name, name, "--chunks", "4", env=env)
+    apart, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env={**env, "GGML_CUDA_DISABLE_FUSION": "1"})
+    assert ("keys are centered: 3 layers" in log) == (center == "auto")
     assert joined == pytest.approx(apart, rel=1e-3)
 
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Centered keys (docs/CENTERING.md) for attention kernels that know nothing of them, such as llama.cpp's f16 kernels: rows [k | part*c | 0] and
- * [q | w | 0], with c multiplied and w divided by a power of two, so that halves hold w as well. Conventions of ggmlq-cuda.h.
+ * Centered keys (docs/CENTERING.md): new tokens' keys, values and queries; and attention kernels that know nothing of centering, such as llama.cpp's f16
+ * kernels, with rows [k | part*c | 0] and [q | w | 0], c multiplied and w divided by a power of two, so that halves hold w as well. Conventions of ggmlq-cuda.h.
  */
 #ifndef GGMLQ_CUDA_CENTER_H
 #define GGMLQ_CUDA_CENTER_H
@@ -17,6 +17,39 @@ extern "C" {
  * isn't finite. */
 GGMLQ_CUDA_API int ggmlq_cuda_center_keys   (const struct ggmlq_cuda_view * keys,    int64_t at, const struct ggmlq_attend_params * p, void * stream);
 GGMLQ_CUDA_API int ggmlq_cuda_center_queries(const struct ggmlq_cuda_view * queries, int64_t at, const struct ggmlq_attend_params * p, void * stream);
+
+/* What centering does to new tokens, in one launch; `data` NULL: not that part. Values are floats, views [head size, heads, tokens] with a multiple of 4 of
+ * them in a head; k_out, v_out, q_out and w are contiguous, and so are the factors, of as many values as a token. All addresses and strides are multiples of
+ * 16 bytes. An output may be its input if that is contiguous; other memory of the call mustn't overlap what it writes.
+ *
+ *   k: before RoPE. x = s*k; part = <x, s_mu> > s_mu_2; k_out = x - part*s_mu; row indices[token] of `part`, halves [1, n_rows], becomes 1 or 0: nothing is
+ *      written for a row out of range.
+ *   v: any number of values, a multiple of 4. v_out = v*v_scale + v_bias.
+ *   q: after RoPE. w = q*mu_same + t*mu_turn, q_out = q*s_inv; t: q, the pairs of its first n_rot values (adjacent ones, or with `neox` half of n_rot apart)
+ *      turned by the angle positions[token]*turn. n_rot and head size are multiples of 8 then.
+ *
+ * Every operation is rounded as in a kernel of its own, but that the dot product has an order of summation of its own, always the same. */
+struct ggmlq_cuda_centering {
+    struct ggmlq_cuda_view k, part, indices;
+    int           index_bytes; /* 4 or 8 */
+    const float * s, * s_mu, * s_mu_2;
+    float       * k_out;
+
+    const float * v;
+    float       * v_out;
+    int64_t       n_v;
+    float         v_scale, v_bias;
+
+    struct ggmlq_cuda_view q;
+    const float   * s_inv, * mu_same, * mu_turn;
+    const int32_t * positions;
+    float           turn;
+    int             n_rot, neox;
+    float         * q_out, * w;
+};
+
+GGMLQ_CUDA_API int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p);
+GGMLQ_CUDA_API int ggmlq_cuda_center      (const struct ggmlq_cuda_centering * p, void * stream);
 
 #ifdef __cplusplus
 }

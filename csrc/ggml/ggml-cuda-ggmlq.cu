@@ -210,9 +210,201 @@ static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
     return m->store[0]->type == m->store[1]->type && m->store[0]->src[1]->type == m->store[1]->src[1]->type && independent(m->store[0], m->store[1]);
 }
 
+#if __has_include("fwht.cuh")
+
+/* Centered keys, values and queries of new tokens: the nodes of ggml-ggmlq-center-graph.h, with the scale of V between them. */
+struct new_tokens {
+    ggmlq_cuda_centering p;
+    const ggml_tensor * in[11], * out[5], * replaced[5]; /* which input an output may replace */
+    int n_in, n_out;
+};
+
+static void writes(new_tokens * m, const ggml_tensor * out, const ggml_tensor * replaced) {
+    m->out[m->n_out]        = out;
+    m->replaced[m->n_out++] = replaced;
+}
+
+/* Nodes of these operations, nothing but views between them. */
+static bool in_sequence(const ggml_cgraph * graph, int i, int n, const ggml_op * ops, int * found) {
+    for (int k = 0; k < n; ++k, i = next_computed(graph, i)) {
+        if (i >= graph->n_nodes || graph->nodes[i]->op != ops[k] || (graph->nodes[i]->type != GGML_TYPE_F32 && ops[k] != GGML_OP_SET_ROWS)) {
+            return false;
+        }
+        found[k] = i;
+    }
+    return true;
+}
+
+/* Whether nobody needs what the nodes from `first` to `last` give but they themselves, `a` and `b` excepted, and all are to be computed. */
+static bool only_inside(const ggml_cgraph * graph, int first, int last, const ggml_tensor * a, const ggml_tensor * b) {
+    for (int i = first; i <= last; ++i) {
+        const ggml_tensor * node = graph->nodes[i];
+        if (!ggmlq_ggml_cuda_is_view(node) && node->flags != graph->nodes[first]->flags) {
+            return false;
+        }
+        if (node == a || node == b) {
+            continue;
+        }
+        int uses = 0;
+        for (int k = i + 1; k <= last; ++k) {
+            for (const ggml_tensor * source : graph->nodes[k]->src) {
+                uses += source == node;
+            }
+        }
+        if (uses != ggml_node_get_use_count(graph, i) || (node->flags & GGML_TENSOR_FLAG_OUTPUT)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool has_shape(const ggml_tensor * t, int64_t n0, int64_t n1, int64_t n2) { return t->ne[0] == n0 && t->ne[1] == n1 && t->ne[2] == n2 && t->ne[3] == 1; }
+
+static bool are_floats(const ggml_tensor * t, int64_t n0, int64_t n1, int64_t n2) { return t->type == GGML_TYPE_F32 && has_shape(t, n0, n1, n2) && ggml_is_contiguous(t); }
+
+/* All that `node` gives, in another shape. */
+static bool is_all_of(const ggml_tensor * values, const ggml_tensor * node, int64_t n0, int64_t n1, int64_t n2) {
+    return values->view_src == node && values->data == node->data && ggml_is_contiguous(node) && are_floats(values, n0, n1, n2);
+}
+
+/* The last node, or -1. */
+static int match_keys(const ggml_cgraph * graph, int i, new_tokens * m) {
+    static const ggml_op ops[] = { GGML_OP_MUL, GGML_OP_MUL_MAT, GGML_OP_SUB, GGML_OP_UNARY, GGML_OP_SET_ROWS, GGML_OP_REPEAT, GGML_OP_MUL, GGML_OP_SUB };
+    int at[8];
+    if (!in_sequence(graph, i, 8, ops, at)) {
+        return -1;
+    }
+    const ggml_tensor * scaled = graph->nodes[at[0]], * along = graph->nodes[at[1]], * excess = graph->nodes[at[2]], * part = graph->nodes[at[3]],
+        * store = graph->nodes[at[4]], * mean = graph->nodes[at[5]], * off = graph->nodes[at[6]], * result = graph->nodes[at[7]];
+    const ggml_tensor * k = scaled->src[0], * s = scaled->src[1], * s_mu = mean->src[0], * s_mu_2 = excess->src[1];
+    const int64_t n0 = k->ne[0], n1 = k->ne[1], tokens = k->ne[2];
+    const bool same = k->type == GGML_TYPE_F32 && k->ne[3] == 1 && are_floats(s, n0, n1, 1) && are_floats(s_mu, n0, n1, 1) && are_floats(s_mu_2, 1, 1, 1) &&
+        are_floats(along->src[0], n0*n1, 1, 1) && along->src[0]->data == s_mu->data && is_all_of(along->src[1], scaled, n0*n1, tokens, 1) &&
+        excess->src[0] == along && part->src[0] == excess && ggml_get_unary_op(part) == GGML_UNARY_OP_STEP &&
+        store->src[0] == part && store->type == GGML_TYPE_F16 && has_shape(store, 1, store->ne[1], 1) && has_shape(store->src[1], tokens, 1, 1) &&
+        has_shape(mean, n0, n1, tokens) && off->src[0] == mean && is_all_of(off->src[1], part, 1, 1, tokens) &&
+        result->src[0] == scaled && result->src[1] == off && are_floats(result, n0, n1, tokens) && only_inside(graph, i, at[7], store, result);
+    if (!same) {
+        return -1;
+    }
+    m->p.k           = view_of(k);
+    m->p.part        = view_of(store);
+    m->p.indices     = view_of(store->src[1]);
+    m->p.index_bytes = index_bytes(store->src[1]);
+    m->p.s           = (const float *) s->data;
+    m->p.s_mu        = (const float *) s_mu->data;
+    m->p.s_mu_2      = (const float *) s_mu_2->data;
+    m->p.k_out       = (float *) result->data;
+    for (const ggml_tensor * in : { k, s, s_mu, s_mu_2, (const ggml_tensor *) store->src[1] }) {
+        m->in[m->n_in++] = in;
+    }
+    writes(m, store, nullptr);
+    writes(m, result, k);
+    return at[7];
+}
+
+static int match_values(const ggml_cgraph * graph, int i, new_tokens * m) {
+    const ggml_tensor * node = i < graph->n_nodes ? graph->nodes[i] : nullptr;
+    if (!node || node->op != GGML_OP_SCALE || node->type != GGML_TYPE_F32 || node->src[0]->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) || !ggml_is_contiguous(node->src[0])) {
+        return -1;
+    }
+    m->p.v       = (const float *) node->src[0]->data;
+    m->p.v_out   = (float *) node->data;
+    m->p.n_v     = ggml_nelements(node);
+    m->p.v_scale = ggml_get_op_params_f32(node, 0);
+    m->p.v_bias  = ggml_get_op_params_f32(node, 1);
+    m->in[m->n_in++] = node->src[0];
+    writes(m, node, node->src[0]);
+    return i;
+}
+
+static int match_queries(const ggml_cgraph * graph, int i, new_tokens * m) {
+    static const ggml_op ops[] = { GGML_OP_MUL, GGML_OP_ROPE, GGML_OP_MUL, GGML_OP_ADD, GGML_OP_MUL };
+    int at[5];
+    if (!in_sequence(graph, i, 5, ops, at)) {
+        return -1;
+    }
+    const ggml_tensor * same = graph->nodes[at[0]], * turned = graph->nodes[at[1]], * turn = graph->nodes[at[2]], * w = graph->nodes[at[3]], * result = graph->nodes[at[4]];
+    const ggml_tensor * q = same->src[0], * positions = turned->src[1];
+    const int64_t n0 = q->ne[0], n1 = q->ne[1], tokens = q->ne[2];
+    /* As ggml_rope_ext keeps its arguments. One frequency only, and nothing else. */
+    const int n_rot = ggml_get_op_params_i32(turned, 1), mode = ggml_get_op_params_i32(turned, 2), first = ggml_get_op_params_i32(turned, 15);
+    const bool one_angle = (mode == GGML_ROPE_TYPE_NORMAL || mode == GGML_ROPE_TYPE_NEOX) && first == 0 && !turned->src[2] &&
+        ggml_get_op_params_f32(turned, 5) == 1.0f && ggml_get_op_params_f32(turned, 7) == 0.0f && ggml_get_op_params_f32(turned, 8) == 1.0f;
+    const bool right = one_angle && q->type == GGML_TYPE_F32 && q->ne[3] == 1 && turned->src[0] == q && result->src[0] == q && turn->src[0] == turned &&
+        w->src[0] == same && w->src[1] == turn && positions->type == GGML_TYPE_I32 && has_shape(positions, tokens, 1, 1) && ggml_is_contiguous(positions) &&
+        are_floats(same->src[1], n0, n1, 1) && are_floats(turn->src[1], n0, n1, 1) && are_floats(result->src[1], n0, n1, 1) &&
+        are_floats(w, n0, n1, tokens) && are_floats(result, n0, n1, tokens) && only_inside(graph, i, at[4], w, result);
+    if (!right) {
+        return -1;
+    }
+    m->p.q         = view_of(q);
+    m->p.mu_same   = (const float *) same->src[1]->data;
+    m->p.mu_turn   = (const float *) turn->src[1]->data;
+    m->p.s_inv     = (const float *) result->src[1]->data;
+    m->p.positions = (const int32_t *) positions->data;
+    m->p.turn      = ggml_get_op_params_f32(turned, 6);
+    m->p.n_rot     = n_rot;
+    m->p.neox      = mode == GGML_ROPE_TYPE_NEOX;
+    m->p.q_out     = (float *) result->data;
+    m->p.w         = (float *) w->data;
+    for (const ggml_tensor * in : { q, positions, (const ggml_tensor *) same->src[1], (const ggml_tensor *) turn->src[1], (const ggml_tensor *) result->src[1] }) {
+        m->in[m->n_in++] = in;
+    }
+    writes(m, w, q);
+    writes(m, result, q);
+    return at[4];
+}
+
+/* Memory is given anew as soon as a node that has read it is done: what is written at the time at which others still read must lie elsewhere. */
+static bool are_apart(const new_tokens & m) {
+    for (int o = 0; o < m.n_out; ++o) {
+        for (int k = 0; k < m.n_in; ++k) {
+            const bool in_place = m.in[k] == m.replaced[o] && m.in[k]->data == m.out[o]->data && ggml_is_contiguous(m.in[k]);
+            if (!in_place && share_memory(m.out[o], m.in[k])) {
+                return false;
+            }
+        }
+        for (int k = 0; k < o; ++k) {
+            if (share_memory(m.out[o], m.out[k])) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static int fuse_centering(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
+    new_tokens all = {};
+    int last = i - 1, next = i;
+    for (const auto & match : { match_keys, match_values, match_queries }) { /* each as far as it goes with those before */
+        new_tokens more = all;
+        const int end = match(graph, next, &more);
+        if (end >= 0 && graph->nodes[end]->flags == graph->nodes[i]->flags && are_apart(more) && ggmlq_cuda_center_check(&more.p) == GGMLQ_OK) {
+            all  = more;
+            last = end;
+            next = next_computed(graph, end);
+        }
+    }
+    if (!all.p.k.data && !all.p.q.data) { /* any model may scale something */
+        return 0;
+    }
+    require_ok(ggmlq_cuda_center(&all.p, ctx.stream()), __func__);
+    return last - i;
+}
+
+#else
+
+static int fuse_centering(ggml_backend_cuda_context &, const ggml_cgraph *, int) { return 0; }
+
+#endif
+
 int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
     layer_stores m;
     const ggml_tensor * node = graph->nodes[i];
+    if (node->op == GGML_OP_MUL || node->op == GGML_OP_SCALE) {
+        return fuse_centering(ctx, graph, i);
+    }
     if ((node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_MUL_MAT) || !match_stores(graph, i, &m)) {
         return 0;
     }

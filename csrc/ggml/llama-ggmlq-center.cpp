@@ -2,6 +2,7 @@
 #include "llama-ggmlq-center.h"
 
 #include "ggml-ggmlq-center.h"
+#include "ggml-ggmlq-center-graph.h"
 #include "llama-batch.h"
 #include "llama-ggmlq-center-file.h"
 #include "llama-ggmlq-center-state.h"
@@ -627,6 +628,13 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         input->centers.push_back(center);
     }
 
+    // What a GPU fuses stands side by side, so what it needs comes before (ggml-ggmlq-center-graph.h).
+    ggml_build_forward_expand(gf, q);
+    if (v) {
+        ggml_build_forward_expand(gf, v);
+    }
+    const ggml_tensor * rope_of_k = k;
+    ggml_tensor * k_before = k ? k->src[0] : nullptr, * v_before = v;
     if (k) {
         const auto flat = [&](ggml_tensor * rows) { return ggml_reshape_2d(ctx, rows, rows->ne[0], rows->ne[1]*rows->ne[2]); };
         if (std::find(written.begin(), written.end(), rope.c) == written.end()) {
@@ -635,30 +643,20 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
             ggml_tensor * row = ggml_reshape_2d(ctx, ggmlq_llama_rope_like(ctx, k, one), rope.n_rot, n_tokens);
             ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(rope.c), row, k_idxs));
         }
-        // S kappa is shorter without S mu if <S kappa, S mu> > |S mu|^2/2. R and S commute, so the mean comes off before RoPE.
-        const int64_t n_values = layer->head_size*layer->n_head_kv;
-        ggml_tensor * scaled = ggml_mul(ctx, k->src[0], layer->s);
-        ggml_tensor * along  = ggml_mul_mat(ctx, ggml_reshape_2d(ctx, layer->s_mu, n_values, 1), ggml_reshape_2d(ctx, scaled, n_values, n_tokens));
-        ggml_tensor * part   = ggml_step(ctx, ggml_sub(ctx, along, layer->s_mu_2));
-        ggml_tensor * mean   = ggml_repeat_4d(ctx, layer->s_mu, layer->head_size, layer->n_head_kv, n_tokens, 1);
-        ggml_prec_set_acc(along, GGML_PREC_F32);
-        ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(layer->part), part, k_idxs));
-        k = ggmlq_llama_rope_like(ctx, k, ggml_sub(ctx, scaled, ggml_mul(ctx, mean, ggml_reshape_3d(ctx, part, 1, 1, n_tokens))));
+        ggml_build_forward_expand(gf, k_before);
+        k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, flat(layer->part), k_idxs);
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {
         v = ggml_scale(ctx, v, gain);
+        ggml_build_forward_expand(gf, v);
     }
-
-    // w of a pair is (q0 m0 + q1 m1, q1 m0 - q0 m1), and (q1, -q0) is q a quarter turn back, which a RoPE of one frequency gives
-    const float quarter = -1.57079632679f;
-    ggml_tensor * turned = ggml_rope_ext(ctx, q, ones, nullptr, rope.n_rot, rope.neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL,
-        0, 1.0f, quarter, 0.0f, 1.0f, 0.0f, 0.0f);
-    ggml_tensor * w = ggml_add(ctx, ggml_mul(ctx, q, layer->mu_same), ggml_mul(ctx, turned, layer->mu_turn));
+    ggml_tensor * w;
+    q = ggmlq_ggml_center_q(ctx, gf, q, ones, rope.n_rot, rope.neox, layer->mu_same, layer->mu_turn, layer->s_inv, k_before, v_before, &w);
     w = ggml_view_3d(ctx, w, rope.n_rot, w->ne[1], w->ne[2], w->nb[1], w->nb[2], 0);
-    ggml_build_forward_expand(gf, w);
-    q = ggml_mul(ctx, q, layer->s_inv);
-
+    if (k) {
+        k = ggmlq_llama_rope_like(ctx, rope_of_k, k);
+    }
     terms.push_back({ k_cache, rope.c, layer->part, w });
 }
 

@@ -1019,6 +1019,137 @@ static void check_widened(int64_t length, int64_t at, int64_t term, bool with_pa
 }
 #endif
 
+#ifndef GGMLQ_CHECK_METAL
+/* What belongs to ggmlq_cuda_center's call for `tokens` tokens of heads side by side, `gap` floats apart; in place where gap is 0. */
+struct centering_case {
+    int64_t head, heads_kv, heads, tokens, gap, n_v, n_rows;
+    std::vector<float>   k, v, q, s, s_mu, s_inv, mu_same, mu_turn, s_mu_2;
+    std::vector<int64_t> index;
+    std::vector<int32_t> positions;
+    device_bytes dk, dv, dq, ds, ds_mu, ds_inv, dmu_same, dmu_turn, ds_mu_2, d_index, d_positions, d_part, dk_out, dv_out, dq_out, dw;
+
+    static std::vector<int64_t> some_rows(int64_t tokens, int64_t n_rows) {
+        std::vector<int64_t> rows(tokens);
+        for (int64_t t = 0; t < tokens; ++t) {
+            rows[t] = t % 5 == 3 ? (t % 2 ? -1 : n_rows) : (t*7 + 2) % n_rows; /* one in five is out of range */
+        }
+        return rows;
+    }
+
+    centering_case(int64_t head, int64_t heads_kv, int64_t heads, int64_t tokens, int64_t gap, int32_t position) : head(head), heads_kv(heads_kv), heads(heads), tokens(tokens), gap(gap),
+        n_v(head*heads_kv*tokens), n_rows(7*tokens + 3), k(normals((head + gap)*heads_kv*tokens)), v(normals(n_v)), q(normals((head + gap)*heads*tokens)), s(normals(head*heads_kv)),
+        s_mu(normals(head*heads_kv)), s_inv(normals(head*heads)), mu_same(normals(head*heads)), mu_turn(normals(head*heads)), s_mu_2(1, 0.3f), index(some_rows(tokens, n_rows)),
+        positions(tokens, position), dk(k), dv(v), dq(q), ds(s), ds_mu(s_mu), ds_inv(s_inv), dmu_same(mu_same), dmu_turn(mu_turn), ds_mu_2(s_mu_2), d_index(index), d_positions(positions),
+        d_part(std::vector<uint16_t>(2*n_rows, 0x7e01)), dk_out(4*n_v), dv_out(4*n_v), dq_out(4*head*heads*tokens), dw(4*head*heads*tokens) {}
+
+    struct ggmlq_cuda_centering arguments(int n_rot, bool neox, float turn) const {
+        struct ggmlq_cuda_centering p = {};
+        const int64_t row = 4*(head + gap), ne_k[4] = { head, heads_kv, tokens, 1 }, nb_k[4] = { 4, row, row*heads_kv, row*heads_kv*tokens }, ne_q[4] = { head, heads, tokens, 1 },
+            nb_q[4] = { 4, row, row*heads, row*heads*tokens }, ne_p[4] = { 1, n_rows, 1, 1 }, nb_p[4] = { 2, 4, 4*n_rows, 4*n_rows }, ne_i[4] = { tokens, 1, 1, 1 }, nb_i[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+        p.k = view(dk.data(), GGMLQ_CUDA_F32, ne_k, nb_k);
+        p.q = view(dq.data(), GGMLQ_CUDA_F32, ne_q, nb_q);
+        p.part    = view(d_part.data(), GGMLQ_CUDA_F16, ne_p, nb_p);
+        p.indices = view(d_index.data(), 0, ne_i, nb_i);
+        p.index_bytes = 8;
+        p.s = (const float *) ds.data(); p.s_mu = (const float *) ds_mu.data(); p.s_mu_2 = (const float *) ds_mu_2.data();
+        p.v = (const float *) dv.data(); p.n_v = n_v; p.v_scale = 1.032f; p.v_bias = 0.25f;
+        p.s_inv = (const float *) ds_inv.data(); p.mu_same = (const float *) dmu_same.data(); p.mu_turn = (const float *) dmu_turn.data();
+        p.positions = (const int32_t *) d_positions.data(); p.turn = turn; p.n_rot = n_rot; p.neox = neox;
+        p.k_out = (float *) (gap ? dk_out : dk).data(); p.v_out = (float *) (gap ? dv_out : dv).data(); p.q_out = (float *) (gap ? dq_out : dq).data(); p.w = (float *) dw.data();
+        return p;
+    }
+};
+
+static int64_t uncentered_tokens;
+
+static void check_centering_case(int64_t head, int64_t heads_kv, int64_t heads, int64_t tokens, int64_t gap, int n_rot, bool neox, int32_t position, float turn) {
+    const centering_case c(head, heads_kv, heads, tokens, gap, position);
+    struct ggmlq_cuda_centering p = c.arguments(n_rot, neox, turn);
+    ok(ggmlq_cuda_center(&p, NULL));
+    const std::vector<float> k_out = (gap ? c.dk_out : c.dk).host<float>(), v_out = (gap ? c.dv_out : c.dv).host<float>(), q_out = (gap ? c.dq_out : c.dq).host<float>(), w = c.dw.host<float>();
+    const std::vector<uint16_t> part = c.d_part.host<uint16_t>();
+    std::vector<uint16_t> wanted_part(part.size(), 0x7e01);
+    const int64_t n = head*heads_kv;
+    for (int64_t t = 0; t < tokens; ++t) {
+        double along = 0, size = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            const double term = (double) c.s[j]*c.k[(t*heads_kv + j/head)*(head + gap) + j % head]*c.s_mu[j];
+            along += term;
+            size  += std::fabs(term);
+        }
+        const bool centered = along > c.s_mu_2[0];
+        uncentered_tokens += !centered;
+        if (std::fabs(along - c.s_mu_2[0]) < (double) n*U*size) {
+            continue; /* either is right */
+        }
+        if (c.index[t] >= 0 && c.index[t] < c.n_rows) {
+            wanted_part[2*c.index[t]] = centered ? 0x3c00 : 0;
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            const float x = c.s[j]*c.k[(t*heads_kv + j/head)*(head + gap) + j % head], wanted = x - c.s_mu[j]*(centered ? 1.0f : 0.0f);
+            require(k_out[t*n + j] == wanted, "k of token %lld, value %lld: %g, wanted %g", (long long) t, (long long) j, k_out[t*n + j], wanted);
+        }
+        for (int64_t i = 0; i < head*heads; ++i) {
+            const int64_t h = i/head, j = i % head, at = (t*heads + h)*(head + gap), half = n_rot/2, partner = j >= n_rot ? j : !neox ? (j ^ 1) : j < half ? j + half : j - half;
+            const double x = c.q[at + j], y = c.q[at + partner], angle = (double) (turn*(float) position);
+            const double turned = j >= n_rot ? x : x*std::cos(angle) + (j < partner ? -y : y)*std::sin(angle), wanted = x*c.mu_same[i] + turned*c.mu_turn[i];
+            const double bound = 4*U*(std::fabs(x*c.mu_same[i]) + (std::fabs(x) + std::fabs(y))*std::fabs(c.mu_turn[i])) + 1e-6*(std::fabs(x) + std::fabs(y))*std::fabs(c.mu_turn[i]);
+            require(std::fabs(w[t*head*heads + i] - wanted) <= bound, "w of token %lld, value %lld: %g, wanted %g", (long long) t, (long long) i, w[t*head*heads + i], wanted);
+            require(q_out[t*head*heads + i] == (float) x*c.s_inv[i], "q of token %lld, value %lld", (long long) t, (long long) i);
+        }
+    }
+    for (size_t i = 0; i < part.size(); ++i) { /* the second of each pair is the gap between rows */
+        require(part[i] == wanted_part[i] || (i % 2 == 0 && wanted_part[i] == 0x7e01 && part[i] != 0x7e01 && std::find(c.index.begin(), c.index.end(), (int64_t) i/2) != c.index.end()),
+                "part of row %lld: %04x, wanted %04x", (long long) i/2, part[i], wanted_part[i]);
+    }
+    for (int64_t i = 0; i < c.n_v; ++i) {
+        require(v_out[i] == std::fmaf(1.032f, c.v[i], 0.25f), "v, value %lld: %g", (long long) i, v_out[i]);
+    }
+}
+
+static std::string check_centering() {
+    uncentered_tokens = 0;
+    const float quarter = -1.57079632679f;
+    for (int64_t gap : { 0, 4 }) for (int64_t tokens : { 1, 3, 8, quick ? 20 : 512 }) {
+        check_centering_case(128, 8, 32, tokens, gap, 128, true,  1, quarter);
+        check_centering_case( 64, 3,  9, tokens, gap,  64, false, 1, quarter);
+        check_centering_case( 64, 1,  1, tokens, gap,  32, true,  3, 0.4f);
+        check_centering_case(256, 1,  4, tokens, gap, 128, false, 1, quarter);
+        check_centering_case(  8, 3,  6, tokens, gap,   8, true,  1, quarter);
+    }
+    require(uncentered_tokens > 20, "only %lld keys stay uncentered", (long long) uncentered_tokens);
+
+    const centering_case c(64, 2, 4, 3, 0, 1); /* parts alone, and what is refused */
+    for (int part = 0; part < 3; ++part) {
+        struct ggmlq_cuda_centering p = c.arguments(64, true, quarter);
+        p.k.data = part == 0 ? p.k.data : NULL;
+        p.v      = part == 1 ? p.v : NULL;
+        p.q.data = part == 2 ? p.q.data : NULL;
+        const std::vector<float> before[3] = { c.dk.host<float>(), c.dv.host<float>(), c.dq.host<float>() };
+        ok(ggmlq_cuda_center(&p, NULL));
+        const std::vector<float> after[3] = { c.dk.host<float>(), c.dv.host<float>(), c.dq.host<float>() };
+        for (int i = 0; i < 3; ++i) {
+            require((before[i] != after[i]) == (i == part), "part %d: input %d %s", part, i, i == part ? "is as it was" : "was written");
+        }
+    }
+    const auto refused = [&](int wanted, const char * what, const std::function<void(struct ggmlq_cuda_centering &)> & spoil) {
+        struct ggmlq_cuda_centering p = c.arguments(64, true, quarter);
+        spoil(p);
+        require(ggmlq_cuda_center_check(&p) == wanted && ggmlq_cuda_center(&p, NULL) == wanted, "%s was taken", what);
+    };
+    refused(GGMLQ_ERROR_TYPE,   "keys in halves",           [](auto & p) { p.k.type = GGMLQ_CUDA_F16; });
+    refused(GGMLQ_ERROR_TYPE,   "floats as part",           [](auto & p) { p.part.type = GGMLQ_CUDA_F32; });
+    refused(GGMLQ_ERROR_TYPE,   "indices of 2 bytes",       [](auto & p) { p.index_bytes = 2; });
+    refused(GGMLQ_ERROR_SHAPE,  "an index too few",         [](auto & p) { p.indices.ne[0] = 2; });
+    refused(GGMLQ_ERROR_SHAPE,  "keys at an odd address",   [](auto & p) { p.k.data = (char *) p.k.data + 4; });
+    refused(GGMLQ_ERROR_LENGTH, "a query head of 60",       [](auto & p) { p.q.ne[0] = 60; });
+    refused(GGMLQ_ERROR_SHAPE,  "12 values that are turned", [](auto & p) { p.n_rot = 12; });
+    refused(GGMLQ_ERROR_SHAPE,  "72 of 64 values turned",   [](auto & p) { p.n_rot = 72; });
+    refused(GGMLQ_ERROR_SHAPE,  "6 values",                 [](auto & p) { p.n_v = 6; });
+    return "";
+}
+#endif
+
 static std::string check_attention() {
     static const int types[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3, GGMLQ_TYPE_F16, GGMLQ_TYPE_F32, GGMLQ_TYPE_Q8_0, GGMLQ_TYPE_Q4_0 };
     const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGMLQ_TYPE_F16;
@@ -1297,6 +1428,19 @@ static void bench() {
     const int64_t n = 1024;
     device_bytes x(normals(SETS*TOKENS*n)), x16(SETS*TOKENS*n*2), copied(SETS*TOKENS*n*4);
     cuda(cudaMemset(x16.data(), 0x3a, x16.n));
+#ifndef GGMLQ_CHECK_METAL
+    for (int64_t tokens : { 1, 8, 64, 512 }) {
+        const centering_case c(128, 8, 32, tokens, 4, 1);
+        const struct ggmlq_cuda_centering p = c.arguments(128, true, -1.57079632679f);
+        const double us = time_calls(SETS, [&](int, cudaStream_t stream) {
+            if (ggmlq_cuda_center(&p, stream)) {
+                printf("center: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+                exit(1);
+            }
+        });
+        printf("center, %3lld tokens of 8 KV heads and 32 heads of 128 %9.2f us\n", (long long) tokens, us);
+    }
+#endif
     for (int type : CACHE_TYPES) {
         const int64_t bytes = row_bytes(type, n), n_rows = SETS*TOKENS;
         device_bytes rows(n_rows*bytes);
@@ -1600,6 +1744,9 @@ int main(int argc, char ** argv) {
     group("get_rows",  check_get_rows);
     group("copy",      check_copy);
     group("mul_mat",   check_mul_mat);
+#ifndef GGMLQ_CHECK_METAL
+    group("center",    check_centering);
+#endif
     group("attention", check_attention);
     group("selected",  check_selected);
     group("indexer",   check_indexer);

@@ -109,7 +109,7 @@ def build_adapter(folder, tree, others, again=False):
     folder.mkdir(parents=True, exist_ok=True)
     source, here = tree / "ggml" / "src", HERE / "ggml-cuda"
     common = ["-O1", "-g0", "-w", "-ffunction-sections", "-fdata-sections",
-              *(f"-I{path}" for path in (folder, here, source / "ggml-cuda", source, tree / "ggml" / "include", ROOT / "csrc"))]  # fmt: skip
+              *(f"-I{path}" for path in (folder, here, source / "ggml-cuda", source, tree / "ggml" / "include", ROOT / "csrc", ROOT / "csrc" / "ggml"))]  # fmt: skip
     (folder / "ggml-version.h").write_text('#define GGML_VERSION "0"\n#define GGML_COMMIT "0"\n', encoding="utf-8")  # CMake makes it
     shutil.copy(source / "ggml-cuda" / "ggml-cuda-ggmlq.cu", folder / "adapter.cpp")  # beside it lie upstream's headers, which come first
     units = {

@@ -2,9 +2,11 @@
  *
  * Attention of a patched tree's ggml-cuda-ggmlq.cu, and the store of rounded keys, with our kernels emulated. What it calls of upstream is no kernel here but what it promises: attention with
  * rows of halves, of the head sizes that upstream has, computed from the tensors that it is given. Compared with our plain kernel, called without the adapter.
+ * And the nodes that center new tokens, which it fuses, against the same nodes one by one.
  */
 #include "ggml-cuda-ggmlq.cuh"
 #include "ggml-ggmlq-attend.h"
+#include "ggml-ggmlq-center-graph.h"
 #include "ggmlq-cuda.h"
 #include "ggmlq-block.h"
 
@@ -261,7 +263,146 @@ static void check_turned_stores() {
     ggml_free(ctx);
 }
 
+/* --- centered tokens ------------------------------------------------------------------------------------------------ */
+
+/* One node, as ggml defines it; of these operations no more than the graphs below have. */
+static void compute(ggml_tensor * t) {
+    const ggml_tensor * a = t->src[0], * b = t->src[1];
+    const auto at = [](const ggml_tensor * x, int64_t i0, int64_t i1, int64_t i2) { return *(const float *) element(x, i0 % x->ne[0], i1 % x->ne[1], i2 % x->ne[2], 0); };
+    std::vector<float> result;
+    for (int64_t i2 = 0; i2 < t->ne[2] && t->op != GGML_OP_SET_ROWS; ++i2) for (int64_t i1 = 0; i1 < t->ne[1]; ++i1) for (int64_t i0 = 0; i0 < t->ne[0]; ++i0) {
+        float y = 0;
+        switch (t->op) {
+            case GGML_OP_MUL:    y = at(a, i0, i1, i2)*at(b, i0, i1, i2); break;
+            case GGML_OP_ADD:    y = at(a, i0, i1, i2) + at(b, i0, i1, i2); break;
+            case GGML_OP_SUB:    y = at(a, i0, i1, i2) - at(b, i0, i1, i2); break;
+            case GGML_OP_REPEAT: y = at(a, i0, i1, i2); break;
+            case GGML_OP_UNARY:  y = ggml_get_unary_op(t) == GGML_UNARY_OP_STEP ? at(a, i0, i1, i2) > 0 : std::fabs(at(a, i0, i1, i2)); break;
+            case GGML_OP_SCALE:  y = std::fmaf(ggml_get_op_params_f32(t, 0), at(a, i0, i1, i2), ggml_get_op_params_f32(t, 1)); break;
+            case GGML_OP_MUL_MAT: {
+                double sum = 0;
+                for (int64_t j = 0; j < a->ne[0]; ++j) sum += (double) at(a, j, i0, i2)*at(b, j, i1, i2);
+                y = (float) sum;
+            } break;
+            case GGML_OP_ROPE: {
+                const int n = ggml_get_op_params_i32(t, 1), half = n/2;
+                const bool neox = ggml_get_op_params_i32(t, 2) == GGML_ROPE_TYPE_NEOX;
+                const int64_t j = i0 >= n ? i0 : !neox ? (i0 ^ 1) : i0 < half ? i0 + half : i0 - half, pair = neox ? i0 % half : i0/2;
+                const float angle = ggml_get_op_params_f32(t, 6)*(float) ((const int32_t *) b->data)[i2]*std::pow(ggml_get_op_params_f32(t, 5), -2.0f*(float) pair/(float) n);
+                const float x = at(a, i0, i1, i2), z = at(a, j, i1, i2), c = std::cos(angle), s = std::sin(angle);
+                y = i0 >= n ? x : i0 < j ? std::fmaf(x, c, -(z*s)) : std::fmaf(z, s, x*c);
+            } break;
+            default: require(false, "an operation that isn't known here");
+        }
+        result.push_back(y);
+    }
+    if (t->op == GGML_OP_SET_ROWS) {
+        for (int64_t i = 0; i < a->ne[1]; ++i) *(ggml_fp16_t *) element(t, 0, ((const int64_t *) b->data)[i], 0, 0) = ggml_fp32_to_fp16(at(a, 0, i, 0));
+    } else {
+        memcpy(t->data, result.data(), 4*result.size());
+    }
+}
+
+/* What is other than in a graph that libllama builds, and how many launches are joined then. */
+enum difference { NONE, NO_KEYS, NO_VALUES, KEYS_OF_A_WIDER_ROW, IN_PLACE, W_WHERE_K_WAS, K_ONE_TOKEN_ON, SCALED_READ_ELSEWHERE, PART_IS_AN_OUTPUT, W_VIEW_READ, FREQUENCIES, ONE_SCALE,
+    NOT_A_STEP, OTHER_MEAN, TWO_QUERIES, A_NODE_BETWEEN, DIFFERENCES };
+static const struct { const char * name; int joined; } DIFFERENT[DIFFERENCES] = { { "nothing", 1 }, { "no keys", 1 }, { "values aren't scaled", 1 }, { "keys are part of wider rows", 1 },
+    { "results replace their sources", 1 }, { "w lies where keys were", 2 }, { "keys move by one token", 1 }, { "scaled keys are read elsewhere", 1 }, { "part is an output", 1 },
+    { "a view of an inner node is read elsewhere", 0 }, { "several frequencies", 1 }, { "one scale for all heads", 1 }, { "not a step", 1 }, { "another mean is taken off", 1 },
+    { "two kinds of queries", 1 }, { "a node between", 2 } };
+
+static void check_centering(int difference, int64_t head, int64_t n_rot, bool neox, int64_t heads_kv, int64_t heads, int64_t tokens) {
+    current = std::string("centering, ") + DIFFERENT[difference].name;
+    ggml_init_params params = { 64u << 20, nullptr, false };
+    ggml_context * ctx = ggml_init(params);
+    const auto floats = [&](int64_t n0, int64_t n1, int64_t n2) { return make(ctx, GGML_TYPE_F32, n0, n1, n2, 1, false); };
+    ggml_tensor * wide = floats(head, heads_kv + 2, tokens), * v = floats(head, heads_kv, tokens), * q = floats(head, heads, tokens);
+    const size_t row = head*sizeof(float);
+    ggml_tensor * k = difference == KEYS_OF_A_WIDER_ROW ? ggml_view_3d(ctx, wide, head, heads_kv, tokens, wide->nb[1], wide->nb[2], wide->nb[1]) :
+        ggml_view_3d(ctx, wide, head, heads_kv, tokens, row, heads_kv*row, 0);
+    ggml_tensor * s = floats(head, difference == ONE_SCALE ? 1 : heads_kv, 1), * s_mu = floats(head, heads_kv, 1), * s_mu_2 = floats(1, 1, 1);
+    ggml_tensor * same = floats(head, heads, 1), * turn = floats(head, heads, 1), * s_inv = floats(head, heads, 1);
+    ggml_tensor * part = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, 1, 3*tokens + 5), * idxs = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens), * ones = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, tokens);
+    for (int64_t i = 0; i < tokens; ++i) {
+        ((int64_t *) idxs->data)[i] = (3*i + 2) % (3*tokens + 5);
+        ((int32_t *) ones->data)[i] = 1;
+    }
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_tensor * k_out = nullptr, * v_out = v, * q_out, * w;
+    for (ggml_tensor * t : { k, v, q }) { /* views of their own are in the graph before */
+        ggml_build_forward_expand(graph, t);
+    }
+    if (difference != NO_KEYS) {
+        k_out = ggmlq_ggml_center_k(ctx, graph, k, s, s_mu, s_mu_2, part, idxs);
+    }
+    if (difference == A_NODE_BETWEEN) {
+        ggml_build_forward_expand(graph, ggml_abs(ctx, v));
+    }
+    if (difference != NO_VALUES) {
+        ggml_build_forward_expand(graph, v_out = ggml_scale(ctx, v, 1.032f));
+    }
+    q_out = ggmlq_ggml_center_q(ctx, graph, q, ones, (int) n_rot, neox, same, turn, s_inv, k, v, &w);
+    ggml_tensor * scaled = k_out ? k_out->src[0] : nullptr, * step = k_out ? k_out->src[1]->src[1]->src[0] : nullptr, * turned = w->src[1]->src[0], * beyond = nullptr;
+    switch (difference) { /* the rest of what is different; the graph's nodes stay what they are */
+        case IN_PLACE:              k_out->data = k->data; v_out->data = v->data; q_out->data = q->data; break;
+        case W_WHERE_K_WAS:         w->data = k->data; break; /* as large, here */
+        case K_ONE_TOKEN_ON:        k_out->data = (char *) k->data + k->nb[2]; break; /* where `wide` goes on */
+        case SCALED_READ_ELSEWHERE: beyond = ggml_abs(ctx, scaled); break;
+        case PART_IS_AN_OUTPUT:     step->flags |= GGML_TENSOR_FLAG_OUTPUT; break;
+        case W_VIEW_READ:           beyond = ggml_add(ctx, ggml_abs(ctx, ggml_view_1d(ctx, turned, head, 0)), ggml_abs(ctx, ggml_view_1d(ctx, scaled, head, 0))); break;
+        case FREQUENCIES:           ((float *) turned->op_params)[5] = 10000.0f; break;
+        case NOT_A_STEP:            step->op_params[0] = GGML_UNARY_OP_ABS; break;
+        case OTHER_MEAN:            k_out->src[1]->src[0]->src[0] = floats(head, heads_kv, 1); break;
+        case TWO_QUERIES:           q_out->src[0] = floats(head, heads, tokens); break;
+    }
+    if (beyond) {
+        ggml_build_forward_expand(graph, beyond);
+    }
+    std::vector<ggml_tensor *> results = { v_out, w, q_out, part }; /* what is there when all is done */
+    if (k_out && difference != W_WHERE_K_WAS) results.push_back(k_out);
+    if (beyond) results.push_back(beyond);
+
+    std::vector<std::vector<uint8_t>> start, wanted; /* the sources are restored, because results may replace them */
+    const std::vector<ggml_tensor *> sources = { wide, v, q };
+    for (ggml_tensor * t : sources) start.emplace_back((uint8_t *) t->data, (uint8_t *) t->data + ggml_nbytes(t));
+    int joined = 0;
+    for (int pass = 0; pass < 2; ++pass) {
+        memset(part->data, 0x7e, ggml_nbytes(part));
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            ggml_tensor * node = ggml_graph_node(graph, i);
+            if (node->op != GGML_OP_SET_ROWS && !node->view_src) memset(node->data, 0xff, ggml_nbytes(node));
+        }
+        for (size_t i = 0; i < sources.size(); ++i) memcpy(sources[i]->data, start[i].data(), start[i].size());
+        ggml_backend_cuda_context context;
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            ggml_tensor * node = ggml_graph_node(graph, i);
+            if (ggmlq_ggml_cuda_is_view(node)) continue;
+            const int more = pass == 0 ? 0 : ggmlq_ggml_cuda_fuse(context, graph, i);
+            joined += more > 0;
+            if (more == 0) compute(node);
+            i += more;
+        }
+        for (size_t i = 0; i < results.size(); ++i) {
+            const std::vector<uint8_t> bytes((uint8_t *) results[i]->data, (uint8_t *) results[i]->data + ggml_nbytes(results[i]));
+            if (pass == 0) wanted.push_back(bytes);
+            else require(bytes == wanted[i], ("another result, number " + std::to_string(i)).c_str());
+        }
+    }
+    const ggml_fp16_t * parts = (const ggml_fp16_t *) part->data;
+    int64_t centered = 0;
+    for (int64_t i = 0; i < part->ne[1]; ++i) centered += parts[i] == 0x3c00;
+    require(!k_out || difference == NOT_A_STEP || (centered > 0 && centered < tokens), "all keys are centered, or none");
+    require(joined == DIFFERENT[difference].joined, ("launches joined: " + std::to_string(joined)).c_str());
+    ggml_free(ctx);
+}
+
 int main() {
+    for (int difference = 0; difference < DIFFERENCES; ++difference) {
+        check_centering(difference, 64, 64, true, 3, 3, 20);
+    }
+    check_centering(NONE, 128, 128, true, 8, 32, 9);
+    check_centering(NONE, 128,  64, false, 2, 6, 9);
+    check_centering(NONE, 256, 128, true, 1, 4, 9);
     const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGML_TYPE_F16, Q = GGML_TYPE_Q8_0;
     check({ T, T, 128, 128, 128, 4, 2, 17, 70, 1, false, 0, 0, true }); /* several rounds of KV heads */
     check({ T, H, 128, 128, 128, 5, 3, 9, 40, 2, true, 0, 0, true });
