@@ -597,11 +597,11 @@ struct ggmlq_decode_place {
 
 #endif
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN, bool AHEAD>
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN, bool TERM_AHEAD>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    enum { IN_LOOP = TERM && !AHEAD };
+    enum { IN_LOOP = TERM && !TERM_AHEAD };
     typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, IN_LOOP> S;
     typedef typename S::K K;
     typedef typename S::V V;
@@ -907,7 +907,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
         }
-        if constexpr (AHEAD) {
+        if constexpr (TERM_AHEAD) {
             load_terms(tile0 + group);
         }
         int stage = 0, parity = 0;
@@ -931,7 +931,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
 
             uint2 term[TILES];
-            if constexpr (AHEAD) {
+            if constexpr (TERM_AHEAD) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
                     term[n] = next_term[n];
@@ -1037,7 +1037,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
             }
-            if constexpr (AHEAD) {
+            if constexpr (TERM_AHEAD) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
                     ggmlq_ahead_add(s[0][n], term[n]);
@@ -1469,11 +1469,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false, bool AHEAD = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !AHEAD> S;
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false, bool TERM_AHEAD = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !TERM_AHEAD> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN, AHEAD>, NULL, NULL };
-    if constexpr (AHEAD) {
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN, TERM_AHEAD>, NULL, NULL };
+    if constexpr (TERM_AHEAD) {
         static_assert(TERM && LEAN && ROWS == 16, "terms lie in tiles of 16 tokens");
         instance.ahead = (const void *) ggmlq_attend_ahead_kernel<TILES, SLICE, ROWS>;
     }
