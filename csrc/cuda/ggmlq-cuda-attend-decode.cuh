@@ -597,11 +597,12 @@ struct ggmlq_decode_place {
 
 #endif
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN>
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN, bool TERM_AHEAD>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM> S;
+    enum { IN_LOOP = TERM && !TERM_AHEAD };
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, IN_LOOP> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
@@ -771,6 +772,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         c_chunk += plan.c_step;
     };
 
+    /* Terms computed ahead, loaded a turn before they are added. */
+    const uint8_t * const terms = workspace + plan.ahead_at + unit*(tiles*ggmlq_ahead_tile_bytes(ROWS, TILES));
+    uint2 next_term[TILES];
+    auto load_terms = [&](int tile) {
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            next_term[n] = tile < tile1 ? __ldcg((const uint2 *) (terms + (unsigned) (tile*TILES + n)*GGMLQ_AHEAD_BYTES + 8*lane)) : make_uint2(0, 0);
+        }
+    };
+
     const bool softcap = LEAN ? false : p.logit_softcap != 0.0f;
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
     enum { KEEP_QUERIES = TILES <= 2 }; /* in registers */
@@ -817,12 +828,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if (TAIL > 0) {
             tail_chunk = ggmlq_decode_chunk<T>(tail_rows, p.k_stride[0], w.lane) + first_token*p.k_stride[0];
         }
-        if constexpr (TERM) {
+        if constexpr (IN_LOOP) {
             c_chunk = (const uint8_t *) p.c + w.seq_kv*p.c_stride[1] + (first_token + w.lane/C::LANES)*p.c_stride[0] + 2*w.slice*SLICE + 16*(w.lane % C::LANES);
         }
     };
     auto start_copies = [&](const ggmlq_decode_place & w) {
-        if constexpr (TERM) {
+        if constexpr (IN_LOOP) {
             ggmlq_term_clear<SLICE, ROWS>(c_tile, p, w.lane);
             copy_c(w.tile0 + w.group);
         }
@@ -867,7 +878,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             atomicCAS(counter, found, GGMLQ_COUNT_START);
         }
         ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
-        if constexpr (TERM) {
+        if constexpr (IN_LOOP) {
             ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, (softcap ? p.scale/p.logit_softcap : p.scale*LOG2E)*(1.0f/GGMLQ_TERM_UNIT));
         }
         __syncthreads();
@@ -896,6 +907,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
         }
+        if constexpr (TERM_AHEAD) {
+            load_terms(tile0 + group);
+        }
         int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = tile0 + group; tile < tile1; tile += groups) {
@@ -907,7 +921,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
-            ggmlq_copy_async_wait<TERM ? 0 : STAGES - 2>();
+            ggmlq_copy_async_wait<IN_LOOP ? 0 : STAGES - 2>();
             __syncwarp();
             copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
@@ -915,6 +929,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
             uint16_t * const mask_tile = (uint16_t *) (pipe + turn_at + S::K_BYTES + S::V_BYTES);
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
+
+            uint2 term[TILES];
+            if constexpr (TERM_AHEAD) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    term[n] = next_term[n];
+                }
+                load_terms(tile + groups);
+            }
 
             /* Where the mask is all zeros there is nothing to do. */
             uint32_t all = differs == 0 ? 0xfc00fc00u : 0;
@@ -935,7 +958,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 if (slices > 1) {
                     ggmlq_barrier(1 + group, 32*slices);
                 }
-                if constexpr (TERM) {
+                if constexpr (IN_LOOP) {
                     copy_c(tile + groups);
                 }
                 continue; /* all hidden */
@@ -949,7 +972,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
                 }
             }
-            if constexpr (TERM) {
+            if constexpr (IN_LOOP) {
                 ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, slices*(SLICE/32)*512, lane);
                 __syncwarp();
                 copy_c(tile + groups);
@@ -1012,6 +1035,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
                         }
                     }
+                }
+            }
+            if constexpr (TERM_AHEAD) {
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    ggmlq_ahead_add(s[0][n], term[n]);
                 }
             }
             if (__builtin_expect(slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
@@ -1440,10 +1469,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM> S;
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false, bool TERM_AHEAD = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !TERM_AHEAD> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN>, NULL };
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN, TERM_AHEAD>, NULL, NULL };
+    if constexpr (TERM_AHEAD) {
+        static_assert(TERM && LEAN && ROWS == 16, "terms lie in tiles of 16 tokens");
+        instance.ahead = (const void *) ggmlq_attend_ahead_kernel<TILES, SLICE, ROWS>;
+    }
     return instance;
 }
 

@@ -9,6 +9,9 @@
 
 enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 128 };
 
+/* Terms of centered keys computed ahead: bytes for 16 tokens and 8 columns; of a block that does it its warps and bytes of w in shared memory. */
+enum { GGMLQ_AHEAD_BYTES = 256, GGMLQ_AHEAD_WARPS = 8, GGMLQ_AHEAD_W_BYTES = 32768 };
+
 /* How the work is cut. A unit is a KV head, a sequence and a chunk of columns; `splits` blocks share its tokens. */
 struct ggmlq_decode_plan {
     int     n_kv, heads_kv, group, seqs_per_kv;
@@ -27,6 +30,8 @@ struct ggmlq_decode_plan {
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
     unsigned c_step, c_copy_step; /* centered keys: bytes of c from a warp's tile to its next, from a row that a lane copies to its next */
     int     part_lanes, w_at; /* that copy factors; in shared memory                                   */
+    int     ahead_values, ahead_groups, ahead_blocks; /* terms computed ahead: values of c, in whole slices; groups of 8 columns that a block takes; blocks, about */
+    int64_t ahead_at;     /* in the workspace                                                      */
 };
 
 struct ggmlq_decode_instance {
@@ -36,6 +41,7 @@ struct ggmlq_decode_instance {
     void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
     const void * combine; /* a kernel that adds up the ranges, or NULL: the last block does */
+    const void * ahead;   /* a kernel that computes the terms of centered keys ahead, or NULL: this one does */
 };
 
 /* The instances of one file; NULL after the last. */

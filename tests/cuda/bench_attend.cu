@@ -377,7 +377,6 @@ static float time_case(const bench_case & c, double target, bool search, double 
                 ggmlq_decode_plan pl = base;
                 const int64_t parts = (int64_t) pl.units*splits;
                 pl.splits = splits;
-                pl.stats_at = (8*pl.units + 15)/16*16;
                 pl.partials_at = pl.stats_at + parts*8*variant->tiles*8;
                 if (pl.partials_at + parts*pl.slices*variant->tiles*variant->m_tiles*512 > 64 << 20) continue;
                 const float u = median_us(b, variant, pl, sets, stream);
@@ -447,6 +446,7 @@ int main(int argc, char ** argv) {
             for (int kv : { 1, 15, 16, 17, 100, 1023 }) run({ type, type, 128, 2, 8, 1, kv, 0, 1, 1, false, false, 0, 0, 2, false, 128 });
             run({ type, type, 128, 8, 8, 1, 32768, 4, 1, 1, false, false, 0, 0, 1, false, 128 });
             run({ type, type, 128, 8, 4, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false, 128 });
+            run({ type, type, 128, 9, 5, 1, 16390, 1, 2, 1, false, true, 0, 8, 3, true, 65 }); /* terms computed ahead, of nine KV heads: 8 and 1 groups at once */
             run({ type, type, 128, 2, 8, 1, 4096, 5, 2, 2, false, false, 0, 0, 2, true, 32 });
             run({ type, type, 128, 1, 12, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false, 64 });
             run({ type, type, 128, 2, 6, 2, 500, 1, 1, 1, false, false, 0, 0, 2, false, 40 });
