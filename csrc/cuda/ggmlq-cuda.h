@@ -67,10 +67,10 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
                                const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
                                const struct ggmlq_cuda_view * from, const int turned[3], void * stream);
 
-/* The same for keys that are rounded for the model's queries (ggmlq_encode_row_for_queries), with the same bytes as there. values: f32 [length*heads,
+/* Also for llama.cpp only: keys that are rounded for the model's queries (ggmlq_encode_row_for_queries), with the same bytes as there. values: f32 [length*heads,
  * tokens]; feedback: f16 [length, length, heads], rows on addresses that are multiples of 16; length up to 512. */
-GGMLQ_CUDA_API int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
-                                                   const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback, void * stream);
+int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                                    const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback, void * stream);
 
 /* values[i, i2, i3] <- decoded rows[index[i, i2, i3], i2, i3]: ggml's GET_ROWS. values: f32, f16 or bf16. indices: ne = { values.ne[1],
  * values.ne[2], values.ne[3], 1 }, rows.ne[2] and [3] the same. */
@@ -99,8 +99,8 @@ GGMLQ_CUDA_API int     ggmlq_cuda_mul_mat(const struct ggmlq_cuda_view * out, co
  * address. */
 GGMLQ_CUDA_API int ggmlq_cuda_set_rows_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                                              const struct ggmlq_cuda_view * indices, int index_bytes);
-GGMLQ_CUDA_API int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
-                                                         const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback);
+int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                                          const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback);
 int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
                                      const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
                                      const struct ggmlq_cuda_view * from, const int turned[3]);
