@@ -20,6 +20,8 @@ pytestmark = pytest.mark.trees
 
 VERSIONS = ("0.3.16", "0.3.28", "0.3.36")
 NOT_BEFORE_2026_10 = {
+    "tests-center",
+    "tests-centers",
     "llama-state-clear-include",
     "llama-state-clear",
     "llama-state-dsv4-include",
