@@ -943,8 +943,9 @@ private:
     void calibrate() {
         auto & cparams = ggmlq_llama_center_access::cparams(ctx);
         const llama_vocab * vocab = llama_model_get_vocab(&model);
-        std::vector<llama_token> tokens(text.size() + 8);
-        tokens.resize(std::max(0, llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), true, false)));
+        const auto tokenize = [&](llama_token * to, size_t n) { return llama_tokenize(vocab, text.c_str(), (int32_t) text.size(), to, (int32_t) n, true, false); };
+        std::vector<llama_token> tokens(std::max(0, -tokenize(nullptr, 0))); // without a place it says how many there are
+        tokens.resize(std::max(0, tokenize(tokens.data(), tokens.size())));
         tokens.resize(std::min<size_t>(tokens.size(), ggmlq_llama_center_most()));
         n_window = std::min<int64_t>(n_window, tokens.size());
         if (n_window < GGMLQ_LLAMA_CENTER_LEAST) {
