@@ -74,7 +74,12 @@ template <bool transposed> GGMLQ_DEVICE void ggmlq_load_matrices(uint32_t a[4], 
     }
 }
 
+/* Scores are powers of 2, so their exponents carry this. */
+#define GGMLQ_LOG2E 1.44269504f
 GGMLQ_DEVICE float ggmlq_exp2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+/* Of a product of a query and a key, or of the term of centered keys. */
+GGMLQ_DEVICE float ggmlq_score_factor(const ggmlq_attend_params & p, bool softcap) { return softcap ? p.scale/p.logit_softcap : p.scale*GGMLQ_LOG2E; }
 
 /* Writes before it, also others' that a barrier ordered before it, are seen by who finds its result and reads afterwards. */
 GGMLQ_DEVICE unsigned long long ggmlq_count_arrival(unsigned long long * counter, unsigned long long step) {
@@ -607,7 +612,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     typedef typename S::V V;
     typedef typename S::T T;
     enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16, COMBINED_LATER = LEAN && TILES > 2 };
-    const float LOG2E = 1.44269504f;
 
     extern __shared__ __align__(16) uint8_t shared[];
     uint8_t * const front    = shared + S::FRONT_AT;
@@ -849,7 +853,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if (threadIdx.x < COLUMNS && mask) {
             int token = 0, head = 0;
             ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
-            slopes[threadIdx.x] = LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
+            slopes[threadIdx.x] = GGMLQ_LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
         }
         enum { AHEAD = LEAN && COLUMNS*(SLICE/32) > 8*WARPS ? COLUMNS*(SLICE/32)/(8*WARPS) : 1 }; /* pairs of planes that a thread prepares and fetches at once */
         const float * query[AHEAD];
@@ -877,9 +881,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
             atomicCAS(counter, found, GGMLQ_COUNT_START);
         }
-        ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, softcap ? p.scale/p.logit_softcap : p.scale*LOG2E);
+        ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, ggmlq_score_factor(p, softcap));
         if constexpr (IN_LOOP) {
-            ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, (softcap ? p.scale/p.logit_softcap : p.scale*LOG2E)*(1.0f/GGMLQ_TERM_UNIT));
+            ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
         }
         __syncthreads();
 #pragma unroll
@@ -1069,7 +1073,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
                 for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
                     float & x = s[i/4/TILES][i/4%TILES][i%4];
-                    x = p.logit_softcap*LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*LOG2E*x, 80.0f))));
+                    x = p.logit_softcap*GGMLQ_LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*GGMLQ_LOG2E*x, 80.0f))));
                 }
             }
             if (__builtin_expect(biased, 0)) {
@@ -1321,7 +1325,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     };
     auto finish_column = [&](int column, float top, float total) {
         if (p.sinks && first_column + column < plan.columns) {
-            const float sink = LOG2E*p.sinks[head_kv*plan.group + (first_column + column) % plan.group];
+            const float sink = GGMLQ_LOG2E*p.sinks[head_kv*plan.group + (first_column + column) % plan.group];
             const float higher = fmaxf(sink, top);
             total = total*ggmlq_exp2(top - higher) + ggmlq_exp2(sink - higher);
             totals[4*column + 2] = total == 0.0f ? 0.0f : ggmlq_decode_v_bytes<type_v>::UNIT*ggmlq_exp2(top - higher)/total;

@@ -195,7 +195,7 @@ ggmlq_attend_ahead_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const
     if (tile < tiles) {
         ggmlq_ahead_load_c(rows, p, seq_kv, tile, 0, lane);
     }
-    const float factor = (p.logit_softcap != 0.0f ? p.scale/p.logit_softcap : p.scale*1.44269504f)*(1.0f/GGMLQ_TERM_UNIT);
+    const float factor = ggmlq_score_factor(p, p.logit_softcap != 0.0f)*(1.0f/GGMLQ_TERM_UNIT);
 #pragma unroll 4
     for (int item = threadIdx.x; item < groups*pieces*32; item += 32*GGMLQ_AHEAD_WARPS) {
         const int i = item/32/pieces, group = first_group + i, value = 32*(item/32 - i*pieces) + 8*(item % 4), column = first_column + group % TILES*8 + item/4 % 8;

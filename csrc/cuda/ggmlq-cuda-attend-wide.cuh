@@ -15,7 +15,7 @@ template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_at
                                                                                       const uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
     enum { COLUMNS = 8*TILES, PART_ITEMS = TILES*8*32, BATCH = 8, PITCH = 32 + 4 };
-    const float LOG2E = 1.44269504f, LOWEST = -1e30f;
+    const float LOWEST = -1e30f;
     __shared__ float  factors[GGMLQ_WIDE_MOST_SPLITS*8], results[8];
     __shared__ float4 sums[4*64];
     __shared__ __align__(16) float rows[8*PITCH];
@@ -66,7 +66,7 @@ template <int type_v, int TILES> __global__ void __launch_bounds__(256) ggmlq_at
         if (lane == 0) {
             float shrink = 1.0f;
             if (p.sinks && first_column + warp < plan.columns) {
-                const float sink = LOG2E*p.sinks[head_kv*plan.group + (first_column + warp) % plan.group], higher = fmaxf(sink, top);
+                const float sink = GGMLQ_LOG2E*p.sinks[head_kv*plan.group + (first_column + warp) % plan.group], higher = fmaxf(sink, top);
                 shrink = ggmlq_exp2(top - higher);
                 total  = total*shrink + ggmlq_exp2(sink - higher);
             }
