@@ -44,7 +44,7 @@ void ggmlq_llama_center_row(const std::vector<uint64_t> & turns, bool neox, int3
 // What is known of one RoPE: the node's parameters, the frequency factors, where the layer's cache is. Layers with the same share positional rows.
 struct ggmlq_llama_center_rope {
     std::array<uint8_t, GGML_MAX_OP_PARAMS> params;
-    const ggml_tensor * factors;
+    ggml_tensor * factors;
     const ggml_tensor * positions; // of the calibration's graph
     ggml_backend_buffer_type_t buft;
     int     n_rot;
