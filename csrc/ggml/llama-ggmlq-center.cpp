@@ -791,12 +791,12 @@ void ggmlq_llama_center_row(const std::vector<uint64_t> & turns, bool neox, int3
 
 void ggmlq_llama_center_rope::measure() {
     // The angle of position 1 is known to some 2^-24, that of 2 to as much, and so on: each doubling gives one more bit of it. Positions are whole
-    // numbers, so it is wanted modulo a turn only. The last position isn't a power of 2.
+    // numbers, so it is wanted modulo a turn only. The last position isn't a power of 2, at which floats round the angle as at most positions.
     std::vector<int32_t> at_positions = { 0 };
     for (int32_t position = 1; position <= 1 << 20; position *= 2) {
         at_positions.push_back(position);
     }
-    at_positions.push_back(10007);
+    at_positions.push_back(1021);
     const auto rows = at(at_positions);
     magnitude = rows[0];
     turns.clear();
@@ -808,16 +808,17 @@ void ggmlq_llama_center_rope::measure() {
             const double angle = std::atan2(rows[row*n_rot + j], rows[row*n_rot + i])/(2*3.14159265358979323846);
             double off = angle - found*at_positions[row];
             off -= std::round(off);
+            if (row > 1 && !(std::fabs(off) < 0.01)) {
+                throw std::runtime_error(format("RoPE doesn't turn pair %d in proportion to the position", pair));
+            }
             if (row + 1 < at_positions.size()) {
                 found += off/at_positions[row];
-            } else if (!(std::fabs(off) < 1e-6 + 0x1p-23*(pair + 4)*std::fabs(found)*at_positions[row])) { // what floats round to
-                throw std::runtime_error(format("its RoPE doesn't turn pair %d in proportion to the position", pair));
             }
         }
         turns.push_back((uint64_t) std::llround(std::ldexp(found, 63)) << 1);
     }
     if (!(magnitude > 0) || !std::isfinite(magnitude)) {
-        throw std::runtime_error(format("its RoPE has a magnitude of %g", magnitude));
+        throw std::runtime_error(format("RoPE has a magnitude of %g", magnitude));
     }
 }
 
