@@ -259,6 +259,16 @@ def test_keys_of_a_state_become_centered_as_the_context_is(start, calibrated, tm
         assert 0 < kld(wanted, found).mean() < 0.01
 
 
+def test_a_state_of_another_rope(start, calibrated, tmp_path):  # noqa: F811
+    """Keys stay turned as they were saved, in any llama.cpp. Centered ones are converted, since attention adds what the context's RoPE gives."""
+    for env, path in (PLAIN, tmp_path / "plain"), (calibrated("all", 0), tmp_path / "centered"):
+        saved(start, "smollm2", ("f16", "f16"), env, "session", path)
+    wanted, _ = restored(start, "smollm2", ("f16", "f16"), PLAIN, "session", tmp_path / "plain", more=("yarn",))
+    found, log = restored(start, "smollm2", ("f16", "f16"), calibrated("all", 0), "session", tmp_path / "centered", more=("yarn",))
+    assert "converting" in log and "by the saved calibration" not in log
+    assert kld(wanted, found).mean() < 0.01
+
+
 def test_keys_that_moved_and_were_converted(start, calibrated, tmp_path):  # noqa: F811
     """The positions of a saved file are those after K-shift; keys that were converted can be shifted again."""
     wanted = saved(start, "smollm2", ("f16", "f16"), {}, "sequence", tmp_path / "state", MOVED, PREFIX - 63)

@@ -805,7 +805,7 @@ void ggmlq_llama_center_rope::measure() {
         const int32_t i = neox ? pair : 2*pair, j = neox ? pair + half : 2*pair + 1;
         double found = 0; // of a turn
         for (size_t row = 1; row < at_positions.size(); ++row) {
-            const double angle = std::atan2(rows[row*n_rot + j], rows[row*n_rot + i])/(2*3.14159265358979323846);
+            const double angle = std::atan2((double) rows[row*n_rot + j], (double) rows[row*n_rot + i])/(2*3.14159265358979323846);
             double off = angle - found*at_positions[row];
             off -= std::round(off);
             if (row > 1 && !(std::fabs(off) < 0.01)) {
