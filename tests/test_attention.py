@@ -308,6 +308,18 @@ def test_the_rounding_of_the_term(pairs, neox):
         assert error.std() < 0.2 * (exact_terms(term) - exact_terms(term._replace(positions=term.positions + 1))).std()
 
 
+@pytest.mark.parametrize("pairs", [1, 64, 128, 512])
+@pytest.mark.parametrize("turn", [0, 2**63])
+@pytest.mark.parametrize("apart", [1, 1001])
+def test_the_largest_sums_of_the_term(pairs, turn, apart):
+    """Every cosine is 1 or -1 and every pair as large as the others: integers come as near to their limit as they can."""
+    w = np.zeros((1, 1, 2 * pairs), np.float32)
+    w[..., :pairs] = -3
+    t = np.arange(100)
+    term = center.Term(w, np.full(pairs, turn, np.uint64), (apart * t).astype(np.int32), True, (t % 3 != 0).astype(np.float16))
+    assert np.ptp(terms_alone(term) - exact_terms(term)) < 2e-3 * 3 * pairs
+
+
 @pytest.mark.parametrize("kind", ["text", "sequences in turn"])
 def test_tokens_without_a_term_may_have_any_position(kind):
     """Hidden ones and those whose part is 0, as empty cells are: not a bit of the others changes."""
