@@ -490,7 +490,6 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
     rope.buft      = ggmlq_llama_buft(k_cache);
     rope.n_rot     = ggmlq_llama_rope_n_dims(k);
     rope.neox      = ggmlq_llama_rope_mode(k) == GGML_ROPE_TYPE_NEOX;
-    rope.il        = il;
     for (size_t i = 0; i < center->ropes.size() && layer->rope < 0; ++i) {
         const auto & other = center->ropes[i];
         if (other.params == rope.params && other.factors == rope.factors && other.positions == rope.positions && other.buft == rope.buft) {
@@ -780,10 +779,12 @@ std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & posi
     return values;
 }
 
+static constexpr double GGMLQ_LLAMA_TURN = 6.283185307179586; // radians
+
 void ggmlq_llama_center_row(const std::vector<uint64_t> & turns, bool neox, int32_t position, float * row) {
-    const double unit = std::ldexp(2*3.14159265358979323846, -64);
     for (size_t pair = 0; pair < turns.size(); ++pair) {
-        const double angle = unit*(double) (int64_t) ((uint64_t) (int64_t) position*turns[pair]); // exact until here
+        const int64_t turned = (int64_t) ((uint64_t) (int64_t) position*turns[pair]); // exact, and whole turns drop out
+        const double  angle  = GGMLQ_LLAMA_TURN*std::ldexp((double) turned, -64);
         row[neox ? pair : 2*pair]                    = (float) std::cos(angle);
         row[neox ? pair + turns.size() : 2*pair + 1] = (float) std::sin(angle);
     }
@@ -805,7 +806,7 @@ void ggmlq_llama_center_rope::measure() {
         const int32_t i = neox ? pair : 2*pair, j = neox ? pair + half : 2*pair + 1;
         double found = 0; // of a turn
         for (size_t row = 1; row < at_positions.size(); ++row) {
-            const double angle = std::atan2((double) rows[row*n_rot + j], (double) rows[row*n_rot + i])/(2*3.14159265358979323846);
+            const double angle = std::atan2((double) rows[row*n_rot + j], (double) rows[row*n_rot + i])/GGMLQ_LLAMA_TURN;
             double off = angle - found*at_positions[row];
             off -= std::round(off);
             if (row > 1 && !(std::fabs(off) < 0.01)) {

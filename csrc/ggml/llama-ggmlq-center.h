@@ -49,7 +49,6 @@ struct ggmlq_llama_center_rope {
     ggml_backend_buffer_type_t buft;
     int     n_rot;
     bool    neox; // a pair is half of n_rot apart, not side by side
-    int32_t il;   // a layer of this RoPE
 
     std::vector<uint64_t> turns; // how it turns each pair from one position to the next, as above
     float magnitude = 1.0f;      // and what it multiplies all of them by (YaRN)
