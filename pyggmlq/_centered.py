@@ -3,18 +3,28 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 
-from .center import pairs
+from .center import cos_sin, pairs
 
-MARK, VERSION = 0x63716767, 1
+MARK, VERSION = 0x63716767, 2
 
 
 class Damaged(ValueError):
     """The bytes are no calibration; the message is a part of a sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """turns: uint64 (pairs,), none of a RoPE that no centered layer has; magnitude: what it multiplies all values by."""
+
+    neox: bool
+    magnitude: float
+    turns: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,40 +39,28 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Centering:
-    """How the keys of one cache are centered; ropes: n_rot and neox of each."""
+    """How the keys of one cache are centered."""
 
     rotates: bool
-    ropes: tuple[tuple[int, bool], ...]
+    ropes: tuple[Rope, ...]
     layers: tuple[Layer, ...]
 
     def cell_bytes(self) -> int:
-        """What a state holds of each cell: c of every RoPE in f16, and a byte for every layer."""
-        return 2 * sum(n_rot for n_rot, _ in self.ropes) + len(self.layers)
+        """What a state holds of each cell: a byte for every layer, whether its key is centered."""
+        return len(self.layers)
 
-    def before(self, x: np.ndarray, at: int, cells: list[np.ndarray], first_cell: int) -> np.ndarray:
-        """Keys of layers[at] as stored (decoded, not rotated), float32 (cells, values), from `first_cell` on, -> the keys as they were;
-        cells: as `of_cells` gives them."""
-        known, end = self.layers[at], first_cell + len(x)
-        c, part = cells[known.rope][first_cell:end], cells[len(self.ropes) + at][first_cell:end]
-        n_rot, neox = self.ropes[known.rope]
-        first, second = pairs(n_rot, neox)
+    def before(self, x: np.ndarray, at: int, positions: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Keys of layers[at] as stored (decoded, not rotated), float32 (cells, values), -> the keys as they were; positions, int32 (cells,), and
+        part, uint8 (cells,), of these cells."""
+        known = self.layers[at]
+        rope = self.ropes[known.rope]
+        first, second = pairs(2 * len(rope.turns), rope.neox)
+        cos, sin = (rope.magnitude * y[:, None].astype(np.float32) for y in cos_sin(rope.turns, positions))
         x = x.reshape(len(x), *known.mean.shape) / known.scale
-        m0, m1, c0, c1 = known.mean[:, first], known.mean[:, second], c[:, None, first], c[:, None, second]
-        part = part.astype(bool)[:, None, None]
-        x[..., first] += np.where(part, m0 * c0 - m1 * c1, 0)
-        x[..., second] += np.where(part, m0 * c1 + m1 * c0, 0)
+        m0, m1, centered = known.mean[:, first], known.mean[:, second], part.astype(bool)[:, None, None]
+        x[..., first] += np.where(centered, m0 * cos - m1 * sin, 0)
+        x[..., second] += np.where(centered, m0 * sin + m1 * cos, 0)
         return x.reshape(len(x), -1)
-
-    def of_cells(self, data: bytes, n_cells: int) -> list[np.ndarray]:
-        """What a state holds of the cells of a stream: float32 (cells, n_rot) for every RoPE, then uint8 (cells,) for every layer."""
-        found, at = [], 0
-        for n_rot, _ in self.ropes:
-            found.append(np.frombuffer(data, "<f2", n_cells * n_rot, at).reshape(n_cells, n_rot).astype(np.float32))
-            at += 2 * n_cells * n_rot
-        for _ in self.layers:
-            found.append(np.frombuffer(data, np.uint8, n_cells, at))
-            at += n_cells
-        return found
 
 
 def checksum(data: bytes) -> int:
@@ -84,27 +82,31 @@ def parse(data: bytes, rotates: bool) -> Centering:
             raise Damaged("that ends too early")
         return struct.unpack_from(f"<{n}I", data, at - 4 * n)
 
-    def values(shape: tuple[int, int]) -> np.ndarray:
+    def values(kind: str, *shape: int) -> np.ndarray:
         nonlocal at
-        at += 4 * shape[0] * shape[1]
+        start, n = at, math.prod(shape)
+        at += np.dtype(kind).itemsize * n
         if at > len(data):
             raise Damaged("that ends too early")
-        return np.frombuffer(data, "<f4", shape[0] * shape[1], at - 4 * shape[0] * shape[1]).reshape(shape)
+        return np.frombuffer(data, kind, n, start).reshape(shape)
 
     (n_ropes,) = numbers(1)
-    ropes = [numbers(2) for _ in range(min(n_ropes, len(data)))]
-    if any(n_rot % 2 or neox > 1 for n_rot, neox in ropes):
-        raise Damaged("with a RoPE of no pairs")
+    ropes: list[Rope] = []
+    for _ in range(min(n_ropes, len(data))):
+        n_rot, neox = numbers(2)
+        ropes.append(Rope(bool(neox), float(values("<f4", 1)[0]), values("<u8", n_rot // 2)))
+        if n_rot % 2 or neox > 1 or not (np.isfinite(ropes[-1].magnitude) and ropes[-1].magnitude > 0):
+            raise Damaged(f"with a RoPE of {n_rot} values")
     (n_layers,) = numbers(1)
     layers: list[Layer] = []
     for _ in range(min(n_layers, len(data))):
         index, rope, head_size, n_heads = numbers(4)
-        if rope >= len(ropes) or not 0 < ropes[rope][0] <= head_size:
+        if rope >= len(ropes) or not 0 < 2 * len(ropes[rope].turns) <= head_size:
             raise Damaged(f"with an unknown RoPE in layer {index}")
-        layers.append(Layer(index, rope, values((n_heads, head_size)), values((n_heads, head_size))))
-        values((n_heads, head_size))  # mean squares of queries
+        layers.append(Layer(index, rope, values("<f4", n_heads, head_size), values("<f4", n_heads, head_size)))
+        values("<f4", n_heads, head_size)  # mean squares of queries
         if not (np.isfinite(layers[-1].mean).all() and np.isfinite(layers[-1].scale).all() and (layers[-1].scale > 0).all()):
             raise Damaged(f"with impossible values in layer {index}")
     if at != len(data):
         raise Damaged(f"of {len(data)} bytes where {at} are used")
-    return Centering(rotates, tuple((n_rot, bool(neox)) for n_rot, neox in ropes), tuple(sorted(layers, key=lambda layer: layer.index)))
+    return Centering(rotates, tuple(ropes), tuple(sorted(layers, key=lambda layer: layer.index)))

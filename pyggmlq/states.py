@@ -79,10 +79,11 @@ class _Centered:
 
 @dataclass(frozen=True, eq=False)
 class _CentersOf:
-    """How the keys of one layer in one stream are centered: layers[at], and the file has what belongs to the cells at `offset`."""
+    """How the keys of one layer in one stream are centered: layers[at]; the file has which of its cells are at `offset`."""
 
     centering: _centered.Centering
     at: int
+    positions: np.ndarray  # int32, of the cells
     offset: int
 
 
@@ -245,8 +246,10 @@ def _scan_cache(reader: _Reader, whole: bool, extra: int) -> Iterator[_Rows | _C
             continue
         if n_cells > (reader.size - reader.at) // 12:
             raise StateError(f"found {n_cells} cells before {reader.at}, more than fit into the file")
-        for _ in range(n_cells):
+        positions = np.empty(n_cells, np.int32)
+        for i in range(n_cells):
             pos, n_sequences = reader.numbers("iI")
+            positions[i] = pos
             if pos < 0 or not 1 <= n_sequences <= (_MAX_SEQUENCES if whole else 1):
                 raise StateError(f"found a cell at position {pos} in {n_sequences} sequences before {reader.at}, wanted no such cell")
             reader.skip(extra + 4 * n_sequences)
@@ -260,7 +263,8 @@ def _scan_cache(reader: _Reader, whole: bool, extra: int) -> Iterator[_Rows | _C
         for i in range(n_layers):
             rows = _scan_rows(reader, "K", n_cells, False)
             if centering:
-                rows = replace(rows, centers=_CentersOf(centering, i if len(centering.layers) == n_layers else -1, cells_at))
+                known = i if len(centering.layers) == n_layers else -1
+                rows = replace(rows, centers=_CentersOf(centering, known, positions, cells_at + i * n_cells))
             yield rows
         for _ in range(n_layers):
             yield _scan_rows(reader, "V", n_cells, transposed == 1)
@@ -269,7 +273,9 @@ def _scan_cache(reader: _Reader, whole: bool, extra: int) -> Iterator[_Rows | _C
 def _scan_centering(reader: _Reader) -> _centered.Centering:
     version, rotates, size = reader.numbers("III")
     if version != _centered.VERSION or rotates > 1:
-        raise StateError(f"found keys that are centered in a way (version {version}) that isn't known, wanted version {_centered.VERSION}")
+        raise StateError(
+            f"found keys that are centered in a way (version {version}) that isn't known, wanted version {_centered.VERSION}: let the prompt be computed again"
+        )
     data = reader.take(size)
     (checksum,) = reader.numbers("Q")
     if checksum != _centered.checksum(data):
@@ -335,10 +341,10 @@ class _Plan:
             out.write(struct.pack("<iII", self.target.id, self.target.block_bytes, rows.n_transposed))
             row_bytes, count = row_bytes * self.n, rows.n_transposed
         batch = max(1, _BATCH_BYTES // max(row_bytes, 4 * self.n))
-        centers, cells = rows.centers, None
+        centers, part = rows.centers, np.empty(0, np.uint8)
         if centers:
             file.seek(centers.offset)
-            cells = centers.centering.of_cells(file.read(rows.n_rows * centers.centering.cell_bytes()), rows.n_rows)
+            part = np.frombuffer(file.read(rows.n_rows), np.uint8)
         file.seek(rows.offset)
         for first in range(0, count, batch):
             n_rows = min(batch, count - first)
@@ -347,8 +353,10 @@ class _Plan:
                 raise StateError("found the end of the file before its last row: it changed")
             with np.errstate(all="ignore"):  # what isn't finite, or becomes so as f16, is passed on
                 x = _decode(np.frombuffer(data, np.uint8).reshape(n_rows, row_bytes), self.source)
-                if centers and cells:
-                    x = centers.centering.before(hadamard(x, self.turn_before) if self.turn_before else x, centers.at, cells, first)
+                if centers:
+                    of_batch = slice(first, first + n_rows)
+                    x = hadamard(x, self.turn_before) if self.turn_before else x
+                    x = centers.centering.before(x, centers.at, centers.positions[of_batch], part[of_batch])
                 y = _encode(hadamard(x, self.turn) if self.turn else x, self.target)
             out.write(y.tobytes())
             yield rows.offset + (first + n_rows) * row_bytes

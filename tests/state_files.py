@@ -25,12 +25,12 @@ def decode(data: bytes, name: str, n_rows: int) -> np.ndarray:
 
 def cache(
     k: Sequence[np.ndarray], v: Sequence[np.ndarray], type_k: str, type_v: str, extra: bytes = b"", transposed: bool = False, sequences: int = 1,
-    centering: tuple[bytes, bytes] = (b"", b""),
+    centering: tuple[bytes, bytes] = (b"", b""), positions: Sequence[int] | None = None,
 ) -> bytes:  # fmt: skip
     """One cache of one stream: k[layer] and v[layer] are float32 (cells, values); centering as `centered` gives it."""
     cells = len(k[0])
     out = [centering[0], struct.pack("<II", 1, cells)]
-    for pos in range(cells):
+    for pos in range(cells) if positions is None else positions:
         out += [struct.pack("<iI", pos, sequences), extra, struct.pack(f"<{sequences}i", *range(sequences))]
     out += [centering[1], struct.pack("<II", transposed, len(k))]
     for rows in k:
@@ -45,11 +45,12 @@ def cache(
 
 def centered(k: Sequence[np.ndarray], calibrations: Sequence[center.Calibration], positions: np.ndarray, rotates: bool, base: float = 100.0):
     """Keys (cells, values) after RoPE as they are stored centered, and what a state holds of that: (before the streams, behind the cells)."""
-    n_rot, neox = calibrations[0].n_rot, calibrations[0].neox
-    angles = positions[:, None] * base ** (-np.arange(n_rot // 2) / (n_rot // 2))
-    cos, sin = np.cos(angles), np.sin(angles)
+    n_rot, neox, magnitude = calibrations[0].n_rot, calibrations[0].neox, 1.25
+    frequencies = base ** (-np.arange(n_rot // 2) / (n_rot // 2))
+    angles = positions[:, None] * frequencies
+    cos, sin = magnitude * np.cos(angles), magnitude * np.sin(angles)
     rows, parts = [], []
-    section = struct.pack("<IIII", 1, n_rot, neox, len(k))
+    section = struct.pack("<IIIf", 1, n_rot, neox, magnitude) + center.turns(frequencies).astype("<u8").tobytes() + struct.pack("<I", len(k))
     for il, (x, calibration) in enumerate(zip(k, calibrations)):
         keys = x.reshape(len(x), *calibration.mean.shape).transpose(1, 0, 2)
         parts.append(np.arange(len(x)) % 3 != 1)
@@ -59,7 +60,7 @@ def centered(k: Sequence[np.ndarray], calibrations: Sequence[center.Calibration]
     if rotates:
         rows = [_hadamard.hadamard(x, _hadamard.largest_block(calibrations[0].mean.shape[1])) for x in rows]
     head = struct.pack("<IIII", _centered.MARK, _centered.VERSION, rotates, len(section)) + section + struct.pack("<Q", _centered.checksum(section))
-    return rows, (head, center.row(cos, sin, neox).astype("<f2").tobytes() + np.array(parts, np.uint8).tobytes())
+    return rows, (head, np.array(parts, np.uint8).tobytes())
 
 
 def state(kind: str, *caches: bytes, tokens: int = 5, version: int | None = None, name: bytes = b"llama") -> bytes:

@@ -2,7 +2,7 @@
 //
 // What tests/test_llama_states.py asks libllama: state_probe MODEL TYPE_K TYPE_V FLASH_ATTENTION(on|off) TEXT_FILE N_CTX
 // [streams: each sequence has cells of its own] [window: a cache with a sliding window keeps no more than that]
-// [plain: weights stay as they are in the file]
+// [plain: weights stay as they are in the file] [yarn: RoPE is stretched by four] [far: positions begin at 100000]
 //
 // Commands, one a line on stdin, each answered by one line on stdout. The text is tokenized once; sequences are 0 and 1.
 //   clear
@@ -39,11 +39,13 @@ static ggml_type type_by_name(const std::string & name) {
     std::exit(2);
 }
 
+static llama_pos first_position = 0;
+
 static bool decode(llama_context * ctx, const std::vector<llama_token> & tokens, int from, int n, llama_seq_id seq, bool all_logits) {
     llama_batch batch = llama_batch_init(n, 0, 1);
     for (int i = 0; i < n; ++i) {
         batch.token[i]     = tokens[from + i];
-        batch.pos[i]       = from + i;
+        batch.pos[i]       = first_position + from + i;
         batch.n_seq_id[i]  = 1;
         batch.seq_id[i][0] = seq;
         batch.logits[i]    = all_logits;
@@ -61,8 +63,8 @@ static std::vector<uint8_t> whole_state(llama_context * ctx) {
 }
 
 int main(int argc, char ** argv) {
-    if (argc < 7 || argc > 10) {
-        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX [streams] [window] [plain]\n", argv[0]);
+    if (argc < 7) {
+        std::fprintf(stderr, "usage: %s MODEL TYPE_K TYPE_V on|off TEXT_FILE N_CTX [streams] [window] [plain] [yarn] [far]\n", argv[0]);
         return 2;
     }
     llama_backend_init();
@@ -81,6 +83,11 @@ int main(int argc, char ** argv) {
     params.kv_unified      = !has("streams");
     params.swa_full        = !has("window");
     params.n_threads       = params.n_threads_batch = 1;
+    if (has("yarn")) {
+        params.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_YARN;
+        params.rope_freq_scale   = 0.25f;
+    }
+    first_position = has("far") ? 100000 : 0;
     llama_context * ctx = model ? llama_init_from_model(model, params) : nullptr;
     if (!ctx) {
         return 1;

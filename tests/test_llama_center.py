@@ -16,8 +16,8 @@ from pyggmlq._pairs import Case
 from pyggmlq.cli import app
 from pyggmlq.lab import fit
 
-from llama_build import build
-from test_llama_cpp import PROMPT, complete, gemma, llama_server, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
+from llama_build import build, run
+from test_llama_cpp import CACHE, PROMPT, complete, gemma, llama_server, patched_tree, programs, smollm2  # noqa: F401  (fixtures)
 from test_llama_states import MORE, PREFIX, kld, load_damaged, probe, start  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.llama
@@ -38,12 +38,12 @@ def logits(start, model, k, v, env, attention="on", actions=(), more=(), seq=0, 
         return x - np.log(np.exp(x).sum(axis=1, keepdims=True)), p.log()
 
 
-def exact(start, model, **options):  # noqa: F811
+def exact(start, model, most=0.005, **options):  # noqa: F811
     """With an f16 cache, centered keys answer as plain ones do: within what f16 and f32 caches, with and without flash attention, differ by, since
     small models turn any other rounding of a key into a KLD of thousandths. Three bits, or a wrong row, cost ten times that."""
     plain = [logits(start, model, t, t, PLAIN, attention, **options) for t, attention in (("f16", "on"), ("f16", "off"), ("f32", "off"))]
     noise = max(kld(p[0], q[0]).mean() for p in plain for q in plain)
-    assert noise < 0.005
+    assert noise < most
     for attention, (wanted, log) in zip(("on", "off"), plain):
         assert "centered" not in log
         found, log = logits(start, model, "f16", "f16", CENTERED, attention, **options)
@@ -57,13 +57,29 @@ def test_centering_is_exact(start, model):  # noqa: F811
     exact(start, model)
 
 
+def test_far_positions_and_yarn(start):  # noqa: F811
+    """Beside another sequence. YaRN turns pairs by angles of its own and multiplies all by 1.14; floats of angles of 100000 have steps of 0.008, in plain caches too."""
+    exact(start, "smollm2", most=0.01, actions=[("prefix", 40, 1)], more=("yarn", "far"))
+
+
+def test_turns_of_a_rope_give_its_rows(programs, tmp_path):  # noqa: F811
+    """As the CPU back end computes them: within what its floats round angles to at each position."""
+    tree, binary = CACHE / "llama" / "0.3.36-patched", tmp_path / "center_probe"
+    run([os.environ.get("CXX") or "c++", "-std=c++17", "-O1", *(f"-I{tree / folder}" for folder in ("src", "include", "ggml/include")), Path(__file__).with_name("center_probe.cpp"),
+         f"-L{programs}", "-lllama", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{programs}", "-o", binary])  # fmt: skip
+    found = [line.split() for line in run([binary]).stdout.splitlines()]
+    assert [name for name, *_ in found] == ["neighbours", "halves", "scaled", "yarn", "factors", "magnitude"]
+    assert all(float(worst) < 1 for _, worst, _ in found), found
+    assert [float(magnitude) for *_, magnitude in found] == pytest.approx([1, 1, 1, 1 + 0.1 * np.log(4), 1, 1.19], abs=1e-5)
+
+
 def test_keys_that_move(start):  # noqa: F811
-    """K-shift turns the positional rows as it turns keys."""
+    """K-shift changes positions and turns keys."""
     exact(start, "smollm2", actions=[("drop", 8, 64)], at=PREFIX - 64)
 
 
 def test_sequences_that_are_copied(start):  # noqa: F811
-    """A copied stream takes its positional rows along."""
+    """A copied stream takes along which of its keys are centered."""
     exact(start, "smollm2", actions=[("copy",)], more=("streams",), seq=1)
 
 
@@ -160,7 +176,7 @@ def test_a_calibration_is_kept_for_other_contexts(start, calibrated, tmp_path): 
     assert p.log().count("calibrating centered keys") == 2
 
 
-def test_what_measures_memory_counts_positional_rows(programs, gemma):  # noqa: F811
+def test_what_measures_memory_counts_what_centering_takes(programs, gemma):  # noqa: F811
     """llama.cpp makes a context without memory first, to see what fits: to the MiB, it takes what the real one does. As `pyggmlq fit` says."""
     used = {}
     for mode in "off", "auto":
@@ -241,6 +257,16 @@ def test_keys_of_a_state_become_centered_as_the_context_is(start, calibrated, tm
         sides = ["centered by calibration" if side is not plain else "not centered" for side in (source, target)]
         assert f"the saved K cache is f16, {sides[0]}" in log and f"this context's is f16, {sides[1]}" in log
         assert 0 < kld(wanted, found).mean() < 0.01
+
+
+def test_a_state_of_another_rope(start, calibrated, tmp_path):  # noqa: F811
+    """Keys stay turned as they were saved, in any llama.cpp. Centered ones are converted, since attention adds what the context's RoPE gives."""
+    for env, path in (PLAIN, tmp_path / "plain"), (calibrated("all", 0), tmp_path / "centered"):
+        saved(start, "smollm2", ("f16", "f16"), env, "session", path)
+    wanted, _ = restored(start, "smollm2", ("f16", "f16"), PLAIN, "session", tmp_path / "plain", more=("yarn",))
+    found, log = restored(start, "smollm2", ("f16", "f16"), calibrated("all", 0), "session", tmp_path / "centered", more=("yarn",))
+    assert "converting" in log and "by the saved calibration" not in log
+    assert kld(wanted, found).mean() < 0.01
 
 
 def test_keys_that_moved_and_were_converted(start, calibrated, tmp_path):  # noqa: F811

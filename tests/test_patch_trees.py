@@ -43,7 +43,6 @@ NOT_BEFORE_2026_10 = {
     "center-cache-rotation",
     "center-cache-store",
     "center-cache-copy-stream",
-    "center-cache-shift",
     "center-cache-memory",
     "center-graph-include",
     "center-graph-member",

@@ -150,18 +150,18 @@ def centered_cache(type_k: str, type_v: str, neox: bool = True, rotates: bool = 
     rng = np.random.default_rng(8)
     k, v = values(layers=layers), values(layers=layers, seed=4)
     calibrations = [center.Calibration(rng.normal(0, 3, (2, 128)) * (np.arange(128) < 96), rng.uniform(0.5, 2, (2, 1)) * np.ones((2, 128)), 96, neox) for _ in k]
-    rows, centering = centered(k, calibrations, np.array([0, 1, 5, 6, 900]), rotates)
-    return cache(rows, v, type_k, type_v, centering=centering), k, v
+    positions = np.array([0, 1, 5, 6, 100_000])
+    rows, centering = centered(k, calibrations, positions, rotates)
+    return cache(rows, v, type_k, type_v, centering=centering, positions=positions), k, v
 
 
 @pytest.mark.parametrize("neox", [True, False])
 @pytest.mark.parametrize("rotates, target", [(True, "f16"), (False, "f32"), (True, "q8_0")])
 def test_centered_keys_of_another_type_are_what_they_were(rotates, target, neox, tmp_path):
-    """And the file is one of any llama.cpp, rotated as its caches are; c is f16 in it, so a key of about 3 is off by 0.001."""
+    """And the file is one of any llama.cpp, rotated as its caches are. What is stored is f16 before or after, so a key of about 3 is off by 0.005."""
     data, k, v = centered_cache("f32" if target != "f32" else "f16", "f16", neox, rotates)
     found = convert(state("sequence", data), tmp_path, target, None)
-    plain = state("sequence", cache(k, v, target, "f16"))
-    assert len(found) == len(plain)
+    assert len(found) == len(state("sequence", cache(k, v, target, "f16")))
     _, parts = states._scan(open(tmp_path / "out", "rb"), len(found), None)
     for part, x in zip([part for part in parts if isinstance(part, states._Rows)], k):
         rows = decode(found[part.offset : part.offset + part.size], target, len(x))
@@ -182,7 +182,7 @@ def test_centered_and_other_layers_of_one_cache_are_refused(tmp_path):
     data, *_ = centered_cache("f16", "f16", layers=1)
     one = cache(values(), values(), "f16", "f16")
     mark = data.index(struct.pack("<II", 1, 5))  # the streams and cells
-    cells = 5 * (2 * 96 + 1)
+    cells = 5
     at = mark + 8 + 5 * 12
     mixed = data[:mark] + one[: 8 + 5 * 12] + data[at : at + cells] + one[8 + 5 * 12 :]
     assert convert(state("sequence", mixed), tmp_path, None, "f32")
@@ -195,6 +195,14 @@ def test_a_damaged_calibration_is_found(tmp_path):
     whole = bytearray(state("sequence", data))
     whole[whole.index(struct.pack("<I", _centered.MARK)) + 100] ^= 4
     assert "with a wrong checksum: damaged" in refusal(bytes(whole), tmp_path, "f32", None)
+
+
+def test_positional_rows_in_a_state_are_refused(tmp_path):
+    """As an earlier version saved them."""
+    data, *_ = centered_cache("f16", "f16")
+    old = data.replace(struct.pack("<II", _centered.MARK, _centered.VERSION), struct.pack("<II", _centered.MARK, 1))
+    text = refusal(state("sequence", old), tmp_path, "f32", None)
+    assert "centered in a way (version 1) that isn't known, wanted version 2: let the prompt be computed again" in text
 
 
 def test_an_empty_state_stays_empty(tmp_path):

@@ -11,12 +11,12 @@
 
 // In place of a number of streams, so that a llama.cpp that knows nothing of centered keys refuses the state.
 static constexpr uint32_t GGMLQ_LLAMA_CENTER_MARK    = 0x63716767; // "ggqc"
-static constexpr uint32_t GGMLQ_LLAMA_CENTER_VERSION = 1;
+static constexpr uint32_t GGMLQ_LLAMA_CENTER_VERSION = 2;
 
 using ggmlq_llama_side = ggmlq_llama_center_restore::side;
 
-// --- a calibration as bytes: u32 ropes, for each u32 n_rot (0: of no centered layer), u32 neox; u32 layers, for each u32 layer, u32 rope, u32 head size, u32 KV
-// heads, f32 mean[head size * KV heads], f32 scale[the same], f32 mean square of queries[the same]
+// --- a calibration as bytes: u32 ropes, for each u32 n_rot (0: of no centered layer), u32 neox, f32 magnitude, u64 turns[n_rot/2]; u32 layers, for each u32 layer,
+// u32 rope, u32 head size, u32 KV heads, f32 mean[head size * KV heads], f32 scale[the same], f32 mean square of queries[the same]
 
 template <typename T>
 static void ggmlq_llama_append(std::vector<uint8_t> & bytes, const T * values, size_t n) {
@@ -29,8 +29,10 @@ std::vector<uint8_t> ggmlq_llama_center_to_bytes(const ggmlq_llama_center & cent
     const auto number = [&](uint32_t value) { ggmlq_llama_append(bytes, &value, 1); };
     number((uint32_t) center.ropes.size());
     for (const auto & rope : center.ropes) {
-        number(rope.c ? (uint32_t) rope.n_rot : 0);
+        number((uint32_t) (2*rope.turns.size()));
         number(rope.neox);
+        ggmlq_llama_append(bytes, &rope.magnitude, 1);
+        ggmlq_llama_append(bytes, rope.turns.data(), rope.turns.size());
     }
     const auto is_centered = [](const ggmlq_llama_center_layer & layer) { return layer.rope >= 0; };
     number((uint32_t) std::count_if(center.layers.begin(), center.layers.end(), is_centered));
@@ -67,10 +69,16 @@ static void ggmlq_llama_side_from_bytes(ggmlq_llama_side & side, std::vector<uin
         return value;
     };
     const uint32_t most = (uint32_t) bytes.size(); // of anything
-    side.ropes.resize(number(most/(2*sizeof(uint32_t))));
+    side.ropes.resize(number(most/(3*sizeof(uint32_t))));
     for (auto & rope : side.ropes) {
-        rope.n_rot = number(most);
+        rope.n_rot = number(most/sizeof(uint32_t));
         rope.neox  = number(1) != 0;
+        take(&rope.magnitude, sizeof(rope.magnitude));
+        rope.turns.resize(rope.n_rot/2);
+        take(rope.turns.data(), rope.turns.size()*sizeof(uint64_t));
+        if (rope.n_rot % 2 != 0 || !(rope.magnitude > 0) || !std::isfinite(rope.magnitude)) {
+            throw std::runtime_error(format("the calibration of the saved keys is damaged: found a RoPE of %u values and a magnitude of %g", rope.n_rot, rope.magnitude));
+        }
     }
     side.layers.resize(number(most/(4*sizeof(uint32_t))));
     for (auto & layer : side.layers) {
@@ -96,7 +104,7 @@ static void ggmlq_llama_side_from_bytes(ggmlq_llama_side & side, std::vector<uin
     }
     for (uint32_t i = 0; i < side.ropes.size(); ++i) {
         const bool used = std::any_of(side.layers.begin(), side.layers.end(), [i](const ggmlq_llama_side::layer & layer) { return layer.rope == i; });
-        if (used ? side.ropes[i].n_rot == 0 || side.ropes[i].n_rot % 2 != 0 : side.ropes[i].n_rot != 0) {
+        if (used != (side.ropes[i].n_rot != 0)) {
             throw std::runtime_error(format("the calibration of the saved keys is damaged: found a RoPE of %u values", side.ropes[i].n_rot));
         }
     }
@@ -127,9 +135,13 @@ std::string ggmlq_llama_side::describe(ggml_type type) const {
     return std::string(ggml_type_name(type)) + (active ? ", centered by calibration " + ggmlq_llama_center_name(bytes) : ", not centered");
 }
 
-// The same layers, so that one side's mean and scale fit the other.
+// The same layers with the same RoPE, so that one side's mean, scale and turns fit the other. Turns of another machine may differ by what its pow and cos round.
 static bool ggmlq_llama_same_layers(const ggmlq_llama_side & a, const ggmlq_llama_side & b) {
-    const auto same_rope  = [](const ggmlq_llama_side::rope & x, const ggmlq_llama_side::rope & y) { return x.n_rot == y.n_rot && x.neox == y.neox; };
+    const auto same_turns = [](uint64_t x, uint64_t y) { return std::fabs((double) (int64_t) (x - y)) <= 0x1p-16*std::fabs((double) (int64_t) x) + 0x1p20; };
+    const auto same_rope  = [&](const ggmlq_llama_side::rope & x, const ggmlq_llama_side::rope & y) {
+        return x.n_rot == y.n_rot && x.neox == y.neox && std::fabs(x.magnitude - y.magnitude) <= 0x1p-16*x.magnitude &&
+            std::equal(x.turns.begin(), x.turns.end(), y.turns.begin(), y.turns.end(), same_turns);
+    };
     const auto same_layer = [](const ggmlq_llama_side::layer & x, const ggmlq_llama_side::layer & y) {
         return x.il == y.il && x.rope == y.rope && x.head_size == y.head_size && x.n_head_kv == y.n_head_kv;
     };
@@ -186,17 +198,6 @@ void ggmlq_llama_center_write_cells(const ggmlq_llama_center & center, llama_io_
     if (!center.active) {
         return;
     }
-    for (const auto & rope : center.ropes) {
-        for (const auto & range : ranges) {
-            if (!rope.c) {
-                continue;
-            }
-            const auto c = ggmlq_llama_get_cells(rope.c_stream[stream], range.first, range.second);
-            std::vector<ggml_fp16_t> half(c.size());
-            ggml_fp32_to_fp16_row(c.data(), half.data(), (int64_t) c.size());
-            io.write(half.data(), half.size()*sizeof(ggml_fp16_t));
-        }
-    }
     for (const auto & layer : center.layers) {
         if (layer.rope < 0) {
             continue;
@@ -224,10 +225,10 @@ ggmlq_llama_center_restore::ggmlq_llama_center_restore(ggmlq_llama_center & cent
         uint64_t sum;
         io.read(head, sizeof(head));
         if (head[0] != GGMLQ_LLAMA_CENTER_VERSION) {
-            throw std::runtime_error(format("the saved keys are centered in a way (version %u) that this llama.cpp doesn't know: it knows %u",
-                head[0], GGMLQ_LLAMA_CENTER_VERSION));
+            throw std::runtime_error(format("the saved keys are centered in a way (version %u) that this llama.cpp doesn't know, wanted version %u: "
+                "let the prompt be computed again", head[0], GGMLQ_LLAMA_CENTER_VERSION));
         }
-        if (head[1] > 1 || head[2] > sizeof(uint32_t)*(2 + 2*n_layers + 4*n_layers) + 3*sizeof(float)*n_values) {
+        if (head[1] > 1 || head[2] > sizeof(uint32_t)*(2 + 3*n_layers + 4*n_layers) + (3 + 1)*sizeof(float)*n_values) { // a turn has 4 bytes a value
             throw std::runtime_error(format("the calibration of the saved keys is damaged, or of another model: found %u bytes", head[2]));
         }
         std::vector<uint8_t> bytes(head[2]);
@@ -258,6 +259,10 @@ void ggmlq_llama_center_restore::adopt() {
     LLAMA_LOG_INFO("%s: keys are centered by the saved calibration %s from now on, not by this context's own, %s\n", __func__,
         ggmlq_llama_center_name(saved->bytes).c_str(), ggmlq_llama_center_name(own->bytes).c_str());
     const auto action = [&center = center, saved = saved]() {
+        for (size_t i = 0; i < saved->ropes.size(); ++i) {
+            center.ropes[i].turns     = saved->ropes[i].turns;
+            center.ropes[i].magnitude = saved->ropes[i].magnitude;
+        }
         for (const auto & layer : saved->layers) {
             for (auto & mine : center.layers) {
                 if (mine.rope >= 0 && mine.il == (int32_t) layer.il) {
@@ -285,13 +290,11 @@ bool ggmlq_llama_center_restore::read_cells(llama_io_read_i & io, uint32_t strea
     if (takes_over) { // whatever these replace is gone
         adopt();
     }
-    saved_cells = std::make_shared<cells_of>();
-    for (const auto & rope : saved->ropes) {
-        std::vector<ggml_fp16_t> half(idxs.size()*rope.n_rot);
-        io.read(half.data(), half.size()*sizeof(ggml_fp16_t));
-        saved_cells->c.emplace_back(half.size());
-        ggml_fp16_to_fp32_row(half.data(), saved_cells->c.back().data(), (int64_t) half.size());
+    positions.clear();
+    for (const uint32_t i : idxs) {
+        positions.push_back(v_cells[stream].pos_get(i));
     }
+    saved_parts = std::make_shared<parts>();
     for (const auto & layer : saved->layers) {
         std::vector<uint8_t> part(idxs.size());
         io.read(part.data(), part.size());
@@ -299,42 +302,21 @@ bool ggmlq_llama_center_restore::read_cells(llama_io_read_i & io, uint32_t strea
             LLAMA_LOG_ERROR("%s: which keys of layer %u are centered is damaged in this state\n", __func__, layer.il);
             return false;
         }
-        saved_cells->part.push_back(std::move(part));
+        saved_parts->push_back(std::move(part));
     }
     if (!own->active) {
         return true;
     }
     if (saved->bytes == own->bytes) {
-        own_cells = saved_cells;
+        own_parts = saved_parts;
     } else {
-        own_cells = std::make_shared<cells_of>();
-        std::vector<int32_t> positions;
-        for (const uint32_t i : idxs) {
-            positions.push_back(v_cells[stream].pos_get(i));
-        }
-        for (const auto & rope : center.ropes) {
-            try {
-                own_cells->c.push_back(rope.c ? rope.at(positions) : std::vector<float>());
-            } catch (const std::exception & error) {
-                LLAMA_LOG_ERROR("%s: the saved keys are centered in another way than this context's, and can't be converted: %s\n", __func__, error.what());
-                return false;
-            }
-        }
-        for (size_t i = 0; i < own->layers.size(); ++i) {
-            own_cells->part.emplace_back(idxs.size(), 0); // `convert` decides
-        }
+        own_parts = std::make_shared<parts>(own->layers.size(), std::vector<uint8_t>(idxs.size(), 0)); // `convert` decides
     }
-    const auto action = [&center = center, own_cells = own_cells, idxs, stream]() {
-        for (size_t i = 0; i < center.ropes.size(); ++i) {
-            if (!center.ropes[i].c) {
-                continue;
-            }
-            ggmlq_llama_set_cells(center.ropes[i].c_stream[stream], idxs, own_cells->c[i]);
-        }
+    const auto action = [&center = center, own_parts = own_parts, idxs, stream]() {
         size_t i = 0;
         for (const auto & layer : center.layers) {
             if (layer.rope >= 0) {
-                const auto & part = own_cells->part[i++];
+                const auto & part = (*own_parts)[i++];
                 ggmlq_llama_set_cells(layer.part_stream[stream], idxs, std::vector<float>(part.begin(), part.end()));
             }
         }
@@ -349,17 +331,21 @@ bool ggmlq_llama_center_restore::converts(int32_t type_saved, const ggml_tensor 
     return (saved->active || own->active) && (saved->bytes != own->bytes || saved->rotates != own->rotates || type_saved != (int32_t) k->type);
 }
 
-// R mu of a cell and KV head h.
-static void ggmlq_llama_turned_mean(const ggmlq_llama_side::layer & layer, const ggmlq_llama_side::rope & rope, const float * c, size_t h, float * mean) {
+// R mu of a cell, of all KV heads.
+static std::vector<float> ggmlq_llama_turned_mean(const ggmlq_llama_side::layer & layer, const ggmlq_llama_side::rope & rope, int32_t position) {
     const size_t half = rope.n_rot/2;
-    const float * m = &layer.mean[h*layer.head_size];
-    std::fill(mean, mean + layer.head_size, 0.0f);
-    for (size_t pair = 0; pair < half; ++pair) {
-        const size_t i = rope.neox ? pair : 2*pair;
-        const size_t j = rope.neox ? pair + half : 2*pair + 1;
-        mean[i] = m[i]*c[i] - m[j]*c[j];
-        mean[j] = m[i]*c[j] + m[j]*c[i];
+    std::vector<float> c(rope.n_rot), result(layer.mean.size(), 0.0f);
+    ggmlq_llama_center_row(rope.turns, rope.neox, position, c.data());
+    for (size_t h = 0; h < result.size(); h += layer.head_size) {
+        const float * m = &layer.mean[h];
+        for (size_t pair = 0; pair < half; ++pair) {
+            const size_t i = rope.neox ? pair : 2*pair;
+            const size_t j = rope.neox ? pair + half : 2*pair + 1;
+            result[h + i] = rope.magnitude*(m[i]*c[i] - m[j]*c[j]);
+            result[h + j] = rope.magnitude*(m[i]*c[j] + m[j]*c[i]);
+        }
     }
+    return result;
 }
 
 bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_saved, ggml_tensor * k, uint32_t il, uint32_t n,
@@ -400,32 +386,24 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
         }
         const float gain = ggmlq_llama_center_gain(k->type);
         const auto rounds = layer_to ? layer_to->rounds : nullptr;
-        change.change = [saved = saved, own = own, saved_cells = saved_cells, own_cells = own_cells, from, to, at_from, at_to, gain, rounds](size_t row, float * x) {
-            std::vector<float> mean;
+        change.change = [saved = saved, own = own, positions = positions, saved_parts = saved_parts, own_parts = own_parts, from, to, at_from, at_to, gain,
+                rounds](size_t row, float * x) {
             if (from) {
-                const auto & rope = saved->ropes[from->rope];
-                const bool part = saved_cells->part[at_from][row] != 0;
-                mean.resize(from->head_size);
-                for (size_t h = 0; h < from->n_head_kv; ++h) {
-                    ggmlq_llama_turned_mean(*from, rope, &saved_cells->c[from->rope][row*rope.n_rot], h, mean.data());
-                    for (size_t i = 0, j = h*from->head_size; i < from->head_size; ++i, ++j) {
-                        x[j] = x[j]/from->scale[j] + (part ? mean[i] : 0.0f);
-                    }
+                const bool part = (*saved_parts)[at_from][row] != 0;
+                const auto mean = ggmlq_llama_turned_mean(*from, saved->ropes[from->rope], positions[row]);
+                for (size_t j = 0; j < mean.size(); ++j) {
+                    x[j] = x[j]/from->scale[j] + (part ? mean[j] : 0.0f);
                 }
             }
             if (to) { // as ggmlq_llama_center_graph::apply does: the shorter of S k and S (k - R mu), longer by the gain, rounded for the queries
-                const auto & rope = own->ropes[to->rope];
                 double along = 0, square = 0;
-                mean.resize((size_t) to->head_size*to->n_head_kv);
-                for (size_t h = 0; h < to->n_head_kv; ++h) {
-                    ggmlq_llama_turned_mean(*to, rope, &own_cells->c[to->rope][row*rope.n_rot], h, &mean[h*to->head_size]);
-                }
+                const auto mean = ggmlq_llama_turned_mean(*to, own->ropes[to->rope], positions[row]);
                 for (size_t j = 0; j < mean.size(); ++j) {
                     along  += (double) to->scale[j]*x[j]*to->scale[j]*mean[j];
                     square += (double) to->scale[j]*mean[j]*to->scale[j]*mean[j];
                 }
                 const bool part = along > square/2;
-                own_cells->part[at_to][row] = part;
+                (*own_parts)[at_to][row] = part;
                 for (size_t j = 0; j < mean.size(); ++j) {
                     x[j] = gain*to->scale[j]*(x[j] - (part ? mean[j] : 0.0f));
                 }
@@ -435,8 +413,8 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
             }
         };
         if (layer_to) {
-            change.after = [own_cells = own_cells, at_to, tensor = layer_to->part_stream[stream], idxs]() {
-                const auto & part = own_cells->part[at_to];
+            change.after = [own_parts = own_parts, at_to, tensor = layer_to->part_stream[stream], idxs]() {
+                const auto & part = (*own_parts)[at_to];
                 ggmlq_llama_set_cells(tensor, idxs, std::vector<float>(part.begin(), part.end()));
             };
         }

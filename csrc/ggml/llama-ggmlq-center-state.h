@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-// Mean, scale and moments of every centered layer, as bytes: equal bytes are the same calibration.
+// Mean, scale and moments of every centered layer, and how its RoPE turns, as bytes: equal bytes are the same calibration.
 std::vector<uint8_t> ggmlq_llama_center_to_bytes(const ggmlq_llama_center & center);
 
 // A checksum of bytes (FNV-1a), by which logs name a calibration.
@@ -48,7 +48,7 @@ public:
 
     // One side of a restore: how keys are centered, or that they aren't.
     struct side {
-        struct rope  { uint32_t n_rot; bool neox; };
+        struct rope  { uint32_t n_rot; bool neox; float magnitude; std::vector<uint64_t> turns; };
         struct layer { uint32_t il, rope, head_size, n_head_kv; std::vector<float> mean, scale, query; };
 
         bool active  = false;
@@ -62,8 +62,7 @@ public:
     };
 
 private:
-    // Of the cells of one stream.
-    struct cells_of { std::vector<std::vector<float>> c; std::vector<std::vector<uint8_t>> part; }; // [rope][cell][n_rot], [layer][cell]
+    using parts = std::vector<std::vector<uint8_t>>; // [layer][cell]
 
     void adopt();
 
@@ -74,5 +73,8 @@ private:
     uint32_t stream = 0;
 
     std::shared_ptr<side> saved, own;
-    std::shared_ptr<cells_of> saved_cells, own_cells;
+
+    // Of the cells of one stream.
+    std::vector<int32_t> positions;
+    std::shared_ptr<parts> saved_parts, own_parts;
 };

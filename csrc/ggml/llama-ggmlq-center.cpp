@@ -161,7 +161,7 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
     const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
-        for (int64_t i = 0; i < rope.n_rot; ++i) { // a value without RoPE has no part in c
+        for (int64_t i = 0; i < rope.n_rot; ++i) { // a value without RoPE has no part in positional rows
             layer.mean[h + i] = (float) (layer.sum_k[h + i]/layer.n_k);
         }
         const auto spread = [&](int64_t i) { // around the mean that is taken off
@@ -298,7 +298,7 @@ void ggmlq_llama_center::upload(bool dry) {
     for (const auto buft : bufts) {
         size_t n_tensors = 0;
         for (const auto & layer : layers) {
-            n_tensors += layer.rope >= 0 ? 7 + 1 + 2 + 2*layer.k->ne[2] : 0;
+            n_tensors += layer.rope >= 0 ? 7 + 1 + 2 + layer.k->ne[2] : 0;
         }
         ggml_init_params params = { n_tensors*ggml_tensor_overhead(), nullptr, true };
         ggml_context_ptr ctx { ggml_init(params) };
@@ -321,13 +321,9 @@ void ggmlq_llama_center::upload(bool dry) {
                 layer.feedback = ggml_new_tensor_3d(ctx.get(), type, layer.head_size, layer.head_size, layer.n_head_kv);
             }
             auto & rope = ropes[layer.rope];
-            if (!rope.c) {
-                rope.one = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, rope.n_rot);
-                rope.c   = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, rope.n_rot, layer.k->ne[1], layer.k->ne[2]);
-                ggml_format_name(rope.c, "cache_c_l%d", rope.il);
-                for (int64_t stream = 0; stream < rope.c->ne[2]; ++stream) {
-                    rope.c_stream.push_back(ggml_view_2d(ctx.get(), rope.c, rope.c->ne[0], rope.c->ne[1], rope.c->nb[1], stream*rope.c->nb[2]));
-                }
+            if (!rope.turns_there) {
+                rope.turns_there = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, rope.n_rot/2);
+                rope.one         = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, rope.n_rot);
             }
         }
         ggml_backend_buffer_ptr buffer { dry ? ggml_backend_buft_alloc_buffer(buft, 0) : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
@@ -341,6 +337,11 @@ void ggmlq_llama_center::upload(bool dry) {
         ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
     }
     if (!dry) {
+        for (auto & rope : ropes) {
+            if (rope.turns_there) { // otherwise its layers turned out to be left as they are
+                rope.measure();
+            }
+        }
         fill();
     }
 }
@@ -350,12 +351,13 @@ void ggmlq_llama_center::fill() {
         ggml_backend_tensor_set(tensor, values.data(), 0, values.size()*sizeof(float));
     };
     for (const auto & rope : ropes) {
-        if (!rope.c) { // its layers turned out to be left as they are
+        if (!rope.turns_there) {
             continue;
         }
+        ggml_backend_tensor_set(rope.turns_there, rope.turns.data(), 0, rope.turns.size()*sizeof(uint64_t));
         std::vector<float> one(rope.n_rot);
         for (int64_t i = 0; i < rope.n_rot; ++i) {
-            one[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f : 0.0f;
+            one[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f/rope.magnitude : 0.0f;
         }
         set(rope.one, one);
     }
@@ -373,8 +375,8 @@ void ggmlq_llama_center::fill() {
             for (int64_t i = 0; i < layer.head_size; ++i) {
                 const int64_t j = ggmlq_llama_partner(rope, i);
                 s_inv.push_back(1.0f/layer.scale[h + i]);
-                same.push_back(i < rope.n_rot ? layer.mean[h + std::min(i, j)] : 0.0f);
-                turn.push_back(i < rope.n_rot ? layer.mean[h + std::max(i, j)] : 0.0f);
+                same.push_back(i < rope.n_rot ? rope.magnitude*layer.mean[h + std::min(i, j)] : 0.0f);
+                turn.push_back(i < rope.n_rot ? rope.magnitude*layer.mean[h + std::max(i, j)] : 0.0f);
             }
         }
         const float gain = ggmlq_llama_center_gain(layer.k->type);
@@ -488,7 +490,6 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
     rope.buft      = ggmlq_llama_buft(k_cache);
     rope.n_rot     = ggmlq_llama_rope_n_dims(k);
     rope.neox      = ggmlq_llama_rope_mode(k) == GGML_ROPE_TYPE_NEOX;
-    rope.il        = il;
     for (size_t i = 0; i < center->ropes.size() && layer->rope < 0; ++i) {
         const auto & other = center->ropes[i];
         if (other.params == rope.params && other.factors == rope.factors && other.positions == rope.positions && other.buft == rope.buft) {
@@ -578,24 +579,58 @@ public:
             const std::vector<int32_t> values(ubatch->n_tokens, 1);
             ggml_backend_tensor_set(ones, values.data(), 0, ggml_nbytes(ones));
         }
+        for (const auto & at : positions) {
+            if (!at.tensor->buffer) {
+                continue;
+            }
+            values.resize(ggml_nelements(at.tensor));
+            int32_t * to = values.data();
+            for (int64_t stream = 0; stream < at.tensor->ne[3]; ++stream) {
+                const llama_kv_cells & cells = (*at.cells)[at.first_stream + stream];
+                for (uint32_t i = 0; i < at.tensor->ne[0]; ++i) {
+                    *to++ = cells.is_empty(i) ? 0 : cells.pos_get(i);
+                }
+            }
+            ggml_backend_tensor_set(at.tensor, values.data(), 0, ggml_nbytes(at.tensor));
+        }
     }
 
+    // Cells and streams of a graph are those of its mask, whose input says whether they are still the same.
     bool can_reuse(const llm_graph_params & params) override { return ones->ne[0] == params.ubatch.n_tokens; }
+
+    // I32 [cells, 1, 1, streams]: the positions of what the view `k` of a cache shows.
+    ggml_tensor * positions_of(ggml_context * ctx, const ggmlq_llama_center & center, const ggml_tensor * k) {
+        const size_t first_stream = k->view_offs/k->view_src->nb[2];
+        for (const auto & at : positions) {
+            if (at.cells == center.cells && at.first_stream == first_stream && at.tensor->ne[0] == k->ne[2] && at.tensor->ne[3] == k->ne[3]) {
+                return at.tensor;
+            }
+        }
+        ggml_tensor * tensor = ggml_new_tensor_4d(ctx, GGML_TYPE_I32, k->ne[2], 1, 1, k->ne[3]);
+        ggml_set_input(tensor);
+        ggml_set_name(tensor, "center_inp_positions");
+        positions.push_back({ center.cells, first_stream, tensor });
+        return tensor;
+    }
 
     std::vector<ggmlq_llama_center *> centers; // of the graph
 
 private:
+    struct positions_input { std::shared_ptr<const llama_kv_cells_vec> cells; size_t first_stream; ggml_tensor * tensor; };
+
     ggml_tensor * ones; // I32 [n_tokens]: for the quarter turn
+    std::vector<positions_input> positions;
+    std::vector<int32_t> values;
 };
 
-// The RoPE node `rope`, of other values.
-static ggml_tensor * ggmlq_llama_rope_like(ggml_context * ctx, const ggml_tensor * rope, ggml_tensor * x) {
+// A RoPE node as a model has made one.
+static ggml_tensor * ggmlq_llama_rope_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * positions, ggml_tensor * factors, const void * op_params) {
     ggml_tensor * result = ggml_dup_tensor(ctx, x);
     result->op = GGML_OP_ROPE;
-    memcpy(result->op_params, rope->op_params, sizeof(result->op_params));
+    memcpy(result->op_params, op_params, sizeof(result->op_params));
     result->src[0] = x;
-    result->src[1] = rope->src[1];
-    result->src[2] = rope->src[2];
+    result->src[1] = positions;
+    result->src[2] = factors;
     return result;
 }
 
@@ -606,7 +641,7 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     }
     if (auto * calibration = ggmlq_llama_center_calibration::current) {
         calibration->watch(center, k_cache, q, k, il);
-        terms.push_back({ k_cache, nullptr, nullptr, nullptr });
+        terms.push_back({ k_cache, center, nullptr, nullptr });
         return;
     }
     const auto * layer = center->active ? center->find(k_cache) : nullptr;
@@ -636,15 +671,8 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     const ggml_tensor * rope_of_k = k;
     ggml_tensor * k_before = k ? k->src[0] : nullptr, * v_before = v;
     if (k) {
-        const auto flat = [&](ggml_tensor * rows) { return ggml_reshape_2d(ctx, rows, rows->ne[0], rows->ne[1]*rows->ne[2]); };
-        if (std::find(written.begin(), written.end(), rope.c) == written.end()) {
-            written.push_back(rope.c);
-            ggml_tensor * one = ggml_repeat_4d(ctx, rope.one, rope.n_rot, 1, n_tokens, 1);
-            ggml_tensor * row = ggml_reshape_2d(ctx, ggmlq_llama_rope_like(ctx, k, one), rope.n_rot, n_tokens);
-            ggml_build_forward_expand(gf, ggml_set_rows(ctx, flat(rope.c), row, k_idxs));
-        }
         ggml_build_forward_expand(gf, k_before);
-        k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, flat(layer->part), k_idxs);
+        k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, ggml_reshape_2d(ctx, layer->part, 1, ggml_nelements(layer->part)), k_idxs);
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {
@@ -655,9 +683,9 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     q = ggmlq_ggml_center_q(ctx, gf, q, ones, rope.n_rot, rope.neox, layer->mu_same, layer->mu_turn, layer->s_inv, k_before, v_before, &w);
     w = ggml_view_3d(ctx, w, rope.n_rot, w->ne[1], w->ne[2], w->nb[1], w->nb[2], 0);
     if (k) {
-        k = ggmlq_llama_rope_like(ctx, rope_of_k, k);
+        k = ggmlq_llama_rope_node(ctx, k, rope_of_k->src[1], rope_of_k->src[2], rope_of_k->op_params);
     }
-    terms.push_back({ k_cache, rope.c, layer->part, w });
+    terms.push_back({ k_cache, center, layer, w });
 }
 
 ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx, const ggml_tensor * k) {
@@ -667,21 +695,21 @@ ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx
         if (auto * calibration = ggmlq_llama_center_calibration::current) {
             calibration->watch_reader(k_cache);
         }
-        return { nullptr, nullptr, nullptr };
+        return { nullptr, nullptr, nullptr, nullptr };
     }
     const pending p = *it;
     terms.erase(it);
     if (!p.w) {
-        return { nullptr, nullptr, nullptr };
+        return { nullptr, nullptr, nullptr, nullptr };
     }
     // the same cells and streams as the view of K
-    const size_t first_stream = k->view_offs/k_cache->nb[2], c_bytes = p.c->nb[2], part_bytes = p.part->nb[2];
-    return { p.w,
-        ggml_view_4d(ctx, p.c, p.c->ne[0], k->ne[2], 1, k->ne[3], p.c->nb[1], c_bytes, c_bytes, first_stream*c_bytes),
-        ggml_view_4d(ctx, p.part, k->ne[2], 1, 1, k->ne[3], part_bytes, part_bytes, part_bytes, first_stream*part_bytes) };
+    ggml_tensor * part = p.layer->part;
+    const size_t first_stream = k->view_offs/k_cache->nb[2], bytes = part->nb[2];
+    return { &p.center->ropes[p.layer->rope], p.w, input->positions_of(ctx, *p.center, k),
+        ggml_view_4d(ctx, part, k->ne[2], 1, 1, k->ne[3], bytes, bytes, bytes, first_stream*bytes) };
 }
 
-// w as build_attn_mha makes q: [c_size, queries, heads, streams].
+// w as build_attn_mha makes q: [n_rot, queries, heads, streams].
 static ggml_tensor * ggmlq_llama_center_by_stream(ggml_context * ctx, ggml_tensor * w, int64_t n_stream) {
     const int64_t n_queries = w->ne[2]/n_stream;
     w = ggml_view_4d(ctx, w, w->ne[0], w->ne[1], n_queries, n_stream, w->nb[1], w->nb[2], w->nb[2]*n_queries, 0);
@@ -689,18 +717,27 @@ static ggml_tensor * ggmlq_llama_center_by_stream(ggml_context * ctx, ggml_tenso
 }
 
 void ggmlq_llama_center_graph::add_to_flash(ggml_context * ctx, ggml_tensor * attention, const term & t) {
-    if (t.c) {
-        attention->src[GGMLQ_GGML_ATTEND_W] = ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]);
-        attention->src[GGMLQ_GGML_ATTEND_C] = t.c;
-        attention->src[GGMLQ_GGML_ATTEND_PART] = t.part;
+    if (t.rope) {
+        attention->src[GGMLQ_GGML_ATTEND_W]         = ggmlq_llama_center_by_stream(ctx, t.w, t.part->ne[3]);
+        attention->src[GGMLQ_GGML_ATTEND_TURNS]     = t.rope->turns_there;
+        attention->src[GGMLQ_GGML_ATTEND_POSITIONS] = t.positions;
+        attention->src[GGMLQ_GGML_ATTEND_PART]      = t.part;
+        attention->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] = t.rope->neox;
     }
 }
 
 ggml_tensor * ggmlq_llama_center_graph::add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t) {
-    if (!t.c) {
+    if (!t.rope) {
         return scores;
     }
-    ggml_tensor * rest = ggml_mul_mat(ctx, t.c, ggmlq_llama_center_by_stream(ctx, t.w, t.c->ne[3]));
+    const int64_t n_cells = t.positions->ne[0], n_stream = t.positions->ne[3];
+    auto it = std::find_if(made.begin(), made.end(), [&](const rows & r) { return r.rope == t.rope && r.positions == t.positions; });
+    if (it == made.end()) { // by the model's own RoPE, for all layers
+        ggml_tensor * one = ggml_repeat_4d(ctx, t.rope->one, t.rope->n_rot, 1, n_cells*n_stream, 1);
+        ggml_tensor * c   = ggmlq_llama_rope_node(ctx, one, ggml_reshape_1d(ctx, t.positions, n_cells*n_stream), t.rope->factors, t.rope->params.data());
+        it = made.insert(it, { t.rope, t.positions, ggml_reshape_4d(ctx, c, t.rope->n_rot, n_cells, 1, n_stream) });
+    }
+    ggml_tensor * rest = ggml_mul_mat(ctx, it->c, ggmlq_llama_center_by_stream(ctx, t.w, n_stream));
     ggml_prec_set_acc(rest, GGML_PREC_F32);
     return ggml_add(ctx, scores, ggml_mul(ctx, rest, ggml_cast(ctx, t.part, GGML_TYPE_F32)));
 }
@@ -717,12 +754,7 @@ std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & posi
     ggml_tensor * x    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n);
     ggml_tensor * pos  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n);
     ggml_tensor * own  = factors ? ggml_dup_tensor(ctx.get(), factors) : nullptr;
-    ggml_tensor * rows = ggml_dup_tensor(ctx.get(), x);
-    rows->op = GGML_OP_ROPE;
-    memcpy(rows->op_params, params.data(), sizeof(rows->op_params));
-    rows->src[0] = x;
-    rows->src[1] = pos;
-    rows->src[2] = own;
+    ggml_tensor * rows = ggmlq_llama_rope_node(ctx.get(), x, pos, own, params.data());
     ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()) };
     if (!buffer) {
         throw std::runtime_error("no memory");
@@ -747,6 +779,50 @@ std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & posi
     return values;
 }
 
+static constexpr double GGMLQ_LLAMA_TURN = 6.283185307179586; // radians
+
+void ggmlq_llama_center_row(const std::vector<uint64_t> & turns, bool neox, int32_t position, float * row) {
+    for (size_t pair = 0; pair < turns.size(); ++pair) {
+        const int64_t turned = (int64_t) ((uint64_t) (int64_t) position*turns[pair]); // exact, and whole turns drop out
+        const double  angle  = GGMLQ_LLAMA_TURN*std::ldexp((double) turned, -64);
+        row[neox ? pair : 2*pair]                    = (float) std::cos(angle);
+        row[neox ? pair + turns.size() : 2*pair + 1] = (float) std::sin(angle);
+    }
+}
+
+void ggmlq_llama_center_rope::measure() {
+    // The angle of position 1 is known to some 2^-24, that of 2 to as much, and so on: each doubling gives one more bit of it. Positions are whole
+    // numbers, so it is wanted modulo a turn only. The last position isn't a power of 2, at which floats round the angle as at most positions.
+    std::vector<int32_t> at_positions = { 0 };
+    for (int32_t position = 1; position <= 1 << 20; position *= 2) {
+        at_positions.push_back(position);
+    }
+    at_positions.push_back(1021);
+    const auto rows = at(at_positions);
+    magnitude = rows[0];
+    turns.clear();
+    const int32_t half = n_rot/2;
+    for (int32_t pair = 0; pair < half; ++pair) {
+        const int32_t i = neox ? pair : 2*pair, j = neox ? pair + half : 2*pair + 1;
+        double found = 0; // of a turn
+        for (size_t row = 1; row < at_positions.size(); ++row) {
+            const double angle = std::atan2((double) rows[row*n_rot + j], (double) rows[row*n_rot + i])/GGMLQ_LLAMA_TURN;
+            double off = angle - found*at_positions[row];
+            off -= std::round(off);
+            if (row > 1 && !(std::fabs(off) < 0.01)) {
+                throw std::runtime_error(format("RoPE doesn't turn pair %d in proportion to the position", pair));
+            }
+            if (row + 1 < at_positions.size()) {
+                found += off/at_positions[row];
+            }
+        }
+        turns.push_back((uint64_t) std::llround(std::ldexp(found, 63)) << 1);
+    }
+    if (!(magnitude > 0) || !std::isfinite(magnitude)) {
+        throw std::runtime_error(format("RoPE has a magnitude of %g", magnitude));
+    }
+}
+
 // --- when a context is made
 
 struct ggmlq_llama_center_access {
@@ -761,8 +837,9 @@ struct ggmlq_llama_center_access {
     }
 };
 
-// Whether the back end of `dev` does attention with this layer's types and a term whose rows c are of `type_c`.
-static bool ggmlq_llama_center_takes(ggml_backend_dev_t dev, const ggmlq_llama_center_layer & layer, int64_t n_rot, ggml_type type_v, int64_t head_size_v, ggml_type type_c) {
+// Whether the back end of `dev` does attention with this layer's types and a term whose turns are of `type`.
+static bool ggmlq_llama_center_takes(ggml_backend_dev_t dev, const ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope, ggml_type type_v,
+        int64_t head_size_v, ggml_type type) {
     ggml_init_params params = { 8*ggml_tensor_overhead(), nullptr, true };
     ggml_context_ptr ctx { ggml_init(params) };
     const int64_t n = 256;
@@ -770,31 +847,34 @@ static bool ggmlq_llama_center_takes(ggml_backend_dev_t dev, const ggmlq_llama_c
         ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.head_size, 1, layer.n_head),
         ggml_new_tensor_3d(ctx.get(), layer.k->type, layer.head_size, n, layer.n_head_kv),
         ggml_new_tensor_3d(ctx.get(), type_v, head_size_v, n, layer.n_head_kv), nullptr, 1.0f, 0.0f, 0.0f);
-    attention->src[GGMLQ_GGML_ATTEND_W] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, layer.n_head);
-    attention->src[GGMLQ_GGML_ATTEND_C] = ggml_new_tensor_3d(ctx.get(), type_c, n_rot, n, 1);
-    attention->src[GGMLQ_GGML_ATTEND_PART] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F16, n);
+    attention->src[GGMLQ_GGML_ATTEND_W]         = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, rope.n_rot, 1, layer.n_head);
+    attention->src[GGMLQ_GGML_ATTEND_TURNS]     = ggml_new_tensor_1d(ctx.get(), type, rope.n_rot/2);
+    attention->src[GGMLQ_GGML_ATTEND_POSITIONS] = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n);
+    attention->src[GGMLQ_GGML_ATTEND_PART]      = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F16, n);
+    attention->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] = rope.neox;
     return ggml_backend_dev_supports_op(dev, attention);
 }
 
 // Empty, or why attention on the device of this layer's cache can't add w . c.
-static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, int64_t n_rot, const llama_cparams & cparams, ggml_type type_v, int64_t head_size_v) {
+static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope, const llama_cparams & cparams,
+        ggml_type type_v, int64_t head_size_v) {
     ggml_backend_dev_t dev = ggmlq_llama_device(layer.k);
     if (!dev) {
         return "found no CPU back end";
     }
     const std::string name = ggml_backend_dev_name(dev);
     if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
-        return "the cache is spread over devices by heads (-sm tensor), whose positional rows would be, too: use -sm layer";
+        return "the cache is spread over devices by heads (-sm tensor), and what belongs to all heads of a token would be, too: use -sm layer";
     }
     if (!cparams.flash_attn) {
         return "";
     }
-    const auto takes = [&](ggml_backend_dev_t device, ggml_type type_c) { return ggmlq_llama_center_takes(device, layer, n_rot, type_v, head_size_v, type_c); };
-    if (!takes(dev, GGML_TYPE_F16)) {
+    const auto takes = [&](ggml_backend_dev_t device, ggml_type type) { return ggmlq_llama_center_takes(device, layer, rope, type_v, head_size_v, type); };
+    if (!takes(dev, GGML_TYPE_I64)) {
         return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type) + " with values of type " + ggml_type_name(type_v) +
             ": turn flash attention off" + (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ? "" : " or keep the cache on the CPU (-nkvo)");
     }
-    // Who takes rows c of a type that they can't have overlooks them. Back ends that don't know our types refuse nodes that have them, so this is about others.
+    // Who takes turns of a type that they can't have overlooks them. Back ends that don't know our types refuse nodes that have them, so this is about others.
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t other = ggml_backend_dev_get(i);
         if (takes(other, GGML_TYPE_I32)) {
@@ -888,7 +968,7 @@ private:
         }
         for (auto * center : centers) {
             for (const auto & layer : center->layers) {
-                const std::string unsupported = layer.rope < 0 || !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope].n_rot,
+                const std::string unsupported = layer.rope < 0 || !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope],
                     cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
                 if (!unsupported.empty()) {
                     throw std::runtime_error(unsupported);

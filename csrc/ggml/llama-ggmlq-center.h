@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
  * ggmlq in llama: positional centering of keys (docs/CENTERING.md). A layer whose K is made by a RoPE node stores
- * S R (kappa - mu) instead of R kappa; the query is divided by S, and the score gets its missing part back as w . c.
+ * S R (kappa - mu) instead of R kappa; the query is divided by S, and the score gets its missing part back as w . c, where c is known by the
+ * position alone.
  */
 #pragma once
 
 #include "llama.h"
+#include "llama-kv-cells.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -36,22 +38,29 @@ enum ggmlq_llama_center_mode {
 // From GGMLQ_KV_CENTER. Throws if that is none of off, auto, all, and no file.
 ggmlq_llama_center_mode ggmlq_llama_center_mode_get();
 
-// What is known of one RoPE: the node's parameters, the frequency factors, where the layer's cache is. Layers with the same share c.
+// The positional row c of a position, pairs (cos, sin): pair i is turned by position*turns[i], a fraction of a full turn in units of 2^-64.
+void ggmlq_llama_center_row(const std::vector<uint64_t> & turns, bool neox, int32_t position, float * row);
+
+// What is known of one RoPE: the node's parameters, the frequency factors, where the layer's cache is. Layers with the same share positional rows.
 struct ggmlq_llama_center_rope {
     std::array<uint8_t, GGML_MAX_OP_PARAMS> params;
-    const ggml_tensor * factors;
+    ggml_tensor * factors;
     const ggml_tensor * positions; // of the calibration's graph
     ggml_backend_buffer_type_t buft;
     int     n_rot;
     bool    neox; // a pair is half of n_rot apart, not side by side
-    int32_t il;   // a layer of this RoPE
 
-    ggml_tensor * c   = nullptr; // F16 [n_rot, cells, streams]: cos and sin of each cell's position
-    ggml_tensor * one = nullptr; // F32 [n_rot]: pairs (1, 0)
-    std::vector<ggml_tensor *> c_stream;
+    std::vector<uint64_t> turns; // how it turns each pair from one position to the next, as above
+    float magnitude = 1.0f;      // and what it multiplies all of them by (YaRN)
 
-    // Rows of c for these positions, computed on the CPU. Throws if there is none.
+    ggml_tensor * turns_there = nullptr; // I64 [n_rot/2]: the same, on the cache's device; null: no layer has this RoPE
+    ggml_tensor * one         = nullptr; // F32 [n_rot]: pairs (1/magnitude, 0)
+
+    // What the RoPE node makes of pairs (1, 0) at these positions, computed on the CPU. Throws if there is none.
     std::vector<float> at(const std::vector<int32_t> & positions_wanted) const;
+
+    // Finds turns and magnitude by it, so that YaRN and its kind need no formulas here. Throws if pairs aren't turned in proportion to the position.
+    void measure();
 };
 
 struct ggmlq_llama_center_layer {
@@ -90,6 +99,7 @@ public:
     bool active  = false; // until a calibration has succeeded nothing is centered, and graphs are as upstream makes them
     bool rotates = false; // once active, llama.cpp rotates the centered keys (attn_rot), whatever it does to keys of this type otherwise
     ggml_type type_v = GGML_TYPE_F16;
+    std::shared_ptr<const llama_kv_cells_vec> cells; // whose positions the terms are of
 
     std::vector<ggmlq_llama_center_layer> layers;
     std::vector<ggmlq_llama_center_rope>  ropes;
@@ -129,24 +139,24 @@ class ggmlq_llama_center_graph {
 public:
     using add_input_fn = std::function<void(std::unique_ptr<llm_graph_input_i>)>;
 
-    // Before K and V are stored: replaces q, k and v (null: this layer stores none), writes c.
+    // Before K and V are stored: replaces q, k and v (null: this layer stores none).
     void apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
         ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor *& v, ggml_tensor * k_idxs, int32_t il);
 
-    // For attention with the view `k` of a cache, as get_k made it: w [c_size, heads, tokens], c [c_size, cells, 1, streams], part
-    // [cells, 1, 1, streams], or nulls.
-    struct term { ggml_tensor * w; ggml_tensor * c; ggml_tensor * part; };
+    // For attention with the view `k` of a cache, as get_k made it: w [n_rot, heads, tokens], positions and part [cells, 1, 1, streams], or nulls.
+    struct term { const ggmlq_llama_center_rope * rope; ggml_tensor * w; ggml_tensor * positions; ggml_tensor * part; };
     term take(ggml_context * ctx, const ggml_tensor * k);
 
     // Give the term to a FLASH_ATTN_EXT node, or add it to scores [cells, queries, heads, streams].
-    static void          add_to_flash (ggml_context * ctx, ggml_tensor * attention, const term & t);
-    static ggml_tensor * add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t);
+    static void   add_to_flash (ggml_context * ctx, ggml_tensor * attention, const term & t);
+    ggml_tensor * add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t);
 
 private:
-    struct pending { const ggml_tensor * k_cache; ggml_tensor * c; ggml_tensor * part; ggml_tensor * w; };
+    struct pending { const ggml_tensor * k_cache; const ggmlq_llama_center * center; const ggmlq_llama_center_layer * layer; ggml_tensor * w; };
+    struct rows    { const ggmlq_llama_center_rope * rope; const ggml_tensor * positions; ggml_tensor * c; };
 
-    std::vector<pending>             terms;
-    std::vector<const ggml_tensor *> written; // rows c
+    std::vector<pending> terms;
+    std::vector<rows>    made; // positional rows, where scores need them
     ggml_tensor * ones = nullptr;
     class llm_graph_input_ggmlq_center * input = nullptr;
 };

@@ -119,15 +119,14 @@ class Model:
         return sizes[0], sizes[1], sizes[2]
 
     def center_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
-        """Bytes of what llama.cpp keeps beside K of our types because it centers them by default: a positional row per token for each RoPE, taken to
-        be one of all layers without and one of all with a window; per layer whether it is centered; and, whatever the context, the matrix of each KV head by
-        which keys are rounded for the model's queries (of 4 bytes a value on a CPU; a GPU's has 2)."""
+        """Bytes of what llama.cpp keeps beside K of our types because it centers them by default: per token and layer whether its key is centered; and,
+        whatever the context, the matrix of each KV head by which keys are rounded for the model's queries (of 4 bytes a value on a CPU; a GPU's has 2)."""
         found = 0
         for windowed, n_rot in enumerate(self.rotary if case.k in OURS else ()):
             layers = [layer for layer in self.layers if layer.k_values and layer.windowed == bool(windowed)]
             cells = [self.cells(layer, n_ctx, n_ubatch) for layer in layers]
             if cells and n_rot:
-                found += 2 * n_rot * cells[0] + 2 * sum(cells) + 4 * sum(layer.k_values * layer.head_k for layer in layers)
+                found += 2 * sum(cells) + 4 * sum(layer.k_values * layer.head_k for layer in layers)
         return found
 
     def work_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:

@@ -4,11 +4,6 @@ void other() {
 }
 bool llama_kv_cache::update(llama_context * lctx) {
             // pyggmlq:begin center-cache-copy-stream
-            for (const auto & rope : ggmlq_center->ropes) {
-                if (rope.c) {
-                    ggml_backend_tensor_copy(rope.c_stream[ssrc], rope.c_stream[sdst]);
-                }
-            }
             for (const auto & layer : ggmlq_center->layers) {
                 if (layer.part) {
                     ggml_backend_tensor_copy(layer.part_stream[ssrc], layer.part_stream[sdst]);
