@@ -61,7 +61,7 @@ def test_every_kernel(programs, order):
 
 @emulated
 @pytest.mark.parametrize("order", ["forward", "backward"])
-def test_gathers_copies_and_fills(programs, order):
+def test_gathers_copies_fills_and_positional_rows(programs, order):
     done = subprocess.run([programs[1]], capture_output=True, text=True, env={**os.environ, "GGMLQ_EMULATE_ORDER": order})
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
@@ -102,7 +102,7 @@ def test_the_types_and_the_device_of_the_python_module(programs):
 
 # --- it would see an error ------------------------------------------------------------------------------------------------
 
-# What: the file, the right code and the wrong one, the group that must fail; "fill": of check_indexed.
+# What: the file, the right code and the wrong one, the group that must fail; "positional": of check_indexed.
 PLANTED = {
     "lane index": ("metal/ggmlq-metal.metal", "GGMLQ_TQ3_0_SIGNS >> (8*k + l) << 31", "GGMLQ_TQ3_0_SIGNS >> (8*k + (l ^ 1)) << 31", "rotation"),
     "table entry": ("ggmlq-tables.h", "PLANAR3_FIELD_LEVELS_INIT { -123, -77,", "PLANAR3_FIELD_LEVELS_INIT { -123, -76,", "decoder"),
@@ -118,10 +118,8 @@ PLANTED = {
     "missing barrier of the indexer": (
         "metal/ggmlq-metal.metal", "        threadgroup_barrier(mem_flags::mem_threadgroup);\n\n        for (uint32_t i = 0; i < rounds", "        for (uint32_t i = 0; i < rounds", "indexer",
     ),
-    "lane index of w": (
-        "metal/ggmlq-metal.metal", "terms[item*GGMLQ_PLANE + 4*l + i] = x[i];", "terms[item*GGMLQ_PLANE + 4*(l ^ 1) + i] = x[i];", "attention",
-    ),
-    "the factor of another sequence": ("metal/ggmlq-metal.metal", "part + 2*place.i1 + place.i3*args.part_nb", "part + 2*place.i1", "fill"),
+    "the sign of a position": ("metal/ggmlq-metal.metal", "- (position < 0 ? turns_low : 0)", "", "attention"),
+    "the factor of another sequence": ("metal/ggmlq-metal.metal", "part + 2*place.i1 + place.i3*args.part_nb", "part + 2*place.i1", "positional"),
     "missing barrier of a simdgroup": (
         "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        float shrink", "        float shrink", "attention",
     ),
@@ -139,9 +137,9 @@ def test_a_planted_error_is_seen(programs, tmp_path, what):
     (csrc / name).write_text(text.replace(right, wrong), encoding="utf-8")
     build_metal.compile_kernels(tmp_path, csrc)
     program, indexed, _ = build_metal.link(tmp_path, programs[0].parent)
-    if group == "fill":
+    if group == "positional":
         done = subprocess.run([indexed], capture_output=True, text=True)
-        assert done.returncode == 1 and done.stdout.startswith("wrong: fill, type"), done.stdout
+        assert done.returncode == 1 and done.stdout.startswith("wrong: positional, type"), done.stdout
         return
     results = []
     for order in ("backward", "forward"):
@@ -162,8 +160,8 @@ DOCUMENTED = {
     "address spaces": "device constant threadgroup thread",
     "functions": "kernel",
     "common functions": "min max",
-    "integer functions": "clz",
-    "math functions": "precise sqrt exp tanh pow",
+    "integer functions": "clz mulhi",
+    "math functions": "precise sqrt exp tanh pow sinpi cospi",
     "constants": "INFINITY",
     "synchronization": "threadgroup_barrier simdgroup_barrier mem_flags mem_threadgroup",
     "simd-group functions": "simd_shuffle_xor",
@@ -227,7 +225,7 @@ def test_the_strictest_warnings(tmp_path):
 def test_the_encoder_is_compiled_with_plain_arithmetic():
     text = SHADER.read_text(encoding="utf-8")
     assert text.index("#pragma METAL fp math_mode(safe)") < text.index("#pragma METAL fp contract(off)") < text.index("#include \"ggmlq-tables.h\"")
-    assert not re.search(r"\bfast::|[^:\w](exp|pow|tanh|sqrt)\(", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL))
+    assert not re.search(r"\bfast::|[^:\w](exp|pow|tanh|sqrt|sinpi|cospi)\(", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL))
 
 
 # --- the launcher -----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ static int attend(const struct ggmlq_attend_params * p, int64_t most, void * wor
     int error = ggmlq_metal_attend(p, most, &a);
     void * parts = a.combine.kernel ? (uint8_t *) workspace + a.parts_at : NULL;
     const void * const of_select[]  = { p->mask, workspace };
-    const void * const of_attend[]  = { p->q, p->k, p->v, p->mask, p->sinks, most > 0 ? workspace : NULL, parts ? parts : p->out, p->w, p->c, p->part };
+    const void * const of_attend[]  = { p->q, p->k, p->v, p->mask, p->sinks, most > 0 ? workspace : NULL, parts ? parts : p->out, p->w, p->turns, p->positions, p->part };
     const void * const of_combine[] = { parts, p->sinks, p->out };
     error = run(error, &a.select,  of_select,  stream);
     error = run(error, &a.attend,  of_attend,  stream);
