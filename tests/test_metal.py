@@ -118,7 +118,8 @@ PLANTED = {
     "missing barrier of the indexer": (
         "metal/ggmlq-metal.metal", "        threadgroup_barrier(mem_flags::mem_threadgroup);\n\n        for (uint32_t i = 0; i < rounds", "        for (uint32_t i = 0; i < rounds", "indexer",
     ),
-    "the sign of a position": ("metal/ggmlq-metal.metal", "- (position < 0 ? turns_low : 0)", "", "attention"),
+    "the second value of a pair": ("metal/ggmlq-metal.metal", "!= 0 ? pair + pairs : 2*pair + 1", "!= 0 ? pair + pairs : 2*pair", "attention"),
+    "the sign of a position": ("metal/ggmlq-metal.metal", "- (position < 0 ? turns_low : 0)", "", "positional"),
     "the factor of another sequence": ("metal/ggmlq-metal.metal", "part + 2*place.i1 + place.i3*args.part_nb", "part + 2*place.i1", "positional"),
     "missing barrier of a simdgroup": (
         "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        float shrink", "        float shrink", "attention",
