@@ -27,7 +27,7 @@ import build_metal
 
 CSRC = build.ROOT / "csrc"
 SHADER = CSRC / "metal" / "ggmlq-metal.metal"
-GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "attention", "selected", "indexer", "errors"]
+GROUPS = ["encoder", "decoder", "rotation", "set_rows", "rounded", "get_rows", "copy", "mul_mat", "attention", "selected", "indexer", "errors"]
 emulated = pytest.mark.skipif(not sys.platform.startswith("linux") or build.compilers() is None, reason="the emulator needs Linux and a C++ compiler")
 
 
@@ -53,7 +53,7 @@ def programs(tmp_path_factory):
 @pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
 def test_every_kernel(programs, order):
     """All that --quick has in one order; in the others of attention every fifth case, and what exchanges most."""
-    groups = GROUPS if order == "forward" else ["encoder", "rotation", "attention", "selected", "indexer"]
+    groups = GROUPS if order == "forward" else ["encoder", "rotation", "rounded", "attention", "selected", "indexer"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for group, (code, output) in zip(groups, pool.map(lambda group: check(programs[0], group, order, 1 if order == "forward" else 5), groups)):
             assert code == 0 and re.search(rf"^ok   {group} +[1-9]\d+ checks", output, re.MULTILINE), output
@@ -165,7 +165,7 @@ DOCUMENTED = {
     "math functions": "precise sqrt exp tanh pow sinpi cospi",
     "constants": "INFINITY",
     "synchronization": "threadgroup_barrier simdgroup_barrier mem_flags mem_threadgroup",
-    "simd-group functions": "simd_shuffle_xor",
+    "simd-group functions": "simd_shuffle simd_shuffle_xor",
     "preprocessor": "__METAL_VERSION__",
 }
 CXX14 = (

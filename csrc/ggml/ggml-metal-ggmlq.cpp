@@ -438,10 +438,14 @@ static int plan(ggml_metal_device_t dev, ggml_backend_buffer_type_t buft, const 
     switch (op->op) {
         case GGML_OP_SET_ROWS: {
             const ggmlq_cuda_view rows = view_of(op), values = view_of(op->src[0]), indices = view_of(op->src[1]);
-            if (!op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) { /* keys that are to be rounded for queries: not built */
+            const ggml_tensor * by = op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK];
+            if (by) {
+                const ggmlq_cuda_view feedback = view_of(by);
+                error = ggmlq_metal_set_rows_for_queries(&rows, &values, &indices, index_bytes(op->src[1]), &feedback, &launch);
+            } else {
                 error = ggmlq_metal_set_rows(&rows, &values, &indices, index_bytes(op->src[1]), &launch);
             }
-            result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 } });
+            result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 }, { by, 0 } });
         } break;
         case GGML_OP_GET_ROWS: {
             const ggmlq_cuda_view values = view_of(op), rows = view_of(op->src[0]), indices = view_of(op->src[1]);
@@ -487,7 +491,8 @@ static ggml_backend_buffer_type_t buft_of(const ggml_tensor * tensor) {
 /* --- what the hooks call ---------------------------------------------------------------------------------------- */
 
 bool ggmlq_ggml_metal_involved(const ggml_tensor * op) {
-    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_TURNS]);
+    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_TURNS]) ||
+        (op->op == GGML_OP_SET_ROWS && op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
     for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
         involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
     }

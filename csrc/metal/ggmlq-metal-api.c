@@ -40,6 +40,13 @@ int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_
     return run(ggmlq_metal_set_rows(rows, values, indices, index_bytes, &launch), &launch, operands, stream);
 }
 
+int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                                    int index_bytes, const struct ggmlq_cuda_view * feedback, void * stream) {
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { rows->data, values->data, indices->data, feedback->data };
+    return run(ggmlq_metal_set_rows_for_queries(rows, values, indices, index_bytes, feedback, &launch), &launch, operands, stream);
+}
+
 int ggmlq_cuda_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * indices,
                         int index_bytes, void * stream) {
     struct ggmlq_metal_launch launch;

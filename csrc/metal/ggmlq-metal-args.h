@@ -48,6 +48,15 @@ struct ggmlq_metal_rows_args {
     uint32_t inverse;                     /* decode, rotate: apply the inverse rotation */
 };
 
+struct ggmlq_metal_round_args {
+    int64_t  rows_nb1, values_nb1, index_nb0;
+    int64_t  feedback_nb[2];              /* value, head */
+    uint32_t index_bytes, n_rows;         /* an index beyond is skipped */
+    uint32_t n_tokens, length;            /* values of a head */
+    uint32_t n;                           /* heads of all tokens */
+    uint32_t unused;
+};
+
 struct ggmlq_metal_fill_args {
     struct ggmlq_metal_walk to, from;     /* units: planes of `to`; of `from` unused */
     uint32_t size;                        /* values of a row of `from` */

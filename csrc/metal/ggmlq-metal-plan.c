@@ -7,6 +7,7 @@
 #include "ggmlq-cuda-checks.h"
 
 #define ENCODE     "kernel_ggmlq_encode"
+#define ROUND      "kernel_ggmlq_round"
 #define DECODE     "kernel_ggmlq_decode"
 #define ROTATE     "kernel_ggmlq_rotate"
 #define FILL       "kernel_ggmlq_fill"
@@ -19,7 +20,7 @@
 #define INDEXER    "kernel_ggmlq_indexer"
 
 const char * const * ggmlq_metal_kernels(void) {
-    static const char * const kernels[] = { ENCODE, DECODE, ROTATE, FILL, POSITIONAL, COPY, MUL_MV, SELECT, ATTEND, COMBINE, INDEXER, NULL };
+    static const char * const kernels[] = { ENCODE, ROUND, DECODE, ROTATE, FILL, POSITIONAL, COPY, MUL_MV, SELECT, ATTEND, COMBINE, INDEXER, NULL };
     return kernels;
 }
 
@@ -106,6 +107,33 @@ int ggmlq_metal_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq
     int error = ggmlq_check_rows_and_values(rows, values, true);
     error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, true);
     return error ? error : plan_rows(rows, values, indices, index_bytes, true, false, launch);
+}
+
+int ggmlq_metal_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                                     int index_bytes, const struct ggmlq_cuda_view * feedback, struct ggmlq_metal_launch * launch) {
+    const int error = ggmlq_check_set_rows_for_queries(rows, values, indices, index_bytes, feedback);
+    if (error) {
+        return error;
+    }
+    const int64_t length = feedback->ne[0], heads = feedback->ne[2], n = values->ne[1]*heads;
+    if (n > INT32_MAX/32) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    start(launch, ROUND, 4, rows->type, values->type, sizeof(launch->args.round));
+    struct ggmlq_metal_round_args * args = &launch->args.round;
+    args->rows_nb1       = rows->nb[1];
+    args->values_nb1     = values->nb[1];
+    args->index_nb0      = indices->nb[0];
+    args->feedback_nb[0] = feedback->nb[1];
+    args->feedback_nb[1] = feedback->nb[2];
+    args->index_bytes    = (uint32_t) index_bytes;
+    args->n_rows         = (uint32_t) rows->ne[1];
+    args->n_tokens       = (uint32_t) values->ne[1];
+    args->length         = (uint32_t) length;
+    args->n              = (uint32_t) n;
+    finish(launch, n, 32);
+    launch->shared_bytes = (uint32_t) (GGMLQ_METAL_SIMDGROUPS*length*(int64_t) sizeof(float));
+    return GGMLQ_OK;
 }
 
 int ggmlq_metal_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * indices,

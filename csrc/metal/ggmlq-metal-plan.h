@@ -23,6 +23,7 @@ struct ggmlq_metal_launch {
     int32_t      constants[GGMLQ_METAL_CONSTANTS]; /* all of them, whether it uses them or not              */
     union {
         struct ggmlq_metal_rows_args    rows;
+        struct ggmlq_metal_round_args   round;
         struct ggmlq_metal_fill_args    fill;
         struct ggmlq_metal_positional_args positional;
         struct ggmlq_metal_product_args product;
@@ -42,6 +43,10 @@ GGMLQ_CUDA_API const char * const * ggmlq_metal_kernels(void);
 /* rows, values, indices. Conventions of ggmlq_cuda_set_rows. */
 GGMLQ_CUDA_API int ggmlq_metal_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                                         const struct ggmlq_cuda_view * indices, int index_bytes, struct ggmlq_metal_launch * launch);
+/* rows, values, indices, feedback. Conventions of ggmlq_cuda_set_rows_for_queries, with heads of up to GGMLQ_ATTEND_MAX_HEAD_SIZE values. */
+GGMLQ_CUDA_API int ggmlq_metal_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                                                    const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback,
+                                                    struct ggmlq_metal_launch * launch);
 /* values, rows, indices. rotated: without the inverse rotation. */
 GGMLQ_CUDA_API int ggmlq_metal_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,
                                         const struct ggmlq_cuda_view * indices, int index_bytes, bool rotated, struct ggmlq_metal_launch * launch);

@@ -392,6 +392,144 @@ void kernel_ggmlq_encode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
     }
 }
 
+/* --- encoder for the model's queries ---------------------------------------------------------------------------- */
+
+/* The level next to a value, times the step. */
+static inline float ggmlq_nearest(float x, float step) {
+    const uint32_t bits = ggmlq_float_bits(x);
+    const float    a = ggmlq_float_from_bits(bits & 0x7fffffff);
+    const float    level = a >= ggmlq_boundaries[6]*step ? ggmlq_levels[7] : a >= ggmlq_boundaries[5]*step ? ggmlq_levels[6]
+                         : a >= ggmlq_boundaries[4]*step ? ggmlq_levels[5] : ggmlq_levels[4];
+    return ggmlq_float_from_bits(ggmlq_float_bits(step*level) ^ (bits & 0x80000000));
+}
+
+/* Its number; as a field of the planes. */
+static inline uint32_t ggmlq_nearest_field(int type, float x, float step) {
+    const uint32_t bits = ggmlq_float_bits(x);
+    const float    a = ggmlq_float_from_bits(bits & 0x7fffffff);
+    const uint32_t cell = a >= ggmlq_boundaries[6]*step ? 3 : a >= ggmlq_boundaries[5]*step ? 2 : a >= ggmlq_boundaries[4]*step ? 1 : 0;
+    const uint32_t index = bits >> 31 != 0 ? 3 - cell : 4 + cell;
+    return type == GGMLQ_TYPE_TQ3_0 ? index >> 1 | (index & 1) << 2 : index;
+}
+
+/* The scale of a rotated block of n*8 values, of which y are a thread's, as it is stored; false: a square is no float. */
+template <int type, int n> static inline bool ggmlq_scale_for_queries(thread const float * y, thread uint32_t * scale) {
+    float square_sum = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        square_sum += y[i]*y[i];
+    }
+    const bool finite = ggmlq_fold(square_sum) <= 3.402823466e+38f;
+    uint8_t unused[n];
+    const float step = ggmlq_search<n>(y, unused);
+    *scale = finite ? ggmlq_half_from_float((type == GGMLQ_TYPE_TQ3_0 ? 1.0f/GGMLQ_TQ3_0_UNIT : 1.0f/GGMLQ_PLANAR3_UNIT)*step) : 0x7e00;
+    return finite;
+}
+
+/* A head's values are rounded one after the other, so time is the length of that chain; a simdgroup has a key, a lane the values 32p + lane. The next 32
+ * are rounded with what rounding does to each other, all of which is read before; what it does to later ones follows when they are done. */
+template <int type> static inline void ggmlq_round(constant ggmlq_metal_round_args & args, device uint8_t * rows, device const uint8_t * values,
+                                                   device const uint8_t * indices, device const uint8_t * feedback, threadgroup float * rest,
+                                                   uint32_t number, uint32_t lane) {
+    constexpr uint32_t block_planes = type == GGMLQ_TYPE_TQ3_0 ? 1 : 4, n = 4*block_planes;
+    const uint32_t planes = args.length/GGMLQ_PLANE, head = number/args.n_tokens, token = number % args.n_tokens;
+    const uint32_t team = lane/GGMLQ_METAL_TEAM, l = lane % GGMLQ_METAL_TEAM;
+    device const uint8_t * at = indices + token*args.index_nb0;
+    const int64_t row = args.index_bytes == 8 ? *reinterpret_cast<device const int64_t *>(at) : *reinterpret_cast<device const int32_t *>(at);
+    const bool exists = row >= 0 && row < args.n_rows;
+    const uint32_t block_bytes = type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_BYTES_TQ3_0 : GGMLQ_BYTES_PLANAR3;
+    device uint8_t * target = rows + (exists ? row*args.rows_nb1 + static_cast<int64_t>(head)*(planes/block_planes)*block_bytes : 0);
+    device const uint8_t * key = values + token*args.values_nb1 + static_cast<int64_t>(head)*args.length*4;
+    device const uint8_t * factors = feedback + head*args.feedback_nb[1];
+
+    for (uint32_t start = 0; start < planes; start += 4) {
+        const uint32_t plane = start + team;
+        float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        if (plane < planes) {
+            ggmlq_load_plane(GGMLQ_TYPE_F32, key, plane, l, args.length, x);
+        }
+        ggmlq_rotate(type, x, l, plane);
+        for (uint32_t k = 0; k < 4 && plane < planes; ++k) {
+            rest[GGMLQ_PLANE*plane + 8*k + l] = x[k];
+        }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+
+    float step = 0.0f;
+    bool  coded = false;
+    for (uint32_t plane = 0; plane < planes; ++plane) {
+        device uint8_t * block = target + plane/block_planes*block_bytes;
+        if (plane % block_planes == 0) { /* all four teams find the same */
+            float y[n];
+            for (uint32_t i = 0; i < n; ++i) {
+                y[i] = rest[GGMLQ_PLANE*plane + 8*i + l];
+            }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            uint32_t scale = 0;
+            coded = ggmlq_scale_for_queries<type, static_cast<int>(n)>(y, &scale);
+            step  = coded ? ggmlq_half_to_float(static_cast<uint16_t>(scale))*(type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TQ3_0_UNIT : GGMLQ_PLANAR3_UNIT) : 0.0f;
+            if (exists && lane == 0) {
+                ggmlq_write_u16(block + (type == GGMLQ_TYPE_TQ3_0 ? 12 : 0), scale);
+            }
+        }
+
+        device const uint8_t * of_plane = factors + GGMLQ_PLANE*plane*args.feedback_nb[0];
+        float x = rest[GGMLQ_PLANE*plane + lane], moves[GGMLQ_PLANE];
+        for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) { /* what value i does to this lane's, until it is known by how much it moves */
+            moves[i] = ggmlq_half_to_float(reinterpret_cast<device const uint16_t *>(of_plane + i*args.feedback_nb[0])[GGMLQ_PLANE*plane + lane]);
+        }
+        for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) {
+            const float move = simd_shuffle(coded ? x - ggmlq_nearest(x, step) : 0.0f, static_cast<ushort>(i));
+            x = lane > i ? x - move*moves[i] : x;
+            moves[i] = move;
+        }
+        for (uint32_t later = plane + 1; later < planes; ++later) {
+            float v = rest[GGMLQ_PLANE*later + lane];
+            for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) {
+                v -= moves[i]*ggmlq_half_to_float(reinterpret_cast<device const uint16_t *>(of_plane + i*args.feedback_nb[0])[GGMLQ_PLANE*later + lane]);
+            }
+            rest[GGMLQ_PLANE*later + lane] = v;
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+
+        /* Value 8k + l is that of lane 8k + l. */
+        const uint32_t field = step > 0.0f ? ggmlq_nearest_field(type, x, step) : 0, p = plane % block_planes;
+        uint32_t byte = (field & 3) << 2*team, word = field >> 2 << ggmlq_sign_bit(static_cast<int>(l), static_cast<int>(team));
+        byte |= ggmlq_swap_bits(byte, 8);
+        byte |= ggmlq_swap_bits(byte, 16);
+        for (int other = 1; other < 32; other *= 2) {
+            word |= ggmlq_swap_bits(word, other);
+        }
+        if (exists && lane < GGMLQ_METAL_TEAM) {
+            block[(type == GGMLQ_TYPE_TQ3_0 ? 0 : 2 + 8*p) + lane] = static_cast<uint8_t>(byte);
+            if (lane < 4) {
+                block[(type == GGMLQ_TYPE_TQ3_0 ? 8 : 34 + 4*p) + lane] = static_cast<uint8_t>(word >> 8*lane);
+            }
+        }
+    }
+}
+
+/* Keys that are rounded for the model's queries (docs/CENTERING.md): the bytes of ggmlq_encode_row_for_queries. shared: a key's values for each simdgroup. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_round(constant ggmlq_metal_round_args & args     [[buffer(0)]],
+                        device   uint8_t *                rows     [[buffer(1)]],
+                        device   const uint8_t *          values   [[buffer(2)]],
+                        device   const uint8_t *          indices  [[buffer(3)]],
+                        device   const uint8_t *          feedback [[buffer(4)]],
+                        threadgroup float *               shared   [[threadgroup(0)]],
+                        uint id        [[thread_position_in_grid]],
+                        uint simdgroup [[simdgroup_index_in_threadgroup]],
+                        uint lane      [[thread_index_in_simdgroup]]) {
+    if (id/32 >= args.n) { /* a simdgroup without work */
+        return;
+    }
+    threadgroup float * rest = shared + simdgroup*args.length;
+    if (ggmlq_type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_round<GGMLQ_TYPE_TQ3_0>(args, rows, values, indices, feedback, rest, id/32, lane);
+    } else {
+        ggmlq_round<GGMLQ_TYPE_PLANAR3>(args, rows, values, indices, feedback, rest, id/32, lane);
+    }
+}
+
 /* --- decoder ---------------------------------------------------------------------------------------------------- */
 
 /* values <- rows, a team to each plane; with indices a gather. Rows are of any type that attention reads. */

@@ -35,7 +35,7 @@
 static const double U = 1.0/16777216.0; /* unit roundoff of float32 */
 static const int CACHE_TYPES[] = { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 };
 static bool quick = false;
-static int  one_of = 1; /* cases of attention */
+static int  one_of = 1; /* cases of attention and of rounded keys */
 
 /* --- tools ------------------------------------------------------------------------------------------------------ */
 
@@ -500,6 +500,8 @@ static std::string check_set_rows_turned() {
     return "";
 }
 
+#endif
+
 /* Keys rounded for queries: the bytes of the C reference. Blocks of all sizes, zeros, NaN and infinities among them; feedback as strong as real one. */
 static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t tokens) {
     const int index_bytes = tokens % 2 ? 4 : 8;
@@ -551,14 +553,14 @@ static std::string check_rounded() {
     struct { int64_t length, heads, tokens; } cases[] = {
         { 64, 3, 1 }, { 64, 8, 70 }, { 96, 2, 5 }, { 128, 8, 1 }, { 128, 1, 7 }, { 128, 4, 200 }, { 192, 1, 3 }, { 256, 4, 2 }, { 256, 2, 300 }, { 512, 2, 1 }, { 512, 1, 530 },
     };
+    int number = 0;
     for (int type : CACHE_TYPES) for (const auto & c : cases) {
-        if (c.length % ggmlq_type_info_get(type)->block_length == 0 && !(quick && c.length > 256 && c.tokens > 1 && type == GGMLQ_TYPE_PLANAR3)) {
+        if (number++ % one_of == 0 && c.length % ggmlq_type_info_get(type)->block_length == 0 && !(quick && c.length > 256 && c.tokens > 1 && type == GGMLQ_TYPE_PLANAR3)) {
             check_rounded_keys(type, c.length, c.heads, c.tokens);
         }
     }
     return "";
 }
-#endif
 
 static std::string check_set_rows() {
     for (int type : CACHE_TYPES) for (const struct shape & s : SHAPES) for (int source : { GGMLQ_CUDA_F32, GGMLQ_CUDA_F16 }) for (int index_bytes : { 4, 8 }) for (int odd = 0; odd < 3; ++odd) {
@@ -745,7 +747,8 @@ struct attention_case {
     int     layout; /* 0: rows of a head adjacent; 1: all heads of a token adjacent, gaps, even addresses; 2: odd addresses */
     bool    poison; /* hidden rows hold NaN */
     int64_t from = 0; /* tokens before are hidden from all, whole ranges of them where tokens are split */
-    int64_t term = 0; /* values of w and c of centered keys; without `part` for one sequence */
+    int64_t pairs = 0; /* of w of centered keys; without `part` for one sequence */
+    bool    halves = false;
 };
 
 /* Normal values as rows of any type; what they decode to. */
@@ -796,6 +799,30 @@ static double alibi_slope(int64_t n_heads, int64_t head, double max_bias) {
     }
     return head < n ? pow(2, -max_bias/n*(double) (head + 1)) : pow(2, -max_bias/2/n*(double) (2*(head - n) + 1));
 }
+
+/* By 40 tokens: one text; any numbers; two texts in turn; empty cells; before the beginning, and the ends of 32 bits. */
+static int32_t position_of(int64_t t) {
+    const int32_t n = (int32_t) t;
+    switch (t/40 % 5) {
+        case 0:  return n + 1000;
+        case 1:  return (int32_t) random_below(65536) << 16 | (int32_t) random_below(65536);
+        case 2:  return n % 2 ? n + 500000 : n;
+        case 3:  return 0;
+        default: return n % 3 == 0 ? -n : n % 3 == 1 ? INT32_MIN + n : INT32_MAX - n;
+    }
+}
+
+/* Those of a model; the last one as none has it. */
+static std::vector<uint64_t> turns_of(int64_t n_pairs) {
+    std::vector<uint64_t> turns(n_pairs);
+    for (int64_t i = 0; i < n_pairs; ++i) {
+        turns[i] = i > 0 && i == n_pairs - 1 ? 0xfedcba9876543210u : (uint64_t) ldexp(pow(1e-5, (double) i/(double) n_pairs)/(2*M_PI), 64);
+    }
+    return turns;
+}
+
+/* The angle of a pair, from 0 to 2 pi. */
+static double angle_of(int32_t position, uint64_t turns) { return ldexp((double) ((uint64_t) position*turns), -64)*2*M_PI; }
 
 static double worst_attention;
 
@@ -862,31 +889,35 @@ static void check_attention_case(const struct attention_case & c) {
     p.mask  = c.mask  ? (const uint16_t *) d_mask.data() : NULL;
     p.sinks = c.sinks ? (const float *) d_sinks.data() : NULL;
 
-    /* Layout 1: a value lies between rows, 2: and the first is at an odd place. A key of five has the factor 0, another one 0.75. */
-    const int64_t c_gap = c.layout ? 1 : 0, c_row = c.term + c_gap, w_row = c.term + c_gap;
+    /* Layout 1: a value lies between rows, 2: and the first position is at an odd place. A key of five has the factor 0, another one 0.75. */
+    const int64_t w_row = 2*c.pairs + (c.layout ? 1 : 0), at_row = c.n_kv + (c.layout ? 1 : 0);
     std::vector<float> w = normals(std::max<int64_t>(w_row*c.n_queries*c.heads*c.seqs, 1));
-    std::vector<uint16_t> rows_c(c_row*c.n_kv*c.seqs_kv + 8), part(c.n_kv*c.seqs_kv + 8);
-    for (auto & value : rows_c) { value = ggmlq_half_from_float(random_normal()); }
-    for (auto & value : part)   { value = random_below(5) == 0 ? 0 : random_below(5) == 0 ? 0x3a00 : 0x3c00; }
-    if (c.poison && c.term) {
-        for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t t = run; t < run + 40 && t < c.n_kv; ++t) { rows_c[(s*c.n_kv + t)*c_row] = part[s*c.n_kv + t] = 0x7e00; }
+    const std::vector<uint64_t> turns = turns_of(std::max<int64_t>(c.pairs, 1));
+    std::vector<int32_t> positions(at_row*c.seqs_kv + 8);
+    std::vector<uint16_t> part(c.n_kv*c.seqs_kv + 8);
+    for (size_t i = 0; i < positions.size(); ++i) { positions[i] = position_of((int64_t) i); }
+    for (auto & value : part) { value = random_below(5) == 0 ? 0 : random_below(5) == 0 ? 0x3a00 : 0x3c00; }
+    if (c.poison) {
+        for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t t = run; t < run + 40 && t < c.n_kv; ++t) { part[s*c.n_kv + t] = 0x7e00; }
     }
-    device_bytes dw(w), dc(rows_c, c.layout == 2 ? 2 : 0), dpart(part);
-    if (c.term) {
+    device_bytes dw(w), d_turns(turns), d_positions(positions, c.layout == 2 ? 4 : 0), dpart(part);
+    if (c.pairs) {
+        p.n_pairs = c.pairs;
+        p.pairs_are_halves = c.halves;
         p.w = (const float *) dw.data();
         p.w_stride[0] = 4*w_row*c.heads; p.w_stride[1] = 4*w_row; p.w_stride[2] = 4*w_row*c.heads*c.n_queries;
-        p.c = (const uint16_t *) dc.data();
-        p.c_stride[0] = 2*c_row; p.c_stride[1] = 2*c_row*c.n_kv;
-        p.c_size = c.term;
+        p.turns = (const uint64_t *) d_turns.data();
+        p.positions = (const int32_t *) d_positions.data();
+        p.positions_stride = 4*at_row;
         p.part = c.seqs == 1 ? NULL : (const uint16_t *) dpart.data();
         p.part_stride = 2*c.n_kv;
     }
 
     char text[256];
     const char * kernel = ggmlq_cuda_attend_kernel(&p);
-    snprintf(text, sizeof(text), "%s: K %s %lld, V %s %lld, kv %lld, %lld queries, %lld/%lld heads, %lld/%lld sequences, mask %d, sinks %d, cap %g, alibi %g, layout %d, term %lld", kernel ? kernel : "none",
+    snprintf(text, sizeof(text), "%s: K %s %lld, V %s %lld, kv %lld, %lld queries, %lld/%lld heads, %lld/%lld sequences, mask %d, sinks %d, cap %g, alibi %g, layout %d, pairs %lld", kernel ? kernel : "none",
              type_name(c.type_k), (long long) c.head_k, type_name(c.type_v), (long long) c.head_v, (long long) c.n_kv, (long long) c.n_queries, (long long) c.heads, (long long) c.heads_kv,
-             (long long) c.seqs, (long long) c.seqs_kv, c.mask, c.sinks, c.softcap, c.max_bias, c.layout, (long long) c.term);
+             (long long) c.seqs, (long long) c.seqs_kv, c.mask, c.sinks, c.softcap, c.max_bias, c.layout, (long long) c.pairs);
 
     const int64_t workspace_bytes = ggmlq_cuda_attend_workspace_bytes(&p);
     require(ggmlq_cuda_attend_check(&p) == GGMLQ_OK && workspace_bytes >= 0, "refused: %s", text);
@@ -905,9 +936,9 @@ static void check_attention_case(const struct attention_case & c) {
         const int64_t kv = s/(c.seqs/c.seqs_kv)*c.heads_kv + h/(c.heads/c.heads_kv);
         const float * query = &q[(s*c.heads*c.n_queries + h*c.n_queries + iq)*q_row/4];
         const uint16_t * m = c.mask ? &mask[((s%p.mask_seqs*p.mask_heads + h%p.mask_heads)*c.n_queries + iq)*(c.n_kv + 1)] : NULL;
-        double top = c.sinks ? sinks[h] : -INFINITY, norm_q = 0, norm_k = 0, norm_v = 0, norm_w = 0, norm_c = 0, bias_max = 0;
+        double top = c.sinks ? sinks[h] : -INFINITY, norm_q = 0, norm_k = 0, norm_v = 0, norm_w = 0, bias_max = 0;
         const float * w_of_query = &w[(s*c.heads*c.n_queries + iq*c.heads + h)*w_row];
-        for (int64_t j = 0; j < c.term; ++j) {
+        for (int64_t j = 0; j < 2*c.pairs; ++j) {
             norm_w += (double) w_of_query[j]*w_of_query[j];
         }
         for (int64_t j = 0; j < c.head_k; ++j) {
@@ -923,16 +954,14 @@ static void check_attention_case(const struct attention_case & c) {
             for (int64_t j = 0; j < c.head_v; ++j) {
                 square_v += (double) v[j]*v[j];
             }
-            if (c.term) {
-                const int64_t at = s/(c.seqs/c.seqs_kv)*c.n_kv + t;
-                double term = 0, square_c = 0;
-                for (int64_t j = 0; j < c.term; ++j) {
-                    const double x = ggmlq_half_to_float(rows_c[at*c_row + j]);
-                    term     += w_of_query[j]*x;
-                    square_c += x*x;
+            if (c.pairs) {
+                const int64_t of = s/(c.seqs/c.seqs_kv), first = c.halves ? 1 : 2, second = c.halves ? c.pairs : 1; /* values of a pair */
+                double term = 0;
+                for (int64_t j = 0; j < c.pairs; ++j) {
+                    const double angle = angle_of(positions[of*at_row + t], turns[j]);
+                    term += w_of_query[first*j]*cos(angle) + w_of_query[first*j + second]*sin(angle);
                 }
-                dot   += term*(p.part ? ggmlq_half_to_float(part[at]) : 1);
-                norm_c = square_c > norm_c ? square_c : norm_c; /* not of NaN */
+                dot += term*(p.part ? ggmlq_half_to_float(part[of*c.n_kv + t]) : 1);
             }
             norm_k = std::max(norm_k, square);
             norm_v = std::max(norm_v, square_v);
@@ -959,8 +988,8 @@ static void check_attention_case(const struct attention_case & c) {
                 wanted[j] += weight*v[j];
             }
         }
-        /* tests/tolerances.py, attention: rotations of K and of the query (16 U each), the cap's tanh (8 U), the exponential (64 U). */
-        const double e = ((double) c.head_k + 40)*U*std::fabs(p.scale)*sqrt(norm_q*norm_k) + (double) c.term*U*std::fabs(p.scale)*sqrt(norm_w*norm_c) + 16*U*bias_max + 8*U*c.softcap;
+        /* tests/tolerances.py, attention: rotations of K and of the query (16 U each), the cap's tanh (8 U), the exponential (64 U); angles, cosines and sines (16 U). */
+        const double e = ((double) c.head_k + 40)*U*std::fabs(p.scale)*sqrt(norm_q*norm_k) + (2*(double) c.pairs + 16)*U*std::fabs(p.scale)*sqrt(norm_w*(double) c.pairs) + 16*U*bias_max + 8*U*c.softcap;
         const double bound = (2*e + 2*(double) c.n_kv*U + 80*U)*sqrt(norm_v);
         double error = 0, norm = 0;
         const float * out = &found[(s*c.heads*c.n_queries + iq*c.heads + h)*out_row/4];
@@ -1189,15 +1218,15 @@ static std::string check_attention() {
     check_attention_case({ T, T, 128, 128, 65, 2, 4, 2, 6, 3, false, false, 0, 0, 0, false });
     check_attention_case({ P, P, 128, 128, 65, 2, 4, 2, 5, 1, false, false, 0, 0, 0, false });
     for (int k : types) for (int layout = 0; layout < 3; ++layout) { /* centered keys */
-        check_attention_case({ k, T, 128, 128, 70, 3, 4, 2, 2, 1, true, false, 0, 0, layout, layout == 1, 0, 128 });
+        check_attention_case({ k, T, 128, 128, 70, 3, 4, 2, 2, 1, true, false, 0, 0, layout, layout == 1, 0, 64, layout == 2 });
     }
-    for (int64_t head : { 64, 96, 256, 512, 544, 1024 }) for (int64_t term : { head, head/2 + 2, (int64_t) 1 }) {
-        check_attention_case({ T, H, head, 40, 130, 2, 4, 2, 4, 2, true, true, term == 1 ? 5.0f : 0, 0, term == 1, false, 0, term });
+    for (int64_t head : { 64, 96, 256, 512, 544, 1024 }) for (int64_t pairs : { head/2, head/4 + 1, (int64_t) 1 }) {
+        check_attention_case({ T, H, head, 40, 130, 2, 4, 2, 4, 2, true, true, pairs == 1 ? 5.0f : 0, 0, pairs == 1, false, 0, pairs, head % 128 == 0 });
     }
     for (int64_t n_kv : { 1, 31, 33, 300 }) {
-        check_attention_case({ P, P, 128, 128, n_kv, 2, 17, 1, 1, 1, n_kv > 2, n_kv > 2, 0, n_kv > 2 ? 8.0f : 0, 1, n_kv > 2, 0, 96 });
+        check_attention_case({ P, P, 128, 128, n_kv, 2, 17, 1, 1, 1, n_kv > 2, n_kv > 2, 0, n_kv > 2 ? 8.0f : 0, 1, n_kv > 2, 0, 48, n_kv > 31 });
     }
-    check_attention_case({ P, T, 128, 128, 600, 70, 4, 2, 3, 3, true, true, 0, 0, 0, true, 520, 64 });
+    check_attention_case({ P, T, 128, 128, 600, 70, 4, 2, 3, 3, true, true, 0, 0, 0, true, 520, 32, true });
 #ifndef GGMLQ_CHECK_METAL
     check_widened(256, 128, 128, true);
     check_widened(128, 64, 30, false);
@@ -1304,8 +1333,8 @@ static std::string check_errors() {
     expect(attend([](auto & c) { c.n_heads = 3; c.n_heads_kv = 2; }), GGMLQ_ERROR_SHAPE, "attend heads");
     expect(attend([](auto & c) { c.n_seqs_kv = 0; }), GGMLQ_ERROR_SHAPE, "attend sequences");
     expect(attend([](auto & c) { c.mask = (const uint16_t *) 16; }), GGMLQ_ERROR_SHAPE, "attend mask periods");
-    expect(attend([](auto & c) { c.c = (const uint16_t *) 16; c.c_size = 64; }), GGMLQ_ERROR_SHAPE, "attend with c and no w");
-    expect(attend([](auto & c) { c.w = (const float *) 16; c.c = (const uint16_t *) 16; c.c_size = 129; }), GGMLQ_ERROR_SHAPE, "attend with a row c longer than the head");
+    expect(attend([](auto & c) { c.n_pairs = 65; }), GGMLQ_ERROR_SHAPE, "attend with more pairs than the head has");
+    expect(attend([](auto & c) { c.n_pairs = -1; }), GGMLQ_ERROR_SHAPE, "attend with -1 pairs");
     expect(attend([](auto & c) { c.n_queries = (int64_t) 1 << 32; }), GGMLQ_ERROR_SHAPE, "attend too many rows");
 
     /* What the driver said: here, that there isn't as much memory. */
@@ -1738,9 +1767,7 @@ int main(int argc, char ** argv) {
     group("decoder",   check_decoder);
     group("rotation",  check_rotation);
     group("set_rows",  check_set_rows);
-#ifndef GGMLQ_CHECK_METAL
     group("rounded",   check_rounded);
-#endif
     group("get_rows",  check_get_rows);
     group("copy",      check_copy);
     group("mul_mat",   check_mul_mat);

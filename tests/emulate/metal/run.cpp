@@ -52,6 +52,10 @@ extern "C" int ggmlq_metal_run(const struct ggmlq_metal_launch * launch, const v
     const auto group = [] { return uint3{ blockIdx.x, blockIdx.y, blockIdx.z }; };
     if (name == "kernel_ggmlq_encode") {
         start([&] { kernel_ggmlq_encode(copy.args.rows, at(0), at(1), at(2), id()); });
+    } else if (name == "kernel_ggmlq_round") {
+        start([&] {
+            kernel_ggmlq_round(copy.args.round, at(0), at(1), at(2), at(3), reinterpret_cast<float *>(shared), id(), threadIdx.x/32, threadIdx.x % 32);
+        });
     } else if (name == "kernel_ggmlq_decode") {
         start([&] { kernel_ggmlq_decode(copy.args.rows, at(0), at(1), at(2), id()); });
     } else if (name == "kernel_ggmlq_rotate") {
