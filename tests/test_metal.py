@@ -121,6 +121,10 @@ PLANTED = {
     "the second value of a pair": ("metal/ggmlq-metal.metal", "!= 0 ? pair + pairs : 2*pair + 1", "!= 0 ? pair + pairs : 2*pair", "attention"),
     "the sign of a position": ("metal/ggmlq-metal.metal", "- (position < 0 ? turns_low : 0)", "", "positional"),
     "the factor of another sequence": ("metal/ggmlq-metal.metal", "part + 2*place.i1 + place.i3*args.part_nb", "part + 2*place.i1", "positional"),
+    "what a value's rounding does to itself": ("metal/ggmlq-metal.metal", "x = lane > i ? x - move*moves[i] : x;", "x = lane >= i ? x - move*moves[i] : x;", "rounded"),
+    "missing barrier of rounding": (
+        "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        /* Value 8k", "        /* Value 8k", "rounded",
+    ),
     "missing barrier of a simdgroup": (
         "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        float shrink", "        float shrink", "attention",
     ),

@@ -578,6 +578,33 @@ static void check_rows() {
         }
         require(same, "not the encoded rows");
 
+        name("SET_ROWS, rounded for queries");
+        ggml_tensor * feedback = tensor(GGML_TYPE_F16, 128, 128, 2), * other = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 128, 128, 2);
+        for (int64_t i = 0; i < ggml_nelements(feedback); ++i) {
+            ggml_fp16_t & f = ((ggml_fp16_t *) feedback->data)[i];
+            f = ggml_fp32_to_fp16(0.2f*ggml_fp16_to_fp32(f));
+        }
+        const auto rounded = [&](ggml_tensor * cache, ggml_tensor * by) {
+            ggml_tensor * store = ggml_set_rows(ctx, cache, x, indices(GGML_TYPE_I64, 9, 20));
+            store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = by;
+            return store;
+        };
+        compute(rounded(rows, feedback), { G + "round" });
+        same = true;
+        for (int64_t i = 0; i < 9; ++i) for (int64_t h = 0; h < 2; ++h) {
+            std::vector<float> of_head(128*128);
+            std::vector<uint8_t> wanted(row_bytes/2);
+            ggml_fp16_to_fp32_row((const ggml_fp16_t *) at(feedback, 0, h, 0), of_head.data(), 128*128);
+            ggmlq_encode_row_for_queries((int) type, (const float *) at(x, i, 0, 0) + 128*h, of_head.data(), wanted.data(), 128);
+            same = same && memcmp((const uint8_t *) at(rows, (i*7 + 3) % 20, 0, 0) + h*(row_bytes/2), wanted.data(), row_bytes/2) == 0;
+        }
+        require(same, "not the rounded rows");
+        for (ggml_type wrong : { GGML_TYPE_F32, GGML_TYPE_I32 }) {
+            other->type = wrong;
+            require(!ggml_metal_device_supports_op(nullptr, rounded(rows, other)), "feedback of another type is taken");
+        }
+        require(!ggml_metal_device_supports_op(nullptr, rounded(tensor(GGML_TYPE_F16, 256, 20), feedback)), "feedback for a cache of f16 is taken");
+
         name("CPY");
         ggml_tensor * floats = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 256, 20);
         allocate(floats, ggml_nbytes(floats));
