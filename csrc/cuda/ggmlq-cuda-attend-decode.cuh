@@ -250,6 +250,9 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         if (TERM) {
             plan->term_at       = plan->shared_bytes;
             plan->term_mask     = (1 << plan->term_shift) - 1;
+            plan->has_parts     = p->part != NULL;
+            plan->positions_step = (int) (p->positions_stride/4);
+            plan->parts_step    = (int) (p->part_stride/2);
             plan->shared_bytes += ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_shift);
         }
     }
@@ -705,6 +708,20 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
     };
+    /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
+    typedef ggmlq_term<SLICE, COLUMNS, WARPS> W;
+    typedef ggmlq_term_shape<SLICE, COLUMNS> M;
+    uint8_t * const term = shared + (TERM ? plan.term_at : 0);
+    int next_position = 0, h_now = INT32_MAX; /* h: no position's */
+    uint32_t next_part = 0x3c00;
+    const int position_at = TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
+    auto load_next_position = [&](bool inner, int tile) {
+        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - ggmlq_decode_token(lane % 16)); /* what follows the last token is hidden */
+        next_position = p.positions[position_at + token];
+        if (plan.has_parts) {
+            next_part = p.part[part_at + token];
+        }
+    };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
@@ -718,9 +735,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (LEAN) {
                 load_next_mask(true, tile);
             }
+            if (TERM) {
+                load_next_position(true, tile);
+            }
         } else if (tile < tile1) {
             if (LEAN) {
                 load_next_mask(false, tile);
+            }
+            if (TERM) {
+                load_next_position(false, tile);
             }
             const int token = tile*ROWS, count = plan.n_kv - token;
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -754,22 +777,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
 
-    /* The term of centered keys: this lane's token of the next tile, decode_token(lane % 16), its position and part. */
-    typedef ggmlq_term<SLICE, COLUMNS, WARPS> W;
-    typedef ggmlq_term_shape<SLICE, COLUMNS> M;
-    uint8_t * const term = shared + (TERM ? plan.term_at : 0);
-    int next_position = 0, h_now = INT32_MAX; /* h: no position's */
-    uint32_t next_part = 0x3c00;
-    auto load_next_position = [&](int tile) {
-        if (tile < tile1) {
-            const int token = min(tile*ROWS + ggmlq_decode_token(lane % 16), plan.n_kv - 1); /* those after the last are hidden */
-            next_position = *(const int *) ((const uint8_t *) p.positions + (seq_kv*(unsigned) p.positions_stride + 4*token));
-            if (p.part) {
-                next_part = *(const uint16_t *) ((const uint8_t *) p.part + (seq_kv*(unsigned) p.part_stride + 2*token));
-            }
-        }
-    };
-
     const bool softcap = LEAN ? false : p.logit_softcap != 0.0f;
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
     enum { KEEP_QUERIES = TILES <= 2 }; /* in registers */
@@ -792,8 +799,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
-        lut_k.low ^= zero;
-        lut_v.low ^= zero;
+        const uint32_t lane_zero = TERM ? (uint32_t) ggmlq_thread_anew() >> 16 : zero; /* or uniform registers hold these, from where they must be moved each time */
+        lut_k.low ^= lane_zero;
+        lut_v.low ^= lane_zero;
         ggmlq_keep(k_row);
         ggmlq_keep(v_row);
         ggmlq_keep(v_row4);
@@ -818,9 +826,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     auto start_copies = [&](const ggmlq_decode_place & w) {
-        if constexpr (TERM) {
-            load_next_position(w.first<TERM>());
-        }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
             copy_tile(w.first<TERM>() + i*w.groups, i*S::STAGE_BYTES);
@@ -908,9 +913,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             __syncwarp();
             const int position = next_position;
             const uint32_t part = next_part;
-            if constexpr (TERM) {
-                load_next_position(tile + 1);
-            }
             copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
@@ -952,26 +954,26 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 const uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES + 16*lane;
                 const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 16*(lane/16);
                 const int h = position >> plan.term_shift, r = position & plan.term_mask;
-                bool left = (part & 0x7fff) != 0;
-                for (;;) { /* for each h of the tile, most often one: rows of tokens with another one, or with no part, are 0 */
-                    if (__builtin_expect(!__any_sync(0xffffffffu, left && h == h_now), 0)) {
-                        const uint32_t those = __ballot_sync(0xffffffffu, left);
-                        if (those != 0) {
-                            h_now = __shfl_sync(0xffffffffu, h, __ffs(those) - 1);
+                const bool none = (part & 0x7fff) == 0;
+                int      row = h == h_now && !none ? r : -1; /* of the table */
+                uint32_t weighted = 0;
+                if (__builtin_expect(!__all_sync(0xffffffffu, none || (h == h_now && part == 0x3c00)), 0)) {
+                    uint32_t left = __ballot_sync(0xffffffffu, !none);
+                    while (left != 0) { /* for each h of the tile; the last one's products come below */
+                        if ((__ballot_sync(0xffffffffu, h == h_now) & left) == 0) {
+                            h_now = __shfl_sync(0xffffffffu, h, __ffs(left) - 1);
                             W::turn_w(term, slices, slice, warp, lane, h_now);
                         }
+                        row = h == h_now && !none ? r : -1;
+                        left &= ~__ballot_sync(0xffffffffu, h == h_now);
+                        if (left != 0) {
+                            W::add(s[0], table + row*M::table_pitch(slices), turned);
+                        }
                     }
-                    const bool mine = left && h == h_now;
-                    const uint32_t row = table + (mine ? r : -1)*M::table_pitch(slices);
-                    left = left && !mine;
-                    if (__builtin_expect(!__any_sync(0xffffffffu, left), 1)) {
-                        W::add(s[0], row, turned);
-                        break;
-                    }
-                    W::add(s[0], row, turned);
+                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
                 }
-                const bool whole = part == 0x3c00 || (part & 0x7fff) == 0;
-                if (__builtin_expect(__any_sync(0xffffffffu, !whole), 0)) {
+                W::add(s[0], table + row*M::table_pitch(slices), turned);
+                if (__builtin_expect(weighted != 0, 0)) {
                     const float mine = ggmlq_half_value((uint16_t) part), f0 = __shfl_sync(0xffffffffu, mine, g), f1 = __shfl_sync(0xffffffffu, mine, g + 8);
 #pragma unroll
                     for (int i = 0; i < 4*TILES; ++i) {
