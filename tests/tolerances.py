@@ -37,17 +37,17 @@ def least_squares(norm: np.ndarray, stored: np.ndarray) -> np.ndarray:
     return 2.0**-11 * (1 + 2.0**-10) * stored**2 + (2 * ROTATION + 40 * U) * norm * stored
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: float, n_terms: int) -> float:
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: float, n_terms: int, more: float = 0.0) -> float:
     """Norm of the error of one output row of float32 attention against float64.
 
     A score is a sum of head_size products: its error is at most (head_size + 8) U times the sum of their magnitudes
     (8: scale, softcap, exponent), plus 16 U of the largest mask value, whose slope is a power. A score that is off by e
     moves its weight, and the sum of the weights, by a factor within exp(-e)..exp(e). The sums over n_terms tokens add
-    2 n_terms U, the un-rotation ROTATION. q: (n_queries, n), k: (n_kv, n), v: (n_kv, m).
+    2 n_terms U, the un-rotation ROTATION. more: by which a score may be off besides. q: (n_queries, n), k: (n_kv, n), v: (n_kv, m).
     """
     head_size = q.shape[1]
     magnitude = np.abs(scale) * (np.abs(q) @ np.abs(k).T).max(initial=0)
-    e = (head_size + 8) * U * magnitude + 16 * U * bias
+    e = (head_size + 8) * U * magnitude + 16 * U * bias + more
     return (2 * e + 2 * n_terms * U + ROTATION) * np.linalg.norm(v, axis=1).max(initial=0)
 
 
