@@ -799,7 +799,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
-        const uint32_t lane_zero = TERM ? (uint32_t) ggmlq_thread_anew() >> 16 : zero; /* or uniform registers hold these, from where they must be moved each time */
+        const uint32_t lane_zero = TERM && LEAN ? (uint32_t) ggmlq_thread_anew() >> 16 : zero; /* or uniform registers hold these, from where they must be moved each time */
         lut_k.low ^= lane_zero;
         lut_v.low ^= lane_zero;
         ggmlq_keep(k_row);
@@ -952,7 +952,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             if constexpr (TERM) {
                 const uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES + 16*lane;
-                const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 16*(lane/16);
+                const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 2*SLICE*slice + 16*(lane/16);
                 const int h = position >> plan.term_shift, r = position & plan.term_mask;
                 const bool none = (part & 0x7fff) == 0;
                 int      row = h == h_now && !none ? r : -1; /* of the table */
