@@ -603,6 +603,7 @@ static void check_rows() {
             other->type = wrong;
             require(!ggml_metal_device_supports_op(nullptr, rounded(rows, other)), "feedback of another type is taken");
         }
+        require(!ggml_metal_device_supports_op(nullptr, rounded(rows, tensor(GGML_TYPE_F16, 128, 128))), "feedback of one head for two is taken");
         require(!ggml_metal_device_supports_op(nullptr, rounded(tensor(GGML_TYPE_F16, 256, 20), feedback)), "feedback for a cache of f16 is taken");
 
         name("CPY");
