@@ -552,6 +552,9 @@ static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t 
 static std::string check_rounded() {
     struct { int64_t length, heads, tokens; } cases[] = {
         { 64, 3, 1 }, { 64, 8, 70 }, { 96, 2, 5 }, { 128, 8, 1 }, { 128, 1, 7 }, { 128, 4, 200 }, { 192, 1, 3 }, { 256, 4, 2 }, { 256, 2, 300 }, { 512, 1, 530 }, { 512, 2, 1 },
+#ifdef GGMLQ_CHECK_METAL /* CUDA has heads of up to 512 values */
+        { 1024, 2, 2 },
+#endif
     };
     int number = 0;
     for (int type : CACHE_TYPES) for (const auto & c : cases) {
