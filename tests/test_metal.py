@@ -27,7 +27,7 @@ import build_metal
 
 CSRC = build.ROOT / "csrc"
 SHADER = CSRC / "metal" / "ggmlq-metal.metal"
-GROUPS = ["encoder", "decoder", "rotation", "set_rows", "get_rows", "copy", "mul_mat", "attention", "selected", "indexer", "errors"]
+GROUPS = ["encoder", "decoder", "rotation", "set_rows", "rounded", "get_rows", "copy", "mul_mat", "attention", "selected", "indexer", "errors"]
 emulated = pytest.mark.skipif(not sys.platform.startswith("linux") or build.compilers() is None, reason="the emulator needs Linux and a C++ compiler")
 
 
@@ -53,7 +53,7 @@ def programs(tmp_path_factory):
 @pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
 def test_every_kernel(programs, order):
     """All that --quick has in one order; in the others of attention every fifth case, and what exchanges most."""
-    groups = GROUPS if order == "forward" else ["encoder", "rotation", "attention", "selected", "indexer"]
+    groups = GROUPS if order == "forward" else ["encoder", "rotation", "rounded", "attention", "selected", "indexer"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for group, (code, output) in zip(groups, pool.map(lambda group: check(programs[0], group, order, 1 if order == "forward" else 5), groups)):
             assert code == 0 and re.search(rf"^ok   {group} +[1-9]\d+ checks", output, re.MULTILINE), output
@@ -61,7 +61,7 @@ def test_every_kernel(programs, order):
 
 @emulated
 @pytest.mark.parametrize("order", ["forward", "backward"])
-def test_gathers_copies_and_fills(programs, order):
+def test_gathers_copies_fills_and_positional_rows(programs, order):
     done = subprocess.run([programs[1]], capture_output=True, text=True, env={**os.environ, "GGMLQ_EMULATE_ORDER": order})
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
@@ -95,14 +95,14 @@ def test_the_types_and_the_device_of_the_python_module(programs):
         test_api.test_a_wrong_index_writes_nothing("metal")
         test_attention.test_what_is_masked_has_no_influence("metal")
         q, k, v = test_attention.case(7, "tq3_0", "planar3", seqs=(4, 2))
-        options = dict(type_k="tq3_0", type_v="planar3", term=test_attention.term_of(7, q, k, 100))
+        options = dict(type_k="tq3_0", type_v="planar3", term=test_attention.term_of(7, q, k, 50, neox=True))
         found, wanted = (pyggmlq.flash_attn(q, k, v, backend=backend, **options) for backend in ("metal", "reference"))
         assert np.allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 # --- it would see an error ------------------------------------------------------------------------------------------------
 
-# What: the file, the right code and the wrong one, the group that must fail; "fill": of check_indexed.
+# What: the file, the right code and the wrong one, the group that must fail; "positional": of check_indexed.
 PLANTED = {
     "lane index": ("metal/ggmlq-metal.metal", "GGMLQ_TQ3_0_SIGNS >> (8*k + l) << 31", "GGMLQ_TQ3_0_SIGNS >> (8*k + (l ^ 1)) << 31", "rotation"),
     "table entry": ("ggmlq-tables.h", "PLANAR3_FIELD_LEVELS_INIT { -123, -77,", "PLANAR3_FIELD_LEVELS_INIT { -123, -76,", "decoder"),
@@ -118,10 +118,13 @@ PLANTED = {
     "missing barrier of the indexer": (
         "metal/ggmlq-metal.metal", "        threadgroup_barrier(mem_flags::mem_threadgroup);\n\n        for (uint32_t i = 0; i < rounds", "        for (uint32_t i = 0; i < rounds", "indexer",
     ),
-    "lane index of w": (
-        "metal/ggmlq-metal.metal", "terms[item*GGMLQ_PLANE + 4*l + i] = x[i];", "terms[item*GGMLQ_PLANE + 4*(l ^ 1) + i] = x[i];", "attention",
+    "the second value of a pair": ("metal/ggmlq-metal.metal", "!= 0 ? pair + pairs : 2*pair + 1", "!= 0 ? pair + pairs : 2*pair", "attention"),
+    "the sign of a position": ("metal/ggmlq-metal.metal", "- (position < 0 ? turns_low : 0)", "", "positional"),
+    "the factor of another sequence": ("metal/ggmlq-metal.metal", "part + 2*place.i1 + place.i3*args.part_nb", "part + 2*place.i1", "positional"),
+    "what a value's rounding does to itself": ("metal/ggmlq-metal.metal", "x = lane > i ? x - move*moves[i] : x;", "x = lane >= i ? x - move*moves[i] : x;", "rounded"),
+    "missing barrier of rounding": (
+        "metal/ggmlq-metal.metal", "    simdgroup_barrier(mem_flags::mem_threadgroup);\n\n    float step = 0.0f;", "    float step = 0.0f;", "rounded",
     ),
-    "the factor of another sequence": ("metal/ggmlq-metal.metal", "part + 2*place.i1 + place.i3*args.part_nb", "part + 2*place.i1", "fill"),
     "missing barrier of a simdgroup": (
         "metal/ggmlq-metal.metal", "        simdgroup_barrier(mem_flags::mem_threadgroup);\n\n        float shrink", "        float shrink", "attention",
     ),
@@ -139,9 +142,9 @@ def test_a_planted_error_is_seen(programs, tmp_path, what):
     (csrc / name).write_text(text.replace(right, wrong), encoding="utf-8")
     build_metal.compile_kernels(tmp_path, csrc)
     program, indexed, _ = build_metal.link(tmp_path, programs[0].parent)
-    if group == "fill":
+    if group == "positional":
         done = subprocess.run([indexed], capture_output=True, text=True)
-        assert done.returncode == 1 and done.stdout.startswith("wrong: fill, type"), done.stdout
+        assert done.returncode == 1 and done.stdout.startswith("wrong: positional, type"), done.stdout
         return
     results = []
     for order in ("backward", "forward"):
@@ -162,11 +165,11 @@ DOCUMENTED = {
     "address spaces": "device constant threadgroup thread",
     "functions": "kernel",
     "common functions": "min max",
-    "integer functions": "clz",
-    "math functions": "precise sqrt exp tanh pow",
+    "integer functions": "clz mulhi",
+    "math functions": "precise sqrt exp tanh pow sinpi cospi",
     "constants": "INFINITY",
     "synchronization": "threadgroup_barrier simdgroup_barrier mem_flags mem_threadgroup",
-    "simd-group functions": "simd_shuffle_xor",
+    "simd-group functions": "simd_shuffle simd_shuffle_xor",
     "preprocessor": "__METAL_VERSION__",
 }
 CXX14 = (
@@ -227,7 +230,7 @@ def test_the_strictest_warnings(tmp_path):
 def test_the_encoder_is_compiled_with_plain_arithmetic():
     text = SHADER.read_text(encoding="utf-8")
     assert text.index("#pragma METAL fp math_mode(safe)") < text.index("#pragma METAL fp contract(off)") < text.index("#include \"ggmlq-tables.h\"")
-    assert not re.search(r"\bfast::|[^:\w](exp|pow|tanh|sqrt)\(", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL))
+    assert not re.search(r"\bfast::|[^:\w](exp|pow|tanh|sqrt|sinpi|cospi)\(", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL))
 
 
 # --- the launcher -----------------------------------------------------------------------------------------------------------

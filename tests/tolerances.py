@@ -73,7 +73,8 @@ def query_rounding_variance(kernel, type_k, q):
 def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias, term=None):
     """Norm of the error of every output row of a CUDA kernel against float64. q: (n_queries, n) and k: (n_kv, n), both as they
     are multiplied, so rotated where K is; v: (n_kv, m); weights: (n_queries, n_kv), a row's sum is 1 or less (sinks); out: (n_queries, m);
-    term: of centered keys, w (n_queries, r), which `decode` rounds to halves, and c (n_kv, r).
+    term: of centered keys, w (n_queries, r), pairs side by side, and part times positional rows (n_kv, r). `decode` rounds a pair of w four times to halves: itself, by
+    what it is turned, as turned, and the row that it is multiplied by.
 
     Three shares. 1. Rounded queries, and in `decode` weights and values rounded to halves: errors taken as independent and
     uniform. A score is off by the sum over the query's errors; weight i then moves by w_i times that, and pulls the output by
@@ -87,7 +88,9 @@ def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias, term=None
     variance = query_rounding_variance(kernel, type_k, q)
     if term is not None:
         w, c = term
-        variance = np.concatenate([variance, query_rounding_variance(kernel, "f16", w)], axis=1)
+        pairs = np.repeat(np.hypot(w[:, ::2], w[:, 1::2]), 2, axis=1)
+        variance = np.concatenate([variance, 4 * query_rounding_variance(kernel, "f16", pairs)], axis=1)
+        bias = bias + np.abs(scale) * pairs.sum(axis=1).max(initial=0) / 2  # cosines and sines, 16 U
         q, k = np.concatenate([q, w], axis=1), np.concatenate([k, c], axis=1)
     score_variance = scale**2 * (variance @ (k**2).T)
     pull = norms**2 + np.linalg.norm(out, axis=1, keepdims=True) ** 2

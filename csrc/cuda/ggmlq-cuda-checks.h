@@ -56,6 +56,26 @@ static inline int ggmlq_check_indices(const struct ggmlq_cuda_view * rows, const
     return GGMLQ_OK;
 }
 
+/* Heads side by side, feedback of each; what a device wants of sizes and addresses beyond that is its own. */
+static inline int ggmlq_check_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
+                                                   const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback) {
+    int error = ggmlq_check_rows_and_values(rows, values, true);
+    error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, false);
+    if (error) {
+        return error;
+    }
+    if (values->type != GGMLQ_CUDA_F32 || feedback->type != GGMLQ_CUDA_F16) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    error = ggmlq_check_view(feedback, ggmlq_type_info_get(rows->type)->block_length);
+    if (error) {
+        return error;
+    }
+    const int64_t length = feedback->ne[0], heads = feedback->ne[2];
+    return length < 1 || length > GGMLQ_ATTEND_MAX_HEAD_SIZE || heads < 1 || feedback->ne[1] != length || feedback->ne[3] != 1 || rows->ne[0] != length*heads ||
+        rows->ne[2] != 1 || rows->ne[3] != 1 || values->ne[1] > INT32_MAX/heads || values->nb[1] % 4 != 0 ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+}
+
 /* What ggmlq_attend takes, and query rows of all heads and sequences are numbered in 31 bits. */
 static inline int ggmlq_check_attend(const struct ggmlq_attend_params * p) {
     const int error = ggmlq_attend_check_shapes(p);

@@ -423,24 +423,11 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
 
 int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
                                           int index_bytes, const struct ggmlq_cuda_view * feedback) {
-    int error = ggmlq_check_rows_and_values(rows, values, true);
-    error = error ? error : ggmlq_check_indices(rows, values, indices, index_bytes, false);
+    const int error = ggmlq_check_set_rows_for_queries(rows, values, indices, index_bytes, feedback);
     if (error) {
         return error;
     }
-    if (values->type != GGMLQ_CUDA_F32 || feedback->type != GGMLQ_CUDA_F16) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    const int64_t length = feedback->ne[0], heads = feedback->ne[2];
-    error = ggmlq_check_view(feedback, ggmlq_type_info_get(rows->type)->block_length);
-    if (error) {
-        return error;
-    }
-    if (length < 1 || length > MAX_LENGTH || heads < 1 || heads > 65535 || feedback->ne[1] != length || feedback->ne[3] != 1 || feedback->nb[1] % 16 != 0 || feedback->nb[2] % 16 != 0 ||
-        rows->ne[0] != length*heads || rows->ne[2] != 1 || rows->ne[3] != 1 || values->ne[1] > INT32_MAX/heads || values->nb[1] % 4 != 0) {
-        return GGMLQ_ERROR_SHAPE;
-    }
-    return GGMLQ_OK;
+    return feedback->ne[0] > MAX_LENGTH || feedback->ne[2] > 65535 || feedback->nb[1] % 16 != 0 || feedback->nb[2] % 16 != 0 ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
 template <int type> static int launch(const struct keys & k, void * stream) {

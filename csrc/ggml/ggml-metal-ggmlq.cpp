@@ -267,7 +267,9 @@ struct attention_wide {
             to.sinks.data  = (char *) to.sinks.data + first*group*(int64_t) sizeof(float);
             to.op.src[4]   = &to.sinks;
         }
-        to.op.src[GGMLQ_GGML_ATTEND_W] = to.op.src[GGMLQ_GGML_ATTEND_C] = to.op.src[GGMLQ_GGML_ATTEND_PART] = nullptr;
+        for (int i : { GGMLQ_GGML_ATTEND_W, GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS, GGMLQ_GGML_ATTEND_PART }) {
+            to.op.src[i] = nullptr;
+        }
 #ifdef GGMLQ_GGML_N_KV_MAX_AT
         to.op.op_params[GGMLQ_GGML_N_KV_MAX_AT] = 0; /* all rows are decoded anyhow */
 #endif
@@ -325,9 +327,9 @@ static ggmlq_cuda_view some_of(const ggml_tensor * tensor, int axis, int64_t cou
     return view;
 }
 
-static int plan_wide(const ggml_tensor * op, const attention_wide & wide, steps & result) {
+static int plan_wide(const ggml_tensor * op, const ggmlq_attend_params & p, const attention_wide & wide, steps & result) {
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
-    const ggml_tensor * w = op->src[GGMLQ_GGML_ATTEND_W], * c = op->src[GGMLQ_GGML_ATTEND_C], * part = op->src[GGMLQ_GGML_ATTEND_PART];
+    const ggml_tensor * w = op->src[GGMLQ_GGML_ATTEND_W];
     const int64_t heads = wide.heads*wide.group;
     const size_t  first = (size_t) (wide.first*wide.group), first_k = (size_t) wide.first, behind = (size_t) wide.head_k; /* values */
     ggmlq_metal_launch launch = {};
@@ -339,13 +341,13 @@ static int plan_wide(const ggml_tensor * op, const attention_wide & wide, steps 
         }
     };
     const auto rotate = [&](ggml_type type, const ggmlq_cuda_view & to, const ggmlq_cuda_view & from, bool back) {
-        return ggmlq_ggml_is_cache_type(type) ? ggmlq_metal_rotate((int) type, &to, &from, back, &launch) : ggmlq_metal_fill(&to, &from, 1.0f, nullptr, &launch);
+        return ggmlq_ggml_is_cache_type(type) ? ggmlq_metal_rotate((int) type, &to, &from, back, &launch) : ggmlq_metal_fill(&to, &from, 1.0f, &launch);
     };
     const ggmlq_cuda_view q_from = some_of(q, 2, heads),      q_to = some_of(&wide.to.q, 0, wide.head_k);
     const ggmlq_cuda_view k_from = some_of(k, 2, wide.heads), k_to = some_of(&wide.to.k, 0, wide.head_k);
     const ggmlq_cuda_view v_from = some_of(v, 2, wide.heads), v_to = some_of(&wide.to.v, 0, wide.head_v);
     const ggmlq_cuda_view w_from = some_of(w, 2, heads),      w_to = some_of(&wide.to.q, 0, wide.to.q.ne[0] - wide.head_k);
-    const ggmlq_cuda_view c_from = view_of(c),                 c_to = some_of(&wide.to.k, 0, wide.to.k.ne[0] - wide.head_k), factors = view_of(part);
+    const ggmlq_cuda_view c_to = some_of(&wide.to.k, 0, wide.to.k.ne[0] - wide.head_k);
     const ggmlq_cuda_view out_to = some_of(op, 1, heads),     out_from = some_of(&wide.to.op, 0, wide.head_v);
 
     add(rotate(k->type, q_to, q_from, false),        { { op, wide.q_at }, { q, first*q->nb[2] }, { q, 0 } });
@@ -353,8 +355,9 @@ static int plan_wide(const ggml_tensor * op, const attention_wide & wide, steps 
     if (!wide.v_as_it_is) {
         add(ggmlq_metal_to_f16(&v_to, &v_from, &launch), { { op, wide.v_at }, { v, first_k*v->nb[2] }, { v, 0 } });
     }
-    add(ggmlq_metal_fill(&w_to, &w_from, 1.0f/GGMLQ_METAL_TERM_UNIT, nullptr, &launch), { { op, wide.q_at + behind*wide.to.q.nb[0] }, { w, first*w->nb[2] }, { w, 0 } });
-    add(ggmlq_metal_fill(&c_to, &c_from, GGMLQ_METAL_TERM_UNIT, &factors, &launch),     { { op, wide.k_at + behind*wide.to.k.nb[0] }, { c, 0 }, { part, 0 } });
+    add(ggmlq_metal_fill(&w_to, &w_from, 1.0f/GGMLQ_METAL_TERM_UNIT, &launch), { { op, wide.q_at + behind*wide.to.q.nb[0] }, { w, first*w->nb[2] } });
+    add(ggmlq_metal_positional(&c_to, &p, GGMLQ_METAL_TERM_UNIT, &launch), { { op, wide.k_at + behind*wide.to.k.nb[0] },
+        { op->src[GGMLQ_GGML_ATTEND_TURNS], 0 }, { op->src[GGMLQ_GGML_ATTEND_POSITIONS], 0 }, { op->src[GGMLQ_GGML_ATTEND_PART], 0 } });
     result.add_upstream(wide.first);
     add(rotate(v->type, out_to, out_from, true), { { op, first*op->nb[1] }, { op, wide.out_at }, { op, 0 } }, true);
     result.scratch_end = std::max(result.scratch_end, wide.end);
@@ -369,24 +372,22 @@ static int plan_ours(const ggml_tensor * op, const ggmlq_metal_attention & a, st
     const place mask = source(3), sinks = source(4);
     result.add(a.select,  { mask, list });
     result.add(a.attend,  { { q, 0 }, { op->src[1], 0 }, { op->src[2], 0 }, mask, sinks, list, a.combine.kernel ? parts : out,
-        source(GGMLQ_GGML_ATTEND_W), source(GGMLQ_GGML_ATTEND_C), source(GGMLQ_GGML_ATTEND_PART) }, true);
+        source(GGMLQ_GGML_ATTEND_W), source(GGMLQ_GGML_ATTEND_TURNS), source(GGMLQ_GGML_ATTEND_POSITIONS), source(GGMLQ_GGML_ATTEND_PART) }, true);
     result.add(a.combine, { parts, sinks, out }, true);
     result.scratch_end = a.workspace_bytes > 0 ? workspace + (size_t) a.workspace_bytes : 0;
     return GGMLQ_OK;
 }
 
-/* Whether a mask, sinks, c are there counts, and they may have no address yet. */
+/* Whether a mask, sinks, part are there counts, and they may have no address yet. */
 static bool params_of(const ggml_tensor * op, ggmlq_attend_params & p) {
     static const uint16_t halves = 0;
     static const float    floats = 0;
     if (!ggmlq_ggml_attend_params_centered(op, &p)) {
         return false;
     }
-    const bool term = op->src[GGMLQ_GGML_ATTEND_C] != nullptr;
     p.mask  = op->src[3] ? &halves : nullptr;
     p.sinks = op->src[4] ? &floats : nullptr;
-    p.w     = term ? &floats : nullptr;
-    p.c     = p.part = term ? &halves : nullptr;
+    p.part  = op->src[GGMLQ_GGML_ATTEND_PART] ? &halves : nullptr;
     return true;
 }
 
@@ -406,11 +407,11 @@ static int plan_attention(ggml_metal_device_t dev, ggml_backend_buffer_type_t bu
     if (ggmlq_metal_attend_wants_f16(&p, sizes)) {
         steps by_f16 = {};
         bool done = true;
-        for (int64_t first = 0, heads = p.c ? heads_at_once(p, sizes) : p.n_heads_kv; first < p.n_heads_kv && done; first += heads) {
+        for (int64_t first = 0, heads = p.n_pairs > 0 ? heads_at_once(p, sizes) : p.n_heads_kv; first < p.n_heads_kv && done; first += heads) {
             ggmlq_ggml_metal_stand_in stand_in;
-            if (p.c) {
+            if (p.n_pairs > 0) {
                 const attention_wide wide(op, sizes, first, heads, buft, stand_in);
-                done = plan_wide(op, wide, by_f16) == GGMLQ_OK;
+                done = plan_wide(op, p, wide, by_f16) == GGMLQ_OK;
             } else {
                 const attention_f16 f16(op, buft, stand_in);
                 done = plan_f16(op, f16, by_f16) == GGMLQ_OK;
@@ -437,10 +438,14 @@ static int plan(ggml_metal_device_t dev, ggml_backend_buffer_type_t buft, const 
     switch (op->op) {
         case GGML_OP_SET_ROWS: {
             const ggmlq_cuda_view rows = view_of(op), values = view_of(op->src[0]), indices = view_of(op->src[1]);
-            if (!op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) { /* keys that are to be rounded for queries: not built */
+            const ggml_tensor * by = op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK];
+            if (by) {
+                const ggmlq_cuda_view feedback = view_of(by);
+                error = ggmlq_metal_set_rows_for_queries(&rows, &values, &indices, index_bytes(op->src[1]), &feedback, &launch);
+            } else {
                 error = ggmlq_metal_set_rows(&rows, &values, &indices, index_bytes(op->src[1]), &launch);
             }
-            result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 } });
+            result.add(launch, { { op, 0 }, { op->src[0], 0 }, { op->src[1], 0 }, { by, 0 } });
         } break;
         case GGML_OP_GET_ROWS: {
             const ggmlq_cuda_view values = view_of(op), rows = view_of(op->src[0]), indices = view_of(op->src[1]);
@@ -486,7 +491,8 @@ static ggml_backend_buffer_type_t buft_of(const ggml_tensor * tensor) {
 /* --- what the hooks call ---------------------------------------------------------------------------------------- */
 
 bool ggmlq_ggml_metal_involved(const ggml_tensor * op) {
-    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]);
+    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_TURNS]) ||
+        (op->op == GGML_OP_SET_ROWS && op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
     for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
         involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
     }
@@ -533,7 +539,7 @@ ggml_tensor * ggmlq_ggml_metal_in_place_of(ggml_tensor * op, ggmlq_ggml_metal_st
     ggmlq_attend_params p;
     int64_t sizes[2];
     GGML_ASSERT(params_of(op, p) && ggmlq_metal_attend_wants_f16(&p, sizes)); /* by the plan that asked for it */
-    if (p.c) {
+    if (p.n_pairs > 0) {
         const attention_wide wide(op, sizes, first_head_of_upstream, heads_at_once(p, sizes), buft_of(op), *stand_in);
     } else {
         const attention_f16 f16(op, buft_of(op), *stand_in);

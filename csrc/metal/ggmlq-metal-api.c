@@ -40,6 +40,13 @@ int ggmlq_cuda_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq_
     return run(ggmlq_metal_set_rows(rows, values, indices, index_bytes, &launch), &launch, operands, stream);
 }
 
+int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                                    int index_bytes, const struct ggmlq_cuda_view * feedback, void * stream) {
+    struct ggmlq_metal_launch launch;
+    const void * const operands[] = { rows->data, values->data, indices->data, feedback->data };
+    return run(ggmlq_metal_set_rows_for_queries(rows, values, indices, index_bytes, feedback, &launch), &launch, operands, stream);
+}
+
 int ggmlq_cuda_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * indices,
                         int index_bytes, void * stream) {
     struct ggmlq_metal_launch launch;
@@ -89,7 +96,7 @@ static int attend(const struct ggmlq_attend_params * p, int64_t most, void * wor
     int error = ggmlq_metal_attend(p, most, &a);
     void * parts = a.combine.kernel ? (uint8_t *) workspace + a.parts_at : NULL;
     const void * const of_select[]  = { p->mask, workspace };
-    const void * const of_attend[]  = { p->q, p->k, p->v, p->mask, p->sinks, most > 0 ? workspace : NULL, parts ? parts : p->out, p->w, p->c, p->part };
+    const void * const of_attend[]  = { p->q, p->k, p->v, p->mask, p->sinks, most > 0 ? workspace : NULL, parts ? parts : p->out, p->w, p->turns, p->positions, p->part };
     const void * const of_combine[] = { parts, p->sinks, p->out };
     error = run(error, &a.select,  of_select,  stream);
     error = run(error, &a.attend,  of_attend,  stream);

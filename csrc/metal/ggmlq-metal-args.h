@@ -13,7 +13,7 @@ enum {
     GGMLQ_METAL_HEAD_K     = 2, /* attention: values of a K row, of a V row, and how    */
     GGMLQ_METAL_HEAD_V     = 3, /* many columns (a query token of a head) a threadgroup */
     GGMLQ_METAL_COLUMNS    = 4, /* works on at once                                     */
-    GGMLQ_METAL_TERM       = 5, /* values of w and c of centered keys; 0: there are none */
+    GGMLQ_METAL_PAIRS      = 5, /* of w of centered keys; 0: there are none             */
     GGMLQ_METAL_CONSTANTS  = 6
 };
 
@@ -48,13 +48,30 @@ struct ggmlq_metal_rows_args {
     uint32_t inverse;                     /* decode, rotate: apply the inverse rotation */
 };
 
+struct ggmlq_metal_round_args {
+    int64_t  rows_nb1, values_nb1, index_nb0;
+    int64_t  feedback_nb[2];              /* value, head */
+    uint32_t index_bytes, n_rows;         /* an index beyond is skipped */
+    uint32_t n_tokens, length;            /* values of a head */
+    uint32_t n;                           /* heads of all tokens */
+    uint32_t unused;
+};
+
 struct ggmlq_metal_fill_args {
     struct ggmlq_metal_walk to, from;     /* units: planes of `to`; of `from` unused */
-    int64_t  part_nb;                     /* sequence */
     uint32_t size;                        /* values of a row of `from` */
-    uint32_t has_part;
     float    factor;
     uint32_t n;                           /* units in all */
+    uint32_t unused;
+};
+
+struct ggmlq_metal_positional_args {
+    struct ggmlq_metal_walk to;           /* units: planes */
+    int64_t  positions_nb, part_nb;       /* sequence */
+    uint32_t n_pairs, pairs_are_halves, has_part;
+    float    factor;
+    uint32_t n;                           /* units in all */
+    uint32_t unused;
 };
 
 struct ggmlq_metal_product_args {
@@ -68,7 +85,7 @@ struct ggmlq_metal_product_args {
 struct ggmlq_metal_attend_args {
     int64_t  q_nb[3], k_nb[3], v_nb[3], out_nb[3]; /* token, head, sequence */
     int64_t  mask_nb[3];                           /* token, head, sequence */
-    int64_t  w_nb[3], c_nb[2], part_nb;            /* centered keys: token, head, sequence; token, sequence; sequence */
+    int64_t  w_nb[3], positions_nb, part_nb;       /* centered keys: token, head, sequence; sequence; sequence */
     uint32_t n_kv, n_rows;                         /* tokens that are looked at, or places of a list; rows that there are */
     uint32_t n_splits, split_kv;                   /* threadgroups that share the tokens of a query row, tokens of each   */
     uint32_t group;                                /* query heads to each head of the cache */
@@ -82,6 +99,8 @@ struct ggmlq_metal_attend_args {
     float    scale, softcap;
     uint32_t query_rows;                           /* combine: of all heads and sequences */
     uint32_t has_part;                             /* else every factor of a term is 1 */
+    uint32_t pairs_are_halves;                     /* of w; else they are neighbours   */
+    uint32_t unused;
 };
 
 struct ggmlq_metal_select_args {

@@ -6,19 +6,21 @@
 
 #include "ggmlq-cuda-checks.h"
 
-#define ENCODE  "kernel_ggmlq_encode"
-#define DECODE  "kernel_ggmlq_decode"
-#define ROTATE  "kernel_ggmlq_rotate"
-#define FILL    "kernel_ggmlq_fill"
-#define COPY    "kernel_ggmlq_copy"
-#define MUL_MV  "kernel_ggmlq_mul_mv"
-#define SELECT  "kernel_ggmlq_select"
-#define ATTEND  "kernel_ggmlq_attend"
-#define COMBINE "kernel_ggmlq_combine"
-#define INDEXER "kernel_ggmlq_indexer"
+#define ENCODE     "kernel_ggmlq_encode"
+#define ROUND      "kernel_ggmlq_round"
+#define DECODE     "kernel_ggmlq_decode"
+#define ROTATE     "kernel_ggmlq_rotate"
+#define FILL       "kernel_ggmlq_fill"
+#define POSITIONAL "kernel_ggmlq_positional"
+#define COPY       "kernel_ggmlq_copy"
+#define MUL_MV     "kernel_ggmlq_mul_mv"
+#define SELECT     "kernel_ggmlq_select"
+#define ATTEND     "kernel_ggmlq_attend"
+#define COMBINE    "kernel_ggmlq_combine"
+#define INDEXER    "kernel_ggmlq_indexer"
 
 const char * const * ggmlq_metal_kernels(void) {
-    static const char * const kernels[] = { ENCODE, DECODE, ROTATE, FILL, COPY, MUL_MV, SELECT, ATTEND, COMBINE, INDEXER, NULL };
+    static const char * const kernels[] = { ENCODE, ROUND, DECODE, ROTATE, FILL, POSITIONAL, COPY, MUL_MV, SELECT, ATTEND, COMBINE, INDEXER, NULL };
     return kernels;
 }
 
@@ -107,6 +109,33 @@ int ggmlq_metal_set_rows(const struct ggmlq_cuda_view * rows, const struct ggmlq
     return error ? error : plan_rows(rows, values, indices, index_bytes, true, false, launch);
 }
 
+int ggmlq_metal_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices,
+                                     int index_bytes, const struct ggmlq_cuda_view * feedback, struct ggmlq_metal_launch * launch) {
+    const int error = ggmlq_check_set_rows_for_queries(rows, values, indices, index_bytes, feedback);
+    if (error) {
+        return error;
+    }
+    const int64_t length = feedback->ne[0], heads = feedback->ne[2], n = values->ne[1]*heads;
+    if (n > INT32_MAX/32) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    start(launch, ROUND, 4, rows->type, values->type, sizeof(launch->args.round));
+    struct ggmlq_metal_round_args * args = &launch->args.round;
+    args->rows_nb1       = rows->nb[1];
+    args->values_nb1     = values->nb[1];
+    args->index_nb0      = indices->nb[0];
+    args->feedback_nb[0] = feedback->nb[1];
+    args->feedback_nb[1] = feedback->nb[2];
+    args->index_bytes    = (uint32_t) index_bytes;
+    args->n_rows         = (uint32_t) rows->ne[1];
+    args->n_tokens       = (uint32_t) values->ne[1];
+    args->length         = (uint32_t) length;
+    args->n              = (uint32_t) n;
+    finish(launch, n, 32);
+    launch->shared_bytes = (uint32_t) (GGMLQ_METAL_SIMDGROUPS*length*(int64_t) sizeof(float));
+    return GGMLQ_OK;
+}
+
 int ggmlq_metal_get_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * indices,
                          int index_bytes, bool rotated, struct ggmlq_metal_launch * launch) {
     int error = ggmlq_check_rows_and_values(rows, values, false);
@@ -145,37 +174,58 @@ int ggmlq_metal_to_f16(const struct ggmlq_cuda_view * dst, const struct ggmlq_cu
     return src->ne[0] % info->block_length != 0 ? GGMLQ_ERROR_LENGTH : plan_rows(src, dst, NULL, 0, false, true, launch);
 }
 
-int ggmlq_metal_fill(const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, float factor, const struct ggmlq_cuda_view * part,
-                     struct ggmlq_metal_launch * launch) {
-    if (to->type != from->type || (to->type != GGMLQ_CUDA_F32 && to->type != GGMLQ_CUDA_F16) || (part && part->type != GGMLQ_CUDA_F16)) {
+int ggmlq_metal_fill(const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, float factor, struct ggmlq_metal_launch * launch) {
+    if (to->type != from->type || (to->type != GGMLQ_CUDA_F32 && to->type != GGMLQ_CUDA_F16)) {
         return GGMLQ_ERROR_TYPE;
     }
     int error = ggmlq_check_view(to, PLANE);
     error = error ? error : ggmlq_check_view(from, 1);
-    error = error || part == NULL ? error : ggmlq_check_view(part, 1);
     if (error) {
         return error;
     }
-    if (from->ne[0] > to->ne[0] || from->ne[1] != to->ne[1] || (from->ne[2] != to->ne[2] && from->ne[2] != 1) || from->ne[3] != to->ne[3] ||
-        (part && (part->ne[0] != to->ne[1] || part->ne[3] != to->ne[3]))) {
+    if (from->ne[0] > to->ne[0] || from->ne[1] != to->ne[1] || from->ne[2] != to->ne[2] || from->ne[3] != to->ne[3]) {
         return GGMLQ_ERROR_SHAPE;
     }
     const int64_t n = count(to, to->ne[0]/PLANE);
     if (n < 0) {
         return (int) n;
     }
-    start(launch, FILL, 3, to->type, 0, sizeof(launch->args.fill));
+    start(launch, FILL, 2, to->type, 0, sizeof(launch->args.fill));
     struct ggmlq_metal_fill_args * args = &launch->args.fill;
     args->to   = make_walk(to, to->ne[0]/PLANE, 0);
     args->from = make_walk(from, 0, 0);
-    if (from->ne[2] == 1) {
-        args->from.nb2 = 0;
+    args->size   = (uint32_t) from->ne[0];
+    args->factor = factor;
+    args->n      = (uint32_t) n;
+    finish(launch, n, GGMLQ_METAL_TEAM);
+    return GGMLQ_OK;
+}
+
+int ggmlq_metal_positional(const struct ggmlq_cuda_view * to, const struct ggmlq_attend_params * p, float factor, struct ggmlq_metal_launch * launch) {
+    if (to->type != GGMLQ_CUDA_F16) {
+        return GGMLQ_ERROR_TYPE;
     }
-    args->part_nb  = part ? part->nb[3] : 0;
-    args->size     = (uint32_t) from->ne[0];
-    args->has_part = part != NULL;
-    args->factor   = factor;
-    args->n        = (uint32_t) n;
+    const int error = ggmlq_check_view(to, PLANE);
+    if (error) {
+        return error;
+    }
+    if (p->n_pairs < 1 || 2*p->n_pairs > to->ne[0] || to->ne[1] != p->n_kv || to->ne[3] != p->n_seqs_kv) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    const int64_t n = count(to, to->ne[0]/PLANE);
+    if (n < 0) {
+        return (int) n;
+    }
+    start(launch, POSITIONAL, 4, 0, 0, sizeof(launch->args.positional));
+    struct ggmlq_metal_positional_args * args = &launch->args.positional;
+    args->to               = make_walk(to, to->ne[0]/PLANE, 0);
+    args->positions_nb     = p->positions_stride;
+    args->part_nb          = p->part_stride;
+    args->n_pairs          = (uint32_t) p->n_pairs;
+    args->pairs_are_halves = p->pairs_are_halves != 0;
+    args->has_part         = p->part != NULL;
+    args->factor           = factor;
+    args->n                = (uint32_t) n;
     finish(launch, n, GGMLQ_METAL_TEAM);
     return GGMLQ_OK;
 }
@@ -320,9 +370,9 @@ enum { CHUNK = 32*GGMLQ_METAL_SIMDGROUPS /* tokens that all simdgroups of a thre
 
 static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1)/unit; }
 
-/* planes: of K, of V, of c. */
-static int64_t shared_floats(int64_t columns, int64_t planes) {
-    return columns*(PLANE*planes + GGMLQ_METAL_SIMDGROUPS*(32 + 2));
+/* planes: of K and of V. */
+static int64_t shared_floats(int64_t columns, int64_t planes, int64_t n_pairs) {
+    return columns*(PLANE*planes + 2*n_pairs + GGMLQ_METAL_SIMDGROUPS*(32 + 2)) + 2*n_pairs;
 }
 
 static int check_attend(const struct ggmlq_attend_params * p, int64_t most) {
@@ -362,14 +412,14 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
         attention->parts_at = up(p->n_queries*p->n_seqs*most*(int64_t) sizeof(int32_t), 16)*16;
     }
     const int64_t group = p->n_heads/p->n_heads_kv, planes_v = up(p->head_size_v, PLANE);
-    const int64_t planes = up(p->head_size_k, PLANE) + planes_v + (p->c ? up(p->c_size, PLANE) : 0);
+    const int64_t planes = up(p->head_size_k, PLANE) + planes_v;
     const int64_t n_kv = most > 0 ? most : p->n_kv, chunks = n_kv > CHUNK ? up(n_kv, CHUNK) : 1;
     const int64_t span = most > 0 ? group : group*p->n_queries, units = (most > 0 ? p->n_queries : 1)*p->n_heads_kv*p->n_seqs;
 
     /* As many columns as registers and threadgroup memory hold: each of them saves decoding the rows once more. */
     int64_t columns = span < GGMLQ_METAL_MAX_COLUMNS ? span : GGMLQ_METAL_MAX_COLUMNS;
     while (columns > 1 && (columns*up(planes_v, 4) > GGMLQ_METAL_MAX_PLANES ||
-                           shared_floats(columns, planes)*(int64_t) sizeof(float) > GGMLQ_METAL_SHARED_BYTES ||
+                           shared_floats(columns, planes, p->n_pairs)*(int64_t) sizeof(float) > GGMLQ_METAL_SHARED_BYTES ||
                            up(span, columns)*units*chunks < FEW_GROUPS)) {
         columns /= 2;
     }
@@ -380,7 +430,7 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
     splits = up(chunks*CHUNK, split_kv);
 
     struct ggmlq_metal_launch * launch = &attention->attend;
-    start(launch, ATTEND, 10, p->type_k, p->type_v, sizeof(launch->args.attend));
+    start(launch, ATTEND, 11, p->type_k, p->type_v, sizeof(launch->args.attend));
     struct ggmlq_metal_attend_args * args = &launch->args.attend;
     for (int i = 0; i < 3; ++i) {
         args->q_nb[i]    = p->q_stride[i];
@@ -413,15 +463,15 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
         args->alibi_base     = powf(2.0f, -p->max_bias/(float) heads);
         args->alibi_base_odd = powf(2.0f, -p->max_bias/2.0f/(float) heads);
     }
-    if (p->c) {
+    if (p->n_pairs > 0) {
         for (int i = 0; i < 3; ++i) {
             args->w_nb[i] = p->w_stride[i];
         }
-        args->c_nb[0]  = p->c_stride[0];
-        args->c_nb[1]  = p->c_stride[1];
-        args->part_nb  = p->part_stride;
-        args->has_part = p->part != NULL;
-        launch->constants[GGMLQ_METAL_TERM] = (int32_t) p->c_size;
+        args->positions_nb     = p->positions_stride;
+        args->part_nb          = p->part_stride;
+        args->has_part         = p->part != NULL;
+        args->pairs_are_halves = p->pairs_are_halves != 0;
+        launch->constants[GGMLQ_METAL_PAIRS] = (int32_t) p->n_pairs;
     }
     args->scale      = p->scale;
     args->softcap    = p->logit_softcap;
@@ -432,7 +482,7 @@ int ggmlq_metal_attend(const struct ggmlq_attend_params * p, int64_t most, struc
     launch->groups[0] = (uint32_t) (tiles*splits*(most > 0 ? p->n_queries : 1));
     launch->groups[1] = (uint32_t) p->n_heads_kv;
     launch->groups[2] = (uint32_t) p->n_seqs;
-    launch->shared_bytes = (uint32_t) (up(shared_floats(columns, planes)*(int64_t) sizeof(float), 16)*16);
+    launch->shared_bytes = (uint32_t) (up(shared_floats(columns, planes, p->n_pairs)*(int64_t) sizeof(float), 16)*16);
 
     attention->workspace_bytes = attention->parts_at;
     if (splits > 1) {
@@ -456,11 +506,11 @@ bool ggmlq_metal_attend_wants_f16(const struct ggmlq_attend_params * p, int64_t 
     if (p->n_queries < few_queries || p->n_queries >= 65536 || p->n_kv == 0 || check_attend(p, 0) != GGMLQ_OK) {
         return false;
     }
-    const int64_t wanted = p->head_size_k + (p->c ? p->c_size : 0);
+    const int64_t wanted = p->head_size_k + 2*p->n_pairs;
     for (size_t i = 0; i < sizeof(known_sizes)/sizeof(known_sizes[0]); ++i) {
         sizes[0] = known_sizes[i][0];
         sizes[1] = known_sizes[i][1];
-        if (p->c ? wanted <= sizes[0] && p->head_size_v <= sizes[1] : wanted == sizes[0] && p->head_size_v == sizes[1]) {
+        if (p->n_pairs > 0 ? wanted <= sizes[0] && p->head_size_v <= sizes[1] : wanted == sizes[0] && p->head_size_v == sizes[1]) {
             return true;
         }
     }

@@ -42,7 +42,7 @@ constant int ggmlq_other_type [[function_constant(GGMLQ_METAL_OTHER_TYPE)]];
 constant int ggmlq_head_k     [[function_constant(GGMLQ_METAL_HEAD_K)]];
 constant int ggmlq_head_v     [[function_constant(GGMLQ_METAL_HEAD_V)]];
 constant int ggmlq_columns    [[function_constant(GGMLQ_METAL_COLUMNS)]];
-constant int ggmlq_term       [[function_constant(GGMLQ_METAL_TERM)]];
+constant int ggmlq_pairs      [[function_constant(GGMLQ_METAL_PAIRS)]];
 
 constant constexpr float ggmlq_levels[8]               = GGMLQ_LEVELS_INIT;
 constant constexpr float ggmlq_boundaries[7]           = GGMLQ_BOUNDARIES_INIT;
@@ -392,6 +392,144 @@ void kernel_ggmlq_encode(constant ggmlq_metal_rows_args & args    [[buffer(0)]],
     }
 }
 
+/* --- encoder for the model's queries ---------------------------------------------------------------------------- */
+
+/* The level next to a value, times the step. */
+static inline float ggmlq_nearest(float x, float step) {
+    const uint32_t bits = ggmlq_float_bits(x);
+    const float    a = ggmlq_float_from_bits(bits & 0x7fffffff);
+    const float    level = a >= ggmlq_boundaries[6]*step ? ggmlq_levels[7] : a >= ggmlq_boundaries[5]*step ? ggmlq_levels[6]
+                         : a >= ggmlq_boundaries[4]*step ? ggmlq_levels[5] : ggmlq_levels[4];
+    return ggmlq_float_from_bits(ggmlq_float_bits(step*level) ^ (bits & 0x80000000));
+}
+
+/* Its number; as a field of the planes. */
+static inline uint32_t ggmlq_nearest_field(int type, float x, float step) {
+    const uint32_t bits = ggmlq_float_bits(x);
+    const float    a = ggmlq_float_from_bits(bits & 0x7fffffff);
+    const uint32_t cell = a >= ggmlq_boundaries[6]*step ? 3 : a >= ggmlq_boundaries[5]*step ? 2 : a >= ggmlq_boundaries[4]*step ? 1 : 0;
+    const uint32_t index = bits >> 31 != 0 ? 3 - cell : 4 + cell;
+    return type == GGMLQ_TYPE_TQ3_0 ? index >> 1 | (index & 1) << 2 : index;
+}
+
+/* The scale of a rotated block of n*8 values, of which y are a thread's, as it is stored; false: a square is no float. */
+template <int type, int n> static inline bool ggmlq_scale_for_queries(thread const float * y, thread uint32_t * scale) {
+    float square_sum = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        square_sum += y[i]*y[i];
+    }
+    const bool finite = ggmlq_fold(square_sum) <= 3.402823466e+38f;
+    uint8_t unused[n];
+    const float step = ggmlq_search<n>(y, unused);
+    *scale = finite ? ggmlq_half_from_float((type == GGMLQ_TYPE_TQ3_0 ? 1.0f/GGMLQ_TQ3_0_UNIT : 1.0f/GGMLQ_PLANAR3_UNIT)*step) : 0x7e00;
+    return finite;
+}
+
+/* A head's values are rounded one after the other, so time is the length of that chain; a simdgroup has a key, a lane the values 32p + lane. The next 32
+ * are rounded with what rounding does to each other, all of which is read before; what it does to later ones follows when they are done. */
+template <int type> static inline void ggmlq_round(constant ggmlq_metal_round_args & args, device uint8_t * rows, device const uint8_t * values,
+                                                   device const uint8_t * indices, device const uint8_t * feedback, threadgroup float * rest,
+                                                   uint32_t number, uint32_t lane) {
+    constexpr uint32_t block_planes = type == GGMLQ_TYPE_TQ3_0 ? 1 : 4, n = 4*block_planes;
+    const uint32_t planes = args.length/GGMLQ_PLANE, head = number/args.n_tokens, token = number % args.n_tokens;
+    const uint32_t team = lane/GGMLQ_METAL_TEAM, l = lane % GGMLQ_METAL_TEAM;
+    device const uint8_t * at = indices + token*args.index_nb0;
+    const int64_t row = args.index_bytes == 8 ? *reinterpret_cast<device const int64_t *>(at) : *reinterpret_cast<device const int32_t *>(at);
+    const bool exists = row >= 0 && row < args.n_rows;
+    const uint32_t block_bytes = type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_BYTES_TQ3_0 : GGMLQ_BYTES_PLANAR3;
+    device uint8_t * target = rows + (exists ? row*args.rows_nb1 + static_cast<int64_t>(head)*(planes/block_planes)*block_bytes : 0);
+    device const uint8_t * key = values + token*args.values_nb1 + static_cast<int64_t>(head)*args.length*4;
+    device const uint8_t * factors = feedback + head*args.feedback_nb[1];
+
+    for (uint32_t start = 0; start < planes; start += 4) {
+        const uint32_t plane = start + team;
+        float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        if (plane < planes) {
+            ggmlq_load_plane(GGMLQ_TYPE_F32, key, plane, l, args.length, x);
+        }
+        ggmlq_rotate(type, x, l, plane);
+        for (uint32_t k = 0; k < 4 && plane < planes; ++k) {
+            rest[GGMLQ_PLANE*plane + 8*k + l] = x[k];
+        }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+
+    float step = 0.0f;
+    bool  coded = false;
+    for (uint32_t plane = 0; plane < planes; ++plane) {
+        device uint8_t * block = target + plane/block_planes*block_bytes;
+        if (plane % block_planes == 0) { /* all four teams find the same */
+            float y[n];
+            for (uint32_t i = 0; i < n; ++i) {
+                y[i] = rest[GGMLQ_PLANE*plane + 8*i + l];
+            }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            uint32_t scale = 0;
+            coded = ggmlq_scale_for_queries<type, static_cast<int>(n)>(y, &scale);
+            step  = coded ? ggmlq_half_to_float(static_cast<uint16_t>(scale))*(type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TQ3_0_UNIT : GGMLQ_PLANAR3_UNIT) : 0.0f;
+            if (exists && lane == 0) {
+                ggmlq_write_u16(block + (type == GGMLQ_TYPE_TQ3_0 ? 12 : 0), scale);
+            }
+        }
+
+        device const uint8_t * of_plane = factors + GGMLQ_PLANE*plane*args.feedback_nb[0];
+        float x = rest[GGMLQ_PLANE*plane + lane], moves[GGMLQ_PLANE];
+        for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) { /* what value i does to this lane's, until it is known by how much it moves */
+            moves[i] = ggmlq_half_to_float(reinterpret_cast<device const uint16_t *>(of_plane + i*args.feedback_nb[0])[GGMLQ_PLANE*plane + lane]);
+        }
+        for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) {
+            const float move = simd_shuffle(coded ? x - ggmlq_nearest(x, step) : 0.0f, static_cast<ushort>(i));
+            x = lane > i ? x - move*moves[i] : x;
+            moves[i] = move;
+        }
+        for (uint32_t later = plane + 1; later < planes; ++later) {
+            float v = rest[GGMLQ_PLANE*later + lane];
+            for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) {
+                v -= moves[i]*ggmlq_half_to_float(reinterpret_cast<device const uint16_t *>(of_plane + i*args.feedback_nb[0])[GGMLQ_PLANE*later + lane]);
+            }
+            rest[GGMLQ_PLANE*later + lane] = v;
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+
+        /* Value 8k + l is that of lane 8k + l. */
+        const uint32_t field = step > 0.0f ? ggmlq_nearest_field(type, x, step) : 0, p = plane % block_planes;
+        uint32_t byte = (field & 3) << 2*team, word = field >> 2 << ggmlq_sign_bit(static_cast<int>(l), static_cast<int>(team));
+        byte |= ggmlq_swap_bits(byte, 8);
+        byte |= ggmlq_swap_bits(byte, 16);
+        for (int other = 1; other < 32; other *= 2) {
+            word |= ggmlq_swap_bits(word, other);
+        }
+        if (exists && lane < GGMLQ_METAL_TEAM) {
+            block[(type == GGMLQ_TYPE_TQ3_0 ? 0 : 2 + 8*p) + lane] = static_cast<uint8_t>(byte);
+            if (lane < 4) {
+                block[(type == GGMLQ_TYPE_TQ3_0 ? 8 : 34 + 4*p) + lane] = static_cast<uint8_t>(word >> 8*lane);
+            }
+        }
+    }
+}
+
+/* Keys that are rounded for the model's queries (docs/CENTERING.md): the bytes of ggmlq_encode_row_for_queries. shared: a key's values for each simdgroup. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_round(constant ggmlq_metal_round_args & args     [[buffer(0)]],
+                        device   uint8_t *                rows     [[buffer(1)]],
+                        device   const uint8_t *          values   [[buffer(2)]],
+                        device   const uint8_t *          indices  [[buffer(3)]],
+                        device   const uint8_t *          feedback [[buffer(4)]],
+                        threadgroup float *               shared   [[threadgroup(0)]],
+                        uint id        [[thread_position_in_grid]],
+                        uint simdgroup [[simdgroup_index_in_threadgroup]],
+                        uint lane      [[thread_index_in_simdgroup]]) {
+    if (id/32 >= args.n) { /* a simdgroup without work */
+        return;
+    }
+    threadgroup float * rest = shared + simdgroup*args.length;
+    if (ggmlq_type == GGMLQ_TYPE_TQ3_0) {
+        ggmlq_round<GGMLQ_TYPE_TQ3_0>(args, rows, values, indices, feedback, rest, id/32, lane);
+    } else {
+        ggmlq_round<GGMLQ_TYPE_PLANAR3>(args, rows, values, indices, feedback, rest, id/32, lane);
+    }
+}
+
 /* --- decoder ---------------------------------------------------------------------------------------------------- */
 
 /* values <- rows, a team to each plane; with indices a gather. Rows are of any type that attention reads. */
@@ -455,12 +593,11 @@ void kernel_ggmlq_rotate(constant ggmlq_metal_rows_args & args   [[buffer(0)]],
     }
 }
 
-/* to <- factor*part*from, a team to each plane; 0 behind the values of a row of `from`, and where part is 0, whatever is there. Both f32 or both f16. */
+/* to <- factor*from, a team to each plane; 0 behind the values of a row of `from`. Both f32 or both f16. */
 [[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
 void kernel_ggmlq_fill(constant ggmlq_metal_fill_args & args [[buffer(0)]],
                        device   uint8_t *               to   [[buffer(1)]],
                        device   const uint8_t *         from [[buffer(2)]],
-                       device   const uint8_t *         part [[buffer(3)]],
                        uint id [[thread_position_in_grid]]) {
     const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
     if (number >= args.n) {
@@ -469,10 +606,44 @@ void kernel_ggmlq_fill(constant ggmlq_metal_fill_args & args [[buffer(0)]],
     const ggmlq_place place = ggmlq_place_of(args.to, number);
     float v[4];
     ggmlq_load_plane(ggmlq_type, from + ggmlq_row_at(args.from, place, place.i1), place.i0, l, args.size, v);
-    const float factor = args.has_part != 0 ? args.factor*ggmlq_read_half(part + 2*place.i1 + place.i3*args.part_nb) : args.factor;
     device uint8_t * target = to + ggmlq_row_at(args.to, place, place.i1);
     for (uint32_t k = 0; k < 4; ++k) {
-        ggmlq_write_value(ggmlq_type, target, GGMLQ_PLANE*place.i0 + 8*k + l, factor == 0.0f ? 0.0f : factor*v[k]);
+        ggmlq_write_value(ggmlq_type, target, GGMLQ_PLANE*place.i0 + 8*k + l, args.factor*v[k]);
+    }
+}
+
+/* The angle of a pair at a position, in half turns from -1 to 1: the upper half of position*turns mod 2^64, of whole numbers and so exact, is the
+ * fraction of a full turn; one rounding to float. */
+static inline float ggmlq_angle(int32_t position, uint32_t turns_low, uint32_t turns_high) {
+    const uint32_t p = static_cast<uint32_t>(position), fraction = mulhi(p, turns_low) + p*turns_high - (position < 0 ? turns_low : 0);
+    return static_cast<float>(static_cast<int32_t>(fraction))*4.656612873077393e-10f; /* 2^-31 */
+}
+
+/* to <- factor*part*c, c the positional rows of centered keys (docs/CENTERING.md), a team to each plane; 0 behind them and where part is 0. f16. */
+[[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
+void kernel_ggmlq_positional(constant ggmlq_metal_positional_args & args      [[buffer(0)]],
+                             device   uint8_t *                     to        [[buffer(1)]],
+                             device   const uint8_t *               turns     [[buffer(2)]],
+                             device   const uint8_t *               positions [[buffer(3)]],
+                             device   const uint8_t *               part      [[buffer(4)]],
+                             uint id [[thread_position_in_grid]]) {
+    const uint32_t number = id/GGMLQ_METAL_TEAM, l = id % GGMLQ_METAL_TEAM;
+    if (number >= args.n) {
+        return;
+    }
+    const ggmlq_place place = ggmlq_place_of(args.to, number);
+    const float factor = args.has_part != 0 ? args.factor*ggmlq_read_half(part + 2*place.i1 + place.i3*args.part_nb) : args.factor;
+    const int32_t position = reinterpret_cast<device const int32_t *>(positions + place.i3*args.positions_nb)[place.i1];
+    device uint8_t * target = to + ggmlq_row_at(args.to, place, place.i1);
+    for (uint32_t k = 0; k < 4; ++k) {
+        const uint32_t j = GGMLQ_PLANE*place.i0 + 8*k + l, pair = args.pairs_are_halves != 0 ? j % args.n_pairs : j/2;
+        const bool sine = args.pairs_are_halves != 0 ? j >= args.n_pairs : j % 2 != 0;
+        float v = 0.0f;
+        if (j < 2*args.n_pairs && factor != 0.0f) {
+            const float angle = ggmlq_angle(position, ggmlq_read_u32(turns + 8*pair), ggmlq_read_u32(turns + 8*pair + 4));
+            v = factor*(sine ? precise::sinpi(angle) : precise::cospi(angle));
+        }
+        ggmlq_write_value(GGMLQ_TYPE_F16, target, j, v);
     }
 }
 
@@ -684,13 +855,14 @@ static inline int64_t ggmlq_part_at(constant ggmlq_metal_attend_args & args, uin
 
 /* softmax(scale * Q K^T + mask) V for `ggmlq_columns` columns of one head of the cache: a column is one token that asks and one of the query
  * heads of the group, so that a row is read and decoded once for all of them. Queries are rotated once, the output is rotated back once, rows
- * stay as they are stored; w and c of centered keys (docs/CENTERING.md) aren't rotated, and a row c is read once for all columns too. The simdgroups
+ * stay as they are stored. Positional rows of centered keys (docs/CENTERING.md) are computed as tokens come, a pair by a thread of the token's team and once
+ * for all columns, and multiplied with w, which isn't rotated: so tokens may have any positions, and nothing is to be kept. The simdgroups
  * take chunks of 32 tokens in turn, each with its own running maximum and sum, and are merged at the end. Scores: a team reads a row, four rows at
  * once. V: 32 lanes read a row, lane 8g + l the values 8k + l of the planes g, g + 4, ..
  * Where tokens are split over threadgroups, the result is a part: sums of V in the rotated space, the maximum and the sum of the weights, which
  * kernel_ggmlq_combine merges.
  *
- * shared: queries, values 8k + l of a plane together; w in the same order; weights of 32 tokens for each simdgroup and column; its maxima and sums; the output. */
+ * shared: queries, values 8k + l of a plane together; w pair by pair; turns; weights of 32 tokens for each simdgroup and column; its maxima and sums; the output. */
 [[kernel, max_total_threads_per_threadgroup(GGMLQ_METAL_THREADS)]]
 void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]],
                          device   const uint8_t *           q       [[buffer(1)]],
@@ -701,8 +873,9 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
                          device   const uint8_t *           list    [[buffer(6)]],
                          device   uint8_t *                 out     [[buffer(7)]],
                          device   const uint8_t *           w       [[buffer(8)]],
-                         device   const uint8_t *           rows_c  [[buffer(9)]],
-                         device   const uint8_t *           factors [[buffer(10)]],
+                         device   const uint8_t *           turns   [[buffer(9)]],
+                         device   const uint8_t *           positions [[buffer(10)]],
+                         device   const uint8_t *           factors [[buffer(11)]],
                          threadgroup float *                shared  [[threadgroup(0)]],
                          uint3 group     [[threadgroup_position_in_grid]],
                          uint  thread_id [[thread_index_in_threadgroup]],
@@ -710,14 +883,14 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
                          uint  lane      [[thread_index_in_simdgroup]]) {
     const uint32_t columns  = static_cast<uint32_t>(ggmlq_columns), head_k = static_cast<uint32_t>(ggmlq_head_k), head_v = static_cast<uint32_t>(ggmlq_head_v);
     const uint32_t planes_k = (head_k + GGMLQ_PLANE - 1)/GGMLQ_PLANE, planes_v = (head_v + GGMLQ_PLANE - 1)/GGMLQ_PLANE;
-    const uint32_t term = static_cast<uint32_t>(ggmlq_term), planes_c = (term + GGMLQ_PLANE - 1)/GGMLQ_PLANE;
-    const uint32_t own_planes = (planes_v + 3)/4; /* of V, to each lane */
+    const uint32_t pairs = static_cast<uint32_t>(ggmlq_pairs), own_planes = (planes_v + 3)/4; /* of V, to each lane */
     const uint32_t team = lane/GGMLQ_METAL_TEAM, l = lane % GGMLQ_METAL_TEAM;
     const uint32_t all_team = thread_id/GGMLQ_METAL_TEAM, all_teams = GGMLQ_METAL_THREADS/GGMLQ_METAL_TEAM;
 
     threadgroup float * queries = shared;
     threadgroup float * terms   = queries + columns*planes_k*GGMLQ_PLANE;
-    threadgroup float * weights = terms + columns*planes_c*GGMLQ_PLANE;
+    threadgroup float * weights = terms + columns*pairs*2 + pairs*2;
+    threadgroup uint32_t * turn = reinterpret_cast<threadgroup uint32_t *>(terms + columns*pairs*2);
     threadgroup float * maxima  = weights + GGMLQ_METAL_SIMDGROUPS*columns*32;
     threadgroup float * sums    = maxima + GGMLQ_METAL_SIMDGROUPS*columns;
     threadgroup float * merged  = sums + GGMLQ_METAL_SIMDGROUPS*columns;
@@ -744,16 +917,20 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
             }
         }
     }
-    for (uint32_t item = all_team; item < columns*planes_c; item += all_teams) {
-        const uint32_t column = item/planes_c, plane = item % planes_c;
-        float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    for (uint32_t item = thread_id; item < columns*pairs; item += GGMLQ_METAL_THREADS) {
+        const uint32_t column = item/pairs, pair = item % pairs;
+        float x[2] = { 0.0f, 0.0f };
         if (column < here) {
             const uint32_t token = (flat + column)/args.group, head = kv_head*args.group + (flat + column) % args.group;
-            ggmlq_load_plane(GGMLQ_TYPE_F32, w + token*args.w_nb[0] + head*args.w_nb[1] + seq*args.w_nb[2], plane, l, term, x);
+            device const uint8_t * row = w + token*args.w_nb[0] + head*args.w_nb[1] + seq*args.w_nb[2];
+            x[0] = ggmlq_read_value(GGMLQ_TYPE_F32, row, args.pairs_are_halves != 0 ? pair : 2*pair);
+            x[1] = ggmlq_read_value(GGMLQ_TYPE_F32, row, args.pairs_are_halves != 0 ? pair + pairs : 2*pair + 1);
         }
-        for (uint32_t i = 0; i < 4; ++i) {
-            terms[item*GGMLQ_PLANE + 4*l + i] = x[i];
-        }
+        terms[2*item]     = x[0];
+        terms[2*item + 1] = x[1];
+    }
+    for (uint32_t i = thread_id; i < 2*pairs; i += GGMLQ_METAL_THREADS) {
+        turn[i] = ggmlq_read_u32(turns + 4*i);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -771,7 +948,7 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
 
     device const uint8_t * k_head = k + kv_head*args.k_nb[1] + seq/args.seqs_ratio*args.k_nb[2];
     device const uint8_t * v_head = v + kv_head*args.v_nb[1] + seq/args.seqs_ratio*args.v_nb[2];
-    device const uint8_t * c_seq = rows_c + seq/args.seqs_ratio*args.c_nb[1];
+    device const int32_t * positions_seq = reinterpret_cast<device const int32_t *>(positions + seq/args.seqs_ratio*args.positions_nb);
     device const uint8_t * factors_seq = factors + seq/args.seqs_ratio*args.part_nb;
     const int64_t list_at = args.has_list != 0 ? (seq*args.n_queries + flat/args.group)*static_cast<int64_t>(args.n_kv) : 0;
     device const int32_t * listed = reinterpret_cast<device const int32_t *>(list) + list_at;
@@ -824,14 +1001,17 @@ void kernel_ggmlq_attend(constant ggmlq_metal_attend_args & args    [[buffer(0)]
                         dots[c] += x[0]*y[0] + x[1]*y[1] + x[2]*y[2] + x[3]*y[3];
                     }
                 }
-                /* A key that isn't centered has the factor 0, and nothing of c is read. */
-                const float factor = planes_c == 0 ? 0.0f : args.has_part != 0 ? ggmlq_read_half(factors_seq + 2*row) : 1.0f;
-                for (uint32_t plane = 0; plane < planes_c && factor != 0.0f; ++plane) {
-                    float x[4];
-                    ggmlq_load_plane(GGMLQ_TYPE_F16, c_seq + row*args.c_nb[0], plane, l, term, x);
-                    for (uint32_t c = 0; c < columns; ++c) {
-                        threadgroup const float * y = terms + (c*planes_c + plane)*GGMLQ_PLANE + 4*l;
-                        dots[c] += factor*(x[0]*y[0] + x[1]*y[1] + x[2]*y[2] + x[3]*y[3]);
+                /* A key that isn't centered has the factor 0. */
+                const float factor = pairs == 0 ? 0.0f : args.has_part != 0 ? ggmlq_read_half(factors_seq + 2*row) : 1.0f;
+                if (factor != 0.0f) {
+                    const int32_t position = positions_seq[row];
+                    for (uint32_t pair = l; pair < pairs; pair += GGMLQ_METAL_TEAM) {
+                        const float angle = ggmlq_angle(position, turn[2*pair], turn[2*pair + 1]);
+                        const float cosine = factor*precise::cospi(angle), sine = factor*precise::sinpi(angle);
+                        for (uint32_t c = 0; c < columns; ++c) {
+                            threadgroup const float * y = terms + 2*(c*pairs + pair);
+                            dots[c] += cosine*y[0] + sine*y[1];
+                        }
                     }
                 }
             }

@@ -378,15 +378,17 @@ static void compare_attention(const ggml_tensor * op, double bound) {
     a.mask = [&](int64_t i, int64_t t, int64_t h, int64_t s) {
         return mask ? (double) ggmlq_half_to_float(((const uint16_t *) at(mask, t, h % mask->ne[2], s % mask->ne[3]))[i]) : 0.0;
     };
-    if (const ggml_tensor * c = op->src[GGMLQ_GGML_ATTEND_C]) {
-        const ggml_tensor * w = op->src[GGMLQ_GGML_ATTEND_W], * part = op->src[GGMLQ_GGML_ATTEND_PART];
+    if (const ggml_tensor * turns = op->src[GGMLQ_GGML_ATTEND_TURNS]) {
+        const ggml_tensor * w = op->src[GGMLQ_GGML_ATTEND_W], * positions = op->src[GGMLQ_GGML_ATTEND_POSITIONS], * part = op->src[GGMLQ_GGML_ATTEND_PART];
+        const int64_t n = turns->ne[0], first = op->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] ? 1 : 2, second = first == 1 ? n : 1; /* values of a pair */
         a.term = [=, &a](int64_t i, int64_t t, int64_t h, int64_t s) {
-            const int64_t s_k = s/(q->ne[3]/k->ne[3]);
+            const int64_t s_k = s/(q->ne[3]/k->ne[3]), position = ((const int32_t *) at(positions, 0, 0, s_k))[i];
             const double factor = ggml_fp16_to_fp32(((const ggml_fp16_t *) at(part, 0, 0, s_k))[i]);
-            const row & x = once(a.known_k, w->type, at(w, t, h, s), w->ne[0]), & y = once(a.known_k, c->type, at(c, i, 0, s_k), c->ne[0]);
+            const row & x = once(a.known_k, w->type, at(w, t, h, s), w->ne[0]);
             double dot = 0;
-            for (size_t j = 0; j < x.size() && factor != 0; ++j) { /* whatever is there */
-                dot += factor*x[j]*y[j];
+            for (int64_t j = 0; j < n && factor != 0; ++j) {
+                const double angle = std::ldexp((double) ((uint64_t) position*((const uint64_t *) turns->data)[j]), -64)*2*M_PI;
+                dot += factor*(x[first*j]*std::cos(angle) + x[first*j + second]*std::sin(angle));
             }
             return dot;
         };
@@ -422,8 +424,21 @@ struct case_of_attention {
     bool      part;     /* V is the first part of K */
     int32_t   most;     /* rows that a query sees at most, as the graph says; 0: it doesn't */
     std::vector<std::string> wanted;
-    int64_t   term = 0; /* values of w and c of centered keys */
+    int64_t   pairs = 0; /* of w of centered keys */
+    bool      halves = false;
 };
+
+/* One text; any number; two texts in turn; empty cells; before the beginning, and its end. */
+static int32_t positions_of_all_kinds(int64_t i) {
+    const int32_t n = (int32_t) i;
+    switch (n/12 % 5) {
+        case 0:  return n + 1000;
+        case 1:  return (int32_t) random_bits();
+        case 2:  return n % 2 ? n + 500000 : n;
+        case 3:  return 0;
+        default: return n % 3 == 0 ? -n : n % 3 == 1 ? INT32_MIN + n : INT32_MAX - n;
+    }
+}
 
 static void check_attention(const case_of_attention & c) {
     const int64_t tokens = c.n_kv + 3; /* the cache is longer */
@@ -449,19 +464,24 @@ static void check_attention(const case_of_attention & c) {
         ggml_flash_attn_ext_set_n_kv_max(op, c.most);
     }
 #endif
-    if (c.term > 0) { /* every third key isn't centered, and its row c is NaN */
-        ggml_tensor * rows_c = tensor(GGML_TYPE_F16, c.term, tokens, 1, c.seqs), * part = tensor(GGML_TYPE_F16, tokens, 1, 1, c.seqs);
+    if (c.pairs > 0) { /* every third key isn't centered */
+        ggml_tensor * turns = tensor(GGML_TYPE_I64, c.pairs, 1), * positions = tensor(GGML_TYPE_I32, tokens, 1, 1, c.seqs), * part = tensor(GGML_TYPE_F16, tokens, 1, 1, c.seqs);
+        for (int64_t i = 0; i < c.pairs; ++i) { /* the last as no model has it */
+            ((uint64_t *) turns->data)[i] = i + 1 == c.pairs && i > 0 ? (uint64_t) random_bits() << 32 | random_bits() : (uint64_t) std::ldexp(std::pow(1e-5, (double) i/c.pairs)/2/M_PI, 64);
+        }
         for (int64_t i = 0; i < tokens*c.seqs; ++i) {
             ((uint16_t *) part->data)[i] = i % 3 == 1 ? 0 : i % 3 == 2 ? 0x3800 : 0x3c00;
-            memset((uint8_t *) rows_c->data + i*2*c.term, 0xff, i % 3 == 1 ? 2*c.term : 0);
+            ((int32_t *) positions->data)[i] = positions_of_all_kinds(i);
         }
-        op->src[GGMLQ_GGML_ATTEND_W]    = ggml_permute(ctx, tensor(GGML_TYPE_F32, c.term, c.heads, c.n_queries, c.seqs), 0, 2, 1, 3);
-        op->src[GGMLQ_GGML_ATTEND_C]    = ggml_view_4d(ctx, rows_c, c.term, c.n_kv, 1, c.seqs, rows_c->nb[1], rows_c->nb[2], rows_c->nb[3], 0);
-        op->src[GGMLQ_GGML_ATTEND_PART] = ggml_view_4d(ctx, part, c.n_kv, 1, 1, c.seqs, part->nb[1], part->nb[2], part->nb[3], 0);
+        op->src[GGMLQ_GGML_ATTEND_W]         = ggml_permute(ctx, tensor(GGML_TYPE_F32, 2*c.pairs, c.heads, c.n_queries, c.seqs), 0, 2, 1, 3);
+        op->src[GGMLQ_GGML_ATTEND_TURNS]     = turns;
+        op->src[GGMLQ_GGML_ATTEND_POSITIONS] = ggml_view_4d(ctx, positions, c.n_kv, 1, 1, c.seqs, positions->nb[1], positions->nb[2], positions->nb[3], 0);
+        op->src[GGMLQ_GGML_ATTEND_PART]      = ggml_view_4d(ctx, part, c.n_kv, 1, 1, c.seqs, part->nb[1], part->nb[2], part->nb[3], 0);
+        op->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] = c.halves;
     }
 
     current = std::string("K ") + ggml_type_name(c.type_k) + " " + std::to_string(c.head_k) + ", V " + ggml_type_name(c.type_v) + " " + std::to_string(c.head_v) + ", " +
-        std::to_string(c.n_queries) + " of " + std::to_string(c.n_kv) + ", term " + std::to_string(c.term);
+        std::to_string(c.n_queries) + " of " + std::to_string(c.n_kv) + ", pairs " + std::to_string(c.pairs);
     compute(op, c.wanted);
     const bool by_f16 = std::any_of(launched.begin(), launched.end(), [](const std::string & name) { return name.find("_f16_") != std::string::npos; });
     compare_attention(op, by_f16 ? 2e-3 : 1e-5); /* f16: 2^-11 for each value of K and V */
@@ -491,17 +511,17 @@ static void check_all_attention() {
     check_attention({ T, T,  64,  64,  70, 33, 2, 2, 1, true, false, 0, 0, false, 0, { attend } });
     props.has_simdgroup_mm = true;
     /* Centered keys: tokens, and longer rows for some heads at a time, for all with ALiBi; V f16 as it lies; what upstream has no size for. */
-    const std::string fill = G + "fill";
+    const std::string fill = G + "fill", positional = G + "positional";
     const auto turns = [](int n, const std::vector<std::string> & once) { std::vector<std::string> all; while (n-- > 0) { all.insert(all.end(), once.begin(), once.end()); } return all; };
-    check_attention({ T, T, 128, 128,  77, 1, 4, 2, 2, true,  false, 0, 0, false, 0, { attend }, 128 });
-    check_attention({ P, H, 128,  96, 600, 2, 8, 2, 1, true,  true,  30, 0, false, 0, { attend, combine }, 36 });
-    check_attention({ T, T, 128, 128,  77, 33, 8, 4, 1, true, true, 0, 0, false, 0, turns(2, { rotate, decode, decode, fill, fill, pad, blk, f16 + "dk256_dv256", rotate }), 128 });
-    check_attention({ P, GGML_TYPE_Q8_0, 128, 128, 64, 33, 6, 2, 2, true, false, 30, 8, false, 0, { rotate, decode, decode, fill, fill, blk, f16 + "dk256_dv256", fill }, 100 });
-    check_attention({ T, H, 128, 128,  70, 32, 2, 2, 2, false, true, 0, 0, false, 0, turns(2, { rotate, decode, fill, fill, pad, f16 + "dk192_dv128", fill }), 64 });
-    check_attention({ H, T,  64,  64,  64, 32, 2, 2, 1, true, false, 0, 0, false, 0, turns(2, { fill, decode, decode, fill, fill, blk, f16 + "dk96_dv96", rotate }), 32 });
-    check_attention({ T, T, 512, 512,  40, 32, 1, 1, 1, true, false, 0, 0, false, 0, { attend }, 512 });
+    check_attention({ T, T, 128, 128,  77, 1, 4, 2, 2, true,  false, 0, 0, false, 0, { attend }, 64 });
+    check_attention({ P, H, 128,  96, 600, 2, 8, 2, 1, true,  true,  30, 0, false, 0, { attend, combine }, 18, true });
+    check_attention({ T, T, 128, 128,  77, 33, 8, 4, 1, true, true, 0, 0, false, 0, turns(2, { rotate, decode, decode, fill, positional, pad, blk, f16 + "dk256_dv256", rotate }), 64, true });
+    check_attention({ P, GGML_TYPE_Q8_0, 128, 128, 64, 33, 6, 2, 2, true, false, 30, 8, false, 0, { rotate, decode, decode, fill, positional, blk, f16 + "dk256_dv256", fill }, 50 });
+    check_attention({ T, H, 128, 128,  70, 32, 2, 2, 2, false, true, 0, 0, false, 0, turns(2, { rotate, decode, fill, positional, pad, f16 + "dk192_dv128", fill }), 32, true });
+    check_attention({ H, T,  64,  64,  64, 32, 2, 2, 1, true, false, 0, 0, false, 0, turns(2, { fill, decode, decode, fill, positional, blk, f16 + "dk96_dv96", rotate }), 16 });
+    check_attention({ T, T, 512, 512,  40, 32, 1, 1, 1, true, false, 0, 0, false, 0, { attend }, 256, true });
 #ifdef GGMLQ_GGML_N_KV_MAX_AT
-    check_attention({ P, P, 128, 128, 200, 1, 4, 1, 2, true, false, 0, 0, false, 90, { G + "select", attend }, 128 });
+    check_attention({ P, P, 128, 128, 200, 1, 4, 1, 2, true, false, 0, 0, false, 90, { G + "select", attend }, 64 });
     /* Selected rows; too many of them to gain by it. */
     check_attention({ P, P, 512, 512, 900, 1, 8, 1, 1, true, true,  0, 0, true, 300, { G + "select", attend, combine } });
     check_attention({ T, T, 512, 512, 500, 3, 4, 1, 2, true, false, 0, 0, true,  90, { G + "select", attend } });
@@ -557,6 +577,34 @@ static void check_rows() {
             same = same && memcmp(at(rows, (i*7 + 3) % 20, 0, 0), wanted.data(), row_bytes) == 0;
         }
         require(same, "not the encoded rows");
+
+        name("SET_ROWS, rounded for queries");
+        ggml_tensor * feedback = tensor(GGML_TYPE_F16, 128, 128, 2), * other = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 128, 128, 2);
+        for (int64_t i = 0; i < ggml_nelements(feedback); ++i) {
+            ggml_fp16_t & f = ((ggml_fp16_t *) feedback->data)[i];
+            f = ggml_fp32_to_fp16(0.2f*ggml_fp16_to_fp32(f));
+        }
+        const auto rounded = [&](ggml_tensor * cache, ggml_tensor * by) {
+            ggml_tensor * store = ggml_set_rows(ctx, cache, x, indices(GGML_TYPE_I64, 9, 20));
+            store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = by;
+            return store;
+        };
+        compute(rounded(rows, feedback), { G + "round" });
+        same = true;
+        for (int64_t i = 0; i < 9; ++i) for (int64_t h = 0; h < 2; ++h) {
+            std::vector<float> of_head(128*128);
+            std::vector<uint8_t> wanted(row_bytes/2);
+            ggml_fp16_to_fp32_row((const ggml_fp16_t *) at(feedback, 0, h, 0), of_head.data(), 128*128);
+            ggmlq_encode_row_for_queries((int) type, (const float *) at(x, i, 0, 0) + 128*h, of_head.data(), wanted.data(), 128);
+            same = same && memcmp((const uint8_t *) at(rows, (i*7 + 3) % 20, 0, 0) + h*(row_bytes/2), wanted.data(), row_bytes/2) == 0;
+        }
+        require(same, "not the rounded rows");
+        for (ggml_type wrong : { GGML_TYPE_F32, GGML_TYPE_I32 }) {
+            other->type = wrong;
+            require(!ggml_metal_device_supports_op(nullptr, rounded(rows, other)), "feedback of another type is taken");
+        }
+        require(!ggml_metal_device_supports_op(nullptr, rounded(rows, tensor(GGML_TYPE_F16, 128, 128))), "feedback of one head for two is taken");
+        require(!ggml_metal_device_supports_op(nullptr, rounded(tensor(GGML_TYPE_F16, 256, 20), feedback)), "feedback for a cache of f16 is taken");
 
         name("CPY");
         ggml_tensor * floats = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 256, 20);
@@ -633,16 +681,17 @@ static void check_refused() {
     require(!ggml_metal_device_supports_op(nullptr, op), "V in bf16 is taken");
     op = ggml_flash_attn_ext(ctx, tensor(GGML_TYPE_F32, 128, 1, 4), tensor(GGML_TYPE_TQ3_0, 128, 32, 4), tensor(GGML_TYPE_F16, 128, 32, 4), nullptr, 1.0f, 0.0f, 0.0f);
     require(ggml_metal_device_supports_op(nullptr, op), "attention isn't taken");
-    /* Centered keys of whatever type, unless rows c are what they can't be: upstream's answer would overlook them. */
+    /* Centered keys of whatever type, unless turns are what they can't be: upstream's answer would overlook them. */
     for (const bool ours : { true, false }) {
         const ggml_type type = ours ? GGML_TYPE_TQ3_0 : GGML_TYPE_F16;
         ggml_tensor * centered = ggml_flash_attn_ext(ctx, op->src[0], tensor(type, 128, 32, 4), tensor(GGML_TYPE_F16, 128, 32, 4), nullptr, 1.0f, 0.0f, 0.0f);
-        centered->src[GGMLQ_GGML_ATTEND_W]    = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 64, 1, 4); /* as libllama asks: without memory */
-        centered->src[GGMLQ_GGML_ATTEND_C]    = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, 64, 32, 1);
-        centered->src[GGMLQ_GGML_ATTEND_PART] = ggml_new_tensor_1d(ctx, GGML_TYPE_F16, 32);
+        centered->src[GGMLQ_GGML_ATTEND_W]         = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 64, 1, 4); /* as libllama asks: without memory */
+        centered->src[GGMLQ_GGML_ATTEND_TURNS]     = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 32);
+        centered->src[GGMLQ_GGML_ATTEND_POSITIONS] = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 32);
+        centered->src[GGMLQ_GGML_ATTEND_PART]      = ggml_new_tensor_1d(ctx, GGML_TYPE_F16, 32);
         require(ggml_metal_device_supports_op(nullptr, centered), "centered keys aren't taken");
-        centered->src[GGMLQ_GGML_ATTEND_C]->type = GGML_TYPE_I32;
-        require(!ggml_metal_device_supports_op(nullptr, centered), "rows c of whole numbers are taken");
+        centered->src[GGMLQ_GGML_ATTEND_TURNS]->type = GGML_TYPE_F64;
+        require(!ggml_metal_device_supports_op(nullptr, centered), "turns that aren't whole numbers are taken");
     }
     props.has_simdgroup_reduction = false;
     require(!ggml_metal_device_supports_op(nullptr, op), "a device without shuffles is taken");

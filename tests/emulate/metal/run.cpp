@@ -23,7 +23,7 @@ static void set_constants(const int32_t * values) {
     ggmlq_head_k     = values[GGMLQ_METAL_HEAD_K];
     ggmlq_head_v     = values[GGMLQ_METAL_HEAD_V];
     ggmlq_columns    = values[GGMLQ_METAL_COLUMNS];
-    ggmlq_term       = values[GGMLQ_METAL_TERM];
+    ggmlq_pairs      = values[GGMLQ_METAL_PAIRS];
 }
 
 static const char * last_error = "no error";
@@ -52,19 +52,25 @@ extern "C" int ggmlq_metal_run(const struct ggmlq_metal_launch * launch, const v
     const auto group = [] { return uint3{ blockIdx.x, blockIdx.y, blockIdx.z }; };
     if (name == "kernel_ggmlq_encode") {
         start([&] { kernel_ggmlq_encode(copy.args.rows, at(0), at(1), at(2), id()); });
+    } else if (name == "kernel_ggmlq_round") {
+        start([&] {
+            kernel_ggmlq_round(copy.args.round, at(0), at(1), at(2), at(3), reinterpret_cast<float *>(shared), id(), threadIdx.x/32, threadIdx.x % 32);
+        });
     } else if (name == "kernel_ggmlq_decode") {
         start([&] { kernel_ggmlq_decode(copy.args.rows, at(0), at(1), at(2), id()); });
     } else if (name == "kernel_ggmlq_rotate") {
         start([&] { kernel_ggmlq_rotate(copy.args.rows, at(0), at(1), id()); });
     } else if (name == "kernel_ggmlq_fill") {
-        start([&] { kernel_ggmlq_fill(copy.args.fill, at(0), at(1), at(2), id()); });
+        start([&] { kernel_ggmlq_fill(copy.args.fill, at(0), at(1), id()); });
+    } else if (name == "kernel_ggmlq_positional") {
+        start([&] { kernel_ggmlq_positional(copy.args.positional, at(0), at(1), at(2), at(3), id()); });
     } else if (name == "kernel_ggmlq_copy") {
         start([&] { kernel_ggmlq_copy(copy.args.rows, at(0), at(1), id()); });
     } else if (name == "kernel_ggmlq_mul_mv") {
         start([&] { kernel_ggmlq_mul_mv(copy.args.product, at(0), at(1), at(2), reinterpret_cast<int8_t *>(shared), group(), threadIdx.x); });
     } else if (name == "kernel_ggmlq_attend") {
         start([&] {
-            kernel_ggmlq_attend(copy.args.attend, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), reinterpret_cast<float *>(shared), group(),
+            kernel_ggmlq_attend(copy.args.attend, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10), reinterpret_cast<float *>(shared), group(),
                 threadIdx.x, threadIdx.x/32, threadIdx.x % 32);
         });
     } else if (name == "kernel_ggmlq_combine") {
