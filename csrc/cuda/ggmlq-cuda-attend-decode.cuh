@@ -714,12 +714,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     uint8_t * const term = shared + (TERM ? plan.term_at : 0);
     int next_position = 0, h_now = INT32_MAX; /* h: no position's */
     uint32_t next_part = 0x3c00;
-    const int position_at = TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
+    const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
     auto load_next_position = [&](bool inner, int tile) {
-        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - ggmlq_decode_token(lane % 16)); /* what follows the last token is hidden */
-        next_position = p.positions[position_at + token];
+        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
+        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
+        next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
         if (plan.has_parts) {
-            next_part = p.part[part_at + token];
+            next_part = p.part[(LEAN ? part_at : seq_kv*plan.parts_step + of_tile) + token];
         }
     };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
