@@ -107,6 +107,12 @@ GGMLQ_DEVICE uint32_t ggmlq_permute(uint32_t a, uint32_t b, uint32_t selector) {
  * 65536; it comes from the plan so that the compiler doesn't know. */
 GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high, uint32_t unit) { return high*unit + low; }
 
+GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 GGMLQ_DEVICE uint32_t ggmlq_read_shared_u16(const uint8_t * p) { return *(const uint16_t *) p; }
 
 /* Bits of a where mask is set, of b elsewhere. */
@@ -563,12 +569,6 @@ GGMLQ_DEVICE uint32_t ggmlq_zero_anew(void) {
     return z >> 16;
 }
 
-GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
-
 /* What a thread works on, made of the special registers anew wherever it is asked for: kept over the loop it would take registers that the loop needs. */
 struct ggmlq_decode_place {
     int lane, warp, g, t, slice, group, groups;
@@ -960,10 +960,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 uint32_t weighted = 0;
                 if (__builtin_expect(!__all_sync(0xffffffffu, none || (h == h_now && part == 0x3c00)), 0)) {
                     uint32_t left = __ballot_sync(0xffffffffu, !none);
+                    const uint32_t same = __match_any_sync(0xffffffffu, none ? INT32_MAX : h);
+                    if (__popc(__ballot_sync(0xffffffffu, !none && h != h_now && __ffs(same) - 1 == lane)) > GGMLQ_TERM_MOST_TURNS) {
+                        W::add_rows(s[0], p, term, slices, position);
+                        h_now = INT32_MAX;
+                        row = -1;
+                        left = 0;
+                        weighted = 1; /* also those of tokens without a part were added */
+                    }
                     while (left != 0) { /* for each h of the tile; the last one's products come below */
                         if ((__ballot_sync(0xffffffffu, h == h_now) & left) == 0) {
                             h_now = __shfl_sync(0xffffffffu, h, __ffs(left) - 1);
-                            W::turn_w(term, slices, slice, warp, lane, h_now);
+                            W::turn_w(term, slices, h_now);
                         }
                         row = h == h_now && !none ? r : -1;
                         left &= ~__ballot_sync(0xffffffffu, h == h_now);
@@ -971,7 +979,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             W::add(s[0], table + row*M::table_pitch(slices), turned);
                         }
                     }
-                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+                    weighted |= __ballot_sync(0xffffffffu, !none && part != 0x3c00);
                 }
                 W::add(s[0], table + row*M::table_pitch(slices), turned);
                 if (__builtin_expect(weighted != 0, 0)) {

@@ -15,6 +15,9 @@ enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 128 };
 #endif
 enum { GGMLQ_TERM_LEAST_SHIFT = 4 };
 
+/* Of a tile: where there are more, the rows of its tokens are computed instead. */
+enum { GGMLQ_TERM_MOST_TURNS = 3 };
+
 /* How the work is cut. A unit is a KV head, a sequence and a chunk of columns; `splits` blocks share its tokens. */
 struct ggmlq_decode_plan {
     int     n_kv, heads_kv, group, seqs_per_kv;

@@ -84,9 +84,9 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
     for (int i = threadIdx.x; i < pitch/16; i += 32*WARPS) {
         zeros[i] = make_uint4(0, 0, 0, 0);
     }
-    const int lane = threadIdx.x % 32;
-    if (lane < M::PIECES) {
-        *(uint4 *) (term + M::warps_at(slices) + threadIdx.x/32*M::WARP_BYTES + COLUMNS/8*M::W_BYTES + 8*M::TURN_PITCH + 16*lane) = make_uint4(0, 0, 0, 0);
+    uint4 * const turned = (uint4 *) (term + M::warps_at(slices)); /* a row of zeros in what turns it; and until it is, it is multiplied by 0 */
+    for (int i = threadIdx.x; i < WARPS*M::WARP_BYTES/16; i += 32*WARPS) {
+        turned[i] = make_uint4(0, 0, 0, 0);
     }
 }
 
@@ -123,7 +123,8 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
     enum { N = COLUMNS/8, PAIR = N > 1 ? 2 : 1 };
 
     /* The warp's w, turned back by h times the table's rows. `slice`: this warp's. */
-    static __device__ __forceinline__ void turn_w(uint8_t * term, int slices, int slice, int warp, int lane, int h) {
+    static __device__ __forceinline__ void turn_w(uint8_t * term, int slices, int h) {
+        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
         uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES, * const turns = turned + N*M::W_BYTES;
         const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
         const int g = lane/4, t = lane % 4;
@@ -160,6 +161,38 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
                 *(uint4 *) (turned + n*M::W_BYTES + 512*q + 16*lane) = make_uint4(d0[0], d0[1], d0[2], d0[3]); /* read by this lane alone */
                 if (PAIR > 1) {
                     *(uint4 *) (turned + (n + 1)*M::W_BYTES + 512*q + 16*lane) = make_uint4(d1[0], d1[1], d1[2], d1[3]);
+                }
+            }
+        }
+    }
+
+    /* s += the products of w and the rows of 16 tokens, position being that of token lane % 16: the rows are computed, 32 pairs at a time, in the place of w turned back. */
+    static __device__ __forceinline__ void add_rows(float s[N][4], const ggmlq_attend_params & p, uint8_t * term, int slices, int position) {
+        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
+        uint8_t * const rows = term + M::warps_at(slices) + warp*M::WARP_BYTES; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
+        const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
+        const uint32_t row = ggmlq_shared_address(rows) + 128*(lane % 16);
+#pragma unroll 1
+        for (int first = 0; first < SLICE/2; first += 32) {
+            const int pair = slice*(SLICE/2) + first + lane;
+            const uint64_t turn = first + lane < SLICE/2 && pair < (int) p.n_pairs ? p.turns[pair] : 0;
+            __syncwarp();
+#pragma unroll 4
+            for (int i = 0; i < 16; ++i) {
+                const float2 at = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) __shfl_sync(0xffffffffu, position, i)*turn >> 32));
+                *(uint32_t *) (rows + 128*i + 16*((lane/4) ^ (i % 8)) + 4*(lane % 4)) = ggmlq_half2_bits(__floats2half2_rn(GGMLQ_TERM_UNIT*at.x, GGMLQ_TERM_UNIT*at.y));
+            }
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (SLICE % 64 != 0 && first + 8*j >= SLICE/2) {
+                    break;
+                }
+                uint32_t a[4];
+                ggmlq_load_matrices<false>(a, row + 16*((2*j + lane/16) ^ (lane % 8)));
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+                    ggmlq_mma_f16(s[n], a, *(const uint2 *) (w + n*slices*M::W_BYTES + 32*first + 512*(j/2) + 8*(j % 2)));
                 }
             }
         }
