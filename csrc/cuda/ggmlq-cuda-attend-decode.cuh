@@ -231,35 +231,30 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
     static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
-    static constexpr __host__ __device__ int front_bytes(int slices) {
-        return (PIPE_BYTES > out_bytes(slices) ? PIPE_BYTES : out_bytes(slices)) + 15 & ~15;
+    static constexpr __host__ __device__ int front_bytes(int slices, int term_bytes) {
+        return (PIPE_BYTES + term_bytes > out_bytes(slices) ? PIPE_BYTES + term_bytes : out_bytes(slices)) + 15 & ~15;
     }
 
-    /* From the start: what has a constant size; at `front`: pipelines, then sums and result rows; then what depends on the slices. */
+    /* From the start: what has a constant size; at `front`: pipelines and what the term needs, then sums and result rows; then what depends on the slices. */
     enum {
         MAXIMA_AT = 0, SUMS_AT = 4*COLUMNS*WARPS, TOTALS_AT = 2*SUMS_AT, SLOPES_AT = TOTALS_AT + 16*COLUMNS, MASK_ROWS_AT = SLOPES_AT + 4*COLUMNS,
-        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16
+        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16, TERM_AT = FRONT_AT + PIPE_BYTES
     };
-    static constexpr __host__ __device__ int queries_at(int slices)  { return FRONT_AT + front_bytes(slices); }
-    static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
-    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*query_scales(slices)*4*16 : 0); }
 
     static void place(ggmlq_decode_plan * plan, const ggmlq_attend_params * p) {
         plan->k_step       = (unsigned) ((TERM ? 1 : WARPS/plan->slices)*ROWS*p->k_stride[0]);
         plan->v_step       = (unsigned) ((TERM ? 1 : WARPS/plan->slices)*ROWS*p->v_stride[0]);
         plan->k_copy_step  = (unsigned) (32/K::LANES*p->k_stride[0]);
         plan->v_copy_step  = (unsigned) (32/V::LANES*p->v_stride[0]);
-        plan->queries_at   = queries_at(plan->slices);
-        plan->scales_at    = scales_at(plan->slices);
-        plan->exchange_at  = exchange_at(plan->slices);
+        plan->queries_at   = FRONT_AT + front_bytes(plan->slices, TERM ? ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_shift) : 0);
+        plan->scales_at    = plan->queries_at + COLUMNS*query_pitch(plan->slices);
+        plan->exchange_at  = plan->scales_at + (K::BYTE_VALUES ? TILES*query_scales(plan->slices)*4*16 : 0);
         plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
         if (TERM) {
-            plan->term_at       = plan->shared_bytes;
             plan->term_mask     = (1 << plan->term_shift) - 1;
             plan->has_parts     = p->part != NULL;
             plan->positions_step = (int) (p->positions_stride/4);
             plan->parts_step    = (int) (p->part_stride/2);
-            plan->shared_bytes += ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_shift);
         }
     }
 };
@@ -711,7 +706,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
     typedef ggmlq_term<SLICE, COLUMNS, WARPS> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
-    uint8_t * const term = shared + (TERM ? plan.term_at : 0);
+    uint8_t * const term = shared + S::TERM_AT;
     int next_position = 0, h_now = INT32_MAX; /* h: no position's */
     uint32_t next_part = 0x3c00;
     const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;

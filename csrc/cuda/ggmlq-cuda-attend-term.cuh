@@ -13,7 +13,7 @@
 
 enum { GGMLQ_TERM_RUN = 1 << GGMLQ_TERM_LEAST_SHIFT }; /* rows of the table that a thread makes */
 
-/* In shared memory, from `term` of the plan on: what each pair turns from one h to the next; w, in the order of the fragments, [8 columns][slice][32 values][lane]; of each warp
+/* In shared memory, behind the pipelines: what each pair turns from one h to the next; w, in the order of the fragments, [8 columns][slice][32 values][lane]; of each warp
  * w turned back, then what turned it; a row of zeros, number -1 of the table; the table. */
 template <int SLICE, int COLUMNS> struct ggmlq_term_shape {
     enum {
@@ -73,7 +73,7 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
         at.y *= GGMLQ_TERM_UNIT;
         const float2 step = ggmlq_term_turn((uint32_t) (turn >> 32));
         uint8_t * to = table + row*pitch + 4*pair;
-#pragma unroll
+#pragma unroll 4 /* more instructions take longer to fetch than these to run */
         for (int i = 0; i < GGMLQ_TERM_RUN; ++i) {
             *(uint32_t *) to = ggmlq_half2_bits(__floats2half2_rn(at.x, at.y));
             to += pitch;
@@ -200,7 +200,6 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
 
     /* s += the products of w as turned and the rows whose addresses the lanes give: 16 bytes of the row of token lane % 16, the second 16 in the upper lanes. turned: this lane's. */
     static __device__ __forceinline__ void add(float s[N][4], uint32_t row, const uint8_t * turned) {
-        float odd[4] = { 0.0f, 0.0f, 0.0f, 0.0f }; /* of every second step: else, with 8 columns, each would wait for the one before */
 #pragma unroll
         for (int q = 0; q < M::PIECES; ++q) {
             uint32_t a0[4], a1[4];
@@ -210,12 +209,8 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
             for (int n = 0; n < N; ++n) {
                 const uint4 b = *(const uint4 *) (turned + n*M::W_BYTES + 512*q);
                 ggmlq_mma_f16(s[n], a0, make_uint2(b.x, b.y));
-                ggmlq_mma_f16(N == 1 ? odd : s[n], a1, make_uint2(b.z, b.w));
+                ggmlq_mma_f16(s[n], a1, make_uint2(b.z, b.w));
             }
-        }
-#pragma unroll
-        for (int i = 0; i < 4 && N == 1; ++i) {
-            s[0][i] += odd[i];
         }
     }
 };
