@@ -107,6 +107,12 @@ GGMLQ_DEVICE uint32_t ggmlq_permute(uint32_t a, uint32_t b, uint32_t selector) {
  * 65536; it comes from the plan so that the compiler doesn't know. */
 GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high, uint32_t unit) { return high*unit + low; }
 
+GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 GGMLQ_DEVICE uint32_t ggmlq_read_shared_u16(const uint8_t * p) { return *(const uint16_t *) p; }
 
 /* Bits of a where mask is set, of b elsewhere. */
@@ -225,35 +231,30 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
     static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
-    static constexpr __host__ __device__ int front_bytes(int slices) {
-        return (PIPE_BYTES > out_bytes(slices) ? PIPE_BYTES : out_bytes(slices)) + 15 & ~15;
+    static constexpr __host__ __device__ int front_bytes(int slices, int term_bytes) {
+        return (PIPE_BYTES + term_bytes > out_bytes(slices) ? PIPE_BYTES + term_bytes : out_bytes(slices)) + 15 & ~15;
     }
 
-    /* From the start: what has a constant size; at `front`: pipelines, then sums and result rows; then what depends on the slices. */
+    /* From the start: what has a constant size; at `front`: pipelines and what the term needs, then sums and result rows; then what depends on the slices. */
     enum {
         MAXIMA_AT = 0, SUMS_AT = 4*COLUMNS*WARPS, TOTALS_AT = 2*SUMS_AT, SLOPES_AT = TOTALS_AT + 16*COLUMNS, MASK_ROWS_AT = SLOPES_AT + 4*COLUMNS,
-        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16
+        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16, TERM_AT = FRONT_AT + PIPE_BYTES
     };
-    static constexpr __host__ __device__ int queries_at(int slices)  { return FRONT_AT + front_bytes(slices); }
-    static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
-    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*query_scales(slices)*4*16 : 0); }
 
     static void place(ggmlq_decode_plan * plan, const ggmlq_attend_params * p) {
         plan->k_step       = (unsigned) ((TERM ? 1 : WARPS/plan->slices)*ROWS*p->k_stride[0]);
         plan->v_step       = (unsigned) ((TERM ? 1 : WARPS/plan->slices)*ROWS*p->v_stride[0]);
         plan->k_copy_step  = (unsigned) (32/K::LANES*p->k_stride[0]);
         plan->v_copy_step  = (unsigned) (32/V::LANES*p->v_stride[0]);
-        plan->queries_at   = queries_at(plan->slices);
-        plan->scales_at    = scales_at(plan->slices);
-        plan->exchange_at  = exchange_at(plan->slices);
+        plan->queries_at   = FRONT_AT + front_bytes(plan->slices, TERM ? ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_shift) : 0);
+        plan->scales_at    = plan->queries_at + COLUMNS*query_pitch(plan->slices);
+        plan->exchange_at  = plan->scales_at + (K::BYTE_VALUES ? TILES*query_scales(plan->slices)*4*16 : 0);
         plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
         if (TERM) {
-            plan->term_at       = plan->shared_bytes;
             plan->term_mask     = (1 << plan->term_shift) - 1;
             plan->has_parts     = p->part != NULL;
             plan->positions_step = (int) (p->positions_stride/4);
             plan->parts_step    = (int) (p->part_stride/2);
-            plan->shared_bytes += ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_shift);
         }
     }
 };
@@ -563,12 +564,6 @@ GGMLQ_DEVICE uint32_t ggmlq_zero_anew(void) {
     return z >> 16;
 }
 
-GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
-
 /* What a thread works on, made of the special registers anew wherever it is asked for: kept over the loop it would take registers that the loop needs. */
 struct ggmlq_decode_place {
     int lane, warp, g, t, slice, group, groups;
@@ -711,15 +706,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
     typedef ggmlq_term<SLICE, COLUMNS, WARPS> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
-    uint8_t * const term = shared + (TERM ? plan.term_at : 0);
+    uint8_t * const term = shared + S::TERM_AT;
     int next_position = 0, h_now = INT32_MAX; /* h: no position's */
     uint32_t next_part = 0x3c00;
-    const int position_at = TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
+    const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
     auto load_next_position = [&](bool inner, int tile) {
-        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - ggmlq_decode_token(lane % 16)); /* what follows the last token is hidden */
-        next_position = p.positions[position_at + token];
+        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
+        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
+        next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
         if (plan.has_parts) {
-            next_part = p.part[part_at + token];
+            next_part = p.part[(LEAN ? part_at : seq_kv*plan.parts_step + of_tile) + token];
         }
     };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
@@ -848,6 +844,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         place_copies(at0);
         float first_query[AHEAD][2][4];
+        if constexpr (TERM) {
+            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term); /* of turns, which that kernel doesn't write */
+        }
         ggmlq_wait_for_previous();
         if (plan.short_loop) {
             ggmlq_let_next_start();
@@ -861,7 +860,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int i = 0; i < AHEAD; ++i) {
             ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
         }
-        const uint64_t turn = TERM ? ggmlq_term_fetch_turn<SLICE>(p, slices, threadIdx.x) : 0;
+        enum { W_FETCHED = LEAN && COLUMNS*SLICE <= 8*32*WARPS };
+        float2 first_w[4];
+        if constexpr (TERM && W_FETCHED) {
+            ggmlq_term_fetch_w<SLICE, COLUMNS>(first_w, p, plan, slices, threadIdx.x, first_column, head_kv, seq);
+        }
         start_copies(at0);
         /* While the first tiles are on their way: */
         if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
@@ -869,8 +872,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, ggmlq_score_factor(p, softcap));
         if constexpr (TERM) {
-            ggmlq_term_load_w<SLICE, COLUMNS>(p, plan, slices, term, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
-            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term, turn);
+            ggmlq_term_load_w<SLICE, COLUMNS, W_FETCHED>(first_w, p, plan, slices, term, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
         }
         __syncthreads();
 #pragma unroll
@@ -959,10 +961,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 uint32_t weighted = 0;
                 if (__builtin_expect(!__all_sync(0xffffffffu, none || (h == h_now && part == 0x3c00)), 0)) {
                     uint32_t left = __ballot_sync(0xffffffffu, !none);
+                    const uint32_t same = __match_any_sync(0xffffffffu, none ? INT32_MAX : h);
+                    if (__popc(__ballot_sync(0xffffffffu, !none && h != h_now && __ffs(same) - 1 == lane)) > GGMLQ_TERM_MOST_TURNS) {
+                        W::add_rows(s[0], p, term, slices, position);
+                        h_now = INT32_MAX;
+                        row = -1;
+                        left = 0;
+                        weighted = 1; /* also those of tokens without a part were added */
+                    }
                     while (left != 0) { /* for each h of the tile; the last one's products come below */
                         if ((__ballot_sync(0xffffffffu, h == h_now) & left) == 0) {
                             h_now = __shfl_sync(0xffffffffu, h, __ffs(left) - 1);
-                            W::turn_w(term, slices, slice, warp, lane, h_now);
+                            W::turn_w(term, slices, h_now);
                         }
                         row = h == h_now && !none ? r : -1;
                         left &= ~__ballot_sync(0xffffffffu, h == h_now);
@@ -970,7 +980,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             W::add(s[0], table + row*M::table_pitch(slices), turned);
                         }
                     }
-                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+                    weighted |= __ballot_sync(0xffffffffu, !none && part != 0x3c00);
                 }
                 W::add(s[0], table + row*M::table_pitch(slices), turned);
                 if (__builtin_expect(weighted != 0, 0)) {

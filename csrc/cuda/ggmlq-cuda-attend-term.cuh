@@ -13,7 +13,7 @@
 
 enum { GGMLQ_TERM_RUN = 1 << GGMLQ_TERM_LEAST_SHIFT }; /* rows of the table that a thread makes */
 
-/* In shared memory, from `term` of the plan on: what each pair turns from one h to the next; w, in the order of the fragments, [8 columns][slice][32 values][lane]; of each warp
+/* In shared memory, behind the pipelines: what each pair turns from one h to the next; w, in the order of the fragments, [8 columns][slice][32 values][lane]; of each warp
  * w turned back, then what turned it; a row of zeros, number -1 of the table; the table. */
 template <int SLICE, int COLUMNS> struct ggmlq_term_shape {
     enum {
@@ -50,21 +50,15 @@ GGMLQ_DEVICE float2 ggmlq_term_turn(uint32_t fraction) {
     return turn;
 }
 
-/* Items of the table are pair, run of rows; this thread's first one. Pairs that aren't there don't turn. */
-template <int SLICE> GGMLQ_DEVICE uint64_t ggmlq_term_fetch_turn(const ggmlq_attend_params & p, int slices, int item) {
-    const int pair = item % (SLICE/2*slices);
-    return pair < (int) p.n_pairs ? p.turns[pair] : 0;
-}
-
-/* The block's table, and what turns w from one h to the next. first: what fetch_turn got for threadIdx.x. */
-template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, uint64_t first) {
+/* The block's table, and what turns w from one h to the next. Pairs that aren't there don't turn. */
+template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     const int pairs = SLICE/2*slices, runs = (1 << plan.term_shift)/GGMLQ_TERM_RUN, pitch = M::table_pitch(slices);
     uint8_t * const table = term + M::row_at(slices, WARPS, 0);
 #pragma unroll 1
     for (int item = threadIdx.x; item < pairs*runs; item += 32*WARPS) {
         const int pair = item % pairs, row = item/pairs*GGMLQ_TERM_RUN;
-        const uint64_t turn = item == (int) threadIdx.x ? first : ggmlq_term_fetch_turn<SLICE>(p, slices, item);
+        const uint64_t turn = pair < (int) p.n_pairs ? p.turns[pair] : 0;
         if (row == 0) {
             ((uint64_t *) term)[pair] = turn << plan.term_shift;
         }
@@ -73,7 +67,7 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
         at.y *= GGMLQ_TERM_UNIT;
         const float2 step = ggmlq_term_turn((uint32_t) (turn >> 32));
         uint8_t * to = table + row*pitch + 4*pair;
-#pragma unroll
+#pragma unroll 4 /* more instructions take longer to fetch than these to run */
         for (int i = 0; i < GGMLQ_TERM_RUN; ++i) {
             *(uint32_t *) to = ggmlq_half2_bits(__floats2half2_rn(at.x, at.y));
             to += pitch;
@@ -84,34 +78,42 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
     for (int i = threadIdx.x; i < pitch/16; i += 32*WARPS) {
         zeros[i] = make_uint4(0, 0, 0, 0);
     }
-    const int lane = threadIdx.x % 32;
-    if (lane < M::PIECES) {
-        *(uint4 *) (term + M::warps_at(slices) + threadIdx.x/32*M::WARP_BYTES + COLUMNS/8*M::W_BYTES + 8*M::TURN_PITCH + 16*lane) = make_uint4(0, 0, 0, 0);
+    uint4 * const turned = (uint4 *) (term + M::warps_at(slices)); /* a row of zeros in what turns it; and until it is, it is multiplied by 0 */
+    for (int i = threadIdx.x; i < WARPS*M::WARP_BYTES/16; i += 32*WARPS) {
+        turned[i] = make_uint4(0, 0, 0, 0);
     }
 }
 
-/* w of all columns, times the factor of the scores. */
-template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_load_w(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, int first_column, int head_kv, int seq, float factor) {
+/* An item of w: four pairs of a column, what lane item % 32 has of 32 values; columns and pairs that aren't there are 0. */
+template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_fetch_w(float2 v[4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, int item, int first_column, int head_kv, int seq) {
+    const int pieces = slices*ggmlq_term_shape<SLICE, COLUMNS>::PIECES, first = p.pairs_are_halves ? 1 : 2, second = p.pairs_are_halves ? (int) p.n_pairs : 1;
+    const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
+    int token = 0, head = 0;
+    ggmlq_decode_place_column(plan, column, token, head);
+    const float * const w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]) + first*pair;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        v[i] = make_float2(0.0f, 0.0f);
+        if (n < COLUMNS/8 && column < plan.columns && pair + 4*i < (int) p.n_pairs) {
+            v[i] = make_float2(w[4*first*i], w[4*first*i + second]);
+        }
+    }
+}
+
+/* w of all columns, times the factor of the scores. FETCHED: v is what fetch_w got for threadIdx.x, and no thread has a second item. */
+template <int SLICE, int COLUMNS, bool FETCHED> GGMLQ_DEVICE void ggmlq_term_load_w(float2 v[4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, int first_column, int head_kv, int seq,
+                                                                     float factor) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
-    const int pieces = slices*M::PIECES, first = p.pairs_are_halves ? 1 : 2, second = p.pairs_are_halves ? (int) p.n_pairs : 1;
     uint4 * const to = (uint4 *) (term + M::w_at(slices));
 #pragma unroll 1
-    for (int item = threadIdx.x; item < COLUMNS/8*pieces*32; item += blockDim.x) {
-        const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
-        uint32_t halves[4] = { 0, 0, 0, 0 };
-        if (column < plan.columns) {
-            int token, head;
-            ggmlq_decode_place_column(plan, column, token, head);
-            const float * const w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]);
-            float2 v[4];
+    for (int item = threadIdx.x; item < COLUMNS/8*slices*M::PIECES*32; item += blockDim.x) {
+        if (!FETCHED) {
+            ggmlq_term_fetch_w<SLICE, COLUMNS>(v, p, plan, slices, item, first_column, head_kv, seq);
+        }
+        uint32_t halves[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                v[i] = pair + 4*i < (int) p.n_pairs ? make_float2(w[first*(pair + 4*i)], w[first*(pair + 4*i) + second]) : make_float2(0.0f, 0.0f);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                halves[i] = ggmlq_half2_bits(__floats2half2_rn(v[i].x*factor, v[i].y*factor));
-            }
+        for (int i = 0; i < 4; ++i) {
+            halves[i] = ggmlq_half2_bits(__floats2half2_rn(v[i].x*factor, v[i].y*factor));
         }
         to[item] = make_uint4(halves[0], halves[1], halves[2], halves[3]);
     }
@@ -123,7 +125,8 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
     enum { N = COLUMNS/8, PAIR = N > 1 ? 2 : 1 };
 
     /* The warp's w, turned back by h times the table's rows. `slice`: this warp's. */
-    static __device__ __forceinline__ void turn_w(uint8_t * term, int slices, int slice, int warp, int lane, int h) {
+    static __device__ __forceinline__ void turn_w(uint8_t * term, int slices, int h) {
+        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
         uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES, * const turns = turned + N*M::W_BYTES;
         const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
         const int g = lane/4, t = lane % 4;
@@ -165,9 +168,40 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
         }
     }
 
+    /* s += the products of w and the rows of 16 tokens, position being that of token lane % 16: the rows are computed, 32 pairs at a time, in the place of w turned back. */
+    static __device__ __forceinline__ void add_rows(float s[N][4], const ggmlq_attend_params & p, uint8_t * term, int slices, int position) {
+        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
+        uint8_t * const rows = term + M::warps_at(slices) + warp*M::WARP_BYTES; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
+        const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
+        const uint32_t row = ggmlq_shared_address(rows) + 128*(lane % 16);
+#pragma unroll 1
+        for (int first = 0; first < SLICE/2; first += 32) {
+            const int pair = slice*(SLICE/2) + first + lane;
+            const uint64_t turn = first + lane < SLICE/2 && pair < (int) p.n_pairs ? p.turns[pair] : 0;
+            __syncwarp();
+#pragma unroll 4
+            for (int i = 0; i < 16; ++i) {
+                const float2 at = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) __shfl_sync(0xffffffffu, position, i)*turn >> 32));
+                *(uint32_t *) (rows + 128*i + 16*((lane/4) ^ (i % 8)) + 4*(lane % 4)) = ggmlq_half2_bits(__floats2half2_rn(GGMLQ_TERM_UNIT*at.x, GGMLQ_TERM_UNIT*at.y));
+            }
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (SLICE % 64 != 0 && first + 8*j >= SLICE/2) {
+                    break;
+                }
+                uint32_t a[4];
+                ggmlq_load_matrices<false>(a, row + 16*((2*j + lane/16) ^ (lane % 8)));
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+                    ggmlq_mma_f16(s[n], a, *(const uint2 *) (w + n*slices*M::W_BYTES + 32*first + 512*(j/2) + 8*(j % 2)));
+                }
+            }
+        }
+    }
+
     /* s += the products of w as turned and the rows whose addresses the lanes give: 16 bytes of the row of token lane % 16, the second 16 in the upper lanes. turned: this lane's. */
     static __device__ __forceinline__ void add(float s[N][4], uint32_t row, const uint8_t * turned) {
-        float odd[4] = { 0.0f, 0.0f, 0.0f, 0.0f }; /* of every second step: else, with 8 columns, each would wait for the one before */
 #pragma unroll
         for (int q = 0; q < M::PIECES; ++q) {
             uint32_t a0[4], a1[4];
@@ -177,12 +211,8 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
             for (int n = 0; n < N; ++n) {
                 const uint4 b = *(const uint4 *) (turned + n*M::W_BYTES + 512*q);
                 ggmlq_mma_f16(s[n], a0, make_uint2(b.x, b.y));
-                ggmlq_mma_f16(N == 1 ? odd : s[n], a1, make_uint2(b.z, b.w));
+                ggmlq_mma_f16(s[n], a1, make_uint2(b.z, b.w));
             }
-        }
-#pragma unroll
-        for (int i = 0; i < 4 && N == 1; ++i) {
-            s[0][i] += odd[i];
         }
     }
 };
