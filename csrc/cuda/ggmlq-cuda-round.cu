@@ -35,8 +35,10 @@ GGMLQ_DEVICE float fold_columns(float sum) {
 
 struct cell_bounds { float b1, b2, b3; };
 
+/* Two steps of choices with a condition each: compilers make branches of nested ones, or instructions that wait for their condition three times as long. */
 template <typename T> GGMLQ_DEVICE T pick(float a, const struct cell_bounds & b, T l0, T l1, T l2, T l3) {
-    return a >= b.b2 ? (a >= b.b3 ? l3 : l2) : a >= b.b1 ? l1 : l0;
+    const T low = a >= b.b1 ? l1 : l0, high = a >= b.b3 ? l3 : l2;
+    return a >= b.b2 ? high : low;
 }
 
 static constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
@@ -58,7 +60,8 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
         square = i == 0 ? ggmlq_mul(y[i], y[i]) : ggmlq_add(square, ggmlq_mul(y[i], y[i]));
     }
     square = fold_columns(square);
-    const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(square, 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
+    /* What is too small for ggmlq_div_safe gives steps too small for a half, or 0 by 0, which is right. */
+    const float base = ggmlq_div_safe(ggmlq_sqrt(ggmlq_mul(square, 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
     float step[STARTS], level[STARTS][VALUES], error[STARTS];
     for (int s = 0; s < STARTS; ++s) {
         const float start[3] = { 0.8f, 1.0f, 1.2f };
@@ -70,12 +73,12 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
             const struct cell_bounds b = bounds_of(step[s]);
             float y_level = 0.0f, level_level = 0.0f;
             for (int i = 0; i < VALUES; ++i) {
-                const float l = key[i] > b.b2 ? (key[i] > b.b3 ? L3 : L2) : key[i] > b.b1 ? L1 : L0, product = ggmlq_mul(fabsf(y[i]), l);
+                const float low = key[i] > b.b1 ? L1 : L0, high = key[i] > b.b3 ? L3 : L2, l = key[i] > b.b2 ? high : low, product = ggmlq_mul(fabsf(y[i]), l);
                 level[s][i] = l;
                 y_level     = i == 0 ? product : ggmlq_add(y_level, product);
                 level_level = ggmlq_fma(l, l, level_level); /* integers: exact */
             }
-            step[s] = ggmlq_div(fold_columns(y_level), fold_columns(level_level));
+            step[s] = ggmlq_div_safe(fold_columns(y_level), fold_columns(level_level));
         }
     }
     for (int s = 0; s < STARTS; ++s) {
@@ -105,9 +108,27 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
     return finite ? ggmlq_mul(ggmlq_half_value(*scale), T::UNIT) : -1.0f;
 }
 
-/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: of the first one, from its own column on, rows of `length`. By how much each value has
+/* The feedback of 32 values from `first` on, to themselves and later ones: 32 rows of the first NEAR columns, then those of the rest. */
+enum { NEAR = 2*GGMLQ_PLANE };
+
+GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half * tile, int thread, int threads) {
+    const int chunks = (k.length - first)/8;
+    const uint8_t * from = k.feedback + head*k.feedback_nb2 + first*k.feedback_nb1 + 2*first;
+    for (int i = thread; i < 32*chunks; i += threads) {
+        const int row = i/chunks, at = i - row*chunks;
+        ggmlq_copy_16(tile + (8*at < NEAR ? NEAR*row + 8*at : 31*NEAR + row*(k.length - NEAR) + 8*at), from + row*k.feedback_nb1 + 16*at);
+    }
+}
+
+/* Where those to the 32 values `planes` planes later begin, at least 1, and from one row to the next. */
+GGMLQ_DEVICE const __half * later_columns(const __half * tile, int planes, int length, int * stride) {
+    *stride = planes == 1 ? NEAR : length - NEAR;
+    return tile + (planes == 1 ? GGMLQ_PLANE : 32*NEAR + GGMLQ_PLANE*(planes - 2));
+}
+
+/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: a tile. By how much each value has
  * moved goes to `moves`, in all eight threads; nibble b of word k of `index` is the level index of value 8k + b. */
-GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, float step, int lane, float moves[32], uint32_t index[4]) {
+GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, int lane, float moves[32], uint32_t index[4]) {
     const struct cell_bounds b = bounds_of(step);
     const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
     const int t = lane % 8;
@@ -120,7 +141,7 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, f
         index[k] = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const uint4 row = *(const uint4 *) (feedback + (8*k + i)*length + 8*k);
+            const uint4 row = *(const uint4 *) (feedback + (8*k + i)*NEAR + 8*k);
             const uint32_t pairs[4] = { row.x, row.y, row.z, row.w };
             const uint32_t sign = __float_as_uint(x[i]) & 0x80000000u;
             const float a = fabsf(x[i]);
@@ -137,87 +158,65 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, f
                 x[j] = ggmlq_sub(x[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)))));
             }
             for (int later = k + 1; later < 4; ++later) {
-                v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*length + 8*later + t])));
+                v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*NEAR + 8*later + t])));
             }
         }
     }
 }
 
-template <int type> GGMLQ_DEVICE void store_plane(const uint32_t index[4], int t, uint8_t * block, int plane) {
+/* Of one level index, or of eight in the nibbles of a word. */
+template <int type> GGMLQ_DEVICE uint32_t field_of(uint32_t index) {
+    return type == GGMLQ_TYPE_TQ3_0 ? (index >> 1 & 0x33333333u) | (index & 0x11111111u) << 2 : index;
+}
+
+template <int type> GGMLQ_DEVICE void store_bytes(uint32_t two, uint32_t one, int t, uint8_t * block, int plane) {
     typedef ggmlq_cache_type<type> T;
-    uint32_t two = 0, one = 0;
-    for (int k = 0; k < 4; ++k) {
-        const uint32_t fields = type == GGMLQ_TYPE_TQ3_0 ? (index[k] >> 1 & 0x33333333u) | (index[k] & 0x11111111u) << 2 : index[k];
-        two |= (fields >> 4*t & 3) << 2*k;
-        for (int half = 0; half < 2; ++half) {
-            one |= (fields >> (4*(t % 4 + 4*half) + 2) & 1) << ggmlq_sign_bit(4*half, k);
-        }
-    }
     block[T::Q_AT + 8*plane + t] = (uint8_t) two;
     if (t < 4) {
         block[T::S_AT + 4*plane + t] = (uint8_t) one;
     }
 }
 
-/* The feedback of 32 values from `first` on, to themselves and later ones; rows of a tile have `length` halves as well. */
-GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half * tile, int thread, int threads) {
-    const int chunks = (k.length - first)/8;
-    const uint8_t * from = k.feedback + head*k.feedback_nb2 + first*k.feedback_nb1 + 2*first;
-    for (int i = thread; i < 32*chunks; i += threads) {
-        const int row = i/chunks, at = i - row*chunks;
-        ggmlq_copy_16(tile + row*k.length + first + 8*at, from + row*k.feedback_nb1 + 16*at);
+template <int type> GGMLQ_DEVICE void store_plane(const uint32_t index[4], int t, uint8_t * block, int plane) {
+    uint32_t two = 0, one = 0;
+    for (int k = 0; k < 4; ++k) {
+        const uint32_t fields = field_of<type>(index[k]);
+        two |= (fields >> 4*t & 3) << 2*k;
+        for (int half = 0; half < 2; ++half) {
+            one |= (fields >> (4*(t % 4 + 4*half) + 2) & 1) << ggmlq_sign_bit(4*half, k);
+        }
     }
+    store_bytes<type>(two, one, t, block, plane);
 }
 
-/* The next smaller float of a positive one. */
-GGMLQ_DEVICE float before(float x) { return __uint_as_float(__float_as_uint(x) - 1); }
-
-/* What rounding four values does, `row` being the first one's: to each other, to the 32 of their plane and to the 32 that come next. */
-struct four_rows {
-    uint2 near[4];
-    float same[4], next[4];
-    __device__ __forceinline__ void load(const __half * row, int length, int at, int lane, int to_next) {
-        for (int i = 0; i < 4; ++i, row += length) {
-            near[i] = *(const uint2 *) (row + at);
-            same[i] = __half2float(row[lane]);
-            next[i] = __half2float(row[to_next + lane]);
-        }
-    }
-};
-
-/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Four at a time; feedback: of the first
- * one, from its own column on. */
-GGMLQ_DEVICE void round_lanes(float & x, float & next, bool with_next, const __half * feedback, int length, float step, int lane) {
-    /* Comparisons and choices wait three times as long for each other as products and sums do. A magnitude from a boundary on is at least 2^-52 above the float
-     * below the boundary (steps are halves, at least 2^-33), so these differences, saturated, are 0 or 1. */
-    const float many = 1152921504606846976.0f; /* 2^60 */
+/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Eight at a time, which all lanes round for
+ * themselves. A loop: instructions that are run once have to be fetched, which takes longer than they do.
+ *
+ * All is done with magnitudes; the sign is put on the feedback for the value that waits for the product, and on the move for others. So a negative value that is a
+ * level moves by -0 and not 0, which only a value of -0 could tell. */
+GGMLQ_DEVICE void round_lanes(float & x, float & next, const __half * tile, float step, int lane) {
     const struct cell_bounds b = bounds_of(step);
-    const float below[3] = { ggmlq_mul(-many, before(b.b1)), ggmlq_mul(-many, before(b.b2)), ggmlq_mul(-many, before(b.b3)) };
-    const int to_next = with_next ? GGMLQ_PLANE : 0;
-    struct four_rows rows[2]; /* those of the next four are fetched while these are worked on */
-    rows[0].load(feedback, length, 0, lane, to_next);
-#pragma unroll
-    for (int k = 0; k < 32; k += 4) {
-        const struct four_rows & r = rows[k/4 % 2];
-        if (k + 4 < 32) {
-            rows[(k/4 + 1) % 2].load(feedback + (k + 4)*length, length, k + 4, lane, to_next);
-        }
-        float y[4];
-        for (int i = 0; i < 4; ++i) {
+    const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
+#pragma unroll 1
+    for (int k = 0; k < 32; k += 8, tile += 8*NEAR) {
+        float y[8];
+        for (int i = 0; i < 8; ++i) {
             y[i] = ggmlq_shuffle(x, k + i);
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float a = fabsf(y[i]), signed_step = __uint_as_float(__float_as_uint(step) | (__float_as_uint(y[i]) & 0x80000000u));
-            const float low  = ggmlq_fma(ggmlq_fma_saturated(a, many, below[0]), L1 - L0, L0);
-            const float high = ggmlq_fma(ggmlq_fma_saturated(a, many, below[2]), L3 - L2, ggmlq_mul(ggmlq_fma_saturated(a, many, below[1]), L2 - L1));
-            const float move = ggmlq_sub(y[i], ggmlq_mul(signed_step, ggmlq_add(low, high)));
-            for (int j = i + 1; j < 4; ++j) {
-                y[j] = ggmlq_sub(y[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) ((j < 2 ? r.near[i].x : r.near[i].y) >> 16*(j % 2)))));
+        for (int i = 0; i < 8; ++i) {
+            const uint4 row = *(const uint4 *) (tile + i*NEAR + k);
+            const uint32_t pairs[4] = { row.x, row.y, row.z, row.w };
+            const uint32_t sign = __float_as_uint(y[i]) & 0x80000000u;
+            const float a = fabsf(y[i]), size = ggmlq_sub(a, pick<float>(a, b, level[0], level[1], level[2], level[3]));
+            const float move = __uint_as_float(__float_as_uint(size) ^ sign);
+            for (int j = i + 1; j < 8; ++j) {
+                const float f = ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)));
+                y[j] = ggmlq_sub(y[j], j == i + 1 ? ggmlq_mul(size, __uint_as_float(__float_as_uint(f) ^ sign)) : ggmlq_mul(move, f));
             }
-            const float moved = ggmlq_sub(x, ggmlq_mul(move, r.same[i]));
+            const float moved = ggmlq_sub(x, ggmlq_mul(move, __half2float(tile[i*NEAR + lane])));
             x    = lane > k + i ? moved : x;
-            next = ggmlq_sub(next, ggmlq_mul(move, r.next[i]));
+            next = ggmlq_sub(next, ggmlq_mul(move, __half2float(tile[i*NEAR + GGMLQ_PLANE + lane])));
         }
     }
 }
@@ -258,12 +257,14 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
     __shared__ uint32_t index[32];
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32, t = lane % 8;
-    const int length = k.length, planes = length/GGMLQ_PLANE, buffers = length <= 256 ? 2 : 1;
+    const int length = k.length, planes = length/GGMLQ_PLANE, tile_values = GGMLQ_PLANE*length, buffers = TILE_VALUES/tile_values;
     const int head = blockIdx.x % k.heads, token = blockIdx.x/k.heads;
     if (gridDim.x <= 64) { /* as in ggmlq-cuda-rows.cu */
         ggmlq_let_next_start();
     }
-    fetch_tile(k, head, 0, tiles, threadIdx.x, THREADS); /* no kernel writes it */
+    for (int plane = 0; plane < planes && plane < buffers; ++plane) { /* no kernel writes them */
+        fetch_tile(k, head, GGMLQ_PLANE*plane, tiles + plane*tile_values, threadIdx.x, THREADS);
+    }
     ggmlq_wait_for_previous();
     load_keys<type>(k, head, token, 1, rest, length);
     uint8_t * const row = row_of<type>(k, head, token);
@@ -271,8 +272,8 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
     __syncthreads();
 
     float step = 0.0f, x = rest[lane], next = 0.0f;
-    for (int plane = 0; plane < planes; ++plane) {
-        __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
+    for (int plane = 0, buffer = 0, free = 0; plane < planes; ++plane) {
+        __half * const tile = tiles + buffer*tile_values;
         const bool more = plane + 1 < planes, begins = warp == 0 && plane % T::PLANES == 0;
         uint8_t * const block = row + plane/T::PLANES*T::BYTES;
         float y[T::LENGTH/8];
@@ -295,12 +296,11 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
                 ggmlq_write_u16(block + T::SCALE_AT, scale);
             }
             next = more ? rest[GGMLQ_PLANE*(plane + 1) + lane] : 0.0f;
-            const __half * const feedback = tile + GGMLQ_PLANE*plane;
             if (step >= 0.0f) {
-                round_lanes(x, next, more, feedback, length, step, lane);
+                round_lanes(x, next, tile, step, lane); /* the last plane's `next` is of columns that aren't there, and of no use */
             } else {
-                for (int i = 0; i < 32 && more; ++i) {
-                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(feedback[i*length + GGMLQ_PLANE + lane])));
+                for (int i = 0; i < 32; ++i) {
+                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(tile[i*NEAR + GGMLQ_PLANE + lane])));
                 }
             }
             const struct cell_bounds b = bounds_of(step);
@@ -309,27 +309,31 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             moved[lane] = step >= 0.0f ? ggmlq_sub(x, __uint_as_float(__float_as_uint(level) ^ sign)) : 0.0f;
             index[lane] = step > 0.0f ? (sign ? 3 - cell : 4 + cell) : 0;
             x = next;
-        } else if (more && buffers == 2) {
-            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), threadIdx.x - 32, THREADS - 32);
+        } else if (plane > 0 && plane - 1 + buffers < planes && buffers > 1) { /* where the last plane's was */
+            fetch_tile(k, head, GGMLQ_PLANE*(plane - 1 + buffers), tiles + free*tile_values, threadIdx.x - 32, THREADS - 32);
         }
         ggmlq_copies_done();
         __syncthreads();
         if (warp == 1 && lane < 8 && row) {
-            uint32_t of_word[4] = { 0, 0, 0, 0 };
-            for (int i = 0; i < 32; ++i) {
-                of_word[i/8] |= index[i] << 4*(i % 8);
+            uint32_t two = 0, one = 0;
+            for (int k = 0; k < 4; ++k) {
+                two |= field_of<type>(index[8*k + lane]) << 2*k & 3 << 2*k;
+                for (int half = 0; half < 2; ++half) {
+                    one |= (field_of<type>(index[8*k + lane % 4 + 4*half]) >> 2) << ggmlq_sign_bit(4*half, k);
+                }
             }
-            store_plane<type>(of_word, lane, block, plane % T::PLANES);
+            store_bytes<type>(two, one, lane, block, plane % T::PLANES);
         }
         for (int later = plane + 1 + warp; later < planes && warp > 0; later += THREADS/32 - 1) {
-            const __half * const column = tile + GGMLQ_PLANE*later + lane;
+            int stride;
+            const __half * const column = later_columns(tile, later - plane, length, &stride) + lane;
             float value = rest[GGMLQ_PLANE*later + lane];
 #pragma unroll
             for (int i = 0; i < 32; i += 4) {
                 const float4 four = *(const float4 *) (moved + i);
                 const float  m[4] = { four.x, four.y, four.z, four.w };
                 for (int j = 0; j < 4; ++j) {
-                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*length])));
+                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*stride])));
                 }
             }
             rest[GGMLQ_PLANE*later + lane] = value;
@@ -339,6 +343,8 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, threadIdx.x, THREADS);
             ggmlq_copies_done();
         }
+        free   = buffer;
+        buffer = buffer + 1 < buffers ? buffer + 1 : 0;
     }
 }
 
@@ -383,7 +389,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         for (int i = 0; i < 4; ++i) {
             v[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
         }
-        round_plane(v, tile + GGMLQ_PLANE*plane, length, step, lane, moves, index);
+        round_plane(v, tile, step, lane, moves, index);
         for (int i = 0; i < 4; ++i) {
             index[i] = step > 0.0f ? index[i] : 0;
         }
@@ -399,9 +405,11 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         for (int later = plane + 1; later < planes; ++later) {
             float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
             float4 four = *values;
+            int stride;
+            const __half * const column = later_columns(tile, later - plane, length, &stride) + 4*t;
 #pragma unroll
             for (int i = 0; i < 32; ++i) {
-                const uint2 h = *(const uint2 *) (tile + i*length + GGMLQ_PLANE*later + 4*t);
+                const uint2 h = *(const uint2 *) (column + i*stride);
                 four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
                 four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
                 four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
