@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * Keys that are rounded for the model's queries (docs/CENTERING.md) on their way into the cache: bit for bit what ggmlq_encode_row_for_queries
- * writes. See ggmlq-cuda.h.
+ * writes. See ggmlq-cuda.h; ggmlq-cuda-center.h for what goes along in the same launch.
  *
  * A head's values are rounded one after the other, so time is the length of that chain. All threads of a key round the next few values for themselves:
  * nothing is exchanged within these. What rounding does to the rest of 32 values follows at once, and to later ones when the 32 are done, as in GPTQ's
  * lazy batches.
  */
-#include "ggmlq-cuda-checks.h"
-#include "ggmlq-cuda-codec.cuh"
+#include "ggmlq-cuda-center.h"
+#include "ggmlq-cuda-rows.cuh"
 
 enum {
     THREADS = 128, MAX_LENGTH = 512, PAD = 8,  /* floats between keys, for the banks */
@@ -24,6 +24,18 @@ struct keys {
     const uint8_t * feedback; /* f16 [length, length, heads] */
     int64_t values_nb1, rows_nb1, index_nb0, feedback_nb1, feedback_nb2, n_rows;
     int32_t index_bytes, length, heads, tokens;
+    int32_t turned;           /* so many adjacent values by llama.cpp's own rotation (attn_rot) before, 0: none */
+    float   turn_scale;       /* 1/sqrt of that */
+};
+
+/* What else a launch does, in thread blocks behind those of keys: `v` is encoded, q_out becomes q, turned like keys. */
+struct beside_keys {
+    struct encoding v;
+    const float   * q;
+    float         * q_out;
+    uint32_t        v_blocks, q_planes; /* of 32 values */
+    int32_t         q_turned;
+    float           q_scale;
 };
 
 /* Sum over the columns of 8 lanes, as fold_lanes in ggmlq-codec.c. */
@@ -229,6 +241,41 @@ template <int type> GGMLQ_DEVICE uint8_t * row_of(const struct keys & k, int hea
     return number < 0 || number >= k.n_rows ? NULL : k.rows + number*k.rows_nb1 + (int64_t) head*(k.length/T::LENGTH)*T::BYTES;
 }
 
+/* llama.cpp's own rotation of every 64, 128 or 256 values; four threads hold 32 of them, the next 32 are in the next four. Its steps and their order, and so the bits. */
+GGMLQ_DEVICE void turn_planes(float v[2][4], int lane, int length, float scale) {
+    for (int i = 0; i < 8; ++i) {
+        v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], scale);
+    }
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
+        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
+    }
+    for (int mask = 1; 8*mask < length; mask *= 2) {
+        if (mask == 4) {
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]);                            /* 16 */
+            }
+        }
+        for (int i = 0; i < 8; ++i) {                                         /* 4, 8, 32, 64, 128 */
+            const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
+            v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
+        }
+    }
+}
+
+GGMLQ_DEVICE void turn_queries(const struct beside_keys & b, uint32_t part) {
+    const uint32_t number = part*(THREADS/4) + threadIdx.x/4, plane = number < b.q_planes ? number : b.q_planes - 1;
+    const int64_t  at     = GGMLQ_PLANE*(int64_t) plane + 4*(threadIdx.x % 4);
+    float v[2][4];
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + at + 16*h), 4, v[h]);
+    }
+    turn_planes(v, threadIdx.x % 32, b.q_turned, b.q_scale);
+    for (int h = 0; h < 2 && number < b.q_planes; ++h) {
+        ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.q_out + at + 16*h), v[h]);
+    }
+}
+
 /* The keys of a thread block, rotated; four threads for 32 values. */
 template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head, int first, int group, float * rest, int stride) {
     typedef ggmlq_cache_type<type> T;
@@ -241,6 +288,9 @@ template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head,
         float v[2][4];
         ggmlq_load_floats(GGMLQ_CUDA_F32, in,      4, v[0]);
         ggmlq_load_floats(GGMLQ_CUDA_F32, in + 64, 4, v[1]);
+        if (k.turned) {
+            turn_planes(v, lane, k.turned, k.turn_scale);
+        }
         ggmlq_rotate_plane<type>(v, lane, plane % T::PLANES);
         for (int j = 0; j < 8 && mine; ++j) {
             rest[key*stride + GGMLQ_PLANE*plane + 16*(j/4) + 4*(thread % 4) + j % 4] = v[j/4][j % 4];
@@ -249,7 +299,7 @@ template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head,
 }
 
 /* Few keys: a thread block each. The first warp rounds 32 values, and moves the 32 that come next; the others move those behind and fetch feedback. */
-template <int type> static __global__ void __launch_bounds__(THREADS) round_key(const struct keys k) {
+template <int type> static __global__ void __launch_bounds__(THREADS) round_key(const struct keys k, const struct beside_keys b) {
     typedef ggmlq_cache_type<type> T;
     __shared__ __align__(16) __half tiles[TILE_VALUES];
     __shared__ __align__(16) float  rest[MAX_LENGTH];
@@ -259,7 +309,21 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32, t = lane % 8;
     const int length = k.length, planes = length/GGMLQ_PLANE, tile_values = GGMLQ_PLANE*length, buffers = TILE_VALUES/tile_values;
     const int head = blockIdx.x % k.heads, token = blockIdx.x/k.heads;
-    if (gridDim.x <= 64) { /* as in ggmlq-cuda-rows.cu */
+    const bool early = gridDim.x <= 64; /* as in ggmlq-cuda-rows.cu */
+    const uint32_t n_keys = (uint32_t) k.tokens*k.heads;
+    if (blockIdx.x >= n_keys + b.v_blocks) {
+        if (early) {
+            ggmlq_let_next_start();
+        }
+        ggmlq_wait_for_previous();
+        turn_queries(b, blockIdx.x - n_keys - b.v_blocks);
+        return;
+    }
+    if (blockIdx.x >= n_keys) {
+        encode_block<type, true, type == GGMLQ_TYPE_PLANAR3>(b.v, blockIdx.x - n_keys, early);
+        return;
+    }
+    if (early) {
         ggmlq_let_next_start();
     }
     for (int plane = 0; plane < planes && plane < buffers; ++plane) { /* no kernel writes them */
@@ -451,18 +515,30 @@ int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, c
     return GGMLQ_OK;
 }
 
+static struct keys make_keys(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices, int index_bytes,
+                             const struct ggmlq_cuda_view * feedback, int turned) {
+    const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
+        values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], feedback->nb[2], rows->ne[1],
+        index_bytes, (int32_t) feedback->ne[0], (int32_t) feedback->ne[2], (int32_t) values->ne[1], turned, turned ? 1/sqrtf((float) turned) : 0.0f };
+    return k;
+}
+
+template <int type> static int launch_few(const struct keys & k, const struct beside_keys & b, void * stream) {
+    const dim3 grid(k.tokens*k.heads + b.v_blocks + (b.q_planes + THREADS/4 - 1)/(THREADS/4));
+    if (!ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k, b)) {
+        round_key<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k, b);
+    }
+    return ggmlq_cuda_launched();
+}
+
 template <int type> static int launch(const struct keys & k, void * stream) {
     if ((int64_t) k.tokens*k.heads <= FEW_KEYS) {
-        const dim3 grid(k.tokens*k.heads);
-        if (!ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k)) {
-            round_key<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k);
-        }
-    } else {
-        const int  threads = k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
-        const dim3 grid((k.tokens + threads/8 - 1)/(threads/8), k.heads);
-        if (!ggmlq_launch_early<round_keys<type>>(grid, threads, (cudaStream_t) stream, k)) {
-            round_keys<type><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
-        }
+        return launch_few<type>(k, beside_keys(), stream);
+    }
+    const int  threads = k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
+    const dim3 grid((k.tokens + threads/8 - 1)/(threads/8), k.heads);
+    if (!ggmlq_launch_early<round_keys<type>>(grid, threads, (cudaStream_t) stream, k)) {
+        round_keys<type><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
     }
     return ggmlq_cuda_launched();
 }
@@ -473,8 +549,59 @@ int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const s
     if (error || values->ne[1] == 0) {
         return error;
     }
-    const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
-        values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], feedback->nb[2], rows->ne[1],
-        index_bytes, (int32_t) feedback->ne[0], (int32_t) feedback->ne[2], (int32_t) values->ne[1] };
+    const struct keys k = make_keys(rows, values, indices, index_bytes, feedback, 0);
     return rows->type == GGMLQ_TYPE_TQ3_0 ? launch<GGMLQ_TYPE_TQ3_0>(k, stream) : launch<GGMLQ_TYPE_PLANAR3>(k, stream);
+}
+
+/* Whether every `turned` adjacent values of rows of `length` can be turned. */
+static bool can_turn(int64_t length, int turned) { return (turned == 64 || turned == 128 || turned == 256) && length % turned == 0; }
+
+int ggmlq_cuda_store_new_check(const struct ggmlq_cuda_new_rows * p) {
+    int error = ggmlq_cuda_set_rows_for_queries_check(&p->k_rows, &p->k, &p->k_indices, p->index_bytes, &p->feedback);
+    if (error) {
+        return error;
+    }
+    if (p->k.ne[1] < 1 || p->k.ne[1]*p->feedback.ne[2] > FEW_KEYS) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    if (p->k_turned && !can_turn(p->feedback.ne[0], p->k_turned)) {
+        return GGMLQ_ERROR_LENGTH;
+    }
+    if (p->v.data) {
+        error = ggmlq_cuda_set_rows_check(&p->v_rows, &p->v, &p->v_indices, p->index_bytes);
+        if (error || p->v_rows.type != p->k_rows.type) {
+            return error ? error : GGMLQ_ERROR_TYPE;
+        }
+        if (p->v_turned && (p->v_turned > 128 || !can_turn(p->v.ne[0], p->v_turned) || p->v_rows.type != GGMLQ_TYPE_PLANAR3)) {
+            return GGMLQ_ERROR_LENGTH;
+        }
+        if (count_blocks(&p->v, 32) < 1) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    if (p->q && (!can_turn(p->n_q, p->q_turned) || p->n_q > INT32_MAX)) {
+        return GGMLQ_ERROR_LENGTH;
+    }
+    return GGMLQ_OK;
+}
+
+int ggmlq_cuda_store_new(const struct ggmlq_cuda_new_rows * p, void * stream) {
+    const int error = ggmlq_cuda_store_new_check(p);
+    if (error) {
+        return error;
+    }
+    const struct keys k = make_keys(&p->k_rows, &p->k, &p->k_indices, p->index_bytes, &p->feedback, p->k_turned);
+    struct beside_keys b = {};
+    if (p->v.data) {
+        const int64_t n = make_encoding(&b.v, p->v_rows.type, &p->v, &p->v_rows, make_index(&p->v_indices, p->index_bytes, p->v_rows.ne[1]), p->v_turned);
+        b.v_blocks = (uint32_t) ((n + ENCODE_THREADS/32 - 1)/(ENCODE_THREADS/32)); /* a warp a block */
+    }
+    if (p->q) {
+        b.q        = p->q;
+        b.q_out    = p->q_out;
+        b.q_planes = (uint32_t) (p->n_q/GGMLQ_PLANE);
+        b.q_turned = p->q_turned;
+        b.q_scale  = 1/sqrtf((float) p->q_turned);
+    }
+    return p->k_rows.type == GGMLQ_TYPE_TQ3_0 ? launch_few<GGMLQ_TYPE_TQ3_0>(k, b, stream) : launch_few<GGMLQ_TYPE_PLANAR3>(k, b, stream);
 }

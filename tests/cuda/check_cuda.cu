@@ -547,7 +547,87 @@ static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t 
         (long long) tokens, (long long) differ, (long long) wanted.size());
 }
 
+/* All stores of new tokens in one launch, turned before. */
+static void check_new_rows(int type, int64_t length, int64_t heads, int64_t tokens, int k_turned, int v_turned, int q_turned, bool with_v, bool with_q) {
+    const int64_t n = length*heads, n_rows = tokens + 3, v_n = 256*3, n_q = tokens*2*n;
+    std::vector<float> k = normals(tokens*n), v = normals(tokens*v_n), q = normals(n_q), of_head = normals(heads*length*length);
+    std::vector<uint16_t> feedback(of_head.size());
+    for (size_t i = 0; i < of_head.size(); ++i) {
+        feedback[i] = ggmlq_half_from_float(0.2f*of_head[i]);
+        of_head[i]  = ggmlq_half_to_float(feedback[i]);
+    }
+    const device_bytes d_k(k), d_v(v), d_feedback(feedback);
+    device_bytes d_q(q);
+    turn_as_llama(k.data(), k_turned ? tokens*n : 0, k_turned ? k_turned : 1);
+    turn_as_llama(v.data(), v_turned ? tokens*v_n : 0, v_turned ? v_turned : 1);
+    turn_as_llama(q.data(), n_q, q_turned);
+    const int64_t k_bytes = row_bytes(type, n), v_bytes = row_bytes(type, v_n);
+    std::vector<uint8_t> k_wanted(n_rows*k_bytes, 0xcd), v_wanted(n_rows*v_bytes, 0xcd);
+    std::vector<int64_t> index(tokens);
+    for (int64_t token = 0; token < tokens; ++token) {
+        index[token] = token == 1 ? -1 : (token + 2) % n_rows;
+        for (int64_t h = 0; h < heads && index[token] >= 0; ++h) {
+            ggmlq_encode_row_for_queries(type, &k[token*n + h*length], &of_head[h*length*length], &k_wanted[index[token]*k_bytes + row_bytes(type, h*length)], length);
+        }
+        if (with_v && index[token] >= 0) {
+            ggmlq_encode_row(type, &v[token*v_n], &v_wanted[index[token]*v_bytes], v_n);
+        }
+    }
+    device_bytes k_rows(std::vector<uint8_t>(k_wanted.size(), 0xcd)), v_rows(std::vector<uint8_t>(v_wanted.size(), 0xcd)), d_index(index), q_out(n_q*4);
+    struct ggmlq_cuda_new_rows p = {};
+    spread(&p.k, d_k.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+    spread(&p.k_rows, k_rows.data(), type, n, n_rows, 1, 1, 0);
+    spread(&p.feedback, d_feedback.data(), GGMLQ_CUDA_F16, length, length, heads, 1, 0);
+    const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+    p.k_indices = p.v_indices = view(d_index.data(), 0, ne, nb);
+    if (with_v) {
+        spread(&p.v, d_v.data(), GGMLQ_CUDA_F32, v_n, tokens, 1, 1, 0);
+        spread(&p.v_rows, v_rows.data(), type, v_n, n_rows, 1, 1, 0);
+    }
+    const bool in_place = tokens == 3;
+    if (with_q) {
+        p.q     = (const float *) d_q.data();
+        p.q_out = (float *) (in_place ? d_q : q_out).data();
+        p.n_q   = n_q;
+    }
+    p.index_bytes = 8;
+    p.k_turned = k_turned; p.v_turned = v_turned; p.q_turned = q_turned;
+    ok(ggmlq_cuda_store_new(&p, NULL));
+    char text[120];
+    snprintf(text, sizeof(text), "%s, %d heads of %d, %d tokens, turned by %d, %d, %d", type_name(type), (int) heads, (int) length, (int) tokens, k_turned, v_turned, q_turned);
+    require(k_rows.host<uint8_t>() == k_wanted, "keys: %s", text);
+    require(v_rows.host<uint8_t>() == v_wanted, "values: %s", text);
+    require(!with_q || (in_place ? d_q : q_out).host<float>() == q, "queries: %s", text);
+
+    const auto refused = [&](const char * what, const std::function<void(struct ggmlq_cuda_new_rows &)> & spoil) {
+        struct ggmlq_cuda_new_rows spoilt = p;
+        spoil(spoilt);
+        require(ggmlq_cuda_store_new_check(&spoilt) < 0 && ggmlq_cuda_store_new(&spoilt, NULL) < 0, "%s was taken: %s", what, text);
+    };
+    refused("a turn of 32",    [](struct ggmlq_cuda_new_rows & r) { r.k_turned = 32; });
+    refused("a turn of 512",   [](struct ggmlq_cuda_new_rows & r) { r.k_turned = 512; });
+    refused("no feedback",     [](struct ggmlq_cuda_new_rows & r) { r.feedback.ne[2] = 0; });
+    refused("too many tokens", [](struct ggmlq_cuda_new_rows & r) { r.k.ne[1] = r.k_indices.ne[0] = 513; });
+    if (with_v) {
+        refused("another type of V",     [](struct ggmlq_cuda_new_rows & r) { r.v_rows.type = r.k_rows.type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TYPE_PLANAR3 : GGMLQ_TYPE_TQ3_0; });
+        refused("V turned by 256",       [](struct ggmlq_cuda_new_rows & r) { r.v_turned = 256; });
+        refused("fewer values than rows", [](struct ggmlq_cuda_new_rows & r) { r.v.ne[0] -= 128; });
+    }
+    if (with_q) {
+        refused("queries that aren't turned", [](struct ggmlq_cuda_new_rows & r) { r.q_turned = 0; });
+        refused("half a turn of queries",     [](struct ggmlq_cuda_new_rows & r) { r.n_q -= 32; });
+    }
+}
+
 static std::string check_rounded() {
+    for (int type : CACHE_TYPES) for (int with = 0; with < 4; ++with) {
+        const bool turns_v = type == GGMLQ_TYPE_PLANAR3, v = with & 1, q = with & 2;
+        check_new_rows(type, 128, 8, 1, 128, turns_v ? 128 : 0, 128, v, q);
+        check_new_rows(type, 256, 2, 3, 256, turns_v ? 64 : 0, 256, v, q);
+        check_new_rows(type, type == GGMLQ_TYPE_TQ3_0 ? 192 : 384, 1, 5, type == GGMLQ_TYPE_TQ3_0 ? 64 : 128, 0, 64, v, q);
+    }
+    check_new_rows(GGMLQ_TYPE_TQ3_0,   64, 5, 7,  64, 0, 64, true, true);
+    check_new_rows(GGMLQ_TYPE_PLANAR3, 128, 3, 19, 0, 0, 128, true, true);
     struct { int64_t length, heads, tokens; } cases[] = {
         { 64, 3, 1 }, { 64, 8, 70 }, { 96, 2, 5 }, { 128, 8, 1 }, { 128, 1, 7 }, { 128, 4, 200 }, { 192, 1, 3 }, { 256, 4, 2 }, { 256, 2, 300 }, { 512, 2, 1 }, { 512, 1, 530 },
     };
