@@ -106,14 +106,12 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
         best       = error[s] < best_error ? step[s]  : best;
         best_error = error[s] < best_error ? error[s] : best_error;
     }
-    for (int mask = 8, start = lane/8; wide && mask < 32; mask *= 2) {
-        const float other_error = ggmlq_shuffle_xor(best_error, mask), other_step = ggmlq_shuffle_xor(best, mask);
-        const int   other = ggmlq_shuffle_xor(start, mask);
-        if (other_error < best_error || (other_error == best_error && other < start)) {
-            best_error = other_error;
-            best       = other_step;
-            start      = other;
-        }
+    if (wide) {
+        const float of_start[3] = { ggmlq_shuffle(best_error, 0), ggmlq_shuffle(best_error, 8), ggmlq_shuffle(best_error, 16) };
+        const float steps[3]    = { ggmlq_shuffle(best, 0), ggmlq_shuffle(best, 8), ggmlq_shuffle(best, 16) };
+        const bool  second = of_start[1] < of_start[0];
+        const float lower  = second ? of_start[1] : of_start[0], step_of_lower = second ? steps[1] : steps[0];
+        best = of_start[2] < lower ? steps[2] : step_of_lower;
     }
     const bool finite = square <= 3.402823466e+38f;
     *scale = finite ? __half_as_ushort(__float2half_rn(fminf(ggmlq_mul(1.0f/T::UNIT, best), 65504.0f))) : 0x7e00;
@@ -210,19 +208,19 @@ GGMLQ_DEVICE void round_lanes(float & x, float & next, const __half * tile, floa
     const struct cell_bounds b = bounds_of(step);
     const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
 #pragma unroll 1
-    for (int k = 0; k < 32; k += 8, tile += 8*NEAR) {
-        float y[8];
-        for (int i = 0; i < 8; ++i) {
+    for (int k = 0; k < 32; k += 4, tile += 4*NEAR) {
+        float y[4];
+        for (int i = 0; i < 4; ++i) {
             y[i] = ggmlq_shuffle(x, k + i);
         }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const uint4 row = *(const uint4 *) (tile + i*NEAR + k);
-            const uint32_t pairs[4] = { row.x, row.y, row.z, row.w };
+        for (int i = 0; i < 4; ++i) {
+            const uint2 row = *(const uint2 *) (tile + i*NEAR + k);
+            const uint32_t pairs[2] = { row.x, row.y };
             const uint32_t sign = __float_as_uint(y[i]) & 0x80000000u;
             const float a = fabsf(y[i]), size = ggmlq_sub(a, pick<float>(a, b, level[0], level[1], level[2], level[3]));
             const float move = __uint_as_float(__float_as_uint(size) ^ sign);
-            for (int j = i + 1; j < 8; ++j) {
+            for (int j = i + 1; j < 4; ++j) {
                 const float f = ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)));
                 y[j] = ggmlq_sub(y[j], j == i + 1 ? ggmlq_mul(size, __uint_as_float(__float_as_uint(f) ^ sign)) : ggmlq_mul(move, f));
             }

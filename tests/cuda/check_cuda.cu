@@ -5,7 +5,7 @@
  *
  *   check_cuda                   everything; a line per group, exit 1 if one fails
  *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
- *   check_cuda --bench           times; nothing is checked
+ *   check_cuda --bench [rounded] times, or those of rounded keys alone; nothing is checked
  *
  * Attention is held to a bound for float arithmetic, the plain kernel's: build with GGMLQ_CUDA_ATTEND_PLAIN_ONLY, or the group "attention" fails where the
  * tensor-core kernel with its 8-bit queries is chosen. That one is bench_attend's.
@@ -1457,7 +1457,7 @@ static __global__ void only_move(const float4 * values, const int64_t * index, u
     }
 }
 
-/* Keys of 1024 values that are rounded for queries, 32 layers' feedback. */
+/* Keys of 1024 values that are rounded for queries, 32 layers' feedback; and with V and the queries of four times as many heads, all turned as llama.cpp does it. */
 static void bench_rounded() {
     enum { LAYERS = 32, MOST = 512 };
     const int64_t n = 1024;
@@ -1466,8 +1466,8 @@ static void bench_rounded() {
     for (int64_t i = 0; i < MOST; ++i) {
         index[i] = i;
     }
-    device_bytes d_index(index);
-    for (int type : CACHE_TYPES) for (int64_t length : { 64, 128, 256 }) for (int64_t tokens : { 1, 8, (int) MOST }) {
+    device_bytes d_index(index), q(4*MOST*n*4);
+    for (int type : CACHE_TYPES) for (int64_t length : { 64, 128, 256 }) for (int64_t tokens : { 1, 8, 64, (int) MOST }) {
         if (length % ggmlq_type_info_get(type)->block_length != 0) {
             continue;
         }
@@ -1475,20 +1475,43 @@ static void bench_rounded() {
         for (uint16_t & h : f) {
             h = ggmlq_half_from_float(0.2f*random_normal());
         }
-        device_bytes rows(MOST*row_bytes(type, n)), feedback(f);
-        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
-            struct ggmlq_cuda_view to, from, by;
-            spread(&to, rows.data(), type, n, MOST, 1, 1, 0);
-            spread(&from, x.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
-            spread(&by, feedback.data() + layer*2*n*length, GGMLQ_CUDA_F16, length, length, n/length, 1, 0);
+        device_bytes rows(MOST*row_bytes(type, n)), v_rows(MOST*row_bytes(type, n)), feedback(f);
+        const auto views = [&](int layer) {
+            struct ggmlq_cuda_new_rows p = {};
+            spread(&p.k_rows, rows.data(), type, n, MOST, 1, 1, 0);
+            spread(&p.v_rows, v_rows.data(), type, n, MOST, 1, 1, 0);
+            spread(&p.k, x.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+            p.v = p.k;
+            spread(&p.feedback, feedback.data() + layer*2*n*length, GGMLQ_CUDA_F16, length, length, n/length, 1, 0);
             const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
-            const struct ggmlq_cuda_view at = view(d_index.data(), 0, ne, nb);
-            if (ggmlq_cuda_set_rows_for_queries(&to, &from, &at, 8, &by, stream)) {
-                printf("set_rows_for_queries: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+            p.k_indices = p.v_indices = view(d_index.data(), 0, ne, nb);
+            p.index_bytes = 8;
+            p.k_turned = p.q_turned = (int) length;
+            p.v_turned = type == GGMLQ_TYPE_TQ3_0 ? 0 : 128;
+            p.q        = (const float *) q.data();
+            p.q_out    = (float *) q.data();
+            p.n_q      = 4*tokens*n;
+            return p;
+        };
+        const auto done = [](const char * what, int error) {
+            if (error) {
+                printf("%s: %s\n", what, ggmlq_cuda_error_text(error));
                 exit(1);
             }
+        };
+        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+            const struct ggmlq_cuda_new_rows p = views(layer);
+            done("set_rows_for_queries", ggmlq_cuda_set_rows_for_queries(&p.k_rows, &p.k, &p.k_indices, 8, &p.feedback, stream));
         });
-        printf("set_rows_for_queries %-8s %2lld heads of %3lld, %3lld tokens    %9.2f us\n", type_name(type), (long long) (n/length), (long long) length, (long long) tokens, us);
+        printf("set_rows_for_queries %-8s %2lld heads of %3lld, %3lld tokens    %9.2f us", type_name(type), (long long) (n/length), (long long) length, (long long) tokens, us);
+        if (tokens < MOST) {
+            const double all_us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+                const struct ggmlq_cuda_new_rows p = views(layer);
+                done("store_new", ggmlq_cuda_store_new(&p, stream));
+            });
+            printf(", turned, with V and queries (store_new) %9.2f us", all_us);
+        }
+        printf("\n");
     }
 }
 #endif
@@ -1801,7 +1824,9 @@ int main(int argc, char ** argv) {
     cuda(cudaGetDeviceProperties(&device, 0));
     printf("%s, compute capability %d.%d\n", device.name, device.major, device.minor);
     if (option == "--bench") {
-        bench();
+        if (argc < 3) {
+            bench();
+        }
 #ifndef GGMLQ_CHECK_METAL
         bench_rounded();
 #endif
@@ -1809,7 +1834,7 @@ int main(int argc, char ** argv) {
     }
     quick = option == "--quick";
     if (!option.empty() && !quick) {
-        printf("usage: check_cuda [--quick [group [n]] | --bench]\n");
+        printf("usage: check_cuda [--quick [group [n]] | --bench [rounded]]\n");
         return 2;
     }
     only   = argc > 2 ? argv[2] : NULL;
