@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * Keys that are rounded for the model's queries (docs/CENTERING.md) on their way into the cache: bit for bit what ggmlq_encode_row_for_queries
- * writes. See ggmlq-cuda.h.
+ * writes. See ggmlq-cuda.h; ggmlq-cuda-center.h for what goes along in the same launch.
  *
  * A head's values are rounded one after the other, so time is the length of that chain. All threads of a key round the next few values for themselves:
  * nothing is exchanged within these. What rounding does to the rest of 32 values follows at once, and to later ones when the 32 are done, as in GPTQ's
  * lazy batches.
  */
-#include "ggmlq-cuda-checks.h"
-#include "ggmlq-cuda-codec.cuh"
+#include "ggmlq-cuda-center.h"
+#include "ggmlq-cuda-rows.cuh"
 
 enum {
     THREADS = 128, MAX_LENGTH = 512, PAD = 8,  /* floats between keys, for the banks */
@@ -24,6 +24,18 @@ struct keys {
     const uint8_t * feedback; /* f16 [length, length, heads] */
     int64_t values_nb1, rows_nb1, index_nb0, feedback_nb1, feedback_nb2, n_rows;
     int32_t index_bytes, length, heads, tokens;
+    int32_t turned;           /* so many adjacent values by llama.cpp's own rotation (attn_rot) before, 0: none */
+    float   turn_scale;       /* 1/sqrt of that */
+};
+
+/* What else a launch does, in thread blocks behind those of keys: `v` is encoded, q_out becomes q, turned like keys. */
+struct beside_keys {
+    struct encoding v;
+    const float   * q;
+    float         * q_out;
+    uint32_t        v_blocks, q_planes; /* of 32 values */
+    int32_t         q_turned;
+    float           q_scale;
 };
 
 /* Sum over the columns of 8 lanes, as fold_lanes in ggmlq-codec.c. */
@@ -35,8 +47,10 @@ GGMLQ_DEVICE float fold_columns(float sum) {
 
 struct cell_bounds { float b1, b2, b3; };
 
+/* Two steps of choices with a condition each: compilers make branches of nested ones, or instructions that wait for their condition three times as long. */
 template <typename T> GGMLQ_DEVICE T pick(float a, const struct cell_bounds & b, T l0, T l1, T l2, T l3) {
-    return a >= b.b2 ? (a >= b.b3 ? l3 : l2) : a >= b.b1 ? l1 : l0;
+    const T low = a >= b.b1 ? l1 : l0, high = a >= b.b3 ? l3 : l2;
+    return a >= b.b2 ? high : low;
 }
 
 static constexpr float B1 = ggmlq_boundaries[4], B2 = ggmlq_boundaries[5], B3 = ggmlq_boundaries[6];
@@ -58,7 +72,8 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
         square = i == 0 ? ggmlq_mul(y[i], y[i]) : ggmlq_add(square, ggmlq_mul(y[i], y[i]));
     }
     square = fold_columns(square);
-    const float base = ggmlq_div(ggmlq_sqrt(ggmlq_mul(square, 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
+    /* What is too small for ggmlq_div_safe gives steps too small for a half, or 0 by 0, which is right. */
+    const float base = ggmlq_div_safe(ggmlq_sqrt(ggmlq_mul(square, 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
     float step[STARTS], level[STARTS][VALUES], error[STARTS];
     for (int s = 0; s < STARTS; ++s) {
         const float start[3] = { 0.8f, 1.0f, 1.2f };
@@ -70,12 +85,12 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
             const struct cell_bounds b = bounds_of(step[s]);
             float y_level = 0.0f, level_level = 0.0f;
             for (int i = 0; i < VALUES; ++i) {
-                const float l = key[i] > b.b2 ? (key[i] > b.b3 ? L3 : L2) : key[i] > b.b1 ? L1 : L0, product = ggmlq_mul(fabsf(y[i]), l);
+                const float low = key[i] > b.b1 ? L1 : L0, high = key[i] > b.b3 ? L3 : L2, l = key[i] > b.b2 ? high : low, product = ggmlq_mul(fabsf(y[i]), l);
                 level[s][i] = l;
                 y_level     = i == 0 ? product : ggmlq_add(y_level, product);
                 level_level = ggmlq_fma(l, l, level_level); /* integers: exact */
             }
-            step[s] = ggmlq_div(fold_columns(y_level), fold_columns(level_level));
+            step[s] = ggmlq_div_safe(fold_columns(y_level), fold_columns(level_level));
         }
     }
     for (int s = 0; s < STARTS; ++s) {
@@ -91,23 +106,39 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
         best       = error[s] < best_error ? step[s]  : best;
         best_error = error[s] < best_error ? error[s] : best_error;
     }
-    for (int mask = 8, start = lane/8; wide && mask < 32; mask *= 2) {
-        const float other_error = ggmlq_shuffle_xor(best_error, mask), other_step = ggmlq_shuffle_xor(best, mask);
-        const int   other = ggmlq_shuffle_xor(start, mask);
-        if (other_error < best_error || (other_error == best_error && other < start)) {
-            best_error = other_error;
-            best       = other_step;
-            start      = other;
-        }
+    if (wide) {
+        const float of_start[3] = { ggmlq_shuffle(best_error, 0), ggmlq_shuffle(best_error, 8), ggmlq_shuffle(best_error, 16) };
+        const float steps[3]    = { ggmlq_shuffle(best, 0), ggmlq_shuffle(best, 8), ggmlq_shuffle(best, 16) };
+        const bool  second = of_start[1] < of_start[0];
+        const float lower  = second ? of_start[1] : of_start[0], step_of_lower = second ? steps[1] : steps[0];
+        best = of_start[2] < lower ? steps[2] : step_of_lower;
     }
     const bool finite = square <= 3.402823466e+38f;
     *scale = finite ? __half_as_ushort(__float2half_rn(fminf(ggmlq_mul(1.0f/T::UNIT, best), 65504.0f))) : 0x7e00;
     return finite ? ggmlq_mul(ggmlq_half_value(*scale), T::UNIT) : -1.0f;
 }
 
-/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: of the first one, from its own column on, rows of `length`. By how much each value has
+/* The feedback of 32 values from `first` on, to themselves and later ones: 32 rows of the first NEAR columns, then those of the rest. */
+enum { NEAR = 2*GGMLQ_PLANE };
+
+GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half * tile, int thread, int threads) {
+    const int chunks = (k.length - first)/8;
+    const uint8_t * from = k.feedback + head*k.feedback_nb2 + first*k.feedback_nb1 + 2*first;
+    for (int i = thread; i < 32*chunks; i += threads) {
+        const int row = i/chunks, at = i - row*chunks;
+        ggmlq_copy_16(tile + (8*at < NEAR ? NEAR*row + 8*at : 31*NEAR + row*(k.length - NEAR) + 8*at), from + row*k.feedback_nb1 + 16*at);
+    }
+}
+
+/* Where those to the 32 values `planes` planes later begin, at least 1, and from one row to the next. */
+GGMLQ_DEVICE const __half * later_columns(const __half * tile, int planes, int length, int * stride) {
+    *stride = planes == 1 ? NEAR : length - NEAR;
+    return tile + (planes == 1 ? GGMLQ_PLANE : 32*NEAR + GGMLQ_PLANE*(planes - 2));
+}
+
+/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: a tile. By how much each value has
  * moved goes to `moves`, in all eight threads; nibble b of word k of `index` is the level index of value 8k + b. */
-GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, float step, int lane, float moves[32], uint32_t index[4]) {
+GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, int lane, float moves[32], uint32_t index[4]) {
     const struct cell_bounds b = bounds_of(step);
     const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
     const int t = lane % 8;
@@ -120,7 +151,7 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, f
         index[k] = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const uint4 row = *(const uint4 *) (feedback + (8*k + i)*length + 8*k);
+            const uint4 row = *(const uint4 *) (feedback + (8*k + i)*NEAR + 8*k);
             const uint32_t pairs[4] = { row.x, row.y, row.z, row.w };
             const uint32_t sign = __float_as_uint(x[i]) & 0x80000000u;
             const float a = fabsf(x[i]);
@@ -137,87 +168,65 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, int length, f
                 x[j] = ggmlq_sub(x[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)))));
             }
             for (int later = k + 1; later < 4; ++later) {
-                v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*length + 8*later + t])));
+                v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*NEAR + 8*later + t])));
             }
         }
     }
 }
 
-template <int type> GGMLQ_DEVICE void store_plane(const uint32_t index[4], int t, uint8_t * block, int plane) {
+/* Of one level index, or of eight in the nibbles of a word. */
+template <int type> GGMLQ_DEVICE uint32_t field_of(uint32_t index) {
+    return type == GGMLQ_TYPE_TQ3_0 ? (index >> 1 & 0x33333333u) | (index & 0x11111111u) << 2 : index;
+}
+
+template <int type> GGMLQ_DEVICE void store_bytes(uint32_t two, uint32_t one, int t, uint8_t * block, int plane) {
     typedef ggmlq_cache_type<type> T;
-    uint32_t two = 0, one = 0;
-    for (int k = 0; k < 4; ++k) {
-        const uint32_t fields = type == GGMLQ_TYPE_TQ3_0 ? (index[k] >> 1 & 0x33333333u) | (index[k] & 0x11111111u) << 2 : index[k];
-        two |= (fields >> 4*t & 3) << 2*k;
-        for (int half = 0; half < 2; ++half) {
-            one |= (fields >> (4*(t % 4 + 4*half) + 2) & 1) << ggmlq_sign_bit(4*half, k);
-        }
-    }
     block[T::Q_AT + 8*plane + t] = (uint8_t) two;
     if (t < 4) {
         block[T::S_AT + 4*plane + t] = (uint8_t) one;
     }
 }
 
-/* The feedback of 32 values from `first` on, to themselves and later ones; rows of a tile have `length` halves as well. */
-GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half * tile, int thread, int threads) {
-    const int chunks = (k.length - first)/8;
-    const uint8_t * from = k.feedback + head*k.feedback_nb2 + first*k.feedback_nb1 + 2*first;
-    for (int i = thread; i < 32*chunks; i += threads) {
-        const int row = i/chunks, at = i - row*chunks;
-        ggmlq_copy_16(tile + row*k.length + first + 8*at, from + row*k.feedback_nb1 + 16*at);
+template <int type> GGMLQ_DEVICE void store_plane(const uint32_t index[4], int t, uint8_t * block, int plane) {
+    uint32_t two = 0, one = 0;
+    for (int k = 0; k < 4; ++k) {
+        const uint32_t fields = field_of<type>(index[k]);
+        two |= (fields >> 4*t & 3) << 2*k;
+        for (int half = 0; half < 2; ++half) {
+            one |= (fields >> (4*(t % 4 + 4*half) + 2) & 1) << ggmlq_sign_bit(4*half, k);
+        }
     }
+    store_bytes<type>(two, one, t, block, plane);
 }
 
-/* The next smaller float of a positive one. */
-GGMLQ_DEVICE float before(float x) { return __uint_as_float(__float_as_uint(x) - 1); }
-
-/* What rounding four values does, `row` being the first one's: to each other, to the 32 of their plane and to the 32 that come next. */
-struct four_rows {
-    uint2 near[4];
-    float same[4], next[4];
-    __device__ __forceinline__ void load(const __half * row, int length, int at, int lane, int to_next) {
-        for (int i = 0; i < 4; ++i, row += length) {
-            near[i] = *(const uint2 *) (row + at);
-            same[i] = __half2float(row[lane]);
-            next[i] = __half2float(row[to_next + lane]);
-        }
-    }
-};
-
-/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Four at a time; feedback: of the first
- * one, from its own column on. */
-GGMLQ_DEVICE void round_lanes(float & x, float & next, bool with_next, const __half * feedback, int length, float step, int lane) {
-    /* Comparisons and choices wait three times as long for each other as products and sums do. A magnitude from a boundary on is at least 2^-52 above the float
-     * below the boundary (steps are halves, at least 2^-33), so these differences, saturated, are 0 or 1. */
-    const float many = 1152921504606846976.0f; /* 2^60 */
+/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Eight at a time, which all lanes round for
+ * themselves. A loop: instructions that are run once have to be fetched, which takes longer than they do.
+ *
+ * All is done with magnitudes; the sign is put on the feedback for the value that waits for the product, and on the move for others. So a negative value that is a
+ * level moves by -0 and not 0, which only a value of -0 could tell. */
+GGMLQ_DEVICE void round_lanes(float & x, float & next, const __half * tile, float step, int lane) {
     const struct cell_bounds b = bounds_of(step);
-    const float below[3] = { ggmlq_mul(-many, before(b.b1)), ggmlq_mul(-many, before(b.b2)), ggmlq_mul(-many, before(b.b3)) };
-    const int to_next = with_next ? GGMLQ_PLANE : 0;
-    struct four_rows rows[2]; /* those of the next four are fetched while these are worked on */
-    rows[0].load(feedback, length, 0, lane, to_next);
-#pragma unroll
-    for (int k = 0; k < 32; k += 4) {
-        const struct four_rows & r = rows[k/4 % 2];
-        if (k + 4 < 32) {
-            rows[(k/4 + 1) % 2].load(feedback + (k + 4)*length, length, k + 4, lane, to_next);
-        }
+    const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
+#pragma unroll 1
+    for (int k = 0; k < 32; k += 4, tile += 4*NEAR) {
         float y[4];
         for (int i = 0; i < 4; ++i) {
             y[i] = ggmlq_shuffle(x, k + i);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float a = fabsf(y[i]), signed_step = __uint_as_float(__float_as_uint(step) | (__float_as_uint(y[i]) & 0x80000000u));
-            const float low  = ggmlq_fma(ggmlq_fma_saturated(a, many, below[0]), L1 - L0, L0);
-            const float high = ggmlq_fma(ggmlq_fma_saturated(a, many, below[2]), L3 - L2, ggmlq_mul(ggmlq_fma_saturated(a, many, below[1]), L2 - L1));
-            const float move = ggmlq_sub(y[i], ggmlq_mul(signed_step, ggmlq_add(low, high)));
+            const uint2 row = *(const uint2 *) (tile + i*NEAR + k);
+            const uint32_t pairs[2] = { row.x, row.y };
+            const uint32_t sign = __float_as_uint(y[i]) & 0x80000000u;
+            const float a = fabsf(y[i]), size = ggmlq_sub(a, pick<float>(a, b, level[0], level[1], level[2], level[3]));
+            const float move = __uint_as_float(__float_as_uint(size) ^ sign);
             for (int j = i + 1; j < 4; ++j) {
-                y[j] = ggmlq_sub(y[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) ((j < 2 ? r.near[i].x : r.near[i].y) >> 16*(j % 2)))));
+                const float f = ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)));
+                y[j] = ggmlq_sub(y[j], j == i + 1 ? ggmlq_mul(size, __uint_as_float(__float_as_uint(f) ^ sign)) : ggmlq_mul(move, f));
             }
-            const float moved = ggmlq_sub(x, ggmlq_mul(move, r.same[i]));
+            const float moved = ggmlq_sub(x, ggmlq_mul(move, __half2float(tile[i*NEAR + lane])));
             x    = lane > k + i ? moved : x;
-            next = ggmlq_sub(next, ggmlq_mul(move, r.next[i]));
+            next = ggmlq_sub(next, ggmlq_mul(move, __half2float(tile[i*NEAR + GGMLQ_PLANE + lane])));
         }
     }
 }
@@ -228,6 +237,41 @@ template <int type> GGMLQ_DEVICE uint8_t * row_of(const struct keys & k, int hea
     const uint8_t * at = k.index + token*k.index_nb0;
     const int64_t number = k.index_bytes == 8 ? *(const int64_t *) at : *(const int32_t *) at;
     return number < 0 || number >= k.n_rows ? NULL : k.rows + number*k.rows_nb1 + (int64_t) head*(k.length/T::LENGTH)*T::BYTES;
+}
+
+/* llama.cpp's own rotation of every 64, 128 or 256 values; four threads hold 32 of them, the next 32 are in the next four. Its steps and their order, and so the bits. */
+GGMLQ_DEVICE void turn_planes(float v[2][4], int lane, int length, float scale) {
+    for (int i = 0; i < 8; ++i) {
+        v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], scale);
+    }
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
+        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
+    }
+    for (int mask = 1; 8*mask < length; mask *= 2) {
+        if (mask == 4) {
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]);                            /* 16 */
+            }
+        }
+        for (int i = 0; i < 8; ++i) {                                         /* 4, 8, 32, 64, 128 */
+            const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
+            v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
+        }
+    }
+}
+
+GGMLQ_DEVICE void turn_queries(const struct beside_keys & b, uint32_t part) {
+    const uint32_t number = part*(THREADS/4) + threadIdx.x/4, plane = number < b.q_planes ? number : b.q_planes - 1;
+    const int64_t  at     = GGMLQ_PLANE*(int64_t) plane + 4*(threadIdx.x % 4);
+    float v[2][4];
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + at + 16*h), 4, v[h]);
+    }
+    turn_planes(v, threadIdx.x % 32, b.q_turned, b.q_scale);
+    for (int h = 0; h < 2 && number < b.q_planes; ++h) {
+        ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.q_out + at + 16*h), v[h]);
+    }
 }
 
 /* The keys of a thread block, rotated; four threads for 32 values. */
@@ -242,6 +286,9 @@ template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head,
         float v[2][4];
         ggmlq_load_floats(GGMLQ_CUDA_F32, in,      4, v[0]);
         ggmlq_load_floats(GGMLQ_CUDA_F32, in + 64, 4, v[1]);
+        if (k.turned) {
+            turn_planes(v, lane, k.turned, k.turn_scale);
+        }
         ggmlq_rotate_plane<type>(v, lane, plane % T::PLANES);
         for (int j = 0; j < 8 && mine; ++j) {
             rest[key*stride + GGMLQ_PLANE*plane + 16*(j/4) + 4*(thread % 4) + j % 4] = v[j/4][j % 4];
@@ -250,7 +297,7 @@ template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head,
 }
 
 /* Few keys: a thread block each. The first warp rounds 32 values, and moves the 32 that come next; the others move those behind and fetch feedback. */
-template <int type> static __global__ void __launch_bounds__(THREADS) round_key(const struct keys k) {
+template <int type> static __global__ void __launch_bounds__(THREADS) round_key(const struct keys k, const struct beside_keys b) {
     typedef ggmlq_cache_type<type> T;
     __shared__ __align__(16) __half tiles[TILE_VALUES];
     __shared__ __align__(16) float  rest[MAX_LENGTH];
@@ -258,12 +305,28 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
     __shared__ uint32_t index[32];
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x/32, t = lane % 8;
-    const int length = k.length, planes = length/GGMLQ_PLANE, buffers = length <= 256 ? 2 : 1;
+    const int length = k.length, planes = length/GGMLQ_PLANE, tile_values = GGMLQ_PLANE*length, buffers = TILE_VALUES/tile_values;
     const int head = blockIdx.x % k.heads, token = blockIdx.x/k.heads;
-    if (gridDim.x <= 64) { /* as in ggmlq-cuda-rows.cu */
+    const bool early = gridDim.x <= 64; /* as in ggmlq-cuda-rows.cu */
+    const uint32_t n_keys = (uint32_t) k.tokens*k.heads;
+    if (blockIdx.x >= n_keys + b.v_blocks) {
+        if (early) {
+            ggmlq_let_next_start();
+        }
+        ggmlq_wait_for_previous();
+        turn_queries(b, blockIdx.x - n_keys - b.v_blocks);
+        return;
+    }
+    if (blockIdx.x >= n_keys) {
+        encode_block<type, true, type == GGMLQ_TYPE_PLANAR3>(b.v, blockIdx.x - n_keys, early);
+        return;
+    }
+    if (early) {
         ggmlq_let_next_start();
     }
-    fetch_tile(k, head, 0, tiles, threadIdx.x, THREADS); /* no kernel writes it */
+    for (int plane = 0; plane < planes && plane < buffers; ++plane) { /* no kernel writes them */
+        fetch_tile(k, head, GGMLQ_PLANE*plane, tiles + plane*tile_values, threadIdx.x, THREADS);
+    }
     ggmlq_wait_for_previous();
     load_keys<type>(k, head, token, 1, rest, length);
     uint8_t * const row = row_of<type>(k, head, token);
@@ -271,8 +334,8 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
     __syncthreads();
 
     float step = 0.0f, x = rest[lane], next = 0.0f;
-    for (int plane = 0; plane < planes; ++plane) {
-        __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
+    for (int plane = 0, buffer = 0, free = 0; plane < planes; ++plane) {
+        __half * const tile = tiles + buffer*tile_values;
         const bool more = plane + 1 < planes, begins = warp == 0 && plane % T::PLANES == 0;
         uint8_t * const block = row + plane/T::PLANES*T::BYTES;
         float y[T::LENGTH/8];
@@ -295,12 +358,11 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
                 ggmlq_write_u16(block + T::SCALE_AT, scale);
             }
             next = more ? rest[GGMLQ_PLANE*(plane + 1) + lane] : 0.0f;
-            const __half * const feedback = tile + GGMLQ_PLANE*plane;
             if (step >= 0.0f) {
-                round_lanes(x, next, more, feedback, length, step, lane);
+                round_lanes(x, next, tile, step, lane); /* the last plane's `next` is of columns that aren't there, and of no use */
             } else {
-                for (int i = 0; i < 32 && more; ++i) {
-                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(feedback[i*length + GGMLQ_PLANE + lane])));
+                for (int i = 0; i < 32; ++i) {
+                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(tile[i*NEAR + GGMLQ_PLANE + lane])));
                 }
             }
             const struct cell_bounds b = bounds_of(step);
@@ -309,27 +371,31 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             moved[lane] = step >= 0.0f ? ggmlq_sub(x, __uint_as_float(__float_as_uint(level) ^ sign)) : 0.0f;
             index[lane] = step > 0.0f ? (sign ? 3 - cell : 4 + cell) : 0;
             x = next;
-        } else if (more && buffers == 2) {
-            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), threadIdx.x - 32, THREADS - 32);
+        } else if (plane > 0 && plane - 1 + buffers < planes && buffers > 1) { /* where the last plane's was */
+            fetch_tile(k, head, GGMLQ_PLANE*(plane - 1 + buffers), tiles + free*tile_values, threadIdx.x - 32, THREADS - 32);
         }
         ggmlq_copies_done();
         __syncthreads();
         if (warp == 1 && lane < 8 && row) {
-            uint32_t of_word[4] = { 0, 0, 0, 0 };
-            for (int i = 0; i < 32; ++i) {
-                of_word[i/8] |= index[i] << 4*(i % 8);
+            uint32_t two = 0, one = 0;
+            for (int k = 0; k < 4; ++k) {
+                two |= field_of<type>(index[8*k + lane]) << 2*k & 3 << 2*k;
+                for (int half = 0; half < 2; ++half) {
+                    one |= (field_of<type>(index[8*k + lane % 4 + 4*half]) >> 2) << ggmlq_sign_bit(4*half, k);
+                }
             }
-            store_plane<type>(of_word, lane, block, plane % T::PLANES);
+            store_bytes<type>(two, one, lane, block, plane % T::PLANES);
         }
         for (int later = plane + 1 + warp; later < planes && warp > 0; later += THREADS/32 - 1) {
-            const __half * const column = tile + GGMLQ_PLANE*later + lane;
+            int stride;
+            const __half * const column = later_columns(tile, later - plane, length, &stride) + lane;
             float value = rest[GGMLQ_PLANE*later + lane];
 #pragma unroll
             for (int i = 0; i < 32; i += 4) {
                 const float4 four = *(const float4 *) (moved + i);
                 const float  m[4] = { four.x, four.y, four.z, four.w };
                 for (int j = 0; j < 4; ++j) {
-                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*length])));
+                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*stride])));
                 }
             }
             rest[GGMLQ_PLANE*later + lane] = value;
@@ -339,6 +405,8 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, threadIdx.x, THREADS);
             ggmlq_copies_done();
         }
+        free   = buffer;
+        buffer = buffer + 1 < buffers ? buffer + 1 : 0;
     }
 }
 
@@ -383,7 +451,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         for (int i = 0; i < 4; ++i) {
             v[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
         }
-        round_plane(v, tile + GGMLQ_PLANE*plane, length, step, lane, moves, index);
+        round_plane(v, tile, step, lane, moves, index);
         for (int i = 0; i < 4; ++i) {
             index[i] = step > 0.0f ? index[i] : 0;
         }
@@ -399,9 +467,11 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         for (int later = plane + 1; later < planes; ++later) {
             float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
             float4 four = *values;
+            int stride;
+            const __half * const column = later_columns(tile, later - plane, length, &stride) + 4*t;
 #pragma unroll
             for (int i = 0; i < 32; ++i) {
-                const uint2 h = *(const uint2 *) (tile + i*length + GGMLQ_PLANE*later + 4*t);
+                const uint2 h = *(const uint2 *) (column + i*stride);
                 four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
                 four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
                 four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
@@ -430,18 +500,30 @@ int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, c
     return feedback->ne[0] > MAX_LENGTH || feedback->ne[2] > 65535 || feedback->nb[1] % 16 != 0 || feedback->nb[2] % 16 != 0 ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
+static struct keys make_keys(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices, int index_bytes,
+                             const struct ggmlq_cuda_view * feedback, int turned) {
+    const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
+        values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], feedback->nb[2], rows->ne[1],
+        index_bytes, (int32_t) feedback->ne[0], (int32_t) feedback->ne[2], (int32_t) values->ne[1], turned, turned ? 1/sqrtf((float) turned) : 0.0f };
+    return k;
+}
+
+template <int type> static int launch_few(const struct keys & k, const struct beside_keys & b, void * stream) {
+    const dim3 grid(k.tokens*k.heads + b.v_blocks + (b.q_planes + THREADS/4 - 1)/(THREADS/4));
+    if (!ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k, b)) {
+        round_key<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k, b);
+    }
+    return ggmlq_cuda_launched();
+}
+
 template <int type> static int launch(const struct keys & k, void * stream) {
     if ((int64_t) k.tokens*k.heads <= FEW_KEYS) {
-        const dim3 grid(k.tokens*k.heads);
-        if (!ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k)) {
-            round_key<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k);
-        }
-    } else {
-        const int  threads = k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
-        const dim3 grid((k.tokens + threads/8 - 1)/(threads/8), k.heads);
-        if (!ggmlq_launch_early<round_keys<type>>(grid, threads, (cudaStream_t) stream, k)) {
-            round_keys<type><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
-        }
+        return launch_few<type>(k, beside_keys(), stream);
+    }
+    const int  threads = k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
+    const dim3 grid((k.tokens + threads/8 - 1)/(threads/8), k.heads);
+    if (!ggmlq_launch_early<round_keys<type>>(grid, threads, (cudaStream_t) stream, k)) {
+        round_keys<type><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
     }
     return ggmlq_cuda_launched();
 }
@@ -452,8 +534,59 @@ int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const s
     if (error || values->ne[1] == 0) {
         return error;
     }
-    const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
-        values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], feedback->nb[2], rows->ne[1],
-        index_bytes, (int32_t) feedback->ne[0], (int32_t) feedback->ne[2], (int32_t) values->ne[1] };
+    const struct keys k = make_keys(rows, values, indices, index_bytes, feedback, 0);
     return rows->type == GGMLQ_TYPE_TQ3_0 ? launch<GGMLQ_TYPE_TQ3_0>(k, stream) : launch<GGMLQ_TYPE_PLANAR3>(k, stream);
+}
+
+/* Whether every `turned` adjacent values of rows of `length` can be turned. */
+static bool can_turn(int64_t length, int turned) { return (turned == 64 || turned == 128 || turned == 256) && length % turned == 0; }
+
+int ggmlq_cuda_store_new_check(const struct ggmlq_cuda_new_rows * p) {
+    int error = ggmlq_cuda_set_rows_for_queries_check(&p->k_rows, &p->k, &p->k_indices, p->index_bytes, &p->feedback);
+    if (error) {
+        return error;
+    }
+    if (p->k.ne[1] < 1 || p->k.ne[1]*p->feedback.ne[2] > FEW_KEYS) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    if (p->k_turned && !can_turn(p->feedback.ne[0], p->k_turned)) {
+        return GGMLQ_ERROR_LENGTH;
+    }
+    if (p->v.data) {
+        error = ggmlq_cuda_set_rows_check(&p->v_rows, &p->v, &p->v_indices, p->index_bytes);
+        if (error || p->v_rows.type != p->k_rows.type) {
+            return error ? error : GGMLQ_ERROR_TYPE;
+        }
+        if (p->v_turned && (p->v_turned > 128 || !can_turn(p->v.ne[0], p->v_turned) || p->v_rows.type != GGMLQ_TYPE_PLANAR3)) {
+            return GGMLQ_ERROR_LENGTH;
+        }
+        if (count_blocks(&p->v, 32) < 1) {
+            return GGMLQ_ERROR_SHAPE;
+        }
+    }
+    if (p->q && (!can_turn(p->n_q, p->q_turned) || p->n_q > INT32_MAX)) {
+        return GGMLQ_ERROR_LENGTH;
+    }
+    return GGMLQ_OK;
+}
+
+int ggmlq_cuda_store_new(const struct ggmlq_cuda_new_rows * p, void * stream) {
+    const int error = ggmlq_cuda_store_new_check(p);
+    if (error) {
+        return error;
+    }
+    const struct keys k = make_keys(&p->k_rows, &p->k, &p->k_indices, p->index_bytes, &p->feedback, p->k_turned);
+    struct beside_keys b = {};
+    if (p->v.data) {
+        const int64_t n = make_encoding(&b.v, p->v_rows.type, &p->v, &p->v_rows, make_index(&p->v_indices, p->index_bytes, p->v_rows.ne[1]), p->v_turned);
+        b.v_blocks = (uint32_t) ((n + ENCODE_THREADS/32 - 1)/(ENCODE_THREADS/32)); /* a warp a block */
+    }
+    if (p->q) {
+        b.q        = p->q;
+        b.q_out    = p->q_out;
+        b.q_planes = (uint32_t) (p->n_q/GGMLQ_PLANE);
+        b.q_turned = p->q_turned;
+        b.q_scale  = 1/sqrtf((float) p->q_turned);
+    }
+    return p->k_rows.type == GGMLQ_TYPE_TQ3_0 ? launch_few<GGMLQ_TYPE_TQ3_0>(k, b, stream) : launch_few<GGMLQ_TYPE_PLANAR3>(k, b, stream);
 }

@@ -119,7 +119,7 @@ static int turns(const ggml_tensor * node) {
     const ggml_tensor * from = node->src[1];
     if (node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == GGML_HINT_SRC0_IS_HADAMARD && node->src[0]->type == GGML_TYPE_F32 &&
         node->type == GGML_TYPE_F32 && from->type == GGML_TYPE_F32 && ggml_is_contiguous(from) && ggml_is_contiguous(node) &&
-        ggml_are_same_shape(from, node) && node->src[0]->ne[0] == node->ne[0] && (node->ne[0] == 64 || node->ne[0] == 128)) {
+        ggml_are_same_shape(from, node) && node->src[0]->ne[0] == node->ne[0] && (node->ne[0] == 64 || node->ne[0] == 128 || node->ne[0] == 256)) {
         return (int) node->ne[0];
     }
     return 0;
@@ -157,14 +157,18 @@ static bool only_for(const ggml_cgraph *, int, int, const ggml_tensor *)        
 
 #endif
 
-/* Up to three rotations (of the queries, of K and V, in any order), then the two stores, nothing but views between them. */
+/* Up to three rotations (of the queries, of K and V, in any order), then the two stores, nothing but views between them; or one store, of rounded rows,
+ * after a rotation. */
 struct layer_stores {
     int first[3];         /* the rotations' nodes */
-    int n_first, last;    /* how many; the second store's node */
+    int n_first, last;    /* how many; the last store's node */
+    int n_stores;
     ggml_tensor * store[2];
     int of_store[2], other; /* which rotation is the store's; which one is the queries'; -1: none */
     int rounded;            /* which store rounds its rows for queries; -1: none */
 };
+
+static bool is_store(const ggml_tensor * node) { return node->op == GGML_OP_SET_ROWS && ggmlq_ggml_is_cache_type(node->type); }
 
 static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
     m->n_first = 0;
@@ -172,27 +176,30 @@ static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
         m->first[m->n_first++] = i;
         i = next_computed(graph, i);
     }
-    m->last = i < graph->n_nodes ? next_computed(graph, i) : i;
-    if (m->last >= graph->n_nodes) {
+    if (i >= graph->n_nodes || !is_store(graph->nodes[i])) {
         return false;
     }
     m->store[0] = graph->nodes[i];
-    m->store[1] = graph->nodes[m->last];
-    m->other = m->rounded = -1;
-    for (int s = 0; s < 2; ++s) {
-        const ggml_tensor * store = m->store[s];
-        if (store->op != GGML_OP_SET_ROWS || !ggmlq_ggml_is_cache_type(store->type) || store->flags != m->store[0]->flags) {
-            return false;
+    m->n_stores = 1;
+    m->last     = i;
+    const int next = next_computed(graph, i);
+    if (next < graph->n_nodes) {
+        ggml_tensor * a = m->store[0], * b = graph->nodes[next];
+        if (is_store(b) && b->flags == a->flags && b->type == a->type && b->src[1]->type == a->src[1]->type && independent(a, b) &&
+            !(a->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] && b->src[GGMLQ_GGML_SET_ROWS_FEEDBACK])) {
+            m->store[1] = b;
+            m->n_stores = 2;
+            m->last     = next;
         }
-        if (store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
-            if (m->rounded >= 0) {
-                return false;
-            }
+    }
+    m->other = m->rounded = -1;
+    for (int s = 0; s < m->n_stores; ++s) {
+        if (m->store[s]->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
             m->rounded = s;
         }
         m->of_store[s] = -1;
         for (int k = 0; k < m->n_first; ++k) {
-            if (stores_all(store, graph->nodes[m->first[k]])) {
+            if (stores_all(m->store[s], graph->nodes[m->first[k]])) {
                 m->of_store[s] = k;
             }
         }
@@ -201,13 +208,78 @@ static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
         if (graph->nodes[m->first[k]]->flags != m->store[0]->flags) {
             return false;
         }
-        const int s = m->of_store[0] == k ? 0 : m->of_store[1] == k ? 1 : -1;
+        const int s = m->of_store[0] == k ? 0 : m->n_stores == 2 && m->of_store[1] == k ? 1 : -1;
         if (s >= 0 ? !only_for(graph, m->first[k], m->last, m->store[s]) : m->other >= 0) {
             return false;
         }
         m->other = s < 0 ? k : m->other;
     }
-    return m->store[0]->type == m->store[1]->type && m->store[0]->src[1]->type == m->store[1]->src[1]->type && independent(m->store[0], m->store[1]);
+    return m->n_stores == 2 || (m->rounded == 0 && m->n_first > 0);
+}
+
+/* The rotation of what a store writes, or NULL. */
+static const ggml_tensor * turned_before(const ggml_cgraph * graph, const layer_stores & m, int s) { return m.of_store[s] < 0 ? NULL : graph->nodes[m.first[m.of_store[s]]]; }
+
+/* All in one launch, if one of the stores rounds its rows and there are few of them. */
+static bool fuse_rounded(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, const layer_stores & m) {
+    const ggml_tensor * keys = m.store[m.rounded], * values = m.n_stores == 2 ? m.store[1 - m.rounded] : NULL, * queries = m.other >= 0 ? graph->nodes[m.first[m.other]] : NULL;
+    const ggml_tensor * in[6], * out[3];
+    int n_in = 0, n_out = 0;
+    ggmlq_cuda_new_rows p = {};
+    p.k_rows      = view_of(keys);
+    p.k           = view_of(keys->src[0]);
+    p.k_indices   = view_of(keys->src[1]);
+    p.feedback    = view_of(keys->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
+    p.index_bytes = index_bytes(keys->src[1]);
+    const ggml_tensor * turned = turned_before(graph, m, m.rounded);
+    if (turned) {
+        p.k.data   = turned->src[1]->data;
+        p.k_turned = turns(turned);
+    }
+    in[n_in++]   = turned ? turned->src[1] : keys->src[0];
+    in[n_in++]   = keys->src[1];
+    in[n_in++]   = keys->src[GGMLQ_GGML_SET_ROWS_FEEDBACK];
+    out[n_out++] = keys;
+    if (values) {
+        p.v_rows    = view_of(values);
+        p.v         = view_of(values->src[0]);
+        p.v_indices = view_of(values->src[1]);
+        turned = turned_before(graph, m, 1 - m.rounded);
+        if (turned) {
+            p.v.data   = turned->src[1]->data;
+            p.v_turned = turns(turned);
+        }
+        in[n_in++]   = turned ? turned->src[1] : values->src[0];
+        in[n_in++]   = values->src[1];
+        out[n_out++] = values;
+    }
+    if (queries) {
+        p.q        = (const float *) queries->src[1]->data;
+        p.q_out    = (float *) queries->data;
+        p.n_q      = ggml_nelements(queries);
+        p.q_turned = turns(queries);
+        in[n_in++]   = queries->src[1];
+        out[n_out++] = queries;
+    }
+    /* All is read and written at the same time: memory that was free by the time of a node may not be when others are read. */
+    for (int o = 0; o < n_out; ++o) {
+        for (int k = 0; k < n_in; ++k) {
+            const bool in_place = out[o] == queries && in[k] == queries->src[1] && in[k]->data == queries->data;
+            if (!in_place && share_memory(out[o], in[k])) {
+                return false;
+            }
+        }
+        for (int k = 0; k < o; ++k) {
+            if (share_memory(out[o], out[k])) {
+                return false;
+            }
+        }
+    }
+    if (ggmlq_cuda_store_new_check(&p) != GGMLQ_OK) {
+        return false;
+    }
+    require_ok(ggmlq_cuda_store_new(&p, ctx.stream()), __func__);
+    return true;
 }
 
 #if __has_include("fwht.cuh")
@@ -408,6 +480,12 @@ int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
     if ((node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_MUL_MAT) || !match_stores(graph, i, &m)) {
         return 0;
     }
+    if (m.rounded >= 0 && fuse_rounded(ctx, graph, m)) {
+        return m.last - i;
+    }
+    if (m.n_stores != 2 || (m.rounded >= 0 && m.of_store[m.rounded] < 0)) {
+        return 0;
+    }
     ggmlq_cuda_view rows[2], values[2], indices[2], to, from;
     for (int s = 0; s < 2; ++s) {
         rows[s]    = view_of(m.store[s]);
@@ -415,9 +493,6 @@ int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
         indices[s] = view_of(m.store[s]->src[1]);
     }
     const int bytes = index_bytes(m.store[0]->src[1]);
-    if (m.rounded >= 0 && m.of_store[m.rounded] < 0) {
-        return 0;
-    }
     if (m.n_first == 0) {
         require_ok(ggmlq_cuda_set_rows_pair(rows, values, indices, bytes, ctx.stream()), __func__);
         return m.last - i;
@@ -452,7 +527,7 @@ int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
         to   = flat_blocks(queries);
         from = flat_blocks(queries->src[1]);
     }
-    /* Keys that are rounded for queries take two launches: they are written turned, beside the rest, and stored from there. */
+    /* Many keys that are rounded for queries take two launches: they are written turned, beside the rest, and stored from there. */
     const ggml_tensor * keys = m.rounded >= 0 ? graph->nodes[m.first[m.of_store[m.rounded]]] : NULL;
     if (keys) {
         const ggml_tensor * store = m.store[1 - m.rounded], * queries = m.other >= 0 ? graph->nodes[m.first[m.other]] : NULL;

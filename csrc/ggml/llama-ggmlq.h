@@ -80,7 +80,7 @@ static inline bool ggmlq_llama_wants_attn_rot(ggml_type type, bool k_is_v) {
 // Whether a GPU rotates, for caches of keys of this type, in the launch that stores them (ggmlq_ggml_cuda_fuse): a graph puts rotations and
 // stores together then.
 static inline bool ggmlq_llama_joins_attn_rot(ggml_type type_k) {
-    return ggmlq_llama_is_cache_type(type_k) && ggmlq_llama_wants_attn_rot(type_k, false);
+    return ggmlq_llama_is_cache_type(type_k);
 }
 
 // llama.cpp's condition for rotating a cache that wants it. `head_size_all`: of all layers; not positive if they differ.

@@ -5,7 +5,7 @@
  *
  *   check_cuda                   everything; a line per group, exit 1 if one fails
  *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
- *   check_cuda --bench           times; nothing is checked
+ *   check_cuda --bench [rounded] times, or those of rounded keys alone; nothing is checked
  *
  * Attention is held to a bound for float arithmetic, the plain kernel's: build with GGMLQ_CUDA_ATTEND_PLAIN_ONLY, or the group "attention" fails where the
  * tensor-core kernel with its 8-bit queries is chosen. That one is bench_attend's.
@@ -549,7 +549,87 @@ static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t 
         (long long) tokens, (long long) differ, (long long) wanted.size());
 }
 
+/* All stores of new tokens in one launch, turned before. */
+static void check_new_rows(int type, int64_t length, int64_t heads, int64_t tokens, int k_turned, int v_turned, int q_turned, bool with_v, bool with_q) {
+    const int64_t n = length*heads, n_rows = tokens + 3, v_n = 256*3, n_q = tokens*2*n;
+    std::vector<float> k = normals(tokens*n), v = normals(tokens*v_n), q = normals(n_q), of_head = normals(heads*length*length);
+    std::vector<uint16_t> feedback(of_head.size());
+    for (size_t i = 0; i < of_head.size(); ++i) {
+        feedback[i] = ggmlq_half_from_float(0.2f*of_head[i]);
+        of_head[i]  = ggmlq_half_to_float(feedback[i]);
+    }
+    const device_bytes d_k(k), d_v(v), d_feedback(feedback);
+    device_bytes d_q(q);
+    turn_as_llama(k.data(), k_turned ? tokens*n : 0, k_turned ? k_turned : 1);
+    turn_as_llama(v.data(), v_turned ? tokens*v_n : 0, v_turned ? v_turned : 1);
+    turn_as_llama(q.data(), n_q, q_turned);
+    const int64_t k_bytes = row_bytes(type, n), v_bytes = row_bytes(type, v_n);
+    std::vector<uint8_t> k_wanted(n_rows*k_bytes, 0xcd), v_wanted(n_rows*v_bytes, 0xcd);
+    std::vector<int64_t> index(tokens);
+    for (int64_t token = 0; token < tokens; ++token) {
+        index[token] = token == 1 ? -1 : (token + 2) % n_rows;
+        for (int64_t h = 0; h < heads && index[token] >= 0; ++h) {
+            ggmlq_encode_row_for_queries(type, &k[token*n + h*length], &of_head[h*length*length], &k_wanted[index[token]*k_bytes + row_bytes(type, h*length)], length);
+        }
+        if (with_v && index[token] >= 0) {
+            ggmlq_encode_row(type, &v[token*v_n], &v_wanted[index[token]*v_bytes], v_n);
+        }
+    }
+    device_bytes k_rows(std::vector<uint8_t>(k_wanted.size(), 0xcd)), v_rows(std::vector<uint8_t>(v_wanted.size(), 0xcd)), d_index(index), q_out(n_q*4);
+    struct ggmlq_cuda_new_rows p = {};
+    spread(&p.k, d_k.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+    spread(&p.k_rows, k_rows.data(), type, n, n_rows, 1, 1, 0);
+    spread(&p.feedback, d_feedback.data(), GGMLQ_CUDA_F16, length, length, heads, 1, 0);
+    const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+    p.k_indices = p.v_indices = view(d_index.data(), 0, ne, nb);
+    if (with_v) {
+        spread(&p.v, d_v.data(), GGMLQ_CUDA_F32, v_n, tokens, 1, 1, 0);
+        spread(&p.v_rows, v_rows.data(), type, v_n, n_rows, 1, 1, 0);
+    }
+    const bool in_place = tokens == 3;
+    if (with_q) {
+        p.q     = (const float *) d_q.data();
+        p.q_out = (float *) (in_place ? d_q : q_out).data();
+        p.n_q   = n_q;
+    }
+    p.index_bytes = 8;
+    p.k_turned = k_turned; p.v_turned = v_turned; p.q_turned = q_turned;
+    ok(ggmlq_cuda_store_new(&p, NULL));
+    char text[120];
+    snprintf(text, sizeof(text), "%s, %d heads of %d, %d tokens, turned by %d, %d, %d", type_name(type), (int) heads, (int) length, (int) tokens, k_turned, v_turned, q_turned);
+    require(k_rows.host<uint8_t>() == k_wanted, "keys: %s", text);
+    require(v_rows.host<uint8_t>() == v_wanted, "values: %s", text);
+    require(!with_q || (in_place ? d_q : q_out).host<float>() == q, "queries: %s", text);
+
+    const auto refused = [&](const char * what, const std::function<void(struct ggmlq_cuda_new_rows &)> & spoil) {
+        struct ggmlq_cuda_new_rows spoilt = p;
+        spoil(spoilt);
+        require(ggmlq_cuda_store_new_check(&spoilt) < 0 && ggmlq_cuda_store_new(&spoilt, NULL) < 0, "%s was taken: %s", what, text);
+    };
+    refused("a turn of 32",    [](struct ggmlq_cuda_new_rows & r) { r.k_turned = 32; });
+    refused("a turn of 512",   [](struct ggmlq_cuda_new_rows & r) { r.k_turned = 512; });
+    refused("no feedback",     [](struct ggmlq_cuda_new_rows & r) { r.feedback.ne[2] = 0; });
+    refused("too many tokens", [](struct ggmlq_cuda_new_rows & r) { r.k.ne[1] = r.k_indices.ne[0] = 513; });
+    if (with_v) {
+        refused("another type of V",     [](struct ggmlq_cuda_new_rows & r) { r.v_rows.type = r.k_rows.type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TYPE_PLANAR3 : GGMLQ_TYPE_TQ3_0; });
+        refused("V turned by 256",       [](struct ggmlq_cuda_new_rows & r) { r.v_turned = 256; });
+        refused("fewer values than rows", [](struct ggmlq_cuda_new_rows & r) { r.v.ne[0] -= 128; });
+    }
+    if (with_q) {
+        refused("queries that aren't turned", [](struct ggmlq_cuda_new_rows & r) { r.q_turned = 0; });
+        refused("half a turn of queries",     [](struct ggmlq_cuda_new_rows & r) { r.n_q -= 32; });
+    }
+}
+
 static std::string check_rounded() {
+    for (int type : CACHE_TYPES) for (int with = 0; with < 4; ++with) {
+        const bool turns_v = type == GGMLQ_TYPE_PLANAR3, v = with & 1, q = with & 2;
+        check_new_rows(type, 128, 8, 1, 128, turns_v ? 128 : 0, 128, v, q);
+        check_new_rows(type, 256, 2, 3, 256, turns_v ? 64 : 0, 256, v, q);
+        check_new_rows(type, type == GGMLQ_TYPE_TQ3_0 ? 192 : 384, 1, 5, type == GGMLQ_TYPE_TQ3_0 ? 64 : 128, 0, 64, v, q);
+    }
+    check_new_rows(GGMLQ_TYPE_TQ3_0,   64, 5, 7,  64, 0, 64, true, true);
+    check_new_rows(GGMLQ_TYPE_PLANAR3, 128, 3, 19, 0, 0, 128, true, true);
     struct { int64_t length, heads, tokens; } cases[] = {
         { 64, 3, 1 }, { 64, 8, 70 }, { 96, 2, 5 }, { 128, 8, 1 }, { 128, 1, 7 }, { 128, 4, 200 }, { 192, 1, 3 }, { 256, 4, 2 }, { 256, 2, 300 }, { 512, 1, 530 }, { 512, 2, 1 },
 #ifdef GGMLQ_CHECK_METAL /* CUDA has heads of up to 512 values */
@@ -1421,7 +1501,7 @@ static __global__ void only_move(const float4 * values, const int64_t * index, u
     }
 }
 
-/* Keys of 1024 values that are rounded for queries, 32 layers' feedback. */
+/* Keys of 1024 values that are rounded for queries, 32 layers' feedback; and with V and the queries of four times as many heads, all turned as llama.cpp does it. */
 static void bench_rounded() {
     enum { LAYERS = 32, MOST = 512 };
     const int64_t n = 1024;
@@ -1430,8 +1510,8 @@ static void bench_rounded() {
     for (int64_t i = 0; i < MOST; ++i) {
         index[i] = i;
     }
-    device_bytes d_index(index);
-    for (int type : CACHE_TYPES) for (int64_t length : { 64, 128, 256 }) for (int64_t tokens : { 1, 8, (int) MOST }) {
+    device_bytes d_index(index), q(4*MOST*n*4);
+    for (int type : CACHE_TYPES) for (int64_t length : { 64, 128, 256 }) for (int64_t tokens : { 1, 8, 64, (int) MOST }) {
         if (length % ggmlq_type_info_get(type)->block_length != 0) {
             continue;
         }
@@ -1439,20 +1519,43 @@ static void bench_rounded() {
         for (uint16_t & h : f) {
             h = ggmlq_half_from_float(0.2f*random_normal());
         }
-        device_bytes rows(MOST*row_bytes(type, n)), feedback(f);
-        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
-            struct ggmlq_cuda_view to, from, by;
-            spread(&to, rows.data(), type, n, MOST, 1, 1, 0);
-            spread(&from, x.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
-            spread(&by, feedback.data() + layer*2*n*length, GGMLQ_CUDA_F16, length, length, n/length, 1, 0);
+        device_bytes rows(MOST*row_bytes(type, n)), v_rows(MOST*row_bytes(type, n)), feedback(f);
+        const auto views = [&](int layer) {
+            struct ggmlq_cuda_new_rows p = {};
+            spread(&p.k_rows, rows.data(), type, n, MOST, 1, 1, 0);
+            spread(&p.v_rows, v_rows.data(), type, n, MOST, 1, 1, 0);
+            spread(&p.k, x.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+            p.v = p.k;
+            spread(&p.feedback, feedback.data() + layer*2*n*length, GGMLQ_CUDA_F16, length, length, n/length, 1, 0);
             const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
-            const struct ggmlq_cuda_view at = view(d_index.data(), 0, ne, nb);
-            if (ggmlq_cuda_set_rows_for_queries(&to, &from, &at, 8, &by, stream)) {
-                printf("set_rows_for_queries: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+            p.k_indices = p.v_indices = view(d_index.data(), 0, ne, nb);
+            p.index_bytes = 8;
+            p.k_turned = p.q_turned = (int) length;
+            p.v_turned = type == GGMLQ_TYPE_TQ3_0 ? 0 : 128;
+            p.q        = (const float *) q.data();
+            p.q_out    = (float *) q.data();
+            p.n_q      = 4*tokens*n;
+            return p;
+        };
+        const auto done = [](const char * what, int error) {
+            if (error) {
+                printf("%s: %s\n", what, ggmlq_cuda_error_text(error));
                 exit(1);
             }
+        };
+        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+            const struct ggmlq_cuda_new_rows p = views(layer);
+            done("set_rows_for_queries", ggmlq_cuda_set_rows_for_queries(&p.k_rows, &p.k, &p.k_indices, 8, &p.feedback, stream));
         });
-        printf("set_rows_for_queries %-8s %2lld heads of %3lld, %3lld tokens    %9.2f us\n", type_name(type), (long long) (n/length), (long long) length, (long long) tokens, us);
+        printf("set_rows_for_queries %-8s %2lld heads of %3lld, %3lld tokens    %9.2f us", type_name(type), (long long) (n/length), (long long) length, (long long) tokens, us);
+        if (tokens*n/length <= 512) { /* more aren't taken */
+            const double all_us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+                const struct ggmlq_cuda_new_rows p = views(layer);
+                done("store_new", ggmlq_cuda_store_new(&p, stream));
+            });
+            printf(", turned, with V and queries (store_new) %9.2f us", all_us);
+        }
+        printf("\n");
     }
 }
 #endif
@@ -1765,7 +1868,9 @@ int main(int argc, char ** argv) {
     cuda(cudaGetDeviceProperties(&device, 0));
     printf("%s, compute capability %d.%d\n", device.name, device.major, device.minor);
     if (option == "--bench") {
-        bench();
+        if (argc < 3) {
+            bench();
+        }
 #ifndef GGMLQ_CHECK_METAL
         bench_rounded();
 #endif
@@ -1773,7 +1878,7 @@ int main(int argc, char ** argv) {
     }
     quick = option == "--quick";
     if (!option.empty() && !quick) {
-        printf("usage: check_cuda [--quick [group [n]] | --bench]\n");
+        printf("usage: check_cuda [--quick [group [n]] | --bench [rounded]]\n");
         return 2;
     }
     only   = argc > 2 ? argv[2] : NULL;

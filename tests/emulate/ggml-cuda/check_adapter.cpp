@@ -207,7 +207,12 @@ static void check_store(int type, int64_t length, int64_t heads, int64_t tokens)
     int at = 0;
     while (graph->nodes[at] != store) ++at;
     ggml_backend_cuda_context context;
-    require(ggmlq_ggml_cuda_fuse(context, graph, at) == 0, "it is stored with others, which aren't rounded");
+    int end = at;
+    while (graph->nodes[end] != other) ++end;
+    require(ggmlq_ggml_cuda_fuse(context, graph, at) == end - at, "it isn't stored with others, which aren't rounded");
+    require(memcmp(cache->data, wanted.data(), wanted.size()) == 0, "the result is another, stored with others");
+    memset(cache->data, 0, ggml_nbytes(cache));
+    for (int64_t i = 0; i < 2; ++i) memcpy((uint8_t *) cache->data + i*cache->nb[1], wanted.data() + i*cache->nb[1], cache->nb[1]); /* nobody stores there */
     require(ggmlq_ggml_cuda_involved(store) && ggmlq_ggml_cuda_supports_op(0, store, upstream_supports), "the node is refused");
     require(ggmlq_ggml_cuda_set_rows(context, store), "nothing was done");
     require(memcmp(cache->data, wanted.data(), wanted.size()) == 0, "the result is another");
@@ -219,11 +224,15 @@ static void check_store(int type, int64_t length, int64_t heads, int64_t tokens)
     ggml_free(ctx);
 }
 
-/* llama.cpp's own rotation of every 128 values, then the stores of rounded keys and of V: two launches. */
-static void check_turned_stores() {
-    current = "turned queries, rounded keys, V";
-    const int64_t length = 128, heads = 2, tokens = 3, n = length*heads;
-    ggml_init_params params = { 16u << 20, nullptr, false };
+/* llama.cpp's own rotation of every `length` values, then the stores of rounded keys and of V. */
+enum beside { V_TURNED, V_AS_IT_IS, V_OF_ANOTHER_TYPE, NO_QUERIES, QUERIES_WHERE_V_IS, KEYS_READ_ELSEWHERE };
+
+static void check_turned_stores(int type, int64_t length, int64_t tokens, int beside) {
+    static const char * const names[] = { "V turned", "V as it is", "V of another type", "no queries", "turned queries lie where V is read", "turned keys are read elsewhere" };
+    current = std::string("rounded keys of ") + ggml_type_name((ggml_type) type) + ", turned by " + std::to_string(length) + ", " + std::to_string(tokens) + " tokens, " + names[beside];
+    const bool v_turned = beside == V_TURNED, v_ours = beside != V_OF_ANOTHER_TYPE, fused = beside != QUERIES_WHERE_V_IS && beside != KEYS_READ_ELSEWHERE;
+    const int64_t heads = 2, n = length*heads;
+    ggml_init_params params = { 64u << 20, nullptr, false };
     ggml_context * ctx = ggml_init(params);
     ggml_tensor * matrix = make(ctx, GGML_TYPE_F32, length, length, 1, 1, false), * feedback = make(ctx, GGML_TYPE_F16, length, length, heads, 1, false);
     ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens), * turned[3], * store[2];
@@ -235,6 +244,8 @@ static void check_turned_stores() {
     for (int i = 0; i < 3; ++i) { /* of Q, K, V */
         ggml_tensor * x = make(ctx, GGML_TYPE_F32, length, heads, tokens, 1, false);
         wanted.emplace_back((float *) x->data, (float *) x->data + n*tokens);
+        turned[i] = x;
+        if (i == 2 && !v_turned) continue;
         for (float & value : wanted[i]) value *= 1/std::sqrt((float) length);
         for (int64_t half = 1; half < length; half *= 2) for (int64_t j = 0; j < n*tokens; ++j) {
             if (j & half) continue;
@@ -246,26 +257,32 @@ static void check_turned_stores() {
         ggml_mul_mat_set_hint(turned[i], GGML_HINT_SRC0_IS_HADAMARD);
     }
     for (int i = 0; i < 2; ++i) {
-        store[i] = ggml_set_rows(ctx, make(ctx, (ggml_type) GGMLQ_TYPE_PLANAR3, n, tokens, 1, 1, false), ggml_view_2d(ctx, turned[1 + i], n, tokens, turned[1 + i]->nb[2], 0), indices);
+        ggml_tensor * cache = i == 1 && !v_ours ? ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n, tokens) : make(ctx, (ggml_type) type, n, tokens, 1, 1, false);
+        store[i] = ggml_set_rows(ctx, cache, ggml_view_2d(ctx, turned[1 + i], n, tokens, turned[1 + i]->nb[2], 0), indices);
     }
     store[0]->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = feedback;
+    if (beside == QUERIES_WHERE_V_IS) turned[0]->data = turned[2]->data;
     ggml_cgraph * graph = ggml_new_graph(ctx);
-    for (ggml_tensor * t : { turned[0], turned[1], turned[2], store[0], store[1] }) ggml_build_forward_expand(graph, t);
+    if (beside != NO_QUERIES) ggml_build_forward_expand(graph, turned[0]);
+    if (!v_turned) ggml_build_forward_expand(graph, store[1]->src[0]); /* views of their own are in the graph before */
+    for (ggml_tensor * t : { turned[1], turned[2], store[0], store[1] }) ggml_build_forward_expand(graph, t);
+    if (beside == KEYS_READ_ELSEWHERE) ggml_build_forward_expand(graph, ggml_abs(ctx, turned[1]));
     int first = 0, last = 0;
-    while (graph->nodes[first] != turned[0]) ++first;
-    while (graph->nodes[last]  != store[1])  ++last;
+    while (graph->nodes[first] != turned[beside == NO_QUERIES ? 1 : 0]) ++first;
+    while (graph->nodes[last]  != store[v_ours])  ++last;
     for (int64_t i = 0; i < tokens; ++i) ((int64_t *) indices->data)[i] = tokens - 1 - i;
     ggml_backend_cuda_context context;
-    require(ggmlq_ggml_cuda_fuse(context, graph, first) == last - first, "the nodes aren't done together");
-    require(memcmp(turned[0]->data, wanted[0].data(), sizeof(float)*n*tokens) == 0, "queries are others");
-    for (int64_t i = 0; i < tokens; ++i) for (int64_t h = 0; h < heads; ++h) {
-        uint8_t keys[64], values[64];
+    require(ggmlq_ggml_cuda_fuse(context, graph, first) == (fused ? last - first : 0), fused ? "the nodes aren't done together" : "they are done together");
+    if (fused && beside != NO_QUERIES) require(memcmp(turned[0]->data, wanted[0].data(), sizeof(float)*n*tokens) == 0, "queries are others");
+    for (int64_t i = 0; i < tokens && fused; ++i) for (int64_t h = 0; h < heads; ++h) {
+        const size_t bytes = (size_t) ggmlq_row_bytes(type, length);
+        std::vector<uint8_t> keys(bytes), values(bytes);
         std::vector<float> of_head(length*length);
         ggml_fp16_to_fp32_row((const ggml_fp16_t *) element(feedback, 0, 0, h, 0), of_head.data(), length*length);
-        ggmlq_encode_row_for_queries(GGMLQ_TYPE_PLANAR3, &wanted[1][i*n + h*length], of_head.data(), keys, length);
-        ggmlq_encode_row(GGMLQ_TYPE_PLANAR3, &wanted[2][i*n + h*length], values, length);
-        require(memcmp((uint8_t *) element(store[0], 0, tokens - 1 - i, 0, 0) + 50*h, keys, 50) == 0, "keys are others");
-        require(memcmp((uint8_t *) element(store[1], 0, tokens - 1 - i, 0, 0) + 50*h, values, 50) == 0, "values are others");
+        ggmlq_encode_row_for_queries(type, &wanted[1][i*n + h*length], of_head.data(), keys.data(), length);
+        ggmlq_encode_row(type, &wanted[2][i*n + h*length], values.data(), length);
+        require(memcmp((uint8_t *) element(store[0], 0, tokens - 1 - i, 0, 0) + bytes*h, keys.data(), bytes) == 0, "keys are others");
+        require(!v_ours || memcmp((uint8_t *) element(store[1], 0, tokens - 1 - i, 0, 0) + bytes*h, values.data(), bytes) == 0, "values are others");
     }
     ggml_free(ctx);
 }
@@ -425,7 +442,11 @@ int main() {
     check({ Q, H, 64, 64, 64, 2, 2, 9, 40, 1, false, 0, 0, false });
     check_store(T, 64, 3, 5);
     check_store(P, 128, 2, 3);
-    check_turned_stores();
+    check_turned_stores(P, 128, 3, V_TURNED);
+    check_turned_stores(P, 128, 257, V_TURNED); /* two launches */
+    for (int beside : { V_AS_IT_IS, V_OF_ANOTHER_TYPE, NO_QUERIES, QUERIES_WHERE_V_IS, KEYS_READ_ELSEWHERE }) check_turned_stores(T, 64, 3, beside);
+    check_turned_stores(T, 256, 1, V_AS_IT_IS);
+    check_turned_stores(P, 256, 2, V_AS_IT_IS);
     printf(failures ? "%d wrong\n" : "ok\n", failures);
     return failures != 0;
 }
