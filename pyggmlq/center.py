@@ -176,7 +176,8 @@ def query(calibration, queries):
 def round_for_queries(rows, square, name, hadamard):
     """float32 (n, head_size), the stored keys of one head before llama.cpp's rotation, which turns blocks of `hadamard` values (0: none) -> the same
     rounded to the levels of cache type `name`, so that their products with queries change little, rather than the values themselves.
-    `square`, (head_size,): mean squares of those queries' values. ValueError for a head that isn't a whole number of blocks.
+    `square`, (head_size,): mean squares of those queries' values, the same for both of a RoPE pair, which positions turn into each other: those of
+    the calibrated positions alone hold for no others. ValueError for a head that isn't a whole number of blocks.
 
     The values are rounded one after the other, and what rounding one does to the products is taken up by those that follow, as GPTQ
     (arXiv 2210.17323) does it for weights. llama-ggmlq-round.h does the same.

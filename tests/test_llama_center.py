@@ -7,11 +7,13 @@ import os
 import re
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from pyggmlq import states
+from pyggmlq._centered import checksum
 from pyggmlq._pairs import Case
 from pyggmlq.cli import app
 from pyggmlq.lab import fit
@@ -160,6 +162,23 @@ def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):
     again, _ = centered("(not kept in a file: '", "can't be written: Not a directory", env={**env, "GGMLQ_KV_CENTER_CACHE": str(tmp_path / "file")})
     assert np.array_equal(fresh, again)
     centered("calibrating", "(not kept in a file)", env={**env, "GGMLQ_KV_CENTER_CACHE": "off"})
+
+
+def test_keys_are_rounded_for_queries_at_any_position(start, calibrated, tmp_path):  # noqa: F811
+    """A calibration a quarter turn further on has the mean squares of each RoPE pair of queries the other way round: the same bits."""
+    folder = tmp_path / "kept"
+    found, _ = logits(start, "smollm2", "tq3_0", "f16", {**calibrated("auto", 0), "GGMLQ_KV_CENTER_CACHE": str(folder)})
+    (path,) = folder.iterdir()
+    file, data = gguf.GGUFReader(path, "r+"), b""
+    for tensor in file.tensors:
+        if tensor.name.endswith("q_squares"):
+            assert np.abs(np.log(tensor.data[:, ::2] / tensor.data[:, 1::2])).max() > 0.5
+            tensor.data[:] = tensor.data.reshape(-1, 2)[:, ::-1].reshape(tensor.data.shape)
+        data += tensor.name.encode() + tensor.data.tobytes()
+    file.fields["ggmlq.checksum"].parts[-1][:] = np.frombuffer(f"{checksum(data):016x}".encode(), np.uint8)
+    file.data.flush()
+    turned, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": str(path)})
+    assert "as a file says" in log and np.array_equal(found, turned)
 
 
 def test_a_calibration_is_kept_for_other_contexts(start, calibrated, tmp_path):  # noqa: F811

@@ -154,10 +154,7 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
     const int64_t n_values = layer.head_size*layer.n_head_kv;
     layer.mean .assign(n_values, 0.0f);
     layer.scale.assign(n_values, 1.0f);
-    layer.query.clear();
-    for (const double sum : layer.sum_qq) {
-        layer.query.push_back((float) (sum/layer.n_q));
-    }
+    layer.query.assign(n_values, 0.0f);
     const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
@@ -173,6 +170,7 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
             const int64_t j = ggmlq_llama_partner(rope, i);
             variance[i] = std::max(0.0, 0.5*(spread(i) + spread(j)));
             query[i]    = 0.5*(layer.sum_qq[h + i] + layer.sum_qq[h + j])/layer.n_q;
+            layer.query[h + i] = (float) query[i]; // of the pair: later positions turn one value into the other
             mean_variance += variance[i]/layer.head_size;
             mean_query    += query[i]/layer.head_size;
         }

@@ -76,7 +76,7 @@ struct ggmlq_llama_center_layer {
     std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
 
     std::vector<float> mean, scale;            // [KV head][value]
-    std::vector<float> query;                  // [KV head][value]: mean square of its queries
+    std::vector<float> query;                  // [KV head][value]: mean square of its queries, the same for both of a pair
 
     // By KV head: keys are rounded for the model's queries. None where the cache's device can't, or where no moments of queries are known.
     std::shared_ptr<std::vector<ggmlq_llama_round>> rounds;

@@ -20,8 +20,8 @@ public:
     ggmlq_llama_round() = default;
 
     // For keys of `head_size` values and one of our types; `hadamard`: size of the blocks in which llama.cpp rotates them before they are stored
-    // (attn_rot), 0 if it doesn't; `square`: of queries, as attention gets them but for that rotation, the mean square of each value. Values that
-    // aren't of the same RoPE pair have nothing to do with each other over many positions.
+    // (attn_rot), 0 if it doesn't; `square`: of queries, as attention gets them but for that rotation, the mean square of each value, the
+    // same for both of a RoPE pair, which positions turn into each other. Values have nothing to do with each other over many positions.
     ggmlq_llama_round(int type, int64_t head_size, int64_t hadamard, std::vector<double> square) :
         type(type), n(head_size), hadamard(hadamard), square(std::move(square)), lazy(std::make_shared<once_made>()) {}
 
