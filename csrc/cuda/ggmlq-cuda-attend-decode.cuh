@@ -595,7 +595,7 @@ struct ggmlq_decode_place {
             p.seq_kv = p.seq/plan.seqs_per_kv;
         }
         p.tile0 = p.split*plan.tiles_per_split + min(p.split, plan.longer_splits);
-        p.tile1 = p.tile0 + plan.tiles_per_split + (p.split < plan.longer_splits);
+        p.tile1 = plan.tiles_in_turn ? plan.tiles : p.tile0 + plan.tiles_per_split + (p.split < plan.longer_splits);
         return p;
     }
 };
@@ -642,6 +642,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
     const int tile0  = at0.tile0, tile1 = at0.tile1;
+    auto turn_tiles = [&](void) { return plan.turn_tiles; };
 
     auto k_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.k + w.seq_kv*p.k_stride[2] + w.head_kv*p.k_stride[1] + w.slice*K::BYTES; };
     auto v_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.v + w.seq_kv*p.v_stride[2] + w.head_kv*p.v_stride[1] + w.slice*V::BYTES; };
@@ -843,7 +844,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(w.tile0 + w.group + i*w.groups, i*S::STAGE_BYTES);
+            copy_tile(w.tile0 + w.group + i*turn_tiles(), i*S::STAGE_BYTES);
         }
         if (!LEAN && !many_masks) {
             load_next_mask(w.tile0 + w.group < inner1, w.tile0 + w.group);
@@ -916,7 +917,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         int stage = 0, parity = 0;
 #pragma unroll 1
-        for (int tile = tile0 + group; tile < tile1; tile += groups) {
+        for (int tile = tile0 + group; tile < tile1; tile += turn_tiles()) {
             const mask_words mask_now = next_mask;
             uint32_t any = 0, differs = 0;
 #pragma unroll
@@ -927,7 +928,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
             ggmlq_copy_async_wait<IN_LOOP ? 0 : STAGES - 2>();
             __syncwarp();
-            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
+            copy_tile(tile + (STAGES - 1)*turn_tiles(), stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
@@ -940,7 +941,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 for (int n = 0; n < TILES; ++n) {
                     term[n] = next_term[n];
                 }
-                load_terms(tile + groups);
+                load_terms(tile + turn_tiles());
             }
 
             /* Where the mask is all zeros there is nothing to do. */
@@ -955,7 +956,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
                 }
             } else if (!LEAN) {
-                load_next_mask(tile + groups < inner1, tile + groups);
+                load_next_mask(tile + turn_tiles() < inner1, tile + turn_tiles());
             }
             const bool biased = LEAN ? lean_biased : __any_sync(0xffffffffu, any != 0);
             if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
@@ -963,7 +964,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     ggmlq_barrier(1 + group, 32*slices);
                 }
                 if constexpr (IN_LOOP) {
-                    copy_c(tile + groups);
+                    copy_c(tile + turn_tiles());
                 }
                 continue; /* all hidden */
             }
@@ -979,7 +980,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if constexpr (IN_LOOP) {
                 ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, slices*(SLICE/32)*512, lane);
                 __syncwarp();
-                copy_c(tile + groups);
+                copy_c(tile + turn_tiles());
             }
             if constexpr (K::BYTE_VALUES) {
                 const uint8_t * const row = from + k_row;
@@ -1227,7 +1228,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
          * a __syncthreads() to be unordered (docs/CUDA-ATTENTION.md). */
-        if (__builtin_expect(slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
+        if (__builtin_expect(slices > 1, 0) && (tile1 - tile0 - 1) % turn_tiles() < group) {
             ggmlq_barrier(1 + group, 32*slices);
         }
         const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
