@@ -200,12 +200,13 @@ GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const
 #include "ggmlq-cuda-attend-term.cuh"
 
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false> struct ggmlq_decode_shape {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false, bool SWAPPED = false> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
     typedef ggmlq_decode_rows<type_v, SLICE, TAIL_VALUES> V;
     typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
     enum {
         TAIL        = TAIL_VALUES,
+        K_AS_HALVES = SWAPPED,
         TAIL_PLANES = TAIL/32, /* one for each of the first slices' warps */
         COLUMNS     = 8*TILES,
         M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
@@ -221,7 +222,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
     static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
 
-    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*(SLICE*slices + TAIL) + 16; }
+    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES && !SWAPPED ? 1 : 2)*(SLICE*slices + TAIL) + (SWAPPED ? 0 : 16); }
     static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
@@ -305,6 +306,16 @@ template <int type> GGMLQ_DEVICE ggmlq_decode_lut ggmlq_decode_levels(uint32_t f
     return { 0, 0 };
 }
 
+/* Two signed bytes -> halves, /128. */
+constexpr __host__ __device__ uint32_t ggmlq_level_half(int level) { /* a level has 4 to 7 bits */
+    const int m = level < 0 ? -level : level, e = m >= 64 ? 6 : m >= 32 ? 5 : m >= 16 ? 4 : 3;
+    return (level < 0 ? 0x8000u : 0u) | (uint32_t) (e - 7 + 15) << 10 | (uint32_t) (m << (10 - e) & 0x3ff);
+}
+constexpr __host__ __device__ uint32_t ggmlq_two_level_halves(uint32_t bytes) { return ggmlq_level_half((int8_t) bytes) | ggmlq_level_half((int8_t) (bytes >> 8)) << 16; }
+constexpr __host__ __device__ bool ggmlq_levels_mirror(uint32_t low, uint32_t high) {
+    return (int8_t) low == -(int8_t) (high >> 24) && (int8_t) (low >> 8) == -(int8_t) (high >> 16) && (int8_t) (low >> 16) == -(int8_t) (high >> 8) && (int8_t) (low >> 24) == -(int8_t) high;
+}
+
 /* 16 bits of the 2-bit plane and of the 1-bit plane, of two rows -> selectors of their fields: four of each row. */
 GGMLQ_DEVICE uint32_t ggmlq_selectors(uint32_t q, uint32_t s) { return (q & 0x33333333u) | (s & 0x44444444u); }
 
@@ -331,6 +342,52 @@ template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_
     a[2] = ggmlq_permute(lut.low, lut.high, odd);
     a[3] = ggmlq_permute(lut.low, lut.high, odd >> 16);
 }
+
+/* K as halves, for more columns than pay for scaling sums: scale times level/128. Thread t of a row's four takes a block of 32 values (planar3: a quarter of 128), which has one
+ * scale, of rows g and g + 8: eight steps of a contraction, four values of both rows each. A table of a row's eight levels is made once, low and high bytes apart. */
+template <int type> struct ggmlq_decode_k_halves {
+    typedef ggmlq_decode_rows<type, 128> K;
+    uint32_t q[4], even[2], odd[2], low[2][2], high[2][2];
+
+    static constexpr uint32_t LEVELS01 = ggmlq_two_level_halves(ggmlq_cache_type<type>::LOW), LEVELS23 = ggmlq_two_level_halves(ggmlq_cache_type<type>::LOW >> 16);
+    static_assert(ggmlq_levels_mirror(ggmlq_cache_type<type>::LOW, ggmlq_cache_type<type>::HIGH), "level 7 - i is that of i, negative");
+
+    static __device__ __forceinline__ ggmlq_decode_k_halves load(const uint8_t * row, int t, uint32_t unit) {
+        ggmlq_decode_k_halves k;
+        const uint8_t * const q_row = row + (K::PLANAR3 ? 2 + 8*t : 14*t), * const s_row = row + (K::PLANAR3 ? 34 + 4*t : 14*t + 8), * const scale_row = row + (K::PLANAR3 ? 0 : 14*t + 12);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            k.q[i] = ggmlq_two_halves(ggmlq_read_shared_u16(q_row + 2*i), ggmlq_read_shared_u16(q_row + 2*i + 8*K::PITCH), unit);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t signs = ggmlq_two_halves(ggmlq_read_shared_u16(s_row + 2*i), ggmlq_read_shared_u16(s_row + 2*i + 8*K::PITCH), unit);
+            k.even[i] = signs & 0x55555555u;
+            k.odd[i]  = signs & 0xaaaaaaaau;
+            ggmlq_keep(k.even[i]);
+            ggmlq_keep(k.odd[i]);
+            const __half2 scale = __half2half2(__ushort_as_half((uint16_t) ggmlq_read_shared_u16(scale_row + 8*K::PITCH*i)));
+            const uint32_t h01 = ggmlq_half2_bits(__hmul2(scale, ggmlq_half2_from_bits(LEVELS01))), h23 = ggmlq_half2_bits(__hmul2(scale, ggmlq_half2_from_bits(LEVELS23)));
+            k.low[i][0]  = ggmlq_permute(h01, h23, 0x6420);
+            k.low[i][1]  = ggmlq_permute(h01, h23, 0x0246);
+            k.high[i][0] = ggmlq_permute(h01, h23, 0x7531);
+            k.high[i][1] = ggmlq_permute(h01, h23, 0x1357) ^ 0x80808080u;
+        }
+        return k;
+    }
+
+    /* Step 4w + 2h + p of the contraction: fields of parity p of half h of word w. */
+    __device__ __forceinline__ void step(int i, uint2 b[2]) const {
+        const int w = i/4, h = i/2 % 2, p = i % 2;
+        const uint32_t sign = w == 0 ? (p == 0 ? even[h] << 2 : odd[h] << 1) : p == 0 ? even[h] : odd[h] >> 1;
+        const uint32_t fields = ggmlq_choose_bits(p ? q[i/2] >> 2 : q[i/2], sign, 0x33333333u);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const uint32_t f = r ? fields >> 16 : fields, l = ggmlq_permute(low[r][0], low[r][1], f), u = ggmlq_permute(high[r][0], high[r][1], f);
+            b[r] = make_uint2(ggmlq_permute(l, u, 0x5140), ggmlq_permute(l, u, 0x7362));
+        }
+    }
+};
 
 /* Bytes of V: thread group g takes M_TILES*2 values of a row, in groups of four, here those of two tokens.
  *
@@ -510,9 +567,25 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
             max = bits > max ? bits : max;
         }
 #pragma unroll
-        for (int mask = 1; mask < (K::PLANAR3 ? 16 : 4); mask *= 2) {
+        for (int mask = 1; mask < (K::PLANAR3 || S::K_AS_HALVES ? 16 : 4); mask *= 2) {
             const uint32_t other = ggmlq_shuffle_xor(max, mask);
             max = other > max ? other : max;
+        }
+        if constexpr (S::K_AS_HALVES) { /* the largest of a column becomes 2^11 to 2^12; the power of two that was missing is the column's factor */
+            const uint32_t exponent = max >> 23;
+            const float up = __uint_as_float((265 - exponent) << 23);
+            if (column < S::COLUMNS) {
+                uint32_t * const words = (uint32_t *) queries + ((column/16*8 + 4*(t % 2) + t/2)*32 + column % 8*4 + plane)*4 + column/8 % 2;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    words[i/2*2*128 + i % 2*2] = exponent < 12 ? 0 : ggmlq_half2_bits(__floats2half2_rn(v[0][i]*up, v[1][i]*up));
+                }
+                if (t == 0 && plane == 0) {
+                    const float unit_k = type == GGMLQ_TYPE_TQ3_0 ? 128*GGMLQ_TQ3_0_UNIT : 128*GGMLQ_PLANAR3_UNIT;
+                    scales[column] = exponent == 255 ? __uint_as_float(0x7fffffff) : exponent < 12 ? 0.0f : unit_k*__uint_as_float((exponent - 11) << 23);
+                }
+            }
+            continue;
         }
         /* A step of 16 bits, rounded up: its product with 1.5*2^23 is then exact, and no value exceeds 127 steps. */
         float step = __uint_as_float((__float_as_uint(__uint_as_float(max)*(1.0f/127.0f)) + 0x1ff) & ~0xffu);
@@ -602,12 +675,15 @@ struct ggmlq_decode_place {
 
 #endif
 
+constexpr __host__ __device__ bool ggmlq_decode_swaps(int tiles, bool term, bool lean) { return lean && tiles > 2 && !term; }
+
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN, bool TERM_AHEAD>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
     enum { IN_LOOP = TERM && !TERM_AHEAD };
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, IN_LOOP> S;
+    enum { SWAPPED = ggmlq_decode_swaps(TILES, TERM, LEAN) };
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, IN_LOOP, SWAPPED> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
@@ -629,7 +705,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     static_assert(!LEAN || (STAGES == 2 && TAIL == 0 && K::BYTE_VALUES), "lean: a mask is loaded with the next tile");
 
     /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
-    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2];
+    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* swapped: maxima of columns 16i + g, + 8 while it loops */
     const float LOWEST = -1e30f;
     /* The end of the block uses the pipelines' memory. */
     float4 * const sums = (float4 *) front;
@@ -969,6 +1045,96 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 continue; /* all hidden */
             }
 
+            uint2 weights[BLOCK_ROWS][TILES];
+            if constexpr (SWAPPED) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
+                static_assert(BLOCK_ROWS == 1 && !TERM, "two fragments of eight tokens");
+                float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
+                }
+                const ggmlq_decode_k_halves<type_k> k = ggmlq_decode_k_halves<type_k>::load(from + k_row, t, shifting);
+#pragma unroll
+                for (int step = 0; step < 8; ++step) {
+                    uint2 b[2];
+                    k.step(step, b);
+#pragma unroll
+                    for (int i = 0; i < TILES/2; ++i) {
+                        const uint4 words = *(const uint4 *) (queries + ((i*8 + step)*32 + lane)*16);
+                        const uint32_t a[4] = { words.x, words.y, words.z, words.w };
+                        ggmlq_mma_f16(s[i][0], a, b[0]);
+                        ggmlq_mma_f16(s[i][1], a, b[1]);
+                    }
+                }
+                float factor[TILES/2][2];
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    factor[i/2][i%2] = q_scales[8*i + g];
+                }
+                if (__builtin_expect(biased, 0)) {
+                    const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+#pragma unroll
+                    for (int i = 0; i < MASK_WORDS; ++i) {
+                        *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
+                    }
+                    __syncwarp();
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        int query = 0, head = 0;
+                        const int column = w.chunk*COLUMNS + 8*n + w.g;
+                        ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query, head);
+                        const uint16_t * const biases = mask_tile + ROWS*query + w.t;
+                        const float slope = mask ? slopes[8*n + w.g] : 1.0f;
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            const uint16_t b = biases[4*(j % 2) + 8*(j/2)];
+                            float & x = s[n/2][j/2][n%2*2 + j%2];
+                            x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), slope, x*factor[n/2][n%2]);
+                        }
+                        factor[n/2][n%2] = 1.0f;
+                    }
+                }
+                float top[TILES/2][2];
+                bool exceeds = false;
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    const int e = i%2*2;
+                    float & x = top[i/2][i%2];
+                    x = fmaxf(fmaxf(s[i/2][0][e], s[i/2][0][e + 1]), fmaxf(s[i/2][1][e], s[i/2][1][e + 1]))*factor[i/2][i%2];
+                    exceeds |= x > max[i/2][i%2] + 8.0f;
+                }
+                if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
+                    const int thread = ggmlq_thread_anew();
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        float x = top[n/2][n%2];
+                        x = fmaxf(x, ggmlq_shuffle_xor(x, 1));
+                        x = fmaxf(x, ggmlq_shuffle_xor(x, 2));
+                        const float next = fmaxf(max[n/2][n%2], x), shrink_mine = ggmlq_exp2(max[n/2][n%2] - next);
+                        max[n/2][n%2] = next;
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) { /* sums are [value, column] */
+                            const float shrink = __shfl_sync(0xffffffffu, shrink_mine, 4*(2*(thread % 4) + e));
+                            sum[n][e]     *= shrink;
+                            sum[n][e + 2] *= shrink;
+#pragma unroll
+                            for (int i = 0; i < M_TILES; ++i) {
+                                o[n][i][e]     *= shrink;
+                                o[n][i][e + 2] *= shrink;
+                            }
+                        }
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    float w[4];
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        w[j] = ggmlq_exp2(fmaf(s[n/2][j/2][n%2*2 + j%2], factor[n/2][n%2], -max[n/2][n%2]));
+                    }
+                    weights[0][n] = make_uint2(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])), ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
+                }
+            } else {
             float s[BLOCK_ROWS][TILES][4];
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
@@ -1143,7 +1309,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
             }
-            uint2 weights[BLOCK_ROWS][TILES];
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
@@ -1156,6 +1321,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
                     weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
                 }
+            }
             }
 
             /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
@@ -1244,10 +1410,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
+            for (int e = 0; e < 2 && !SWAPPED; ++e) {
                 if (w.g == 0 && w.slice == 0) {
                     maxima[w.group*COLUMNS + 8*n + 2*w.t + e] = max[n][e];
                 }
+            }
+            if (SWAPPED && w.t == 0) {
+                maxima[w.group*COLUMNS + 8*n + w.g] = max[n/2][n%2];
             }
         }
         ggmlq_copy_async_wait<0>();
@@ -1268,6 +1437,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             const int column = 8*n + 2*t + e;
+            const float mine = SWAPPED ? maxima[group*COLUMNS + column] : max[n][e];
             float top = LOWEST;
 #pragma unroll
             for (int i = 0; i < WARPS; i += 8) {
@@ -1277,7 +1447,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int x = 4; x < 32; x *= 2) {
                 top = fmaxf(top, ggmlq_shuffle_xor(top, x));
             }
-            const float factor = ggmlq_exp2(max[n][e] - top);
+            const float factor = ggmlq_exp2(mine - top);
             if (g == 0 && slice == 0) {
                 group_sums[group*COLUMNS + column] = sum[n][e + 2]*factor;
             }
@@ -1475,7 +1645,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 }
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false, bool TERM_AHEAD = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !TERM_AHEAD> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !TERM_AHEAD, ggmlq_decode_swaps(TILES, TERM, LEAN)> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
                                        (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN, TERM_AHEAD>, NULL, NULL };
     if constexpr (TERM_AHEAD) {
