@@ -199,6 +199,9 @@ GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const
 
 #include "ggmlq-cuda-attend-term.cuh"
 
+#ifndef PHALF
+#define PHALF 0
+#endif
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false, bool SWAPPED = false> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
@@ -206,7 +209,8 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
     enum {
         TAIL        = TAIL_VALUES,
-        K_AS_HALVES = SWAPPED,
+        K_AS_HALVES = SWAPPED && (type_k == GGMLQ_TYPE_TQ3_0 || PHALF),
+        QUERIES_AS_A = SWAPPED,
         TAIL_PLANES = TAIL/32, /* one for each of the first slices' warps */
         COLUMNS     = 8*TILES,
         M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
@@ -222,7 +226,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
     static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
 
-    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES && !SWAPPED ? 1 : 2)*(SLICE*slices + TAIL) + (SWAPPED ? 0 : 16); }
+    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES && !K_AS_HALVES ? 1 : 2)*(SLICE*slices + TAIL) + (SWAPPED ? 0 : 16); }
     static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
@@ -605,7 +609,17 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
         for (int i = 0; i < 2; ++i) { /* what a thread holds fills two words: see plane_position for OURS */
             const uint32_t a = K::OURS ? bytes[0][2*i] : bytes[i][0], b = K::OURS ? bytes[1][2*i] : bytes[i][1], c = K::OURS ? bytes[0][2*i + 1] : bytes[i][2],
                            d = K::OURS ? bytes[1][2*i + 1] : bytes[i][3];
+            if constexpr (S::QUERIES_AS_A) {
+                ((uint32_t *) queries)[((column/16*4 + plane)*32 + column % 8*4 + 2*(t % 2) + i)*4 + 2*(t/2) + column/8 % 2] = ggmlq_permute(ggmlq_permute(a, b, 0x0040), ggmlq_permute(c, d, 0x0040), 0x5410);
+                continue;
+            }
             *(uint32_t *) (row + (K::OURS ? 16*(t % 2) + 4*(t/2) + 8*i : 4*t + 16*i)) = ggmlq_permute(ggmlq_permute(a, b, 0x0040), ggmlq_permute(c, d, 0x0040), 0x5410);
+        }
+        if constexpr (S::QUERIES_AS_A) {
+            if (t == 0 && plane == 0) {
+                scales[column] = step*GGMLQ_PLANAR3_UNIT;
+            }
+            continue;
         }
         if (t == 0 && (!K::PLANAR3 || plane % 4 == 0)) {
             const int n_scales = K::PLANAR3 ? planes/4 : planes, scale = K::PLANAR3 ? plane/4 : plane;
@@ -880,10 +894,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
     const int tail_row = k_token*T::PITCH + (int) ((uintptr_t) (tail_rows + k_token*p.k_stride[0]) & 15);
     int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
+    int k_scale  =  v_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  v_token     *p.k_stride[0]) & 15) + (int) (pipe - shared);
+    int k_scale4 = (v_token + 4)*K::PITCH + (int) ((uintptr_t) (k_rows + (v_token + 4)*p.k_stride[0]) & 15) + (int) (pipe - shared);
     k_row  += (int) (pipe - shared);
     v_row  += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
+#ifndef KEEPS
+#define KEEPS 1
+#endif
+    if (SWAPPED && KEEPS) {
+        lut_v.low ^= zero;
+    }
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
         lut_k.low ^= zero;
         lut_v.low ^= zero;
@@ -1046,24 +1068,63 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             uint2 weights[BLOCK_ROWS][TILES];
+            typedef ggmlq_decode_v_pair<type_v, SLICE> v_pair;
+            v_pair early0, early1;
+#ifndef VEARLY
+#define VEARLY 1
+#endif
+            if constexpr (SWAPPED && VEARLY == 1) {
+                early0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
+                early1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
+            }
             if constexpr (SWAPPED) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
                 static_assert(BLOCK_ROWS == 1 && !TERM, "two fragments of eight tokens");
                 float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
+                if constexpr (S::K_AS_HALVES) {
 #pragma unroll
-                for (int i = 0; i < TILES; ++i) {
-                    s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
-                }
-                const ggmlq_decode_k_halves<type_k> k = ggmlq_decode_k_halves<type_k>::load(from + k_row, t, shifting);
+                    for (int i = 0; i < TILES; ++i) {
+                        s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
+                    }
+                    const ggmlq_decode_k_halves<type_k> k = ggmlq_decode_k_halves<type_k>::load(from + k_row, t, shifting);
+#if VEARLY == 2
+                    early0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
+                    early1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
+#endif
 #pragma unroll
-                for (int step = 0; step < 8; ++step) {
-                    uint2 b[2];
-                    k.step(step, b);
+                    for (int step = 0; step < 8; ++step) {
+                        uint2 b[2];
+                        k.step(step, b);
 #pragma unroll
-                    for (int i = 0; i < TILES/2; ++i) {
-                        const uint4 words = *(const uint4 *) (queries + ((i*8 + step)*32 + lane)*16);
-                        const uint32_t a[4] = { words.x, words.y, words.z, words.w };
-                        ggmlq_mma_f16(s[i][0], a, b[0]);
-                        ggmlq_mma_f16(s[i][1], a, b[1]);
+                        for (int i = 0; i < TILES/2; ++i) {
+                            const uint4 words = *(const uint4 *) (queries + ((i*8 + step)*32 + lane)*16);
+                            const uint32_t a[4] = { words.x, words.y, words.z, words.w };
+                            ggmlq_mma_f16(s[i][0], a, b[0]);
+                            ggmlq_mma_f16(s[i][1], a, b[1]);
+                        }
+                    }
+                } else {
+                    const uint8_t * const row = from + k_row;
+                    int acc[TILES/2][2][4];
+#pragma unroll
+                    for (int plane = 0; plane < 4; ++plane) {
+                        uint32_t a[4];
+                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row, plane, t, k_shift, shifting, lut_k);
+                        const uint2 b[2] = { make_uint2(a[0], a[2]), make_uint2(a[1], a[3]) };
+#pragma unroll
+                        for (int i = 0; i < TILES/2; ++i) {
+                            const uint4 words = *(const uint4 *) (queries + ((i*4 + plane)*32 + lane)*16);
+                            const uint32_t q[4] = { words.x, words.y, words.z, words.w };
+                            ggmlq_mma_s8(acc[i][0], q, b[0], plane ? acc[i][0] : start);
+                            ggmlq_mma_s8(acc[i][1], q, b[1], plane ? acc[i][1] : start);
+                        }
+                    }
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        const float scale = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(from + (j % 2 ? k_scale4 : k_scale) + 8*(j/2)*K::PITCH)), minus = -GGMLQ_SUM_FLOAT*scale; /* 11 + 2 bits: exact */
+#pragma unroll
+                        for (int i = 0; i < TILES; ++i) {
+                            s[i/2][j/2][i%2*2 + j%2] = fmaf(__int_as_float(acc[i/2][j/2][i%2*2 + j%2]), scale, minus);
+                        }
                     }
                 }
                 float factor[TILES/2][2];
@@ -1346,7 +1407,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 if constexpr (V::BYTE_VALUES) {
                     const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
                     typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
-                    pair a0 = pair::load(row, row4, g, v_shift, shifting), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
+                    pair a0 = SWAPPED && VEARLY ? early0 : pair::load(row, row4, g, v_shift, shifting), a1 = SWAPPED && VEARLY ? early1 : pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
                     if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
                         uint32_t odd[4];
                         odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
