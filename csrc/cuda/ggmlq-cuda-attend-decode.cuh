@@ -437,6 +437,11 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
         return v;
     }
 
+    __device__ __forceinline__ void clear(void) {
+        q[0] = q[1] = s[0] = s[1] = scale = bias = 0;
+        r0 = r1 = NULL;
+    }
+
     /* -> rest */
     __device__ __forceinline__ uint32_t prepare(void) {
         const __half2 scales = ggmlq_half2_from_bits(scale), factor = ggmlq_half2_from_bits(ggmlq_decode_v_bytes<type>::BIAS);
@@ -1013,6 +1018,53 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if constexpr (TERM_AHEAD) {
             load_terms(tile0 + group);
         }
+#ifndef PIPED
+#define PIPED 1
+#endif
+        enum { PIPELINED = SWAPPED && PIPED };
+        typedef ggmlq_decode_v_pair<type_v, SLICE> v_pair;
+        v_pair pending0, pending1;
+        uint2 pending[TILES];
+        if constexpr (PIPELINED) {
+            pending0.clear();
+            pending1.clear();
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                pending[n] = make_uint2(0, 0);
+            }
+        }
+        auto careful_values = [&](v_pair & a0, v_pair & a1, const uint2 weights[TILES]) {
+            uint32_t odd[4];
+            odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
+            odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                const uint32_t x = weights[n].x & 0x7fff7fffu, y = weights[n].y & 0x7fff7fffu;
+                const uint2 seen = make_uint2((x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0), (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0)); /* 1 where a weight isn't 0 */
+                float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+                ggmlq_mma_f16(hit, odd, seen);
+#pragma unroll
+                for (int i = 0; i < M_TILES; ++i) {
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        o[n][i][e] = hit[e] > 0.0f ? __uint_as_float(0x7fffffff) : o[n][i][e];
+                    }
+                }
+            }
+        };
+        auto add_values = [&](int i, const v_pair & a0, const v_pair & a1, const uint2 weights[TILES]) { /* the four of group i */
+            uint32_t x[4], y[4];
+            a0.values(i, x, shifting, lut_v);
+            a1.values(i, y, shifting, lut_v);
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    ggmlq_mma_f16(o[n][2*i + j], a, weights[n]);
+                }
+            }
+        };
         int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = tile0 + group; tile < tile1; tile += turn_tiles()) {
@@ -1068,28 +1120,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             uint2 weights[BLOCK_ROWS][TILES];
-            typedef ggmlq_decode_v_pair<type_v, SLICE> v_pair;
-            v_pair early0, early1;
-#ifndef VEARLY
-#define VEARLY 1
-#endif
-            if constexpr (SWAPPED && VEARLY == 1) {
-                early0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
-                early1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
-            }
             if constexpr (SWAPPED) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
                 static_assert(BLOCK_ROWS == 1 && !TERM, "two fragments of eight tokens");
                 float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
+                if (PIPELINED && __builtin_expect(careful, 0)) {
+                    careful_values(pending0, pending1, pending);
+                }
                 if constexpr (S::K_AS_HALVES) {
 #pragma unroll
                     for (int i = 0; i < TILES; ++i) {
                         s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
                     }
                     const ggmlq_decode_k_halves<type_k> k = ggmlq_decode_k_halves<type_k>::load(from + k_row, t, shifting);
-#if VEARLY == 2
-                    early0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
-                    early1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
-#endif
 #pragma unroll
                     for (int step = 0; step < 8; ++step) {
                         uint2 b[2];
@@ -1100,6 +1142,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             const uint32_t a[4] = { words.x, words.y, words.z, words.w };
                             ggmlq_mma_f16(s[i][0], a, b[0]);
                             ggmlq_mma_f16(s[i][1], a, b[1]);
+                        }
+                        if (PIPELINED && step == 0) {
+                            add_sums(pending0.prepare(), pending1.prepare(), pending);
+                        }
+                        if (PIPELINED && step % 2) {
+                            add_values(step/2, pending0, pending1, pending);
                         }
                     }
                 } else {
@@ -1117,6 +1165,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             ggmlq_mma_s8(acc[i][0], q, b[0], plane ? acc[i][0] : start);
                             ggmlq_mma_s8(acc[i][1], q, b[1], plane ? acc[i][1] : start);
                         }
+                        if (PIPELINED && plane == 0) {
+                            add_sums(pending0.prepare(), pending1.prepare(), pending);
+                        }
+                        if (PIPELINED) {
+                            add_values(plane, pending0, pending1, pending);
+                        }
                     }
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
@@ -1126,6 +1180,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             s[i/2][j/2][i%2*2 + j%2] = fmaf(__int_as_float(acc[i/2][j/2][i%2*2 + j%2]), scale, minus);
                         }
                     }
+                }
+                if constexpr (PIPELINED) {
+                    pending0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
+                    pending1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
                 }
                 float factor[TILES/2][2];
 #pragma unroll
@@ -1194,6 +1252,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         w[j] = ggmlq_exp2(fmaf(s[n/2][j/2][n%2*2 + j%2], factor[n/2][n%2], -max[n/2][n%2]));
                     }
                     weights[0][n] = make_uint2(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])), ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
+                    if (PIPELINED) {
+                        pending[n] = weights[0][n];
+                    }
+                }
+                if (PIPELINED) {
+                    continue;
                 }
             } else {
             float s[BLOCK_ROWS][TILES][4];
@@ -1407,7 +1471,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 if constexpr (V::BYTE_VALUES) {
                     const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
                     typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
-                    pair a0 = SWAPPED && VEARLY ? early0 : pair::load(row, row4, g, v_shift, shifting), a1 = SWAPPED && VEARLY ? early1 : pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
+                    pair a0 = pair::load(row, row4, g, v_shift, shifting), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
                     if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
                         uint32_t odd[4];
                         odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
@@ -1451,6 +1515,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                     }
                 }
+            }
+        }
+        if constexpr (PIPELINED) {
+            if (careful) {
+                careful_values(pending0, pending1, pending);
+            }
+            add_sums(pending0.prepare(), pending1.prepare(), pending);
+#pragma unroll
+            for (int i = 0; i < M_TILES/2; ++i) {
+                add_values(i, pending0, pending1, pending);
             }
         }
         /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
