@@ -225,19 +225,7 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     const int tiles = (plan->n_kv + instance->rows - 1)/instance->rows;
     plan->tiles_per_split = tiles/plan->splits;
     plan->longer_splits   = tiles%plan->splits;
-    plan->tiles           = tiles;
-    const int groups = instance->warps/plan->slices;
-    const char * inter = getenv("INTER");
-    plan->tiles_in_turn = inter && atoi(inter) && plan->tiles_per_split >= 4*groups && !instance->term;
-    plan->turn_tiles = groups;
-    if (plan->tiles_in_turn) {
-        plan->tiles_per_split = groups;
-        plan->longer_splits = 0;
-        plan->turn_tiles = groups*plan->splits;
-    }
-    plan->k_step = (unsigned) (plan->turn_tiles*instance->rows*p->k_stride[0]);
-    plan->v_step = (unsigned) (plan->turn_tiles*instance->rows*p->v_stride[0]);
-    plan->short_loop      = !plan->tiles_in_turn && plan->tiles_per_split*plan->slices < 4*instance->warps;
+    plan->short_loop      = plan->tiles_per_split*plan->slices < 4*instance->warps;
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
     if (instance->ahead) {

@@ -199,18 +199,15 @@ GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const
 
 #include "ggmlq-cuda-attend-term.cuh"
 
-#ifndef PHALF
-#define PHALF 0
-#endif
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false, bool SWAPPED = false> struct ggmlq_decode_shape {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false, bool BY_COLUMN = false> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
     typedef ggmlq_decode_rows<type_v, SLICE, TAIL_VALUES> V;
     typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
     enum {
         TAIL        = TAIL_VALUES,
-        K_AS_HALVES = SWAPPED && (type_k == GGMLQ_TYPE_TQ3_0 || PHALF),
-        QUERIES_AS_A = SWAPPED,
+        QUERIES_AS_A = BY_COLUMN, /* operand of the scores */
+        K_AS_HALVES = BY_COLUMN && K::TQ3_0,
         TAIL_PLANES = TAIL/32, /* one for each of the first slices' warps */
         COLUMNS     = 8*TILES,
         M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
@@ -226,7 +223,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
     static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
 
-    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES && !K_AS_HALVES ? 1 : 2)*(SLICE*slices + TAIL) + (SWAPPED ? 0 : 16); }
+    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES && !K_AS_HALVES ? 1 : 2)*(SLICE*slices + TAIL) + (BY_COLUMN ? 0 : 16); }
     static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
@@ -687,22 +684,22 @@ struct ggmlq_decode_place {
             p.seq_kv = p.seq/plan.seqs_per_kv;
         }
         p.tile0 = p.split*plan.tiles_per_split + min(p.split, plan.longer_splits);
-        p.tile1 = plan.tiles_in_turn ? plan.tiles : p.tile0 + plan.tiles_per_split + (p.split < plan.longer_splits);
+        p.tile1 = p.tile0 + plan.tiles_per_split + (p.split < plan.longer_splits);
         return p;
     }
 };
 
 #endif
 
-constexpr __host__ __device__ bool ggmlq_decode_swaps(int tiles, bool term, bool lean) { return lean && tiles > 2 && !term; }
+constexpr __host__ __device__ bool ggmlq_decode_by_column(int tiles, bool term, bool lean) { return lean && tiles > 2 && !term; }
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN, bool TERM_AHEAD>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
     enum { IN_LOOP = TERM && !TERM_AHEAD };
-    enum { SWAPPED = ggmlq_decode_swaps(TILES, TERM, LEAN) };
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, IN_LOOP, SWAPPED> S;
+    enum { BY_COLUMN = ggmlq_decode_by_column(TILES, TERM, LEAN) };
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, IN_LOOP, BY_COLUMN> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
@@ -737,7 +734,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
     const int tile0  = at0.tile0, tile1 = at0.tile1;
-    auto turn_tiles = [&](void) { return plan.turn_tiles; };
 
     auto k_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.k + w.seq_kv*p.k_stride[2] + w.head_kv*p.k_stride[1] + w.slice*K::BYTES; };
     auto v_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.v + w.seq_kv*p.v_stride[2] + w.head_kv*p.v_stride[1] + w.slice*V::BYTES; };
@@ -905,10 +901,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     v_row  += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
-#ifndef KEEPS
-#define KEEPS 1
-#endif
-    if (SWAPPED && KEEPS) {
+    if (BY_COLUMN) { /* here there is one for this */
         lut_v.low ^= zero;
     }
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
@@ -947,7 +940,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(w.tile0 + w.group + i*turn_tiles(), i*S::STAGE_BYTES);
+            copy_tile(w.tile0 + w.group + i*w.groups, i*S::STAGE_BYTES);
         }
         if (!LEAN && !many_masks) {
             load_next_mask(w.tile0 + w.group < inner1, w.tile0 + w.group);
@@ -1018,14 +1011,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if constexpr (TERM_AHEAD) {
             load_terms(tile0 + group);
         }
-#ifndef PIPED
-#define PIPED 1
-#endif
-        enum { PIPELINED = SWAPPED && PIPED };
         typedef ggmlq_decode_v_pair<type_v, SLICE> v_pair;
         v_pair pending0, pending1;
         uint2 pending[TILES];
-        if constexpr (PIPELINED) {
+        if constexpr (BY_COLUMN) {
             pending0.clear();
             pending1.clear();
 #pragma unroll
@@ -1067,7 +1056,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         };
         int stage = 0, parity = 0;
 #pragma unroll 1
-        for (int tile = tile0 + group; tile < tile1; tile += turn_tiles()) {
+        for (int tile = tile0 + group; tile < tile1; tile += groups) {
             const mask_words mask_now = next_mask;
             uint32_t any = 0, differs = 0;
 #pragma unroll
@@ -1078,7 +1067,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
             ggmlq_copy_async_wait<IN_LOOP ? 0 : STAGES - 2>();
             __syncwarp();
-            copy_tile(tile + (STAGES - 1)*turn_tiles(), stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
+            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
@@ -1091,7 +1080,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 for (int n = 0; n < TILES; ++n) {
                     term[n] = next_term[n];
                 }
-                load_terms(tile + turn_tiles());
+                load_terms(tile + groups);
             }
 
             /* Where the mask is all zeros there is nothing to do. */
@@ -1106,7 +1095,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
                 }
             } else if (!LEAN) {
-                load_next_mask(tile + turn_tiles() < inner1, tile + turn_tiles());
+                load_next_mask(tile + groups < inner1, tile + groups);
             }
             const bool biased = LEAN ? lean_biased : __any_sync(0xffffffffu, any != 0);
             if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
@@ -1114,16 +1103,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     ggmlq_barrier(1 + group, 32*slices);
                 }
                 if constexpr (IN_LOOP) {
-                    copy_c(tile + turn_tiles());
+                    copy_c(tile + groups);
                 }
                 continue; /* all hidden */
             }
 
-            uint2 weights[BLOCK_ROWS][TILES];
-            if constexpr (SWAPPED) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
+            if constexpr (BY_COLUMN) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
                 static_assert(BLOCK_ROWS == 1 && !TERM, "two fragments of eight tokens");
                 float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
-                if (PIPELINED && __builtin_expect(careful, 0)) {
+                if (__builtin_expect(careful, 0)) {
                     careful_values(pending0, pending1, pending);
                 }
                 if constexpr (S::K_AS_HALVES) {
@@ -1143,10 +1131,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             ggmlq_mma_f16(s[i][0], a, b[0]);
                             ggmlq_mma_f16(s[i][1], a, b[1]);
                         }
-                        if (PIPELINED && step == 0) {
+                        if (step == 0) {
                             add_sums(pending0.prepare(), pending1.prepare(), pending);
                         }
-                        if (PIPELINED && step % 2) {
+                        if (step % 2) {
                             add_values(step/2, pending0, pending1, pending);
                         }
                     }
@@ -1165,12 +1153,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             ggmlq_mma_s8(acc[i][0], q, b[0], plane ? acc[i][0] : start);
                             ggmlq_mma_s8(acc[i][1], q, b[1], plane ? acc[i][1] : start);
                         }
-                        if (PIPELINED && plane == 0) {
+                        if (plane == 0) {
                             add_sums(pending0.prepare(), pending1.prepare(), pending);
                         }
-                        if (PIPELINED) {
-                            add_values(plane, pending0, pending1, pending);
-                        }
+                        add_values(plane, pending0, pending1, pending);
                     }
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
@@ -1181,10 +1167,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                     }
                 }
-                if constexpr (PIPELINED) {
-                    pending0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
-                    pending1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
-                }
+                pending0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
+                pending1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
                 float factor[TILES/2][2];
 #pragma unroll
                 for (int i = 0; i < TILES; ++i) {
@@ -1251,15 +1235,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     for (int j = 0; j < 4; ++j) {
                         w[j] = ggmlq_exp2(fmaf(s[n/2][j/2][n%2*2 + j%2], factor[n/2][n%2], -max[n/2][n%2]));
                     }
-                    weights[0][n] = make_uint2(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])), ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
-                    if (PIPELINED) {
-                        pending[n] = weights[0][n];
-                    }
+                    pending[n] = make_uint2(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])), ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
                 }
-                if (PIPELINED) {
-                    continue;
-                }
-            } else {
+                continue;
+            }
+
             float s[BLOCK_ROWS][TILES][4];
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
@@ -1271,7 +1251,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if constexpr (IN_LOOP) {
                 ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, slices*(SLICE/32)*512, lane);
                 __syncwarp();
-                copy_c(tile + turn_tiles());
+                copy_c(tile + groups);
             }
             if constexpr (K::BYTE_VALUES) {
                 const uint8_t * const row = from + k_row;
@@ -1434,6 +1414,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
             }
+            uint2 weights[BLOCK_ROWS][TILES];
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
@@ -1446,7 +1427,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
                     weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
                 }
-            }
             }
 
             /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
@@ -1517,7 +1497,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
-        if constexpr (PIPELINED) {
+        if constexpr (BY_COLUMN) {
             if (careful) {
                 careful_values(pending0, pending1, pending);
             }
@@ -1529,7 +1509,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
          * a __syncthreads() to be unordered (docs/CUDA-ATTENTION.md). */
-        if (__builtin_expect(slices > 1, 0) && (tile1 - tile0 - 1) % turn_tiles() < group) {
+        if (__builtin_expect(slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
             ggmlq_barrier(1 + group, 32*slices);
         }
         const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -1545,12 +1525,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
 #pragma unroll
-            for (int e = 0; e < 2 && !SWAPPED; ++e) {
+            for (int e = 0; e < 2 && !BY_COLUMN; ++e) {
                 if (w.g == 0 && w.slice == 0) {
                     maxima[w.group*COLUMNS + 8*n + 2*w.t + e] = max[n][e];
                 }
             }
-            if (SWAPPED && w.t == 0) {
+            if (BY_COLUMN && w.t == 0) {
                 maxima[w.group*COLUMNS + 8*n + w.g] = max[n/2][n%2];
             }
         }
@@ -1572,7 +1552,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             const int column = 8*n + 2*t + e;
-            const float mine = SWAPPED ? maxima[group*COLUMNS + column] : max[n][e];
+            const float mine = BY_COLUMN ? maxima[group*COLUMNS + column] : max[n][e];
             float top = LOWEST;
 #pragma unroll
             for (int i = 0; i < WARPS; i += 8) {
@@ -1780,7 +1760,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 }
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false, bool TERM_AHEAD = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !TERM_AHEAD, ggmlq_decode_swaps(TILES, TERM, LEAN)> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !TERM_AHEAD, ggmlq_decode_by_column(TILES, TERM, LEAN)> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
                                        (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN, TERM_AHEAD>, NULL, NULL };
     if constexpr (TERM_AHEAD) {

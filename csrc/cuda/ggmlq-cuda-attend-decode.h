@@ -17,9 +17,6 @@ struct ggmlq_decode_plan {
     int     n_kv, heads_kv, group, seqs_per_kv;
     int     columns, chunks, units, splits;
     int     tiles_per_split, longer_splits; /* the first `longer_splits` have one tile more */
-    int     turn_tiles;   /* from a warp's tile to its next                                        */
-    bool    tiles_in_turn; /* ranges take turns of tiles, else each has its own in a row            */
-    int     tiles;
     int     slices;       /* of a head: warps that share it                                        */
     bool    v_in_k;       /* V's rows are K's                                                      */
     bool    one_mask;     /* all columns see the same mask row                                     */
