@@ -1022,10 +1022,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 pending[n] = make_uint2(0, 0);
             }
         }
-        auto careful_values = [&](v_pair & a0, v_pair & a1, const uint2 weights[TILES]) {
-            uint32_t odd[4];
-            odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
-            odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
+        auto poison = [&](int first, int last, const uint32_t odd[4], const uint2 weights[TILES]) {
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
                 const uint32_t x = weights[n].x & 0x7fff7fffu, y = weights[n].y & 0x7fff7fffu;
@@ -1033,13 +1030,19 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
                 ggmlq_mma_f16(hit, odd, seen);
 #pragma unroll
-                for (int i = 0; i < M_TILES; ++i) {
+                for (int i = first; i < last; ++i) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         o[n][i][e] = hit[e] > 0.0f ? __uint_as_float(0x7fffffff) : o[n][i][e];
                     }
                 }
             }
+        };
+        auto check_scales = [&](v_pair & a0, v_pair & a1, const uint2 weights[TILES]) { /* a thread's values share a scale, which alone can be odd */
+            uint32_t odd[4];
+            odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
+            odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
+            poison(0, M_TILES, odd, weights);
         };
         auto add_values = [&](int i, const v_pair & a0, const v_pair & a1, const uint2 weights[TILES]) { /* the four of group i */
             uint32_t x[4], y[4];
@@ -1112,7 +1115,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 static_assert(BLOCK_ROWS == 1 && !TERM, "two fragments of eight tokens");
                 float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
                 if (__builtin_expect(careful, 0)) {
-                    careful_values(pending0, pending1, pending);
+                    check_scales(pending0, pending1, pending);
                 }
                 if constexpr (S::K_AS_HALVES) {
 #pragma unroll
@@ -1432,46 +1435,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
 #pragma unroll
             for (int m = 0; m < BLOCK_ROWS; ++m) {
-                auto poison = [&](int first, int last, const uint32_t odd[4]) {
-#pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-                        const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
-                        const uint2 seen = make_uint2((x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0), (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0)); /* 1 where a weight isn't 0 */
-                        float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-                        ggmlq_mma_f16(hit, odd, seen);
-#pragma unroll
-                        for (int i = first; i < last; ++i) {
-#pragma unroll
-                            for (int e = 0; e < 4; ++e) {
-                                o[n][i][e] = hit[e] > 0.0f ? __uint_as_float(0x7fffffff) : o[n][i][e];
-                            }
-                        }
-                    }
-                };
                 if constexpr (V::BYTE_VALUES) {
                     const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
-                    typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
-                    pair a0 = pair::load(row, row4, g, v_shift, shifting), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
-                    if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
-                        uint32_t odd[4];
-                        odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
-                        odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
-                        poison(0, M_TILES, odd);
+                    v_pair a0 = v_pair::load(row, row4, g, v_shift, shifting), a1 = v_pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
+                    if (__builtin_expect(careful, 0)) {
+                        check_scales(a0, a1, weights[m]);
                     }
                     add_sums(a0.prepare(), a1.prepare(), weights[m]);
 #pragma unroll
                     for (int i = 0; i < M_TILES/2; ++i) {
-                        uint32_t x[4], y[4];
-                        a0.values(i, x, shifting, lut_v);
-                        a1.values(i, y, shifting, lut_v);
-#pragma unroll
-                        for (int j = 0; j < 2; ++j) {
-                            const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
-#pragma unroll
-                            for (int n = 0; n < TILES; ++n) {
-                                ggmlq_mma_f16(o[n][2*i + j], a, weights[m][n]);
-                            }
-                        }
+                        add_values(i, a0, a1, weights[m]);
                     }
                 } else {
                     add_sums(0, 0, weights[m]);
@@ -1487,7 +1460,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             for (int j = 0; j < 4; ++j) {
                                 odd[j] = ggmlq_take_out_nonfinite(a[j]);
                             }
-                            poison(i, i + 1, odd);
+                            poison(i, i + 1, odd, weights[m]);
                         }
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
@@ -1499,7 +1472,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         if constexpr (BY_COLUMN) {
             if (careful) {
-                careful_values(pending0, pending1, pending);
+                check_scales(pending0, pending1, pending);
             }
             add_sums(pending0.prepare(), pending1.prepare(), pending);
 #pragma unroll
