@@ -75,7 +75,7 @@ int ggmlq_attend_check_shapes(const struct ggmlq_attend_params * p) {
     if (p->n_kv < 0 || p->n_queries < 0 || p->n_heads_kv < 1 || p->n_seqs_kv < 1 || p->n_heads < 0 || p->n_seqs < 0 ||
         p->n_heads % p->n_heads_kv != 0 || p->n_seqs % p->n_seqs_kv != 0 ||
         (p->mask && (p->mask_heads < 1 || p->mask_seqs < 1)) ||
-        (p->c && (p->w == NULL || p->c_size < 1 || p->c_size > p->head_size_k))) {
+        p->n_pairs < 0 || p->n_pairs > p->head_size_k/2) {
         return GGMLQ_ERROR_SHAPE;
     }
     return GGMLQ_OK;

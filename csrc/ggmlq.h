@@ -138,14 +138,15 @@ struct ggmlq_attend_params {
     float        scale;
     float        max_bias;                   /* ALiBi; 0: off                                                      */
     float        logit_softcap;              /* s <- cap * tanh(s / cap); 0: off                                   */
-    /* One more term of every dot product, <w of the query head, c of the token>, before scale; c NULL: none. The rows of c
-     * are shared by all heads: what centered keys lack (docs/CENTERING.md). A back end may round each 32 values of w to 14 bits
-     * with a scale, each 128 of a row of c to 13, or w to halves. Where rows are those of consecutive positions, pairs (2i, 2i + 1) or (i, i + c_size/2)
-     * turned by the same angles from one to the next, it may compute them from each other, a pair within 10/4096 of its size, and tell by
-     * the first eight values of a row that it is one of them. */
+    /* One more term of every dot product, before scale: part of the token times <w of the query head, the positional row of the token>, which is what
+     * centered keys lack (docs/CENTERING.md). n_pairs 0: none. Pair i of a positional row is (cos, sin) of the angle of which position*turns[i] mod 2^64 is
+     * the fraction of a full turn, in units of 2^-64; back ends look at its upper 32 bits. A back end may round each 32 values of w to 14 bits with a
+     * scale, cosines and sines to 13 bits, w and both to halves, also w turned back by a position near the token's. */
+    int64_t      n_pairs;                    /* pairs of values of w, at most head_size_k/2                        */
+    int          pairs_are_halves;           /* pair i of w is (i, i + n_pairs), otherwise (2i, 2i + 1)            */
     const float    * w;   int64_t w_stride[3];   /* strides: token, head, sequence                                 */
-    const uint16_t * c;   int64_t c_stride[2];   /* fp16; strides: cached token, sequence                          */
-    int64_t      c_size;                     /* values of a row of w and of c, at most head_size_k                 */
+    const uint64_t * turns;                  /* n_pairs                                                            */
+    const int32_t  * positions; int64_t positions_stride; /* n_kv; stride: sequence                                */
     const uint16_t * part; int64_t part_stride;  /* fp16, n_kv factors of the terms, such as 0 where a key isn't centered; stride: sequence; NULL: 1 */
 };
 

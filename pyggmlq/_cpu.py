@@ -147,9 +147,12 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
     if sinks is not None:
         p.sinks = _pointer(sinks)
     if term is not None:
-        w, c = term
-        p.w, p.w_stride = _pointer(w, "float *"), strides(w)
-        p.c, p.c_stride, p.c_size = _pointer(c, "uint16_t *"), [c.strides[2], c.strides[0]], c.shape[3]
+        p.n_pairs, p.pairs_are_halves = len(term.turns), term.neox
+        p.w, p.w_stride = _pointer(term.w, "float *"), strides(term.w)
+        p.turns = _pointer(term.turns, "uint64_t *")
+        p.positions, p.positions_stride = _pointer(term.positions, "int32_t *"), term.positions.strides[0]
+        if term.part is not None:
+            p.part, p.part_stride = _pointer(term.part, "uint16_t *"), term.part.strides[0]
     p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
 
     workspace_bytes = lib.ggmlq_attend_workspace_bytes(p, n_threads)

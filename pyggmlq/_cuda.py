@@ -15,6 +15,7 @@ from ._cuda_array import CudaArray
 from ._cuda_array import find_not_finite as _find_not_finite
 from ._cuda_driver import PLATFORM, STREAM, check, describe_device, ffi, lib, on_device, wait
 from ._types import type_info
+from .center import Term
 
 __all__ = ["describe_device"]
 
@@ -228,11 +229,12 @@ def get_rows(rows, indices, type, out):
 def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out, term=None):
     if out.size == 0:
         return
-    with _Call(*(array for array in (q, k, v, mask, sinks, out, *(term or ())) if array is not None)) as call:
+    of_term = () if term is None else (term.w, term.turns, term.positions, term.part)
+    with _Call(*(array for array in (q, k, v, mask, sinks, out, *of_term) if array is not None)) as call:
         p = attend_params(
             call.read(q), call.read(k), call.read(v), type_k, type_v, None if mask is None else call.read(mask),
             None if sinks is None else call.read(sinks), scale, max_bias, logit_softcap, call.write(out),
-            None if term is None else tuple(map(call.read, term)),
+            None if term is None else Term(*(a if a is None or isinstance(a, bool) else call.read(a) for a in term)),
         )  # fmt: skip
         error = lib.ggmlq_cuda_attend_check(p)
         if error:
@@ -271,8 +273,11 @@ def attend_params(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_s
     if sinks is not None:
         p.sinks = ffi.cast("float *", sinks.address)
     if term is not None:
-        w, c = term
-        p.w, p.w_stride = ffi.cast("float *", w.address), strides(w)
-        p.c, p.c_stride, p.c_size = ffi.cast("uint16_t *", c.address), [c.strides[2], c.strides[0]], c.shape[3]
+        p.n_pairs, p.pairs_are_halves = term.turns.shape[0], term.neox
+        p.w, p.w_stride = ffi.cast("float *", term.w.address), strides(term.w)
+        p.turns = ffi.cast("uint64_t *", term.turns.address)
+        p.positions, p.positions_stride = ffi.cast("int32_t *", term.positions.address), term.positions.strides[0]
+        if term.part is not None:
+            p.part, p.part_stride = ffi.cast("uint16_t *", term.part.address), term.part.strides[0]
     p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
     return p

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from . import _gpu
 from ._cuda_array import CudaArray, may_share_memory
 from ._types import TypeInfo, cache_types, foreign_types, type_info
+from .center import Term
 
 # What GGMLQ_ATTEND_MAX_HEAD_SIZE of csrc/ggmlq.h says; a test compares them.
 MAX_HEAD_SIZE = 1024
@@ -280,7 +281,7 @@ def flash_attn(
     scale: float | None = None,
     max_bias: float = 0.0,
     logit_softcap: float = 0.0,
-    term: tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]] | None = None,
+    term: Term | None = None,
     n_threads: int = 1,
     backend: str = "cpu",
     out: npt.NDArray[np.float32] | None = None,
@@ -295,8 +296,8 @@ def flash_attn(
     sinks: float32 (n_heads,), one logit per head that takes part in the softmax sum only.
     scale: default 1/sqrt(head_size).  max_bias: ALiBi, multiplies the mask by a slope per head.
     logit_softcap: score = cap * tanh(score / cap), before the mask; 0 is off.
-    term: (w, c), float32 ([n_seqs,] n_heads, n_queries, r) and float16 ([n_seqs_kv,] n_kv, r), r at most head_size: w c^T is added to
-        q k^T, which is what centered keys lack (pyggmlq.center). "cpu" may compute rows of consecutive positions from each other (ggmlq.h).
+    term: a pyggmlq.center.Term, what centered keys lack: part * <w, cosines and sines of the token's position> is added to q k^T. At most
+        head_size/2 pairs. Roundings of the back ends: ggmlq.h.
     Returns float32 ([n_seqs,] n_heads, n_queries, head_size of v). A query that may look at nothing gives zeros.
 
     Semantics are those of ggml's FLASH_ATTN_EXT. "cpu" rounds the query to 8 bits where K is tq3_0 or planar3;
@@ -350,21 +351,31 @@ def flash_attn(
 
 
 def _term(term, q_shape, k_shape, module):
-    """(w, c) with four axes each: sequence, head, token, value; c has one head."""
-    if not isinstance(term, tuple) or len(term) != 2:
-        raise TypeError(f"term: found {_kind(term)}, wanted a tuple (w, c)")
-    w, c = _array("term: w", term[0], np.float32, module), _array("term: c", term[1], np.float16, module)
-    _axes("term: w", w, (3, 4), "([n_seqs,] n_heads, n_queries, r)")
-    _axes("term: c", c, (2, 3), "([n_seqs_kv,] n_kv, r)")
-    w, c = _four_axes(_rows_contiguous(w)), _rows_contiguous(c)
-    if isinstance(c, CudaArray) and not c.flags.c_contiguous:
-        c = c.copy(order="C")  # else it can't get an axis for the head
-    c = c.reshape((c.shape[0] if c.ndim == 3 else 1, 1, *c.shape[-2:]))
-    if w.shape[:3] != q_shape[:3] or not 1 <= w.shape[3] <= q_shape[3]:
-        raise ValueError(f"term: found w {w.shape}, wanted {q_shape[:3]} as in q and 1 to {q_shape[3]} values")
-    if c.shape != (k_shape[0], 1, k_shape[2], w.shape[3]):
-        raise ValueError(f"term: found c {c.shape}, wanted {(k_shape[0], 1, k_shape[2])} as in k and {w.shape[3]} values as in w")
-    return w, c
+    """The same with w in four axes: sequence, head, token, value; positions and part in two: sequence, token."""
+    if not isinstance(term, Term):
+        raise TypeError(f"term: found {_kind(term)}, wanted a pyggmlq.center.Term")
+    if not isinstance(term.neox, (bool, np.bool_)):
+        raise TypeError(f"term: neox: found {_kind(term.neox)}, wanted a bool")
+    w, turns = _array("term: w", term.w, np.float32, module), _array("term: turns", term.turns, np.uint64, module)
+    _axes("term: w", w, (3, 4), "([n_seqs,] n_heads, n_queries, 2*pairs)")
+    _axes("term: turns", turns, (1,), "(pairs,)")
+    w, turns = _four_axes(_rows_contiguous(w)), _rows_contiguous(turns)
+    if not 1 <= turns.shape[0] <= q_shape[3] // 2:
+        raise ValueError(f"term: turns: found {turns.shape[0]} pairs, wanted 1 to {q_shape[3] // 2}, half a head of q")
+    if w.shape != (*q_shape[:3], 2 * turns.shape[0]):
+        raise ValueError(f"term: w: found {w.shape}, wanted {q_shape[:3]} as in q and {2 * turns.shape[0]} values, two for each of turns")
+
+    def per_token(name, array, dtype):
+        array = _array(f"term: {name}", array, dtype, module)
+        _axes(f"term: {name}", array, (1, 2), "([n_seqs_kv,] n_kv)")
+        array = _rows_contiguous(array)
+        array = array.reshape((1, *array.shape)) if array.ndim == 1 else array
+        if array.shape != (k_shape[0], k_shape[2]):
+            raise ValueError(f"term: {name}: found {array.shape} (sequences, tokens), wanted {(k_shape[0], k_shape[2])} as in k")
+        return array
+
+    positions = per_token("positions", term.positions, np.int32)
+    return Term(w, turns, positions, bool(term.neox), None if term.part is None else per_token("part", term.part, np.float16))
 
 
 def _module(name: str) -> ModuleType:

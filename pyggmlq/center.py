@@ -8,6 +8,7 @@ factors, YaRN's interpolation, its magnitude. Everything is computed in float64 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,40 @@ class Calibration:
     scale: np.ndarray
     n_rot: int
     neox: bool
+
+
+class Term(NamedTuple):
+    """What attention adds to the products of queries and centered keys (`term=` of pyggmlq.flash_attn): part * <w, cosines and sines of the position>.
+
+    w          float32 ([n_seqs,] n_heads, n_queries, 2*pairs): as `query` gives it, times RoPE's magnitude
+    turns      uint64 (pairs,): how far a pair turns from one position to the next, as `turns` gives it
+    positions  int32 ([n_seqs_kv,] n_kv): of the cached tokens, in any order; negative ones turn back
+    neox       how pairs lie in w, as above
+    part       float16 ([n_seqs_kv,] n_kv): a factor of each token's term, 0 where its key isn't centered; None: 1
+
+    Arrays may be in device memory where q may.
+    """
+
+    w: Any
+    turns: Any
+    positions: Any
+    neox: bool = False
+    part: Any = None
+
+
+def turns(frequencies):
+    """Radians per position, (pairs,), that is base**(-2i/n_rot) and what scales it -> uint64 (pairs,): the fraction of a full turn in units of 2^-64.
+    ValueError if one isn't finite."""
+    frequencies = np.asarray(frequencies, np.float64)
+    if frequencies.ndim != 1 or not np.isfinite(frequencies).all():
+        raise ValueError(f"frequencies are {frequencies.shape}, wanted finite numbers (pairs,)")
+    return np.array([round(turn * 2.0**64) % 2**64 for turn in (frequencies / (2 * np.pi)).tolist()], np.uint64)
+
+
+def cos_sin(turns, positions):
+    """float64 (..., tokens, pairs) twice: cosines and sines of positions, integers (..., tokens), by turns as `turns` gives them."""
+    rows = reference.positional_rows(np.asarray(turns, np.uint64), positions, True)
+    return rows[..., : len(turns)], rows[..., len(turns) :]
 
 
 def pairs(n_rot, neox):

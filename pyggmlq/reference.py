@@ -361,19 +361,31 @@ def _decode(rows, type):
     return codec.decode_blocks(_blocks_of_bytes(rows, codec)).reshape(*rows.shape[:-1], n).astype(np.float64)
 
 
+def positional_rows(turns, positions, neox):
+    """float64 (..., tokens, 2*pairs): cosine and sine of position*turns mod 2^64, of which the upper 32 bits are the fraction of a full turn, for
+    uint64 turns (pairs,) and integer positions (..., tokens). neox: all cosines before all sines, else side by side."""
+    product = np.asarray(positions, np.int64).astype(np.uint64)[..., None] * turns
+    angle = 2 * np.pi * ((product >> np.uint64(32)) / 2.0**32)
+    return np.stack([np.cos(angle), np.sin(angle)], -2 if neox else -1).reshape(*product.shape[:-1], -1)
+
+
 @_quiet
 def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out, term=None):
     """q (n_seqs, n_heads, n_queries, n); k, v (n_seqs_kv, n_heads_kv, n_kv, ...); mask (seqs, heads, n_queries, n_kv)."""
     n_seqs, n_heads = q.shape[:2]
     k, v = _decode(k, type_k), _decode(v, type_v)
     slopes = alibi_slopes(n_heads, max_bias)
+    if term is not None:
+        rows = positional_rows(term.turns, term.positions, term.neox)
+        if term.part is not None:
+            rows *= term.part.astype(np.float64)[..., None]
     for i in range(n_seqs):
         i_kv = i // (n_seqs // k.shape[0])
         for h in range(n_heads):
             h_kv = h // (n_heads // k.shape[1])
             score = q[i, h].astype(np.float64) @ k[i_kv, h_kv].T
             if term is not None:
-                score = score + term[0][i, h].astype(np.float64) @ term[1][i_kv, 0].astype(np.float64).T
+                score = score + term.w[i, h].astype(np.float64) @ rows[i_kv].T
             score = scale * score
             if logit_softcap != 0:
                 score = logit_softcap * np.tanh(score / logit_softcap)

@@ -60,7 +60,7 @@ def on_device(function, wrap=lambda array: array, backend="cuda"):
         mirror, given, wrapped = Mirror(), dict(bound.arguments), {}
         for name, value in given.items():
             if name == "term" and value is not None:
-                bound.arguments[name] = tuple(wrap(mirror(array)) for array in value)
+                bound.arguments[name] = type(value)(*(wrap(mirror(x)) if isinstance(x, np.ndarray) else x for x in value))
             if isinstance(value, np.ndarray) and name != "indices":
                 if id(value) not in wrapped:  # `out` may be an input
                     wrapped[id(value)] = wrap(mirror(value))

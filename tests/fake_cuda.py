@@ -15,6 +15,7 @@ import numpy as np
 
 import pyggmlq
 from pyggmlq._types import cache_types, foreign_types
+from pyggmlq.center import Term
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("_ggmlq_cuda", "_ggmlq_hip", "_ggmlq_metal", "_cuda_driver", "_cuda")
@@ -217,9 +218,15 @@ class FakeLibrary:
         if p.sinks:
             sinks = strided(self.address(p.sinks), (p.n_heads,), (4,), np.float32)
         term = None
-        if p.c:
-            w = operand(p.w, p.w_stride, (p.n_seqs, p.n_heads, p.n_queries, p.c_size), 0)
-            term = w, strided(self.address(p.c), (p.n_seqs_kv, p.n_kv, p.c_size), (*list(p.c_stride)[::-1], 2), np.float16)
+        if p.n_pairs:
+            def per_token(pointer, stride, dtype):
+                return strided(self.address(pointer), (p.n_seqs_kv, p.n_kv), (stride, np.dtype(dtype).itemsize), dtype)
+
+            term = Term(
+                operand(p.w, p.w_stride, (p.n_seqs, p.n_heads, p.n_queries, 2 * p.n_pairs), 0),
+                strided(self.address(p.turns), (p.n_pairs,), (8,), np.uint64), per_token(p.positions, p.positions_stride, np.int32),
+                bool(p.pairs_are_halves), per_token(p.part, p.part_stride, np.float16) if p.part else None,
+            )  # fmt: skip
         out[...] = pyggmlq.flash_attn(
             q, k, v, type_k=TYPES[p.type_k].name, type_v=TYPES[p.type_v].name, mask=mask, sinks=sinks, term=term,
             scale=p.scale, max_bias=p.max_bias, logit_softcap=p.logit_softcap,

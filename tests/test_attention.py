@@ -13,6 +13,8 @@ import gguf
 import numpy as np
 import pytest
 import tolerances
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import pyggmlq
 from pyggmlq import _cpu, center, reference
@@ -42,18 +44,19 @@ def rounded_query(q, name):
     return codec.unrotate_blocks(d[:, None] * levels).reshape(q.shape)
 
 
-def rounded_term(w, c):
-    """The same of a term: signed 14-bit integers for each 32 values of w, 13-bit ones for each 128 of a row of c, as ggmlq.h says."""
-
-    def rounded(x, length, most):
-        x = np.asarray(x, np.float32)
-        padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % length)]).reshape(*x.shape[:-1], -1, length)
-        largest = np.abs(padded).max(-1, keepdims=True)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            levels = np.where(largest > 0, np.rint(padded * (np.float32(most) / largest)), 0)
-        return (levels * (largest / np.float32(most))).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]].astype(np.float32)
-
-    return rounded(w, 32, 8191), rounded(c, 128, 4095)
+def rounded_term(term):
+    """The same of a term, as the CPU rounds it (ggmlq.h): (w, rows, by how much products may differ). w has one scale for a row, by its largest pair
+    or the sum of its pairs; rows are multiples of 1/8191, where a cosine within 2^-20 decides."""
+    pairs, w = len(term.turns), np.asarray(term.w, np.float32)
+    first, second = center.pairs(2 * pairs, term.neox)
+    size = np.abs(w[..., first]) + np.abs(w[..., second])
+    most = np.add.reduceat(size, np.arange(0, pairs, 128), -1).max(-1)
+    factor = np.minimum(np.float32(32000) / size.max(-1), np.float32(260000) / most)[..., None]
+    exact = 8191 * reference.positional_rows(term.turns, term.positions, term.neox)
+    open_ = np.abs(exact % 1 - 0.5) <= 8191 / 2**20
+    part = 1.0 if term.part is None else term.part[..., None].astype(np.float64)
+    w = np.rint(w * factor) / factor
+    return w, part * np.rint(exact) / 8191, (np.abs(w).reshape(-1, 2 * pairs) @ (open_ / 8191).reshape(-1, 2 * pairs).T).max(initial=0)
 
 
 def case(seed, type_k="f16", type_v="f16", n_heads=4, n_heads_kv=2, n_queries=3, n_kv=70, head=128, head_v=None, seqs=None):
@@ -72,11 +75,12 @@ def agree(q, k, v, type_k, type_v, **options):
     options.pop("n_threads", None)
     scale = options.pop("scale", None) or q.shape[-1] ** -0.5
     q_met, k_met, type_met = rounded_query(q, type_k), k, type_k
+    more = 0.0
     if term := options.pop("term", None):  # a query and a key with more values
-        w, c = rounded_term(*term)
+        w, c, more = rounded_term(term)
         decoded = reference._decode(k[None] if k.ndim == 3 else k, type_k).reshape(k.shape[:-1] + q.shape[-1:])
         c = np.broadcast_to(c[..., None, :, :], k.shape[:-1] + c.shape[-1:])
-        q = q_met = np.concatenate([q_met, w], -1)
+        q = q_met = np.concatenate([q_met, w], -1).astype(np.float32)
         k, k_met, type_met = *[np.concatenate([decoded, c], -1).astype(np.float32)] * 2, "f32"
     wanted = pyggmlq.flash_attn(
         q_met, k_met, v, type_k=type_met, type_v=type_v, backend="reference", scale=scale, **options
@@ -86,7 +90,7 @@ def agree(q, k, v, type_k, type_v, **options):
     mask = options.get("mask")
     bias = 0 if mask is None else np.abs(mask[np.isfinite(mask)]).max(initial=0)
     bound = tolerances.attention(
-        q.reshape(-1, q.shape[-1]), k.reshape(-1, k.shape[-1]), v.reshape(-1, v.shape[-1]), scale, bias, k.shape[2]
+        q.reshape(-1, q.shape[-1]), k.reshape(-1, k.shape[-1]), v.reshape(-1, v.shape[-1]), scale, bias, k.shape[2], scale * more
     )  # fmt: skip
     error = np.linalg.norm(found.astype(np.float64) - wanted, axis=-1).max(initial=0)
     assert error <= bound, (error, bound)
@@ -217,136 +221,168 @@ def test_alibi(n_heads):
     assert not np.allclose(found, agree(q, k, v, "tq3_0", "planar3", mask=distance), atol=1e-2)
 
 
-def term_of(seed, q, k, size):
-    """(w, c) that belong to q and k: of the size of a head's own scores."""
+def term_of(seed, q, k, pairs, neox=False, part=True):
+    """A Term that belongs to q and k: of the size of a head's own scores, positions at random, most tokens with a part."""
     rng = np.random.default_rng(seed)
-    w = rng.standard_normal((*q.shape[:-1], size), np.float32)
-    return w, rng.standard_normal((*k.shape[:-3], k.shape[-2], size)).astype(np.float16)
+    w = rng.standard_normal((*q.shape[:-1], 2 * pairs), np.float32)
+    positions = rng.integers(-100, 100_000, (*k.shape[:-3], k.shape[-2])).astype(np.int32)
+    parts = rng.choice([0, 0.75, 1], positions.shape, p=[0.2, 0.2, 0.6]).astype(np.float16)
+    return center.Term(w, center.turns(1e4 ** (-np.arange(pairs) / pairs)), positions, neox, parts if part else None)
 
 
-@pytest.mark.parametrize("size", [1, 30, 32, 64, 100, 128])
+@pytest.mark.parametrize("pairs", [1, 15, 16, 32, 50, 64])
 @pytest.mark.parametrize("name", ["f16", "q4_0", "tq3_0", "planar3"])
-def test_the_term_that_all_heads_share(name, size):
+def test_the_term_that_all_heads_share(name, pairs):
     q, k, v = case(18, name, name, n_heads=6, n_heads_kv=2)
-    term = term_of(18, q, k, size)
-    found = agree(q, k, v, name, name, term=term)
-    assert np.abs(found - pyggmlq.flash_attn(q, k, v, type_k=name, type_v=name)).max() > 0.05
+    for neox in (False, True):
+        found = agree(q, k, v, name, name, term=term_of(18, q, k, pairs, neox, part=neox))
+        assert np.abs(found - pyggmlq.flash_attn(q, k, v, type_k=name, type_v=name)).max() > 0.05
 
 
-@pytest.mark.parametrize("size", [2, 64, 128, 256])
-def test_the_rounding_of_the_term(size):
-    """With keys of zeros and one value per token, the weights that come out are those of the terms alone: their ratios tell the error of each,
-    also where one value of w is a thousand times the others, as with a large mean. Half a step of either factor times the other."""
-    rng = np.random.default_rng(23)
-    w = rng.standard_normal((1, 1, size)).astype(np.float32)
-    w[..., 0] *= 1000
-    c = np.cos(rng.uniform(0, 7, (9, size))).astype(np.float16)
+def terms_alone(term, mask=None):
+    """The terms of one query, up to a number that all share: with keys of zeros and one value per token, the weights that come out are those of the
+    terms alone."""
+    n_kv = len(term.positions)
+    scale = 40 / np.abs(term.w).sum()  # so that no weight is too small for a float
     found = pyggmlq.flash_attn(
-        np.zeros((1, 1, 256), np.float32), np.zeros((1, 9, 256), np.float32), np.eye(9, dtype=np.float32)[None], type_k="f32", type_v="f32",
-        term=(w, c), scale=2e-3)  # fmt: skip
-    logits = np.log(found[0, 0].astype(np.float64)) / 2e-3
-    w, c = w[0, 0].astype(np.float64), c.astype(np.float64)
-    half_steps = np.repeat([np.abs(w[i : i + 32]).max() / 8191 / 2 for i in range(0, size, 32)], 32)[:size]
-    bound = np.abs(c) @ half_steps + np.abs(c).max(1) / 4095 / 2 * np.abs(w).sum()
-    error = (logits - logits[0]) - (c @ w - (c @ w)[0])
-    assert (np.abs(error) <= bound + bound[0] + 0.005).all()  # and the exponential of float32
-    assert np.abs(error).max() > 0 and bound.max() < 0.005 * np.abs(w[0])
+        np.zeros((1, 1, 1024), np.float32), np.zeros((1, n_kv, 1024), np.float32), np.eye(n_kv, dtype=np.float32)[None], type_k="f32", type_v="f32",
+        term=term, scale=scale, mask=mask)  # fmt: skip
+    with np.errstate(divide="ignore"):
+        return np.log(found[0, 0].astype(np.float64)) / scale
 
 
-@pytest.mark.parametrize("size, neox", [(16, False), (64, True), (100, False), (128, True), (256, False)])
-def test_the_term_of_neighbours(size, neox):
-    """Where the rows of c are those of consecutive positions, one of 64 is turned to the others. That each pair is within ten roundings to f16: two of a
-    row are 1.4, steps known from three rows twice that and as much again by their own rounding and that slow ones are lines, the row that is turned, and the one it
-    is compared with. Rows that don't go on like that are taken as they are."""
+def exact_terms(term):
+    rows = reference.positional_rows(term.turns, term.positions, term.neox) @ term.w[0, 0].astype(np.float64)
+    return rows if term.part is None else rows * term.part
+
+
+def bounds_of_terms(term):
+    """How far a term may be from the exact one: (of a row that is computed, of one that is turned from the middle of its tile). Half a step of w, which has
+    one scale, times the row; half a step of the row times w, and what 40/sum|w| makes of floats. Turned, w has at most three half steps more, and a
+    pair of the row is off by half a step of 2^-13 in each value, or by 2^-12 where it is slow, and half a step of its line."""
+    first, second = center.pairs(term.w.shape[-1], term.neox)
+    w = np.abs(term.w[0, 0].astype(np.float64))
+    size = w[first] + w[second]
+    step = max(size.max() / 32000, max(size[i : i + 128].sum() for i in range(0, len(size), 128)) / 260000)
+    floats = 1e-5 * w.sum()
+    computed = step / 2 * 2 * len(size) + w.sum() / 8191 / 2 * 1.02 + floats
+    return computed, 2 * step * 2 * len(size) + (1 / 8191 + 2.0**-12) * w.sum() + floats
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    pairs=st.integers(1, 130),
+    neox=st.booleans(),
+    kind=st.sampled_from(["text", "two texts", "sequences in turn", "at random", "backwards", "all the same"]),
+    first=st.sampled_from([0, 5000, -100, 2**31 - 201, -(2**31)]),
+    model=st.sampled_from(["rope", "random", "fast and slow"]),
+)
+def test_terms_of_any_positions(seed, pairs, neox, kind, first, model):
+    """Consecutive positions or not, near or far from 0, and whatever frequencies, also in no order: within the bounds of rounding."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(200)
+    offsets = {"text": t, "two texts": t % 130, "sequences in turn": t // 3 + 50 * (t % 3), "at random": rng.permutation(t),
+               "backwards": t[::-1], "all the same": t * 0}[kind]  # fmt: skip
+    turns = {"rope": center.turns(rng.choice([1e4, 5e5]) ** (-np.arange(pairs) / pairs)),
+             "random": rng.integers(0, 2**64, pairs, np.uint64), "fast and slow": center.turns(rng.choice([-1, 1e-3, 4e-3, -6e-3], pairs))}[model]  # fmt: skip
+    w = 0.3 * rng.standard_normal((1, 1, 2 * pairs)).astype(np.float32)
+    w[..., rng.integers(2 * pairs)] = 20
+    part = rng.choice([0, 0.5, 1], 200, p=[0.1, 0.1, 0.8]).astype(np.float16) if seed % 2 else None
+    term = center.Term(w, turns, (first + offsets).astype(np.int32), neox, part)
+    error = terms_alone(term) - exact_terms(term)
+    bound = bounds_of_terms(term)[kind in ("text", "two texts") and pairs <= 128]
+    assert np.ptp(error) <= 2 * bound
+
+
+@pytest.mark.parametrize("pairs, neox", [(8, False), (32, True), (50, False), (64, True), (128, False), (200, False)])
+def test_the_rounding_of_the_term(pairs, neox):
+    """On average it is less than w rounded to halves would be, also where one value of w is a thousand times the others, as with a large mean."""
     rng = np.random.default_rng(24)
-    theta = (5000 + np.arange(200))[:, None] * 1e5 ** (-np.arange(size // 2) / (size // 2))
-    c = (1.25 * center.row(np.cos(theta), np.sin(theta), neox)).astype(np.float16)
-    w = 0.3 * rng.standard_normal((1, 1, size)).astype(np.float32)
-    w[..., size // 2] = 20
+    for large, positions in (20, 5000 + np.arange(200)), (20, rng.integers(0, 10**6, 200)), (300, 5000 + np.arange(200)):
+        w = 0.3 * rng.standard_normal((1, 1, 2 * pairs)).astype(np.float32)
+        w[..., pairs] = large
+        term = center.Term(w, center.turns(1e5 ** (-np.arange(pairs) / pairs)), positions.astype(np.int32), neox)
+        error = terms_alone(term) - exact_terms(term)
+        assert 0 < error.std() < np.linalg.norm(w) / 4096
+        # and a wrong position is told from a right one
+        assert error.std() < 0.2 * (exact_terms(term) - exact_terms(term._replace(positions=term.positions + 1))).std()
 
-    def terms(c, mask=None):
-        found = pyggmlq.flash_attn(
-            np.zeros((1, 1, 256), np.float32), np.zeros((1, 200, 256), np.float32), np.eye(200, dtype=np.float32)[None], type_k="f32", type_v="f32",
-            term=(w, c), scale=1 / 64, mask=mask)  # fmt: skip
-        with np.errstate(divide="ignore"):
-            return 64 * np.log(found[0, 0].astype(np.float64))
 
-    def error(c):
-        exact = c.astype(np.float64) @ w[0, 0]
-        return terms(c) - exact - (terms(c)[0] - exact[0])
-
-    first, second = center.pairs(size, neox)
-    pairs = np.hypot(w[0, 0, first], w[0, 0, second])
-    bound = 10 * 1.25 / 4096 * pairs.sum() + 2.5 * 1.25 * len(pairs) * max(pairs.max() / 32000, pairs.sum() / 260000)  # and w, turned in 15 bits
-    plain = terms(c)
-    assert 0 < np.abs(error(c)).max() <= 2 * bound < 0.1 * np.ptp(plain)
-    assert np.sqrt((error(c) ** 2).mean()) < 1.25 / 4096 * np.linalg.norm(pairs) * 3  # what it is on average
-
-    unlike = c.copy()
-    unlike[70, -1] += 0.5  # not looked at: so that tile was computed from its middle
-    assert np.array_equal(terms(unlike), plain)
-    unlike[70, 0] += 0.5
-    assert 0 < np.abs(error(unlike)).max() <= 2 * bound and abs(terms(unlike)[70] - plain[70] - w[0, 0, [0, -1]].sum() / 2) < 2 * bound
+@pytest.mark.parametrize("kind", ["text", "sequences in turn"])
+def test_tokens_without_a_term_may_have_any_position(kind):
+    """Hidden ones and those whose part is 0, as empty cells are: not a bit of the others changes, and those before the end of the text are still
+    computed as neighbours."""
+    rng = np.random.default_rng(25)
+    t = np.arange(200)
+    positions = (t if kind == "text" else t // 2 + 5000 * (t % 2)).astype(np.int32)
+    part = np.ones(200, np.float16)
+    part[[0, 1, 2, 3, 77]] = 0
     mask = np.zeros((1, 200), np.float16)
-    mask[:, 180:] = -np.inf
-    unlike = c.copy()
-    unlike[180:] = np.nan
-    assert np.array_equal(terms(unlike, mask), terms(c, mask))
+    mask[:, [100, *range(180, 200)]] = -np.inf
+    w = rng.standard_normal((1, 1, 128)).astype(np.float32)
+    term = center.Term(w, center.turns(1e5 ** (-np.arange(64) / 64)), positions, True, part)
+    clean = terms_alone(term, mask)
+    other = positions.copy()
+    other[[0, 1, 2, 3, 77, 100, *range(180, 200)]] = rng.integers(-(2**31), 2**31, 26)
+    assert np.array_equal(terms_alone(term._replace(positions=other), mask), clean)
+    other[78] += 5
+    changed = terms_alone(term._replace(positions=other), mask)
+    assert changed[78] != clean[78] and np.array_equal(changed[79:99], clean[79:99]) == (kind != "text")
 
 
 def test_the_term_of_sequences_and_threads():
     q, k, v = case(19, "tq3_0", "planar3", n_heads=4, n_heads_kv=1, n_queries=2, n_kv=1000, seqs=(4, 2))
-    term = term_of(19, q, k, 128)
+    term = term_of(19, q, k, 64)
     options = dict(type_k="tq3_0", type_v="planar3", mask=causal_mask(2, 1000), logit_softcap=4.0)
     found = agree(q, k, v, term=term, n_threads=3, **options)
     for i in range(4):  # each sequence is what it would be alone
-        alone = pyggmlq.flash_attn(q[i], k[i // 2], v[i // 2], term=(term[0][i], term[1][i // 2]), **options)
+        own = term._replace(w=term.w[i], positions=term.positions[i // 2], part=term.part[i // 2])
+        alone = pyggmlq.flash_attn(q[i], k[i // 2], v[i // 2], term=own, **options)
         assert np.allclose(found[i], alone, rtol=0, atol=1e-5)
-    wide_w, wide_c = np.full((4, 2, 4, 130), 7, np.float32), np.full((2, 1000, 130), 7, np.float16)
-    wide_w[..., :128], wide_c[..., :128] = term[0].swapaxes(1, 2), term[1]
-    strided = (wide_w[..., :128].swapaxes(1, 2), wide_c[..., :128])
+    wide_w, wide_positions, wide_part = np.full((4, 2, 4, 130), 7, np.float32), np.full((2, 1003), 7, np.int32), np.full((2, 1001), 7, np.float16)
+    wide_w[..., :128], wide_positions[:, 1:-2], wide_part[:, :-1] = term.w.swapaxes(1, 2), term.positions, term.part
+    strided = term._replace(w=wide_w[..., :128].swapaxes(1, 2), positions=wide_positions[:, 1:-2], part=wide_part[:, :-1])
     assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=strided, n_threads=3, **options), found)
-
-
-def test_a_term_where_the_token_is_hidden_has_no_influence():
-    q, k, v = case(20, "tq3_0", "tq3_0", n_queries=1)
-    w, c = term_of(20, q, k, 128)
-    mask = np.zeros((1, 70), np.float16)
-    mask[:, 40:] = -np.inf
-    clean = pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", mask=mask, term=(w, c))
-    c[40:] = np.nan
-    assert np.array_equal(pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", mask=mask, term=(w, c)), clean)
+    scattered = term._replace(turns=np.repeat(term.turns, 2)[::2], positions=np.asfortranarray(term.positions))
+    assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=scattered, n_threads=3, **options), found)
 
 
 def test_the_term_of_a_centered_cache():
     """The use it is for: keys with a large mean before RoPE, centered, give what f32 keys do, at 3 bits."""
     rng = np.random.default_rng(21)
-    n_rot, theta = 128, np.arange(70)[:, None] * 1e4 ** (-np.arange(64) / 64)
+    turns, positions = center.turns(1e4 ** (-np.arange(64) / 64)), np.arange(70, dtype=np.int32)
+    angles = center.cos_sin(turns, positions)
     before = 8 * rng.standard_normal((2, 1, 128)) + 0.05 * rng.standard_normal((2, 70, 128))
-    keys = center.rope(before, np.cos(theta), np.sin(theta), True)
+    keys = center.rope(before, *angles, True)
     q, _, v = case(21, "tq3_0", "f32")
-    calibration = center.fit(before, np.concatenate([q] * 24, axis=1)[:, :70], n_rot, True)
-    stored = center.center(calibration, keys, np.cos(theta), np.sin(theta)).astype(np.float32)
+    calibration = center.fit(before, np.concatenate([q] * 24, axis=1)[:, :70], 128, True)
+    stored = center.center(calibration, keys, *angles).astype(np.float32)
     scaled, w = (x.astype(np.float32) for x in center.query(calibration, q))
-    c = center.row(np.cos(theta), np.sin(theta), True).astype(np.float32)
     wanted = pyggmlq.flash_attn(q, keys.astype(np.float32), v, type_k="f32", type_v="f32", scale=0.02)
     options = dict(type_k="tq3_0", type_v="f32", scale=0.02)
     plain = pyggmlq.flash_attn(q, encode(keys.astype(np.float32), "tq3_0"), v, **options)
-    found = pyggmlq.flash_attn(scaled, encode(stored, "tq3_0"), v, term=(w, c.astype(np.float16)), **options)
+    found = pyggmlq.flash_attn(scaled, encode(stored, "tq3_0"), v, term=center.Term(w, turns, positions, True), **options)
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(plain - wanted)
 
 
-@pytest.mark.parametrize("w, c, words", [
-    ((4, 3, 129), (70, 129), "1 to 128 values"),
-    ((4, 2, 64), (70, 64), "as in q"),
-    ((4, 3, 64), (69, 64), "as in k"),
-    ((4, 3, 64), (70, 32), "as in w"),
+@pytest.mark.parametrize("changes, error, words", [
+    ({"w": np.zeros((4, 3, 130), np.float32), "turns": np.zeros(65, np.uint64)}, ValueError, "turns: found 65 pairs, wanted 1 to 64"),
+    ({"turns": np.zeros(31, np.uint64)}, ValueError, r"w: found \(1, 4, 3, 64\), wanted .* 62 values"),
+    ({"w": np.zeros((4, 2, 64), np.float32)}, ValueError, r"w: found .*, wanted \(1, 4, 3\) as in q"),
+    ({"positions": np.zeros(69, np.int32)}, ValueError, r"positions: found \(1, 69\) .*as in k"),
+    ({"positions": np.zeros(70, np.int64)}, TypeError, "positions: found dtype int64, wanted int32"),
+    ({"turns": np.zeros(32)}, TypeError, "turns: found dtype float64, wanted uint64"),
+    ({"part": np.zeros((2, 70), np.float16)}, ValueError, r"part: found \(2, 70\)"),
+    ({"neox": 1}, TypeError, "neox: found int, wanted a bool"),
 ])  # fmt: skip
-def test_terms_that_do_not_fit(w, c, words):
+def test_terms_that_do_not_fit(changes, error, words):
     q, k, v = case(22, "tq3_0", "tq3_0")
-    term = (np.zeros(w, np.float32), np.zeros(c, np.float16))
-    with pytest.raises(ValueError, match=words):
-        pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", term=term)
+    term = center.Term(np.zeros((4, 3, 64), np.float32), np.zeros(32, np.uint64), np.zeros(70, np.int32))
+    with pytest.raises(error, match=words):
+        pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", term=term._replace(**changes))
+    with pytest.raises(TypeError, match="found tuple, wanted a pyggmlq.center.Term"):
+        pyggmlq.flash_attn(q, k, v, type_k="tq3_0", type_v="tq3_0", term=tuple(term))
 
 
 def test_everything_at_once():

@@ -163,11 +163,11 @@ def test_the_term_of_centered_keys(arrays):
     for seqs in None, (4, 2):
         q, k, v = test_attention.case(5, "tq3_0", "f16", seqs=seqs)
         options = dict(type_k="tq3_0", type_v="f16")
-        w, c = test_attention.term_of(5, q, k, 64)
-        wanted = pyggmlq.flash_attn(q, k, v, term=(w, c), **options)
-        wide_w, wide_c = (np.concatenate([a, a], axis=-1) for a in (w, c))
-        for term in (w, c), (wide_w[..., :64], wide_c[..., :64]):
-            assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=term, backend="cuda", **options), wanted)
+        term = test_attention.term_of(5, q, k, 32, neox=seqs is None)
+        wanted = pyggmlq.flash_attn(q, k, v, term=term, **options)
+        wide_w, wide_positions = (np.concatenate([a, a], axis=-1) for a in (term.w, term.positions))
+        for same in term, term._replace(w=wide_w[..., :64], positions=wide_positions[..., : k.shape[-2]]):
+            assert np.array_equal(pyggmlq.flash_attn(q, k, v, term=same, backend="cuda", **options), wanted)
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u8", ">i2"])

@@ -113,9 +113,13 @@ PLANTED = {
         "                }\n            }\n        }\n\n        const int64_t row0", "attend-plain", "attention",
     ),
     "missing barrier of the term": (
-        "cuda/ggmlq-cuda-attend-plain.cu", "term_query[r][at] = make_float4(f[0], f[1], f[2], f[3]);\n                    }\n                    __syncthreads();",
-        "term_query[r][at] = make_float4(f[0], f[1], f[2], f[3]);\n                    }", "attend-plain", "attention",
+        "cuda/ggmlq-cuda-attend-plain.cu", "term_query[r][2*pair] = v;\n                    }\n                    __syncthreads();",
+        "term_query[r][2*pair] = v;\n                    }", "attend-plain", "attention",
     ),
+    "positions of a sequence": (
+        "cuda/ggmlq-cuda-attend-plain.cu", "p.positions + seq_kv*p.positions_stride", "p.positions", "attend-plain", "attention",
+    ),
+    "negative positions": ("cuda/ggmlq-cuda-codec.cuh", "(uint64_t) (int64_t) position*turn", "(uint64_t) (uint32_t) position*turn", "attend-plain", "attention"),
 }  # fmt: skip
 
 

@@ -37,17 +37,17 @@ def least_squares(norm: np.ndarray, stored: np.ndarray) -> np.ndarray:
     return 2.0**-11 * (1 + 2.0**-10) * stored**2 + (2 * ROTATION + 40 * U) * norm * stored
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: float, n_terms: int) -> float:
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: float, n_terms: int, more: float = 0.0) -> float:
     """Norm of the error of one output row of float32 attention against float64.
 
     A score is a sum of head_size products: its error is at most (head_size + 8) U times the sum of their magnitudes
     (8: scale, softcap, exponent), plus 16 U of the largest mask value, whose slope is a power. A score that is off by e
     moves its weight, and the sum of the weights, by a factor within exp(-e)..exp(e). The sums over n_terms tokens add
-    2 n_terms U, the un-rotation ROTATION. q: (n_queries, n), k: (n_kv, n), v: (n_kv, m).
+    2 n_terms U, the un-rotation ROTATION. more: by which a score may be off besides. q: (n_queries, n), k: (n_kv, n), v: (n_kv, m).
     """
     head_size = q.shape[1]
     magnitude = np.abs(scale) * (np.abs(q) @ np.abs(k).T).max(initial=0)
-    e = (head_size + 8) * U * magnitude + 16 * U * bias
+    e = (head_size + 8) * U * magnitude + 16 * U * bias + more
     return (2 * e + 2 * n_terms * U + ROTATION) * np.linalg.norm(v, axis=1).max(initial=0)
 
 
@@ -73,7 +73,8 @@ def query_rounding_variance(kernel, type_k, q):
 def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias, term=None):
     """Norm of the error of every output row of a CUDA kernel against float64. q: (n_queries, n) and k: (n_kv, n), both as they
     are multiplied, so rotated where K is; v: (n_kv, m); weights: (n_queries, n_kv), a row's sum is 1 or less (sinks); out: (n_queries, m);
-    term: of centered keys, w (n_queries, r), which `decode` rounds to halves, and c (n_kv, r).
+    term: of centered keys, w (n_queries, r), pairs side by side, and part times positional rows (n_kv, r). `decode` rounds a pair of w four times to halves: itself, by
+    what it is turned, as turned, and the row that it is multiplied by.
 
     Three shares. 1. Rounded queries, and in `decode` weights and values rounded to halves: errors taken as independent and
     uniform. A score is off by the sum over the query's errors; weight i then moves by w_i times that, and pulls the output by
@@ -87,7 +88,9 @@ def attention_cuda(kernel, type_k, q, k, v, weights, out, scale, bias, term=None
     variance = query_rounding_variance(kernel, type_k, q)
     if term is not None:
         w, c = term
-        variance = np.concatenate([variance, query_rounding_variance(kernel, "f16", w)], axis=1)
+        pairs = np.repeat(np.hypot(w[:, ::2], w[:, 1::2]), 2, axis=1)
+        variance = np.concatenate([variance, 4 * query_rounding_variance(kernel, "f16", pairs)], axis=1)
+        bias = bias + np.abs(scale) * pairs.sum(axis=1).max(initial=0) / 2  # cosines and sines, 16 U
         q, k = np.concatenate([q, w], axis=1), np.concatenate([k, c], axis=1)
     score_variance = scale**2 * (variance @ (k**2).T)
     pull = norms**2 + np.linalg.norm(out, axis=1, keepdims=True) ** 2

@@ -35,9 +35,9 @@ static bool is_aligned(const void * data, const int64_t stride[3], int64_t align
     return (int64_t) (uintptr_t) data % align == 0 && stride[0] % align == 0 && stride[1] % align == 0 && stride[2] % align == 0;
 }
 
-/* Rows of c and part are copied in pieces of 16 bytes. */
+/* Positions and parts are found by 32 bits. */
 static bool term_fits(const ggmlq_attend_params * p) {
-    return p->c == NULL || (p->c_size % 8 == 0 && is_near(p->c_stride) && ((int64_t) (uintptr_t) p->c | p->c_stride[0] | p->c_stride[1] | (int64_t) (uintptr_t) p->part | p->part_stride) % 16 == 0 && p->n_seqs_kv*p->part_stride < INT32_MAX);
+    return p->n_pairs == 0 || (p->n_seqs_kv*p->positions_stride + 4*p->n_kv <= INT32_MAX && p->positions_stride >= 0 && p->n_seqs_kv*p->part_stride + 2*p->n_kv <= INT32_MAX && p->part_stride >= 0);
 }
 
 static bool v_is_in_k(const ggmlq_attend_params * p) {
@@ -50,24 +50,19 @@ static bool is_lean(const ggmlq_attend_params * p, int tiles) {
         is_aligned(p->q, p->q_stride, 16) && is_aligned(p->out, p->out_stride, 16);
 }
 
-/* Terms of centered keys ahead: faster by a seventh and more from here on (bench_attend center); with few KV heads or tokens, or 16 columns and more at once, c is read as fast in the loop. */
-static bool ahead_pays(const ggmlq_attend_params * p) {
-    return p->n_kv >= 16384 && p->n_heads_kv >= 8 && is_aligned(p->w, p->w_stride, 16) && p->n_kv <= 1 << 26 /* terms of a unit are numbered in 32 bits */;
-}
-
 static const ggmlq_decode_instance * find_instance(const ggmlq_attend_params * p, int tiles) {
     const ggmlq_decode_instance * best = NULL;
     for (size_t l = 0; l < sizeof(instance_lists)/sizeof(instance_lists[0]); ++l) {
         const ggmlq_decode_instance * instance;
         for (int i = 0; (instance = instance_lists[l](i)) != NULL; ++i) {
             const bool several = p->head_size_v > instance->slice; /* slices: then 16 warps, where there is such an instance */
-            if ((instance->lean && (several || !is_lean(p, tiles))) || (instance->ahead && !ahead_pays(p))) {
+            if (instance->lean && (several || !is_lean(p, tiles))) {
                 continue;
             }
             if (instance->combine && (several || (p->mask && p->mask_heads > 1))) {
                 continue;
             }
-            if (instance->term == (p->c != NULL) && instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
+            if (instance->term == (p->n_pairs > 0) && instance->type_k == p->type_k && instance->type_v == p->type_v && instance->tiles == tiles &&
                 instance->tail == p->head_size_k - p->head_size_v && slice_fits(p->head_size_v, instance->slice) &&
                 instance->tail <= 32*(p->head_size_v/instance->slice) /* a plane for a warp */ &&
                 (tiles > 1 || instance->warps == 12 || (instance->warps == 16) == several) && (best == NULL || instance->slice > best->slice || ((instance->combine || instance->lean) && instance->slice == best->slice))) {
@@ -120,7 +115,12 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
     plan->slices      = (int) p->head_size_v/instance->slice;
     const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
+    plan->term_shift = GGMLQ_TERM_SHIFT;
     instance->place(plan, p);
+    while (instance->term && plan->shared_bytes > device.shared_bytes && plan->term_shift > GGMLQ_TERM_LEAST_SHIFT) {
+        --plan->term_shift;
+        instance->place(plan, p);
+    }
     if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
         return false;
     }
@@ -140,12 +140,16 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
         (void) cudaGetLastError();
         return false;
     }
-    plan->overlaps = device.capability >= 90 && attributes.ptxVersion >= 90; /* compiled for less, it would not wait for the kernel before it */
-    if (instance->ahead) {
-        plan->ahead_values = (int) (p->c_size + instance->slice - 1)/instance->slice*instance->slice;
-        plan->ahead_groups = GGMLQ_AHEAD_W_BYTES/(16*plan->ahead_values);
-        plan->ahead_blocks = 2*device.multiprocessors;
+    if (instance->term && plan->term_shift == GGMLQ_TERM_SHIFT && p->n_kv*units*plan->slices >= (int64_t) device.multiprocessors*resident*instance->warps*112) {
+        ggmlq_decode_plan longer = *plan;
+        longer.term_shift = GGMLQ_TERM_LONG_SHIFT;
+        instance->place(&longer, p);
+        if (resident*(longer.shared_bytes + 1024) <= device.shared_bytes + 1024 && /* a kilobyte of each block is the system's */
+            cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, longer.shared_bytes) == cudaSuccess) {
+            *plan = longer;
+        }
     }
+    plan->overlaps = device.capability >= 90 && attributes.ptxVersion >= 90; /* compiled for less, it would not wait for the kernel before it */
     const int slots = resident*device.multiprocessors, columns = 8*instance->tiles;
     const int64_t tiles = (p->n_kv + instance->rows - 1)/instance->rows;
     int64_t most = instance->sum_bytes/4/columns; /* the combining block keeps a factor a split and column */
@@ -166,10 +170,9 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
         }
     }
     const int64_t parts = plan->splits > 1 || instance->combine ? units*plan->splits : 0;
-    plan->ahead_at        = (8*units + 255)/256*256;
-    plan->stats_at        = plan->ahead_at + (instance->ahead ? units*tiles*(instance->rows/16)*instance->tiles*GGMLQ_AHEAD_BYTES : 0);
+    plan->stats_at        = (8*units + 255)/256*256;
     plan->partials_at     = plan->stats_at + parts*columns*8;
-    plan->workspace_bytes = parts == 0 && !instance->ahead ? 0 : plan->partials_at + parts*plan->slices*instance->tiles*instance->m_tiles*32*16;
+    plan->workspace_bytes = parts == 0 ? 0 : plan->partials_at + parts*plan->slices*instance->tiles*instance->m_tiles*32*16;
     return true;
 }
 
@@ -209,18 +212,6 @@ int64_t ggmlq_cuda_attend_decode_workspace_bytes(const ggmlq_attend_params * p) 
     return make_plan(p, &plan) ? plan.workspace_bytes : (int64_t) GGMLQ_ERROR_DEVICE;
 }
 
-/* The terms of centered keys, ahead: about two blocks on a multiprocessor, each of which prepares its w once. */
-static void launch_ahead(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, void ** args, cudaStream_t stream) {
-    const int tiles = (plan->n_kv + instance->rows - 1)/instance->rows*(instance->rows/16), groups = plan->heads_kv*instance->tiles;
-    const int others = (groups + plan->ahead_groups - 1)/plan->ahead_groups*(plan->units/plan->heads_kv), most = (plan->ahead_blocks + others - 1)/others;
-    const int turns = (tiles + GGMLQ_AHEAD_WARPS*most - 1)/(GGMLQ_AHEAD_WARPS*most); /* of a warp */
-    const dim3 blocks((unsigned) ((tiles + GGMLQ_AHEAD_WARPS*turns - 1)/(GGMLQ_AHEAD_WARPS*turns)), (unsigned) ((groups + plan->ahead_groups - 1)/plan->ahead_groups), (unsigned) (plan->units/plan->heads_kv));
-    const dim3 threads(32*GGMLQ_AHEAD_WARPS);
-    if (!plan->overlaps || !ggmlq_launch_waiting(instance->ahead, blocks, threads, 0, stream, args)) {
-        (void) cudaLaunchKernel(instance->ahead, blocks, threads, args, 0, stream);
-    }
-}
-
 static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan, void * workspace, void * stream) {
     const int tiles = (plan->n_kv + instance->rows - 1)/instance->rows;
     plan->tiles_per_split = tiles/plan->splits;
@@ -228,9 +219,6 @@ static int launch(const ggmlq_attend_params * p, const ggmlq_decode_instance * i
     plan->short_loop      = plan->tiles_per_split*plan->slices < 4*instance->warps;
     ggmlq_attend_params params = *p;
     void * args[3] = { &params, plan, &workspace };
-    if (instance->ahead) {
-        launch_ahead(instance, plan, args, (cudaStream_t) stream);
-    }
     const dim3 blocks((unsigned) plan->heads_kv, (unsigned) plan->splits, (unsigned) (plan->units/plan->heads_kv)), threads((unsigned) (32*instance->warps));
     if (!plan->overlaps || !ggmlq_launch_waiting(instance->kernel, blocks, threads, (size_t) plan->shared_bytes, (cudaStream_t) stream, args)) {
         (void) cudaLaunchKernel(instance->kernel, blocks, threads, args, (size_t) plan->shared_bytes, (cudaStream_t) stream);

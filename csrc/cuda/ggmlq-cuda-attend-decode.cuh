@@ -107,6 +107,12 @@ GGMLQ_DEVICE uint32_t ggmlq_permute(uint32_t a, uint32_t b, uint32_t selector) {
  * 65536; it comes from the plan so that the compiler doesn't know. */
 GGMLQ_DEVICE uint32_t ggmlq_two_halves(uint32_t low, uint32_t high, uint32_t unit) { return high*unit + low; }
 
+GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 GGMLQ_DEVICE uint32_t ggmlq_read_shared_u16(const uint8_t * p) { return *(const uint16_t *) p; }
 
 /* Bits of a where mask is set, of b elsewhere. */
@@ -216,8 +222,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         MASK_BYTES  = COLUMNS*ROWS*2,
         TAIL_AT     = K_BYTES + V_BYTES + MASK_BYTES,
         STAGE_BYTES = TAIL_AT + (TAIL ? (int) ROWS*T::PITCH : 0),
-        TERM_BYTES  = TERM ? ggmlq_term_c_bytes<SLICE, ROWS>() : 0, /* of c one stage: a warp reads it at the start of a turn */
-        PIPE_BYTES  = WARPS*(STAGES*STAGE_BYTES + TERM_BYTES),
+        PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
         SUM_BYTES   = WARPS*TILES*M_TILES*32*16
     };
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
@@ -228,34 +233,30 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
     static constexpr __host__ __device__ int out_bytes(int slices) { return SUM_BYTES + COLUMNS*row_pitch(slices)*4; }
-    static constexpr __host__ __device__ int front_bytes(int slices) {
-        return (PIPE_BYTES > out_bytes(slices) ? PIPE_BYTES : out_bytes(slices)) + 15 & ~15;
+    static constexpr __host__ __device__ int front_bytes(int slices, int term_bytes) {
+        return (PIPE_BYTES + term_bytes > out_bytes(slices) ? PIPE_BYTES + term_bytes : out_bytes(slices)) + 15 & ~15;
     }
 
-    /* From the start: what has a constant size; at `front`: pipelines, then sums and result rows; then what depends on the slices. */
+    /* From the start: what has a constant size; at `front`: pipelines and what the term needs, then sums and result rows; then what depends on the slices. */
     enum {
         MAXIMA_AT = 0, SUMS_AT = 4*COLUMNS*WARPS, TOTALS_AT = 2*SUMS_AT, SLOPES_AT = TOTALS_AT + 16*COLUMNS, MASK_ROWS_AT = SLOPES_AT + 4*COLUMNS,
-        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16
+        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16, TERM_AT = FRONT_AT + PIPE_BYTES
     };
-    static constexpr __host__ __device__ int queries_at(int slices)  { return FRONT_AT + front_bytes(slices); }
-    static constexpr __host__ __device__ int scales_at(int slices)   { return queries_at(slices) + COLUMNS*query_pitch(slices); }
-    static constexpr __host__ __device__ int exchange_at(int slices) { return scales_at(slices) + (K::BYTE_VALUES ? TILES*query_scales(slices)*4*16 : 0); }
 
     static void place(ggmlq_decode_plan * plan, const ggmlq_attend_params * p) {
-        plan->k_step       = (unsigned) (WARPS/plan->slices*ROWS*p->k_stride[0]);
-        plan->v_step       = (unsigned) (WARPS/plan->slices*ROWS*p->v_stride[0]);
+        plan->k_step       = (unsigned) ((TERM ? 1 : WARPS/plan->slices)*ROWS*p->k_stride[0]);
+        plan->v_step       = (unsigned) ((TERM ? 1 : WARPS/plan->slices)*ROWS*p->v_stride[0]);
         plan->k_copy_step  = (unsigned) (32/K::LANES*p->k_stride[0]);
         plan->v_copy_step  = (unsigned) (32/V::LANES*p->v_stride[0]);
-        plan->queries_at   = queries_at(plan->slices);
-        plan->scales_at    = scales_at(plan->slices);
-        plan->exchange_at  = exchange_at(plan->slices);
+        plan->queries_at   = FRONT_AT + front_bytes(plan->slices, TERM ? ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_shift) : 0);
+        plan->scales_at    = plan->queries_at + COLUMNS*query_pitch(plan->slices);
+        plan->exchange_at  = plan->scales_at + (K::BYTE_VALUES ? TILES*query_scales(plan->slices)*4*16 : 0);
         plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
         if (TERM) {
-            plan->c_step      = (unsigned) (WARPS/plan->slices*ROWS*p->c_stride[0]);
-            plan->c_copy_step = (unsigned) (32/ggmlq_term_rows<SLICE>::LANES*p->c_stride[0]);
-            plan->part_lanes  = p->part ? ROWS/8 : 0;
-            plan->w_at        = plan->shared_bytes;
-            plan->shared_bytes += ggmlq_term_w_bytes(SLICE*plan->slices, COLUMNS);
+            plan->term_mask     = (1 << plan->term_shift) - 1;
+            plan->has_parts     = p->part != NULL;
+            plan->positions_step = (int) (p->positions_stride/4);
+            plan->parts_step    = (int) (p->part_stride/2);
         }
     }
 };
@@ -652,12 +653,6 @@ GGMLQ_DEVICE uint32_t ggmlq_zero_anew(void) {
     return z >> 16;
 }
 
-GGMLQ_DEVICE int ggmlq_thread_anew(void) { /* what is made of it isn't taken out of a loop */
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
-
 /* What a thread works on, made of the special registers anew wherever it is asked for: kept over the loop it would take registers that the loop needs. */
 struct ggmlq_decode_place {
     int lane, warp, g, t, slice, group, groups;
@@ -687,19 +682,23 @@ struct ggmlq_decode_place {
         p.tile1 = p.tile0 + plan.tiles_per_split + (p.split < plan.longer_splits);
         return p;
     }
+
+    /* Groups take tiles in turn, or, where there is a term, a range each: positions of neighbours are alike. */
+    __device__ __forceinline__ int end(int of_group) const { return tile0 + (int) ((unsigned) (tile1 - tile0)*(of_group + 1)/groups); }
+    template <bool TERM> __device__ __forceinline__ int first(void) const { return TERM ? end(group - 1) : tile0 + group; }
+    __device__ __forceinline__ bool is_short(void) const { return (end(group) - end(group - 1))*groups < tile1 - tile0; } /* by a tile */
 };
 
 #endif
 
 constexpr __host__ __device__ bool ggmlq_decode_by_column(int tiles, bool term, bool lean) { return lean && tiles > 2 && !term; }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN, bool TERM_AHEAD>
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    enum { IN_LOOP = TERM && !TERM_AHEAD };
     enum { BY_COLUMN = ggmlq_decode_by_column(TILES, TERM, LEAN) };
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, IN_LOOP, BY_COLUMN> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, BY_COLUMN> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
@@ -719,6 +718,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int slices = LEAN ? 1 : plan.slices;
     const bool v_in_k = LEAN ? false : plan.v_in_k;
     static_assert(!LEAN || (STAGES == 2 && TAIL == 0 && K::BYTE_VALUES), "lean: a mask is loaded with the next tile");
+    static_assert(!TERM || (STAGES == 2 && ROWS == 16), "positions are loaded with the next tile, two lanes a token");
 
     /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
     float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* swapped: maxima of columns 16i + g, + 8 while it loops */
@@ -733,7 +733,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int head_kv = at0.head_kv, unit = at0.unit, seq = at0.seq, seq_kv = at0.seq_kv, first_column = at0.chunk*COLUMNS;
 
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
-    const int tile0  = at0.tile0, tile1 = at0.tile1;
+    const int tile0  = at0.tile0, tile1 = TERM ? at0.end(at0.group) : at0.tile1, tile_step = TERM ? 1 : groups; /* the first and the last tile of this group, or the block's */
 
     auto k_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.k + w.seq_kv*p.k_stride[2] + w.head_kv*p.k_stride[1] + w.slice*K::BYTES; };
     auto v_rows_of = [&](const ggmlq_decode_place & w) { return (const uint8_t *) p.v + w.seq_kv*p.v_stride[2] + w.head_kv*p.v_stride[1] + w.slice*V::BYTES; };
@@ -795,6 +795,21 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
     };
+    /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
+    typedef ggmlq_term<SLICE, COLUMNS, WARPS> W;
+    typedef ggmlq_term_shape<SLICE, COLUMNS> M;
+    uint8_t * const term = shared + S::TERM_AT;
+    int next_position = 0, h_now = INT32_MAX; /* h: no position's */
+    uint32_t next_part = 0x3c00;
+    const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
+    auto load_next_position = [&](bool inner, int tile) {
+        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
+        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
+        next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
+        if (plan.has_parts) {
+            next_part = p.part[(LEAN ? part_at : seq_kv*plan.parts_step + of_tile) + token];
+        }
+    };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
@@ -808,9 +823,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (LEAN) {
                 load_next_mask(true, tile);
             }
+            if (TERM) {
+                load_next_position(true, tile);
+            }
         } else if (tile < tile1) {
             if (LEAN) {
                 load_next_mask(false, tile);
+            }
+            if (TERM) {
+                load_next_position(false, tile);
             }
             const int token = tile*ROWS, count = plan.n_kv - token;
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -844,40 +865,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
 
-    /* The term of centered keys: rows c and factors of the next tile, copied when this one's have been read. */
-    typedef ggmlq_term_rows<SLICE> C;
-    uint8_t * const c_tile = front + WARPS*STAGES*S::STAGE_BYTES + warp*S::TERM_BYTES;
-    const uint8_t * c_chunk = NULL;
-    auto copy_c = [&](int tile) {
-        const uint32_t to = ggmlq_shared_address(c_tile), to_part = to + ROWS*C::PITCH + 16*lane;
-        const unsigned from_part = (unsigned) seq_kv*(unsigned) p.part_stride + 2*ROWS*tile + 16*lane;
-        const int left = (int) p.c_size - slice*SLICE - 8*(lane % C::LANES);
-        if (__builtin_expect(tile < inner1, 1)) {
-            ggmlq_term_copy<SLICE, ROWS, false>(to, c_chunk, plan.c_copy_step, left, ROWS, lane, p.c);
-            if (lane < plan.part_lanes) {
-                ggmlq_copy_async(to_part, (const uint8_t *) p.part + from_part, 16);
-            }
-        } else if (tile < tile1) {
-            ggmlq_term_copy<SLICE, ROWS, true>(to, c_chunk, plan.c_copy_step, left, plan.n_kv - tile*ROWS, lane, p.c);
-            const int part_left = 2*plan.n_kv - (2*ROWS*tile + 16*lane);
-            if (lane < plan.part_lanes) {
-                ggmlq_copy_async(to_part, (const uint8_t *) p.part + (part_left > 0 ? from_part : 0), part_left > 16 ? 16 : part_left < 0 ? 0 : part_left);
-            }
-        }
-        ggmlq_copy_async_commit();
-        c_chunk += plan.c_step;
-    };
-
-    /* Terms computed ahead, loaded a turn before they are added. */
-    const uint8_t * const terms = workspace + plan.ahead_at + unit*(tiles*ggmlq_ahead_tile_bytes(ROWS, TILES));
-    uint2 next_term[TILES];
-    auto load_terms = [&](int tile) {
-#pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-            next_term[n] = tile < tile1 ? __ldcg((const uint2 *) (terms + (unsigned) (tile*TILES + n)*GGMLQ_AHEAD_BYTES + 8*lane)) : make_uint2(0, 0);
-        }
-    };
-
     const bool softcap = LEAN ? false : p.logit_softcap != 0.0f;
     enum { STEPS = K::BYTE_VALUES ? SLICE/32 : SLICE/16 };
     enum { KEEP_QUERIES = TILES <= 2 }; /* in registers */
@@ -905,8 +892,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         lut_v.low ^= zero;
     }
     if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
-        lut_k.low ^= zero;
-        lut_v.low ^= zero;
+        const uint32_t lane_zero = TERM && LEAN ? (uint32_t) ggmlq_thread_anew() >> 16 : zero; /* or uniform registers hold these, from where they must be moved each time */
+        lut_k.low ^= lane_zero;
+        lut_v.low ^= lane_zero;
         ggmlq_keep(k_row);
         ggmlq_keep(v_row);
         ggmlq_keep(v_row4);
@@ -923,27 +911,20 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     };
 
     auto place_copies = [&](const ggmlq_decode_place & w) {
-        const int64_t first_token = (int64_t) (w.tile0 + w.group)*ROWS;
+        const int64_t first_token = (int64_t) w.first<TERM>()*ROWS;
         k_chunk = ggmlq_decode_chunk<K>(k_rows_of(w), p.k_stride[0], w.lane) + first_token*p.k_stride[0];
         v_chunk = ggmlq_decode_chunk<V>(v_rows_of(w), p.v_stride[0], w.lane) + first_token*p.v_stride[0];
         if (TAIL > 0) {
             tail_chunk = ggmlq_decode_chunk<T>(tail_rows, p.k_stride[0], w.lane) + first_token*p.k_stride[0];
         }
-        if constexpr (IN_LOOP) {
-            c_chunk = (const uint8_t *) p.c + w.seq_kv*p.c_stride[1] + (first_token + w.lane/C::LANES)*p.c_stride[0] + 2*w.slice*SLICE + 16*(w.lane % C::LANES);
-        }
     };
     auto start_copies = [&](const ggmlq_decode_place & w) {
-        if constexpr (IN_LOOP) {
-            ggmlq_term_clear<SLICE, ROWS>(c_tile, p, w.lane);
-            copy_c(w.tile0 + w.group);
-        }
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(w.tile0 + w.group + i*w.groups, i*S::STAGE_BYTES);
+            copy_tile(w.first<TERM>() + i*w.groups, i*S::STAGE_BYTES);
         }
         if (!LEAN && !many_masks) {
-            load_next_mask(w.tile0 + w.group < inner1, w.tile0 + w.group);
+            load_next_mask(w.first<TERM>() < inner1, w.first<TERM>());
         }
     };
     {
@@ -973,14 +954,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int i = 0; i < AHEAD; ++i) {
             ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
         }
+        const uint64_t turn = TERM ? ggmlq_term_fetch_turn<SLICE>(p, slices, threadIdx.x) : 0;
         start_copies(at0);
         /* While the first tiles are on their way: */
         if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
             atomicCAS(counter, found, GGMLQ_COUNT_START);
         }
         ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, ggmlq_score_factor(p, softcap));
-        if constexpr (IN_LOOP) {
-            ggmlq_term_load_w<COLUMNS, SLICE>(p, plan, shared + plan.w_at, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
+        if constexpr (TERM) {
+            ggmlq_term_load_w<SLICE, COLUMNS>(p, plan, slices, term, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
+            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term, turn);
         }
         __syncthreads();
 #pragma unroll
@@ -1007,9 +990,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
             sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
-        }
-        if constexpr (TERM_AHEAD) {
-            load_terms(tile0 + group);
         }
         typedef ggmlq_decode_v_pair<type_v, SLICE> v_pair;
         v_pair pending0, pending1;
@@ -1059,7 +1039,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         };
         int stage = 0, parity = 0;
 #pragma unroll 1
-        for (int tile = tile0 + group; tile < tile1; tile += groups) {
+        for (int tile = TERM ? at0.first<TERM>() : tile0 + group; tile < tile1; tile += tile_step) {
             const mask_words mask_now = next_mask;
             uint32_t any = 0, differs = 0;
 #pragma unroll
@@ -1068,23 +1048,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
-            ggmlq_copy_async_wait<IN_LOOP ? 0 : STAGES - 2>();
+            ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            copy_tile(tile + (STAGES - 1)*groups, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
+            const int position = next_position;
+            const uint32_t part = next_part;
+            copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
             uint16_t * const mask_tile = (uint16_t *) (pipe + turn_at + S::K_BYTES + S::V_BYTES);
             stage = stage == (STAGES - 1)*S::STAGE_BYTES ? 0 : stage + S::STAGE_BYTES;
-
-            uint2 term[TILES];
-            if constexpr (TERM_AHEAD) {
-#pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-                    term[n] = next_term[n];
-                }
-                load_terms(tile + groups);
-            }
 
             /* Where the mask is all zeros there is nothing to do. */
             uint32_t all = differs == 0 ? 0xfc00fc00u : 0;
@@ -1098,15 +1071,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     all  = words.x == all && words.y == all && words.z == all && words.w == all ? all : 0;
                 }
             } else if (!LEAN) {
-                load_next_mask(tile + groups < inner1, tile + groups);
+                load_next_mask(tile + tile_step < inner1, tile + tile_step);
             }
             const bool biased = LEAN ? lean_biased : __any_sync(0xffffffffu, any != 0);
             if (__builtin_expect(biased, 0) && __all_sync(0xffffffffu, all == 0xfc00fc00u)) {
                 if (slices > 1) {
                     ggmlq_barrier(1 + group, 32*slices);
-                }
-                if constexpr (IN_LOOP) {
-                    copy_c(tile + groups);
                 }
                 continue; /* all hidden */
             }
@@ -1251,10 +1221,44 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
                 }
             }
-            if constexpr (IN_LOOP) {
-                ggmlq_term_scores<SLICE, TILES, ROWS>(s, c_tile, shared + plan.w_at + slice*(SLICE/32)*512 + 16*lane, slices*(SLICE/32)*512, lane);
-                __syncwarp();
-                copy_c(tile + groups);
+            if constexpr (TERM) {
+                const uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES + 16*lane;
+                const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 2*SLICE*slice + 16*(lane/16);
+                const int h = position >> plan.term_shift, r = position & plan.term_mask;
+                const bool none = (part & 0x7fff) == 0;
+                int      row = h == h_now && !none ? r : -1; /* of the table */
+                uint32_t weighted = 0;
+                if (__builtin_expect(!__all_sync(0xffffffffu, none || (h == h_now && part == 0x3c00)), 0)) {
+                    uint32_t left = __ballot_sync(0xffffffffu, !none);
+                    const uint32_t same = __match_any_sync(0xffffffffu, none ? INT32_MAX : h);
+                    if (__popc(__ballot_sync(0xffffffffu, !none && h != h_now && __ffs(same) - 1 == lane)) > GGMLQ_TERM_MOST_TURNS) {
+                        W::add_rows(s[0], p, term, slices, position);
+                        h_now = INT32_MAX;
+                        row = -1;
+                        left = 0;
+                        weighted = 1; /* also those of tokens without a part were added */
+                    }
+                    while (left != 0) { /* for each h of the tile; the last one's products come below */
+                        if ((__ballot_sync(0xffffffffu, h == h_now) & left) == 0) {
+                            h_now = __shfl_sync(0xffffffffu, h, __ffs(left) - 1);
+                            W::turn_w(term, slices, h_now);
+                        }
+                        row = h == h_now && !none ? r : -1;
+                        left &= ~__ballot_sync(0xffffffffu, h == h_now);
+                        if (left != 0) {
+                            W::add(s[0], table + row*M::table_pitch(slices), turned);
+                        }
+                    }
+                    weighted |= __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+                }
+                W::add(s[0], table + row*M::table_pitch(slices), turned);
+                if (__builtin_expect(weighted != 0, 0)) {
+                    const float mine = ggmlq_half_value((uint16_t) part), f0 = __shfl_sync(0xffffffffu, mine, g), f1 = __shfl_sync(0xffffffffu, mine, g + 8);
+#pragma unroll
+                    for (int i = 0; i < 4*TILES; ++i) {
+                        s[0][i/4][i%4] *= i % 4 < 2 ? f0 : f1;
+                    }
+                }
             }
             if constexpr (K::BYTE_VALUES) {
                 const uint8_t * const row = from + k_row;
@@ -1314,12 +1318,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
                         }
                     }
-                }
-            }
-            if constexpr (TERM_AHEAD) {
-#pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-                    ggmlq_ahead_add(s[0][n], term[n]);
                 }
             }
             if (__builtin_expect(slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
@@ -1482,7 +1480,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
          * a __syncthreads() to be unordered (docs/CUDA-ATTENTION.md). */
-        if (__builtin_expect(slices > 1, 0) && (tile1 - tile0 - 1) % groups < group) {
+        if (__builtin_expect(slices > 1, 0) && (TERM ? at0.is_short() : (tile1 - tile0 - 1) % groups < group)) {
             ggmlq_barrier(1 + group, 32*slices);
         }
         const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -1732,14 +1730,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #endif
 }
 
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false, bool TERM_AHEAD = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM && !TERM_AHEAD, ggmlq_decode_by_column(TILES, TERM, LEAN)> S;
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, ggmlq_decode_by_column(TILES, TERM, LEAN)> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
-                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN, TERM_AHEAD>, NULL, NULL };
-    if constexpr (TERM_AHEAD) {
-        static_assert(TERM && LEAN && ROWS == 16, "terms lie in tiles of 16 tokens");
-        instance.ahead = (const void *) ggmlq_attend_ahead_kernel<TILES, SLICE, ROWS>;
-    }
+                                       (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN>, NULL };
     return instance;
 }
 

@@ -9,8 +9,11 @@
 
 enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 128 };
 
-/* Terms of centered keys computed ahead: bytes for 16 tokens and 8 columns; of a block that does it its warps and bytes of w in shared memory. */
-enum { GGMLQ_AHEAD_BYTES = 256, GGMLQ_AHEAD_WARPS = 8, GGMLQ_AHEAD_W_BYTES = 32768 };
+/* The table of positional rows of centered keys has 2^shift of them: where a warp has that many tokens, and shared memory is left, the long one; where there isn't enough, a shorter one. */
+enum { GGMLQ_TERM_LEAST_SHIFT = 4, GGMLQ_TERM_SHIFT = 6, GGMLQ_TERM_LONG_SHIFT = 7 };
+
+/* Of a tile: where there are more, the rows of its tokens are computed instead. */
+enum { GGMLQ_TERM_MOST_TURNS = 3 };
 
 /* How the work is cut. A unit is a KV head, a sequence and a chunk of columns; `splits` blocks share its tokens. */
 struct ggmlq_decode_plan {
@@ -28,10 +31,8 @@ struct ggmlq_decode_plan {
     unsigned k_copy_step, v_copy_step; /* bytes from a row that a lane copies to its next         */
     unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
-    unsigned c_step, c_copy_step; /* centered keys: bytes of c from a warp's tile to its next, from a row that a lane copies to its next */
-    int     part_lanes, w_at; /* that copy factors; in shared memory                                   */
-    int     ahead_values, ahead_groups, ahead_blocks; /* terms computed ahead: values of c, in whole slices; groups of 8 columns that a block takes; blocks, about */
-    int64_t ahead_at;     /* in the workspace                                                      */
+    int     term_shift, term_mask; /* centered keys: positions are 2^shift*h + r, r those bits        */
+    int     has_parts, positions_step, parts_step; /* values from one sequence of them to the next        */
 };
 
 struct ggmlq_decode_instance {
@@ -41,7 +42,6 @@ struct ggmlq_decode_instance {
     void (* place)(ggmlq_decode_plan * plan, const ggmlq_attend_params * p); /* fills in steps, and what lies where in shared memory */
     const void * kernel;
     const void * combine; /* a kernel that adds up the ranges, or NULL: the last block does */
-    const void * ahead;   /* a kernel that computes the terms of centered keys ahead, or NULL: this one does */
 };
 
 /* The instances of one file; NULL after the last. */

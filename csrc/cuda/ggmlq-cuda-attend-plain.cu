@@ -4,7 +4,7 @@
  *
  * A block of threads takes up to ROWS query rows of one KV head (all heads of the GQA group, and as many query tokens as fit) and a
  * range of tokens. Tiles of TILE tokens go through shared memory, SLICE values at a time: unpacked to float, in the rotated
- * space for our types. So does c of centered keys. Online softmax; the ranges are combined by a second kernel, which also rotates the output back.
+ * space for our types. So do the positional rows of centered keys. Online softmax; the ranges are combined by a second kernel, which also rotates the output back.
  */
 #include "ggmlq-cuda-codec.cuh"
 #include "ggmlq-cuda-attend.h"
@@ -141,7 +141,7 @@ attend(const struct work w) {
     __shared__ float shrink[ROWS];
     __shared__ const uint16_t * masks[ROWS];
     __shared__ float slopes[ROWS];
-    __shared__ __align__(16) float term_query[TERM ? ROWS : 1][SLICE]; /* a slice of w */
+    __shared__ __align__(16) float term_query[TERM ? ROWS : 1][SLICE]; /* a slice of w, pairs side by side */
 
     const struct ggmlq_attend_params & p = w.p;
     const int lane  = threadIdx.x % 32, warp = threadIdx.x/32;
@@ -245,23 +245,31 @@ attend(const struct work w) {
                 __syncthreads();
             }
             if constexpr (TERM) {
-                const uint8_t * c = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + from*p.c_stride[0];
+                const int32_t * positions = (const int32_t *) ((const uint8_t *) p.positions + seq_kv*p.positions_stride) + from;
                 const uint16_t * part = p.part ? (const uint16_t *) ((const uint8_t *) p.part + seq_kv*p.part_stride) + from : NULL;
-                const int nc = (int) p.c_size;
+                const int pairs = (int) p.n_pairs, first_of = p.pairs_are_halves ? 1 : 2, second_of = p.pairs_are_halves ? pairs : 1;
                 float term[ROWS_PER_WARP];
                 for (int i = 0; i < ROWS_PER_WARP; ++i) {
                     term[i] = 0.0f;
                 }
-                for (int j = 0; j < nc; j += SLICE) {
-                    load_tile(GGMLQ_CUDA_F16, c, p.c_stride[0], count, j, nc, tile);
-                    for (int i = threadIdx.x; i < n_rows*(SLICE/4); i += THREADS) {
-                        const int r = i/(SLICE/4), at = i%(SLICE/4)*4;
-                        const int token = (first + r)/w.group, head = head_kv*w.group + (first + r)%w.group;
-                        float f[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-                        if (j + at < nc) {
-                            ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2] + 4*(j + at), nc - j - at, f);
+                for (int j = 0; j < pairs; j += SLICE/2) {
+                    for (int i = threadIdx.x; i < TILE*SLICE/2; i += THREADS) {
+                        const int token = i/(SLICE/2), pair = i % (SLICE/2);
+                        float2 v = make_float2(0.0f, 0.0f);
+                        if (token < count && j + pair < pairs) {
+                            v = ggmlq_positional(positions[token], p.turns[j + pair]);
                         }
-                        *(float4 *) &term_query[r][at] = make_float4(f[0], f[1], f[2], f[3]);
+                        *(float2 *) &tile[token][2*pair] = v;
+                    }
+                    for (int i = threadIdx.x; i < n_rows*(SLICE/2); i += THREADS) {
+                        const int r = i/(SLICE/2), pair = i % (SLICE/2);
+                        const int token = (first + r)/w.group, head = head_kv*w.group + (first + r)%w.group;
+                        float2 v = make_float2(0.0f, 0.0f);
+                        if (j + pair < pairs) {
+                            const float * of_query = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2]) + first_of*(j + pair);
+                            v = make_float2(of_query[0], of_query[second_of]);
+                        }
+                        *(float2 *) &term_query[r][2*pair] = v;
                     }
                     __syncthreads();
 #pragma unroll 4
@@ -502,7 +510,7 @@ int ggmlq_cuda_attend_plain_launch(const struct ggmlq_attend_params * p, void * 
 
     const dim3 grid((unsigned int) (plan.chunks*plan.splits), (unsigned int) (p->n_heads_kv < 65535 ? p->n_heads_kv : 65535), (unsigned int) (p->n_seqs < 65535 ? p->n_seqs : 65535));
     const cudaStream_t queue = (cudaStream_t) stream;
-    if (p->c) {
+    if (p->n_pairs > 0) {
         launch_attend<true>(w, plan.rows, grid, queue);
     } else {
         launch_attend<false>(w, plan.rows, grid, queue);

@@ -1,239 +1,220 @@
 /* SPDX-License-Identifier: MIT
  *
- * The term part*(w . c) of centered keys (docs/CENTERING.md) in the decode kernel: docs/CUDA-ATTENTION.md, "Centered keys".
+ * The term part*<w, positional row> of centered keys (docs/CENTERING.md) in the decode kernel: docs/CUDA-ATTENTION.md, "Centered keys".
  *
- * A warp copies c of its next tile as soon as it has read this one's, so one place for it is enough. w is kept in shared memory, in the order of the fragments.
+ * A position is rows*h + r. The positional rows of r = 0 .. rows - 1, halves, are a table in shared memory. Each warp turns w back by rows*h and multiplies what comes of it by those
+ * rows of the table that its tokens are; it takes tokens in order, so that h seldom changes. Slot s holds pairs 4s .. 4s + 3 of a slice, pair 4s + t in lanes t of four.
  */
 #ifndef GGMLQ_CUDA_ATTEND_TERM_CUH
 #define GGMLQ_CUDA_ATTEND_TERM_CUH
 
-/* w becomes halves: divided by this, which the factors of c have too, it may be as large as 1e7, and what is rounded away of small values is far below a score's error. */
+/* w becomes halves: divided by this, with which the table is multiplied, it may be as large as 1e7, and what is rounded away of small values is far below a score's error. */
 #define GGMLQ_TERM_UNIT 256.0f
 
-/* Bytes in shared memory: of ROWS tokens SLICE values of c, as rows of f16 keys lie there, and then the factors; of w. */
-template <int SLICE> struct ggmlq_term_rows : ggmlq_decode_rows<GGMLQ_TYPE_F16, SLICE> {};
-template <int SLICE, int ROWS> constexpr __host__ __device__ int ggmlq_term_c_bytes(void) { return ROWS*ggmlq_term_rows<SLICE>::PITCH + 2*ROWS; }
-constexpr __host__ __device__ int ggmlq_term_w_bytes(int slices, int columns) { return 2*slices*columns; }
+enum { GGMLQ_TERM_RUN = 1 << GGMLQ_TERM_LEAST_SHIFT }; /* rows of the table that a thread makes */
 
-#ifdef GGMLQ_DECODE_DEVICE
-
-/* Before the first copy: values that c doesn't have are 0, factors 1. */
-template <int SLICE, int ROWS> GGMLQ_DEVICE void ggmlq_term_clear(uint8_t * to, const ggmlq_attend_params & p, int lane) {
-#pragma unroll 1
-    for (int i = lane; i < ROWS*ggmlq_term_rows<SLICE>::PITCH/16; i += 32) {
-        *(uint4 *) (to + 16*i) = make_uint4(0, 0, 0, 0);
-    }
-    if (lane < ROWS && p.part == NULL) {
-        ((uint16_t *) (to + ROWS*ggmlq_term_rows<SLICE>::PITCH))[lane] = 0x3c00;
-    }
-    __syncwarp();
-}
-
-/* Rows of c -> shared memory; chunk: this lane's 16 bytes of its first row; left: of c's bytes from that lane's on. `count` rows are there. */
-template <int SLICE, int ROWS, bool last> GGMLQ_DEVICE void ggmlq_term_copy(uint32_t to, const uint8_t * chunk, unsigned step, int left, int count, int lane, const void * anywhere) {
-    typedef ggmlq_term_rows<SLICE> R;
-    enum { STEP = 32/R::LANES };
-    const int x = lane % R::LANES;
-    to += lane/R::LANES*R::PITCH + 16*x;
-    if ((R::CHUNKS == R::LANES || x < R::CHUNKS) && left > 0) {
-#pragma unroll
-        for (int i = 0; i < ROWS; i += STEP) {
-            const bool there = !last || i + lane/R::LANES < count;
-            ggmlq_copy_async(to + i*R::PITCH, there ? chunk : anywhere, there ? 16 : 0);
-            chunk += step;
-        }
-    }
-}
-
-/* w of all columns -> shared memory, times the factor of the scores: two B fragments in 16 bytes of a lane, [column / 8][j][lane]. */
-template <int COLUMNS, int SLICE> GGMLQ_DEVICE void ggmlq_term_load_w(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, uint8_t * to, int first_column, int head_kv, int seq, float factor) {
-    const int pieces = plan.slices*(SLICE/32);
-#pragma unroll 1
-    for (int item = threadIdx.x; item < COLUMNS/8*pieces*32; item += blockDim.x) {
-        const int lane = item % 32, n = item/32/pieces, column = 8*n + lane/4, value = 32*(item/32 - n*pieces) + 2*(lane % 4);
-        uint4 halves = make_uint4(0, 0, 0, 0);
-        if (first_column + column < plan.columns && value < (int) p.c_size) {
-            int token, head;
-            ggmlq_decode_place_column(plan, first_column + column, token, head);
-            const float * w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]) + value;
-            uint32_t pair[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                pair[i] = value + 8*i < (int) p.c_size ? ggmlq_half2_bits(__floats2half2_rn(w[8*i]*factor, w[8*i + 1]*factor)) : 0;
-            }
-            halves = make_uint4(pair[0], pair[1], pair[2], pair[3]);
-        }
-        *(uint4 *) (to + 16*item) = halves;
-    }
-}
-
-/* s <- factors * <w, c>. c: the tile; w: this lane's first 16 bytes; pitch: of w, from 8 columns to the next. */
-template <int SLICE, int TILES, int ROWS> GGMLQ_DEVICE void ggmlq_term_scores(float s[ROWS/16][TILES][4], const uint8_t * c, const uint8_t * w, int pitch, int lane) {
-    typedef ggmlq_term_rows<SLICE> R;
-    const uint8_t * const part = c + ROWS*R::PITCH + 2*ggmlq_decode_token(lane/4);
-    const uint32_t address = ggmlq_shared_address(c) + ggmlq_decode_token(lane % 16)*R::PITCH + 16*(lane/16);
-#pragma unroll
-    for (int m = 0; m < ROWS/16; ++m) {
-#pragma unroll
-        for (int j = 0; j < SLICE/32; ++j) {
-            uint32_t a0[4], a1[4];
-            ggmlq_load_matrices<false>(a0, address + 16*m*R::PITCH + 64*j);
-            ggmlq_load_matrices<false>(a1, address + 16*m*R::PITCH + 64*j + 32);
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) {
-                const uint4 b = *(const uint4 *) (w + n*pitch + j*512);
-                ggmlq_mma_f16(s[m][n], a0, make_uint2(b.x, b.y));
-                ggmlq_mma_f16(s[m][n], a1, make_uint2(b.z, b.w));
-            }
-        }
-        const float f0 = GGMLQ_TERM_UNIT*ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(part + 32*m)), f1 = GGMLQ_TERM_UNIT*ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(part + 32*m + 16));
-#pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                s[m][n][i] *= i < 2 ? f0 : f1;
-            }
-        }
-    }
-}
-
-#endif
-
-/* --- the terms of all KV heads by a kernel ahead of the decode kernel: c is read once for all, not by each head --- */
-
-/* Bytes of the terms of a tile of the loop: `rows` tokens, 8*tiles columns. They lie in the workspace as halves, in the order in which a warp holds its scores. */
-constexpr __host__ __device__ int64_t ggmlq_ahead_tile_bytes(int rows, int tiles) { return (int64_t) rows/16*tiles*GGMLQ_AHEAD_BYTES; }
-
-#ifdef GGMLQ_DECODE_DEVICE
-
-/* A lane's terms, as halves, added to its scores. */
-GGMLQ_DEVICE void ggmlq_ahead_add(float s[4], uint2 term) {
-    const float2 x = __half22float2(ggmlq_half2_from_bits(term.x)), y = __half22float2(ggmlq_half2_from_bits(term.y));
-    s[0] = fmaf(GGMLQ_TERM_UNIT, x.x, s[0]);
-    s[1] = fmaf(GGMLQ_TERM_UNIT, x.y, s[1]);
-    s[2] = fmaf(GGMLQ_TERM_UNIT, y.x, s[2]);
-    s[3] = fmaf(GGMLQ_TERM_UNIT, y.y, s[3]);
-}
-
-/* SLICE values of c of 16 tokens. The order of a contraction is free: thread t of four takes 8 values in a row, number t + 4*j, which are what two A fragments want of it. */
-template <int SLICE> struct ggmlq_ahead_rows {
-    uint4    value[2][SLICE/32]; /* of the tokens of rows g and g + 8 */
-    uint32_t part[2];
+/* In shared memory, behind the pipelines: what each pair turns from one h to the next; w, in the order of the fragments, [8 columns][slice][32 values][lane]; of each warp
+ * w turned back, then what turned it; a row of zeros, number -1 of the table; the table. */
+template <int SLICE, int COLUMNS> struct ggmlq_term_shape {
+    enum {
+        PIECES = SLICE/32, /* 16 bytes a lane: four slots */
+        W_BYTES = 512*PIECES, /* 8 columns of a slice */
+        TURN_PITCH = 16*(PIECES | 1), TURN_BYTES = 9*TURN_PITCH, /* a row for each of eight thread groups, one of zeros */
+        WARP_BYTES = COLUMNS/8*W_BYTES + TURN_BYTES
+    };
+    static constexpr __host__ __device__ int w_at(int slices)                { return 4*SLICE*slices; }
+    static constexpr __host__ __device__ int warps_at(int slices)            { return w_at(slices) + COLUMNS/8*slices*W_BYTES; }
+    static constexpr __host__ __device__ int table_pitch(int slices)         { return 2*SLICE*slices + 16; } /* an odd number of 16 bytes: rows in a row lie in different banks */
+    static constexpr __host__ __device__ int row_at(int slices, int warps, int row)  { return warps_at(slices) + warps*WARP_BYTES + (row + 1)*table_pitch(slices); }
+    static constexpr __host__ __device__ int bytes(int slices, int warps, int shift) { return row_at(slices, warps, 1 << shift); }
 };
 
-template <int SLICE> GGMLQ_DEVICE void ggmlq_ahead_load_c(ggmlq_ahead_rows<SLICE> & rows, const ggmlq_attend_params & p, int seq_kv, int tile, int first, int lane) {
-    const uint8_t * const c = (const uint8_t *) p.c + seq_kv*p.c_stride[1] + 2*(first + 8*(lane % 4));
-    const uint8_t * const part = (const uint8_t *) p.part + seq_kv*p.part_stride;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        const int token = 16*tile + ggmlq_decode_token(lane/4) + 8*h;
-        const bool there = token < (int) p.n_kv;
-#pragma unroll
-        for (int j = 0; j < SLICE/32; ++j) {
-            rows.value[h][j] = make_uint4(0, 0, 0, 0);
-            if (there && first + 32*j + 8*(lane % 4) < (int) p.c_size) {
-                rows.value[h][j] = *(const uint4 *) (c + token*p.c_stride[0] + 64*j);
-            }
+#ifdef GGMLQ_DECODE_DEVICE
+
+/* D = A x B, halves: what the queries of g and g + 8 have of four pairs, and how the pairs turn. */
+GGMLQ_DEVICE void ggmlq_mma_f16_k8(float d[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(b), "f"(0.0f));
+}
+
+/* Not volatile: what the table holds never changes, so the compiler may move this among other instructions. */
+GGMLQ_DEVICE void ggmlq_term_load_rows(uint32_t a[4], uint32_t address) {
+    asm("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address));
+}
+
+/* Cosine and sine of a fraction of a turn, in units of 2^-32. */
+GGMLQ_DEVICE float2 ggmlq_term_turn(uint32_t fraction) {
+    const float angle = 1.46291807927e-9f*(float) (int) fraction; /* 2 pi / 2^32 */
+    float2 turn;
+    __sincosf(angle, &turn.y, &turn.x);
+    return turn;
+}
+
+/* Items of the table are pair, run of rows; this thread's first one. Pairs that aren't there don't turn. */
+template <int SLICE> GGMLQ_DEVICE uint64_t ggmlq_term_fetch_turn(const ggmlq_attend_params & p, int slices, int item) {
+    const int pair = item % (SLICE/2*slices);
+    return pair < (int) p.n_pairs ? p.turns[pair] : 0;
+}
+
+/* The block's table, and what turns w from one h to the next. first: what fetch_turn got for threadIdx.x. */
+template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, uint64_t first) {
+    typedef ggmlq_term_shape<SLICE, COLUMNS> M;
+    const int pairs = SLICE/2*slices, runs = (1 << plan.term_shift)/GGMLQ_TERM_RUN, pitch = M::table_pitch(slices);
+    uint8_t * const table = term + M::row_at(slices, WARPS, 0);
+#pragma unroll 1
+    for (int item = threadIdx.x; item < pairs*runs; item += 32*WARPS) {
+        const int pair = item % pairs, row = item/pairs*GGMLQ_TERM_RUN;
+        const uint64_t turn = item == (int) threadIdx.x ? first : ggmlq_term_fetch_turn<SLICE>(p, slices, item);
+        if (row == 0) {
+            ((uint64_t *) term)[pair] = turn << plan.term_shift;
         }
-        rows.part[h] = 0x3c00;
-        if (p.part && there) {
-            rows.part[h] = *(const uint16_t *) (part + 2*token);
+        float2 at = ggmlq_term_turn((uint32_t) (turn*row >> 32));
+        at.x *= GGMLQ_TERM_UNIT;
+        at.y *= GGMLQ_TERM_UNIT;
+        const float2 step = ggmlq_term_turn((uint32_t) (turn >> 32));
+        uint8_t * to = table + row*pitch + 4*pair;
+#pragma unroll 4 /* more instructions take longer to fetch than these to run */
+        for (int i = 0; i < GGMLQ_TERM_RUN; ++i) {
+            *(uint32_t *) to = ggmlq_half2_bits(__floats2half2_rn(at.x, at.y));
+            to += pitch;
+            at = make_float2(at.x*step.x - at.y*step.y, at.x*step.y + at.y*step.x);
         }
+    }
+    uint4 * const zeros = (uint4 *) (table - pitch);
+    for (int i = threadIdx.x; i < pitch/16; i += 32*WARPS) {
+        zeros[i] = make_uint4(0, 0, 0, 0);
+    }
+    uint4 * const turned = (uint4 *) (term + M::warps_at(slices)); /* a row of zeros in what turns it; and until it is, it is multiplied by 0 */
+    for (int i = threadIdx.x; i < WARPS*M::WARP_BYTES/16; i += 32*WARPS) {
+        turned[i] = make_uint4(0, 0, 0, 0);
     }
 }
 
-/* Terms of a tile and N times 8 columns, from the block's number `first` on, which is the sequence's number first_group + first. `loaded`: rows holds the first values of c. to: the tile's terms of the first KV head;
- * step: bytes to the next head's. */
-template <int N, int TILES, int SLICE> GGMLQ_DEVICE void ggmlq_ahead_columns(ggmlq_ahead_rows<SLICE> & rows, bool loaded, const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, const uint8_t * w,
-                                                                           uint8_t * to, int64_t step, int first_group, int first, int seq_kv, int tile, int lane) {
-    float s[N][4];
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-        s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
-    }
+/* w of all columns, times the factor of the scores. */
+template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_load_w(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, int first_column, int head_kv, int seq, float factor) {
+    typedef ggmlq_term_shape<SLICE, COLUMNS> M;
+    const int pieces = slices*M::PIECES, first = p.pairs_are_halves ? 1 : 2, second = p.pairs_are_halves ? (int) p.n_pairs : 1;
+    uint4 * const to = (uint4 *) (term + M::w_at(slices));
 #pragma unroll 1
-    for (int value = 0; value < plan.ahead_values; value += SLICE) {
-        if (value > 0 || !loaded) {
-            ggmlq_ahead_load_c(rows, p, seq_kv, tile, value, lane);
-        }
+    for (int item = threadIdx.x; item < COLUMNS/8*pieces*32; item += blockDim.x) {
+        const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
+        uint32_t halves[4] = { 0, 0, 0, 0 };
+        if (column < plan.columns) {
+            int token, head;
+            ggmlq_decode_place_column(plan, column, token, head);
+            const float * const w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]);
+            float2 v[4];
 #pragma unroll
-        for (int j = 0; j < SLICE/32; ++j) {
-            const uint4 x = rows.value[0][j], y = rows.value[1][j];
-            const uint32_t a0[4] = { x.x, y.x, x.y, y.y }, a1[4] = { x.z, y.z, x.w, y.w };
+            for (int i = 0; i < 4; ++i) {
+                v[i] = pair + 4*i < (int) p.n_pairs ? make_float2(w[first*(pair + 4*i)], w[first*(pair + 4*i) + second]) : make_float2(0.0f, 0.0f);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                halves[i] = ggmlq_half2_bits(__floats2half2_rn(v[i].x*factor, v[i].y*factor));
+            }
+        }
+        to[item] = make_uint4(halves[0], halves[1], halves[2], halves[3]);
+    }
+}
+
+/* What a warp needs in its loop: addresses in shared memory. Of the table: of this lane's 16 bytes of row 0; of w and what it becomes: this lane's. */
+template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
+    typedef ggmlq_term_shape<SLICE, COLUMNS> M;
+    enum { N = COLUMNS/8, PAIR = N > 1 ? 2 : 1 };
+
+    /* The warp's w, turned back by h times the table's rows. `slice`: this warp's. */
+    static __device__ __forceinline__ void turn_w(uint8_t * term, int slices, int h) {
+        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
+        uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES, * const turns = turned + N*M::W_BYTES;
+        const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
+        const int g = lane/4, t = lane % 4;
+        __syncwarp();
+        if (SLICE == 128 || g < SLICE/16) { /* slots 2g and 2g + 1 */
+            const uint64_t * const steps = (const uint64_t *) term + slice*(SLICE/2) + 8*g + t;
+            uint32_t same[2], other[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float2 turn = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) h*steps[4*i] >> 32));
+                same[i]  = ggmlq_half2_bits(__floats2half2_rn(turn.x, turn.y));
+                other[i] = ggmlq_half2_bits(__floats2half2_rn(-turn.y, turn.x));
+            }
+            *(uint2 *) (turns + 2*t*M::TURN_PITCH + 8*g)       = make_uint2(same[0], same[1]);
+            *(uint2 *) (turns + (2*t + 1)*M::TURN_PITCH + 8*g) = make_uint2(other[0], other[1]);
+        }
+        __syncwarp();
+        const uint8_t * const mine = turns + (g/2 == t ? g : 8)*M::TURN_PITCH; /* a pair is turned by itself: other products are 0 */
+        auto of = [](const uint4 & v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; };
+#pragma unroll
+        for (int q = 0; q < M::PIECES; ++q) {
+            const uint4 b = *(const uint4 *) (mine + 16*q);
+#pragma unroll
+            for (int n = 0; n < N; n += PAIR) {
+                const uint4 a0 = *(const uint4 *) (w + n*slices*M::W_BYTES + 512*q), a1 = PAIR > 1 ? *(const uint4 *) (w + (n + 1)*slices*M::W_BYTES + 512*q) : make_uint4(0, 0, 0, 0);
+                uint32_t d0[4], d1[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float d[4];
+                    ggmlq_mma_f16_k8(d, of(a0, i), of(a1, i), of(b, i));
+                    d0[i] = ggmlq_half2_bits(__floats2half2_rn(d[0], d[1]));
+                    d1[i] = ggmlq_half2_bits(__floats2half2_rn(d[2], d[3]));
+                }
+                *(uint4 *) (turned + n*M::W_BYTES + 512*q + 16*lane) = make_uint4(d0[0], d0[1], d0[2], d0[3]); /* read by this lane alone */
+                if (PAIR > 1) {
+                    *(uint4 *) (turned + (n + 1)*M::W_BYTES + 512*q + 16*lane) = make_uint4(d1[0], d1[1], d1[2], d1[3]);
+                }
+            }
+        }
+    }
+
+    /* s += the products of w and the rows of 16 tokens, position being that of token lane % 16: the rows are computed, 32 pairs at a time, in the place of w turned back. */
+    static __device__ __forceinline__ void add_rows(float s[N][4], const ggmlq_attend_params & p, uint8_t * term, int slices, int position) {
+        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
+        uint8_t * const rows = term + M::warps_at(slices) + warp*M::WARP_BYTES; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
+        const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
+        const uint32_t row = ggmlq_shared_address(rows) + 128*(lane % 16);
+#pragma unroll 1
+        for (int first = 0; first < SLICE/2; first += 32) {
+            const int pair = slice*(SLICE/2) + first + lane;
+            const uint64_t turn = first + lane < SLICE/2 && pair < (int) p.n_pairs ? p.turns[pair] : 0;
+            __syncwarp();
+#pragma unroll 4
+            for (int i = 0; i < 16; ++i) {
+                const float2 at = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) __shfl_sync(0xffffffffu, position, i)*turn >> 32));
+                *(uint32_t *) (rows + 128*i + 16*((lane/4) ^ (i % 8)) + 4*(lane % 4)) = ggmlq_half2_bits(__floats2half2_rn(GGMLQ_TERM_UNIT*at.x, GGMLQ_TERM_UNIT*at.y));
+            }
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (SLICE % 64 != 0 && first + 8*j >= SLICE/2) {
+                    break;
+                }
+                uint32_t a[4];
+                ggmlq_load_matrices<false>(a, row + 16*((2*j + lane/16) ^ (lane % 8)));
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+                    ggmlq_mma_f16(s[n], a, *(const uint2 *) (w + n*slices*M::W_BYTES + 32*first + 512*(j/2) + 8*(j % 2)));
+                }
+            }
+        }
+    }
+
+    /* s += the products of w as turned and the rows whose addresses the lanes give: 16 bytes of the row of token lane % 16, the second 16 in the upper lanes. turned: this lane's. */
+    static __device__ __forceinline__ void add(float s[N][4], uint32_t row, const uint8_t * turned) {
+#pragma unroll
+        for (int q = 0; q < M::PIECES; ++q) {
+            uint32_t a0[4], a1[4];
+            ggmlq_term_load_rows(a0, row + 64*q);
+            ggmlq_term_load_rows(a1, row + 64*q + 32);
 #pragma unroll
             for (int n = 0; n < N; ++n) {
-                const uint4 b = *(const uint4 *) (w + 16*((first + n)*plan.ahead_values + value + 32*j + lane));
+                const uint4 b = *(const uint4 *) (turned + n*M::W_BYTES + 512*q);
                 ggmlq_mma_f16(s[n], a0, make_uint2(b.x, b.y));
                 ggmlq_mma_f16(s[n], a1, make_uint2(b.z, b.w));
             }
         }
     }
-    const float f0 = ggmlq_half_value((uint16_t) rows.part[0]), f1 = ggmlq_half_value((uint16_t) rows.part[1]);
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-        const uint2 halves = make_uint2(ggmlq_half2_bits(__floats2half2_rn(f0*s[n][0], f0*s[n][1])), ggmlq_half2_bits(__floats2half2_rn(f1*s[n][2], f1*s[n][3])));
-        __stcg((uint2 *) (to + (first_group + first + n)/TILES*step + (first_group + first + n) % TILES*GGMLQ_AHEAD_BYTES + 8*lane), halves);
-    }
-}
+};
 
 #endif
-
-/* Blocks: tiles of 16 tokens; 8 columns of the KV heads, plan.ahead_groups at once; chunks of columns and sequences. ROWS: tokens of a tile of the loop. */
-template <int TILES, int SLICE, int ROWS> __global__ void __launch_bounds__(32*GGMLQ_AHEAD_WARPS, 2)
-ggmlq_attend_ahead_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan, uint8_t * workspace) {
-#ifdef GGMLQ_DECODE_DEVICE
-    __shared__ __align__(16) uint8_t w[GGMLQ_AHEAD_W_BYTES]; /* [8 columns][32 values][lane]: what a lane's two B fragments want */
-    const int lane = threadIdx.x % 32, seq = blockIdx.z/plan.chunks, first_column = (blockIdx.z - seq*plan.chunks)*8*TILES, seq_kv = seq/plan.seqs_per_kv;
-    const int first_group = blockIdx.y*plan.ahead_groups, groups = min(plan.ahead_groups, plan.heads_kv*TILES - first_group), pieces = plan.ahead_values/32;
-    const int loop_tiles = (plan.n_kv + ROWS - 1)/ROWS, tiles = loop_tiles*(ROWS/16);
-    const int64_t step = loop_tiles*ggmlq_ahead_tile_bytes(ROWS, TILES);
-    int tile = (int) (threadIdx.x/32)*gridDim.x + blockIdx.x;
-
-    ggmlq_let_next_start();
-    ggmlq_wait_for_previous();
-    ggmlq_ahead_rows<SLICE> rows;
-    if (tile < tiles) {
-        ggmlq_ahead_load_c(rows, p, seq_kv, tile, 0, lane);
-    }
-    const float factor = ggmlq_score_factor(p, p.logit_softcap != 0.0f)*(1.0f/GGMLQ_TERM_UNIT);
-#pragma unroll 4
-    for (int item = threadIdx.x; item < groups*pieces*32; item += 32*GGMLQ_AHEAD_WARPS) {
-        const int i = item/32/pieces, group = first_group + i, value = 32*(item/32 - i*pieces) + 8*(item % 4), column = first_column + group % TILES*8 + item/4 % 8;
-        float v[8] = {};
-        if (column < plan.columns && value < (int) p.c_size) {
-            int token, head;
-            ggmlq_decode_place_column(plan, column, token, head);
-            const float * const from = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (group/TILES*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]) + value;
-            *(float4 *) v       = *(const float4 *) from;
-            *(float4 *) (v + 4) = *(const float4 *) (from + 4);
-        }
-        *(uint4 *) (w + 16*item) = make_uint4(ggmlq_half2_bits(__floats2half2_rn(v[0]*factor, v[1]*factor)), ggmlq_half2_bits(__floats2half2_rn(v[2]*factor, v[3]*factor)),
-                                              ggmlq_half2_bits(__floats2half2_rn(v[4]*factor, v[5]*factor)), ggmlq_half2_bits(__floats2half2_rn(v[6]*factor, v[7]*factor)));
-    }
-    __syncthreads();
-    const bool whole = plan.ahead_values == SLICE; /* c is in registers */
-#pragma unroll 1
-    while (tile < tiles) {
-        uint8_t * const to = workspace + plan.ahead_at + (int64_t) blockIdx.z*plan.heads_kv*step + (int64_t) tile*TILES*GGMLQ_AHEAD_BYTES;
-        int first = 0;
-#pragma unroll 1
-        for (; first + 8 <= groups; first += 8) {
-            ggmlq_ahead_columns<8, TILES>(rows, whole || first == 0, p, plan, w, to, step, first_group, first, seq_kv, tile, lane);
-        }
-        if (first + 4 <= groups) {
-            ggmlq_ahead_columns<4, TILES>(rows, whole || first == 0, p, plan, w, to, step, first_group, first, seq_kv, tile, lane);
-            first += 4;
-        }
-#pragma unroll 1
-        for (; first < groups; ++first) {
-            ggmlq_ahead_columns<1, TILES>(rows, whole || first == 0, p, plan, w, to, step, first_group, first, seq_kv, tile, lane);
-        }
-        tile += GGMLQ_AHEAD_WARPS*gridDim.x;
-        if (tile < tiles) {
-            ggmlq_ahead_load_c(rows, p, seq_kv, tile, 0, lane);
-        }
-    }
-#endif
-}
 
 #endif

@@ -16,17 +16,16 @@ struct rows {
     int64_t   count; /* threads with work */
 };
 
-/* A thread reads a value of c once and writes it for all heads. */
+/* A thread computes a value once and writes it for all heads. */
 static __global__ void __launch_bounds__(THREADS) fill_keys(const struct rows r, const struct ggmlq_attend_params p) {
     const int64_t step = (int64_t) gridDim.x*THREADS;
     for (int64_t i = (int64_t) blockIdx.x*THREADS + threadIdx.x; i < r.count; i += step) {
         const int64_t j = i % r.ne[0], token = i/r.ne[0] % r.ne[1], seq = i/r.ne[0]/r.ne[1];
         float x = 0.0f;
-        if (j < p.c_size) {
+        if (j < 2*p.n_pairs) {
             const float part = p.part ? ggmlq_half_value(*(const uint16_t *) ((const uint8_t *) p.part + seq*p.part_stride + 2*token)) : 1.0f;
-            if (part != 0.0f) { /* c of a token without a part may be anything */
-                x = UNIT*part*ggmlq_half_value(*(const uint16_t *) ((const uint8_t *) p.c + token*p.c_stride[0] + seq*p.c_stride[1] + 2*j));
-            }
+            const float2 row = ggmlq_positional(*(const int32_t *) ((const uint8_t *) p.positions + seq*p.positions_stride + 4*token), p.turns[p.pairs_are_halves ? j % p.n_pairs : j/2]);
+            x = UNIT*part*((p.pairs_are_halves ? j < p.n_pairs : j % 2 == 0) ? row.x : row.y);
         }
         uint8_t * to = r.data + 2*j + token*r.nb[1] + seq*r.nb[3];
         for (int64_t head = 0; head < r.ne[2]; ++head) {
@@ -39,7 +38,7 @@ static __global__ void __launch_bounds__(THREADS) fill_queries(const struct rows
     const int64_t step = (int64_t) gridDim.x*THREADS;
     for (int64_t i = (int64_t) blockIdx.x*THREADS + threadIdx.x; i < r.count; i += step) {
         const int64_t j = i % r.ne[0], token = i/r.ne[0] % r.ne[1], head = i/r.ne[0]/r.ne[1] % r.ne[2], seq = i/r.ne[0]/r.ne[1]/r.ne[2];
-        const float x = j < p.c_size ? *(const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2] + 4*j) : 0.0f;
+        const float x = j < 2*p.n_pairs ? *(const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2] + 4*j) : 0.0f;
         *(float *) (r.data + 4*j + token*r.nb[1] + head*r.nb[2] + seq*r.nb[3]) = x*(1.0f/UNIT);
     }
 }
@@ -49,7 +48,7 @@ static int check(const struct ggmlq_cuda_view * v, int type, int64_t at, const s
         return GGMLQ_ERROR_TYPE;
     }
     const int error = ggmlq_check_view(v, 1);
-    return error ? error : p->c == NULL || p->w == NULL || p->c_size < 1 || at < 0 || p->c_size > v->ne[0] - at ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+    return error ? error : p->n_pairs < 1 || at < 0 || 2*p->n_pairs > v->ne[0] - at ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
 static struct rows rows_of(const struct ggmlq_cuda_view * v, int64_t at) {

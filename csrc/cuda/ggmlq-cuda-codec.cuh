@@ -605,4 +605,12 @@ GGMLQ_DEVICE float ggmlq_alibi_slope(const struct ggmlq_attend_params & p, int h
     return exp2f(ggmlq_mul(ggmlq_div(-p.max_bias, (float) n_pow2), exponent));
 }
 
+/* A pair of a positional row (ggmlq.h): cosine and sine. */
+GGMLQ_DEVICE float2 ggmlq_positional(int32_t position, uint64_t turn) {
+    const uint32_t fraction = (uint32_t) ((uint64_t) (int64_t) position*turn >> 32);
+    float2 v;
+    sincospif((float) (int32_t) fraction*4.65661287e-10f /* 2^-31 */, &v.y, &v.x);
+    return v;
+}
+
 #endif

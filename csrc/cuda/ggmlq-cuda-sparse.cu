@@ -215,7 +215,7 @@ int ggmlq_cuda_attend_selected_check(const struct ggmlq_attend_params * p, int64
     if (error) {
         return error;
     }
-    if (p->c /* centered keys: c isn't gathered */ || most < 1 || !p->mask || p->n_heads_kv != 1 || p->mask_heads != 1 || (p->n_queries > 1 && p->n_seqs > 1) ||
+    if (p->n_pairs > 0 /* centered keys: positions aren't gathered */ || most < 1 || !p->mask || p->n_heads_kv != 1 || p->mask_heads != 1 || (p->n_queries > 1 && p->n_seqs > 1) ||
         p->n_queries*p->n_seqs > 65535 || most > INT32_MAX/65536) {
         return GGMLQ_ERROR_SHAPE;
     }

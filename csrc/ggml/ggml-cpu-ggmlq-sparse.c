@@ -74,7 +74,7 @@ static void gather(struct ggmlq_attend_params * one, const struct selection * s,
 
 bool ggmlq_ggml_cpu_attend_selected(const struct ggml_compute_params * params, const struct ggml_tensor * dst, const struct ggmlq_attend_params * p) {
     const int64_t most = ggmlq_ggml_attend_most_visible(dst);
-    if (most == 0 || p->n_kv <= most || !p->mask || p->n_heads_kv != 1 || p->mask_heads != 1 || p->c) {
+    if (most == 0 || p->n_kv <= most || !p->mask || p->n_heads_kv != 1 || p->mask_heads != 1 || p->n_pairs > 0) {
         return false;
     }
     /* Threads work on a query token each, or, if there are fewer tokens, all on one. The workspace is what ggml set aside for its own

@@ -37,7 +37,7 @@ bool ggmlq_ggml_cpu_flash_attn_ext(const struct ggml_compute_params * params, st
     const bool known = ggmlq_ggml_attend_params_centered(dst, &p);
     const int  error = known ? ggmlq_attend_check(&p) : GGMLQ_ERROR_TYPE;
     if (error == GGMLQ_ERROR_TYPE || error == GGMLQ_ERROR_LENGTH || error == GGMLQ_ERROR_SHAPE) {
-        GGML_ASSERT(dst->src[GGMLQ_GGML_ATTEND_C] == NULL); /* ggmlq_ggml_cpu_supports_centered has refused it */
+        GGML_ASSERT(dst->src[GGMLQ_GGML_ATTEND_TURNS] == NULL); /* ggmlq_ggml_cpu_supports_centered has refused it */
         return false;
     }
     ggmlq_ggml_cpu_require_ok(error);
@@ -88,17 +88,13 @@ bool ggmlq_ggml_cpu_set_rows(const struct ggml_compute_params * params, struct g
 }
 
 bool ggmlq_ggml_cpu_supports_centered(const struct ggml_tensor * op) {
-    if (op->src[GGMLQ_GGML_ATTEND_C] == NULL) {
+    if (op->src[GGMLQ_GGML_ATTEND_TURNS] == NULL) {
         return true;
     }
     struct ggmlq_attend_params p;
     if (!ggmlq_ggml_attend_params_centered(op, &p)) {
         return false;
     }
-    static const float    no_w_yet = 0.0f; /* asked before memory is there */
-    static const uint16_t no_c_yet = 0;
-    p.w = &no_w_yet;
-    p.c = &no_c_yet;
     const int error = ggmlq_attend_check(&p);
     return error == GGMLQ_OK || error == GGMLQ_ERROR_LEVEL; /* of a level the first run speaks */
 }

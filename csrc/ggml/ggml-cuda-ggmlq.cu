@@ -639,14 +639,14 @@ static void attend_f16(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     }
 }
 
-/* The same of centered keys (docs/CENTERING.md): rows [k | part*c | 0] and [q | w | 0], of a length that upstream has kernels for. It is also that of a row of V,
+/* The same of centered keys (docs/CENTERING.md): rows [k | part*c | 0] and [q | w | 0], c being positional rows, of a length that upstream has kernels for. It is also that of a row of V,
  * whose values past its end are those of the next row, and are dropped from the result. */
 static const int64_t WIDE_HEADS[] = { 64, 80, 96, 112, 128, 256, 512 };
 
 /* 0: none is long enough. */
 static int64_t wide_head(const ggmlq_attend_params * p) {
     for (const int64_t size : WIDE_HEADS) {
-        if (p->head_size_k + p->c_size <= size && p->head_size_v <= size) {
+        if (p->head_size_k + 2*p->n_pairs <= size && p->head_size_v <= size) {
             return size;
         }
     }
@@ -684,7 +684,9 @@ struct attention_wide {
             sinks.ne[0] = heads*group;
             dst.src[4] = &sinks;
         }
-        dst.src[GGMLQ_GGML_ATTEND_W] = dst.src[GGMLQ_GGML_ATTEND_C] = dst.src[GGMLQ_GGML_ATTEND_PART] = nullptr;
+        for (const int source : { GGMLQ_GGML_ATTEND_W, GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS, GGMLQ_GGML_ATTEND_PART }) {
+            dst.src[source] = nullptr;
+        }
     }
     attention_wide(const attention_wide &) = delete;
     attention_wide & operator=(const attention_wide &) = delete;
@@ -810,7 +812,7 @@ static attention_way choose_attention(int device, const ggml_tensor * dst, const
     if (ours && strcmp(ggmlq_cuda_attend_kernel(p), "plain") != 0) {
         return ATTENTION_OURS;
     }
-    if (p->c) {
+    if (p->n_pairs > 0) {
         if (can_be_widened(dst, p)) {
             const int64_t size = wide_head(p), most = wide_heads_at_once(p, size);
             const attention_wide wide(dst, size, most < p->n_heads_kv ? most : p->n_heads_kv);
@@ -877,7 +879,7 @@ bool ggmlq_ggml_cuda_lightning_indexer(ggml_backend_cuda_context & ctx, ggml_ten
 /* --- what can be done ------------------------------------------------------------------------------------------- */
 
 bool ggmlq_ggml_cuda_involved(const ggml_tensor * op) {
-    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_C]) ||
+    bool involved = ggmlq_ggml_is_cache_type(op->type) || (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[GGMLQ_GGML_ATTEND_TURNS]) ||
         (op->op == GGML_OP_SET_ROWS && op->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]);
     for (int i = 0; i < GGML_MAX_SRC && !involved; ++i) {
         involved = op->src[i] && ggmlq_ggml_is_cache_type(op->src[i]->type);
@@ -934,13 +936,8 @@ bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_
                 return false;
             }
             alignas(256) static const uint16_t no_address_yet = 0;
-            alignas(256) static const float    no_w_yet = 0.0f;
             if (op->src[3] && !p.mask) {
                 p.mask = &no_address_yet;
-            }
-            if (op->src[GGMLQ_GGML_ATTEND_C] && !p.c) {
-                p.w = &no_w_yet;
-                p.c = p.part = &no_address_yet;
             }
             return choose_attention(device, op, &p, attention_supported) != ATTENTION_REFUSED;
         }

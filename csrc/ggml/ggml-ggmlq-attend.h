@@ -9,18 +9,19 @@
 #include "ggml-ggmlq.h"
 
 /* False if neither K nor V is one of our types and K isn't centered, or if they lie in memory as no ggmlq_attend_params can say. Limits of a back
- * end are not looked at here: its ..._attend_check knows them. Whoever asks reads w, c and part. */
+ * end are not looked at here: its ..._attend_check knows them. Whoever asks adds the term of centered keys. */
 static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * dst, struct ggmlq_attend_params * p) {
     const struct ggml_tensor * q     = dst->src[0];
     const struct ggml_tensor * k     = dst->src[1];
     const struct ggml_tensor * v     = dst->src[2];
     const struct ggml_tensor * mask  = dst->src[3];
     const struct ggml_tensor * sinks = dst->src[4];
-    const struct ggml_tensor * w     = dst->src[GGMLQ_GGML_ATTEND_W]; /* of centered keys; upstream uses neither slot */
-    const struct ggml_tensor * c     = dst->src[GGMLQ_GGML_ATTEND_C];
+    const struct ggml_tensor * w     = dst->src[GGMLQ_GGML_ATTEND_W]; /* of centered keys; upstream uses none of these slots */
+    const struct ggml_tensor * turns = dst->src[GGMLQ_GGML_ATTEND_TURNS];
+    const struct ggml_tensor * at    = dst->src[GGMLQ_GGML_ATTEND_POSITIONS];
     const struct ggml_tensor * part  = dst->src[GGMLQ_GGML_ATTEND_PART];
 
-    if (!ggmlq_ggml_is_cache_type(k->type) && !ggmlq_ggml_is_cache_type(v->type) && !c) {
+    if (!ggmlq_ggml_is_cache_type(k->type) && !ggmlq_ggml_is_cache_type(v->type) && !turns) {
         return false;
     }
     if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) || (sinks && sinks->type != GGML_TYPE_F32) ||
@@ -28,9 +29,10 @@ static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * 
         k->ne[2] != v->ne[2] || k->ne[3] != v->ne[3]) {
         return false;
     }
-    if (c && (w->type != GGML_TYPE_F32 || w->nb[0] != sizeof(float) || c->type != GGML_TYPE_F16 || c->nb[0] != 2 || w->ne[0] != c->ne[0] ||
-              w->ne[1] != q->ne[1] || w->ne[2] != q->ne[2] || w->ne[3] != q->ne[3] || c->ne[1] != k->ne[1] || c->ne[2] != 1 || c->ne[3] != k->ne[3] ||
-              part->type != GGML_TYPE_F16 || part->nb[0] != 2 || part->ne[0] != k->ne[1] || part->ne[1] != 1 || part->ne[2] != 1 || part->ne[3] != k->ne[3])) {
+    if (turns && (w->type != GGML_TYPE_F32 || w->nb[0] != sizeof(float) || w->ne[0] != 2*turns->ne[0] || w->ne[1] != q->ne[1] || w->ne[2] != q->ne[2] ||
+                  w->ne[3] != q->ne[3] || turns->type != GGML_TYPE_I64 || !ggml_is_contiguous(turns) || ggml_nrows(turns) != 1 ||
+                  at->type != GGML_TYPE_I32 || at->nb[0] != sizeof(int32_t) || at->ne[0] != k->ne[1] || at->ne[1] != 1 || at->ne[2] != 1 || at->ne[3] != k->ne[3] ||
+                  part->type != GGML_TYPE_F16 || part->nb[0] != 2 || part->ne[0] != k->ne[1] || part->ne[1] != 1 || part->ne[2] != 1 || part->ne[3] != k->ne[3])) {
         return false;
     }
 
@@ -65,17 +67,18 @@ static inline bool ggmlq_ggml_attend_params_centered(const struct ggml_tensor * 
         p->mask_heads = mask->ne[2];
         p->mask_seqs  = mask->ne[3];
     }
-    if (c) {
-        p->w = (const float *) w->data;
-        p->c = (const uint16_t *) c->data;
+    if (turns) {
+        p->n_pairs          = turns->ne[0];
+        p->pairs_are_halves = dst->op_params[GGMLQ_GGML_ATTEND_HALVES_AT];
+        p->w                = (const float *) w->data;
         for (int i = 0; i < 3; ++i) {
             p->w_stride[i] = (int64_t) w->nb[i + 1];
         }
-        p->c_stride[0] = (int64_t) c->nb[1];
-        p->c_stride[1] = (int64_t) c->nb[3];
-        p->c_size      = c->ne[0];
-        p->part        = (const uint16_t *) part->data;
-        p->part_stride = (int64_t) part->nb[3];
+        p->turns            = (const uint64_t *) turns->data;
+        p->positions        = (const int32_t *) at->data;
+        p->positions_stride = (int64_t) at->nb[3];
+        p->part             = (const uint16_t *) part->data;
+        p->part_stride      = (int64_t) part->nb[3];
     }
     p->sinks = sinks ? (const float *) sinks->data : NULL;
 

@@ -88,13 +88,27 @@ struct bench_case {
     bool v_in_k, sinks;
     float softcap, max_bias, amplitude;
     bool nan_rows;  /* hidden tokens hold NaN */
-    int  term;      /* values of w and c of centered keys; 0: none. Without `part` if it is odd, of one less */
+    int  term;      /* values of w of centered keys; 0: none. Without `part` if it is odd, of one less */
+    int  positions; /* of centered keys: see position_of. Odd: the pairs of w are halves */
 };
+
+/* The kinds: a text after the other, as caches hold them; four texts in turn; anything; a text across 0; a text across 2^31; one shifted by 37, with empty cells. */
+enum { CONSECUTIVE, IN_TURN, ANYTHING, NEGATIVE, HUGE_ONES, EMPTY_CELLS };
+static int32_t position_of(const bench_case & c, int seq, int token) {
+    switch (c.positions) {
+        case IN_TURN:     return token/4 + 1000*(token % 4) + 5*seq;
+        case ANYTHING:    return (int32_t) hash32(token + 77ull*seq);
+        case NEGATIVE:    return token - c.n_kv/2 - seq;
+        case HUGE_ONES:   return (int32_t) (2147483647u - (uint32_t) c.n_kv/3 + (uint32_t) (token + seq));
+        case EMPTY_CELLS: return hash32(token/5 + 1) % 3 == 0 ? 0 : token + 37 + 100*seq;
+        default:          return token + 100*seq;
+    }
+}
 
 struct buffers {
     ggmlq_attend_params p;
-    std::vector<uint8_t> k, v; std::vector<float> q, sinks, w; std::vector<uint16_t> mask, c, part;
-    uint8_t * dk, * dv; float * dq, * dout, * dsinks, * dw; uint16_t * dmask, * dc, * dpart; void * workspace;
+    std::vector<uint8_t> k, v; std::vector<float> q, sinks, w; std::vector<uint16_t> mask, part; std::vector<uint64_t> turns; std::vector<int32_t> positions;
+    uint8_t * dk, * dv; float * dq, * dout, * dsinks, * dw; uint16_t * dmask, * dpart; uint64_t * dturns; int32_t * dpositions; void * workspace;
     int64_t k_bytes, v_bytes, out_floats;
 };
 
@@ -104,26 +118,26 @@ template <typename T> static T * to_device(const std::vector<T> & values) {
     return data;
 }
 
-/* c as RoPE makes it; w of which a score's spread is about that of q and K; a quarter of the keys isn't centered. */
+/* w of which a score's spread is about that of q and K, and one pair much more; a quarter of the keys isn't centered; other factors than 1 for some kinds of positions. */
 static void make_term(const bench_case & c, buffers & b) {
     ggmlq_attend_params & p = b.p;
     const int n = c.term & ~1, heads = c.heads_kv*c.group;
-    b.dw = NULL; b.dc = NULL; b.dpart = NULL;
+    b.dw = NULL; b.dturns = NULL; b.dpositions = NULL; b.dpart = NULL;
     if (n == 0) return;
     b.w.resize((size_t) c.seqs*c.queries*heads*n);
     for (size_t i = 0; i < b.w.size(); ++i) b.w[i] = (float) (c.amplitude*3*(hash32(i + 5)/4294967296.0 - 0.5)*(i % n == 3 ? 10 : 1));
-    b.c.resize((size_t) c.seqs_kv*c.n_kv*n); b.part.resize((size_t) c.seqs_kv*((c.n_kv + 7)/8*8));
+    for (int i = 0; i < n/2; ++i) b.turns.push_back((uint64_t) (std::pow(10000.0, -2.0*i/n)/6.283185307179586*18446744073709551616.0));
+    const int pitch = c.n_kv + 3;
+    b.positions.assign((size_t) c.seqs_kv*pitch, 1 << 30); b.part.assign((size_t) c.seqs_kv*pitch, 0x7e00);
     for (int s = 0; s < c.seqs_kv; ++s) for (int t = 0; t < c.n_kv; ++t) {
-        b.part[(size_t) s*((c.n_kv + 7)/8*8) + t] = hash32(t + 1000003ull*s)%4 ? 0x3c00 : 0;
-        for (int i = 0; i < n/2; ++i) {
-            const double angle = (t + 100*s)*std::pow(10000.0, -2.0*i/n);
-            b.c[((size_t) s*c.n_kv + t)*n + 2*i] = ggmlq_half_from_float((float) std::cos(angle)); b.c[((size_t) s*c.n_kv + t)*n + 2*i + 1] = ggmlq_half_from_float((float) std::sin(angle));
-        }
+        b.positions[(size_t) s*pitch + t] = position_of(c, s, t);
+        b.part[(size_t) s*pitch + t] = c.positions == EMPTY_CELLS && position_of(c, s, t) == 0 ? 0 : hash32(t + 1000003ull*s)%4 == 0 ? 0 : c.positions >= ANYTHING && hash32(t + 99)%16 == 0 ? 0x3a00 : 0x3c00;
     }
-    b.dw = to_device(b.w); b.dc = to_device(b.c); b.dpart = to_device(b.part);
+    b.dw = to_device(b.w); b.dturns = to_device(b.turns); b.dpositions = to_device(b.positions); b.dpart = to_device(b.part);
     p.w = b.dw; p.w_stride[0] = 4ll*heads*n; p.w_stride[1] = 4*n; p.w_stride[2] = p.w_stride[0]*c.queries;
-    p.c = b.dc; p.c_stride[0] = 2*n; p.c_stride[1] = 2ll*n*c.n_kv; p.c_size = n;
-    if (c.term % 2 == 0) { p.part = b.dpart; p.part_stride = 2*((c.n_kv + 7)/8*8); }
+    p.n_pairs = n/2; p.pairs_are_halves = c.positions % 2;
+    p.turns = b.dturns; p.positions = b.dpositions; p.positions_stride = 4*pitch;
+    if (c.term % 2 == 0) { p.part = b.dpart; p.part_stride = 2*pitch; }
 }
 
 static bool hidden(const bench_case & c, int query, int head, int seq, int token) {
@@ -190,7 +204,7 @@ static void make(const bench_case & c, buffers & b, int sets) {
 static void release(buffers & b) {
     if (b.dv != b.dk) CUDA(cudaFree(b.dv));
     CUDA(cudaFree(b.dk)); CUDA(cudaFree(b.dq)); CUDA(cudaFree(b.dout)); CUDA(cudaFree(b.dmask)); CUDA(cudaFree(b.dsinks)); CUDA(cudaFree(b.workspace));
-    CUDA(cudaFree(b.dw)); CUDA(cudaFree(b.dc)); CUDA(cudaFree(b.dpart));
+    CUDA(cudaFree(b.dw)); CUDA(cudaFree(b.dturns)); CUDA(cudaFree(b.dpositions)); CUDA(cudaFree(b.dpart));
 }
 
 static double slope_of(const bench_case & c, int head) {
@@ -209,6 +223,11 @@ static void reference(const bench_case & c, const buffers & b, int seq, int hk, 
         decode(c.type_k, b.k.data() + seq_kv*b.p.k_stride[2] + (int64_t) t*b.p.k_stride[0] + hk*b.p.k_stride[1], n, &k[(size_t) t*n]);
         decode(c.type_v, (c.v_in_k ? b.k : b.v).data() + seq_kv*b.p.v_stride[2] + (int64_t) t*b.p.v_stride[0] + hk*b.p.v_stride[1], n, &v[(size_t) t*n]);
     }
+    std::vector<double> rows; /* (cos, sin) of the pairs of a token */
+    for (int t = 0; t < c.n_kv && b.p.n_pairs; ++t) for (const uint64_t turn : b.turns) {
+        const double angle = (double) ((uint64_t) (int64_t) b.positions[seq_kv*b.p.positions_stride/4 + t]*turn >> 32)*(6.283185307179586/4294967296.0);
+        rows.push_back(std::cos(angle)); rows.push_back(std::sin(angle));
+    }
     std::vector<double> s(c.n_kv), o(n);
     for (int column = 0; column < columns; ++column) {
         const int token = column/c.group, head = hk*c.group + column % c.group;
@@ -217,10 +236,14 @@ static void reference(const bench_case & c, const buffers & b, int seq, int hk, 
         for (int t = 0; t < c.n_kv; ++t) {
             double a = 0;
             for (int i = 0; i < n; ++i) a += (double) q[i]*k[(size_t) t*n + i];
-            if (b.p.c) {
-                const int m = (int) b.p.c_size;
+            if (b.p.n_pairs) {
+                const int m = (int) b.p.n_pairs;
+                const float * w = &b.w[((size_t) (seq*c.queries + token)*heads + head)*2*m];
                 double term = 0;
-                for (int i = 0; i < m; ++i) term += (double) b.w[((size_t) (seq*c.queries + token)*heads + head)*m + i]*ggmlq_half_to_float(b.c[((size_t) seq_kv*c.n_kv + t)*m + i]);
+                for (int i = 0; i < m; ++i) {
+                    const double * const at = &rows[((size_t) t*m + i)*2];
+                    term += b.p.pairs_are_halves ? w[i]*at[0] + w[i + m]*at[1] : w[2*i]*at[0] + w[2*i + 1]*at[1];
+                }
                 a += b.p.part ? term*ggmlq_half_to_float(b.part[seq_kv*b.p.part_stride/2 + t]) : term;
             }
             a *= b.p.scale;
@@ -248,7 +271,7 @@ static std::string name_of(const bench_case & c) {
     char text[256];
     auto type = [](int t) { return ggmlq_type_info_get(t)->name; };
     snprintf(text, sizeof(text), "%-7s %-7s D %3d kv heads %2d group %2d queries %d kv %6d", type(c.type_k), type(c.type_v), c.head_size, c.heads_kv, c.group, c.queries, c.n_kv);
-    return text + (c.term ? " term " + std::to_string(c.term) : std::string());
+    return text + (c.term ? " term " + std::to_string(c.term) + " positions " + std::to_string(c.positions) : std::string());
 }
 
 static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
@@ -266,11 +289,13 @@ static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
             bool seen = false;
             for (int i = 0; i < c.seqs; ++i) for (int h = 0; h < heads && i/(c.seqs/c.seqs_kv) == s; ++h) seen |= !hidden(c, c.queries - 1, h, i, t);
             if (seen) continue;
+            if (!b.part.empty()) b.part[s*(c.n_kv + 3) + t] = 0x7e00;
             for (int h = 0; h < c.heads_kv; ++h) {
                 spoil(&b.k[s*b.p.k_stride[2] + t*b.p.k_stride[0] + h*b.p.k_stride[1]], c.type_k);
                 if (!c.v_in_k) spoil(&b.v[s*b.p.v_stride[2] + t*b.p.v_stride[0] + h*b.p.v_stride[1]], c.type_v);
             }
         }
+        if (!b.part.empty()) CUDA(cudaMemcpy(b.dpart, b.part.data(), 2*b.part.size(), cudaMemcpyHostToDevice));
         CUDA(cudaMemcpy(b.dk, b.k.data(), b.k.size(), cudaMemcpyHostToDevice));
         if (!c.v_in_k) CUDA(cudaMemcpy(b.dv, b.v.data(), b.v.size(), cudaMemcpyHostToDevice));
     }
@@ -433,23 +458,29 @@ int main(int argc, char ** argv) {
             run({ type, v, 128, 3, 4, 8, 517, 1, 2, 1, false, true, 0, 8, 4, true, 128 });
             run({ type, v, 128, 2, 6, 1, 1001, 1, 2, 1, false, true, 0, 8, 3, true, 64 });
         }
-        for (auto & pair : pairs) { /* centered keys: every instance, c of the whole head and of a part */
+        for (auto & pair : pairs) { /* centered keys: every instance, w of the whole head and of a part */
             if (pair[0] != T && pair[0] != P) continue;
             for (int size : { 64, 96, 128, 192, 256, 512 }) {
                 if ((pair[0] == P || pair[1] == P) && size % 128) continue;
-                run({ pair[0], pair[1], size, 2, 4, 1, 777, 1, 1, 1, false, false, 0, 0, 2, false, size });
-                run({ pair[0], pair[1], size, 3, 5, 3, 301, 3, 2, 1, false, true, 0, 0, 3, true, size/2/32*32 });
-                run({ pair[0], pair[1], size, 2, 8, 5, 530, 2, 2, 2, false, true, 30, 0, 2, true, size + 1 });
+                run({ pair[0], pair[1], size, 2, 4, 1, 777, 1, 1, 1, false, false, 0, 0, 2, false, size, CONSECUTIVE });
+                run({ pair[0], pair[1], size, 3, 5, 3, 301, 3, 2, 1, false, true, 0, 0, 3, true, size/2/32*32, IN_TURN });
+                run({ pair[0], pair[1], size, 2, 8, 5, 530, 2, 2, 2, false, true, 30, 0, 2, true, size + 1, NEGATIVE });
             }
         }
         for (int type : { T, P }) {
-            for (int kv : { 1, 15, 16, 17, 100, 1023 }) run({ type, type, 128, 2, 8, 1, kv, 0, 1, 1, false, false, 0, 0, 2, false, 128 });
-            run({ type, type, 128, 8, 8, 1, 32768, 4, 1, 1, false, false, 0, 0, 1, false, 128 });
-            run({ type, type, 128, 8, 4, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false, 128 });
-            run({ type, type, 128, 9, 5, 1, 16390, 1, 2, 1, false, true, 0, 8, 3, true, 65 }); /* terms computed ahead, of nine KV heads: 8 and 1 groups at once */
-            run({ type, type, 128, 2, 8, 1, 4096, 5, 2, 2, false, false, 0, 0, 2, true, 32 });
-            run({ type, type, 128, 1, 12, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false, 64 });
-            run({ type, type, 128, 2, 6, 2, 500, 1, 1, 1, false, false, 0, 0, 2, false, 40 });
+            for (int kv : { 1, 15, 16, 17, 100, 1023 }) run({ type, type, 128, 2, 8, 1, kv, 0, 1, 1, false, false, 0, 0, 2, false, 128, CONSECUTIVE });
+            for (int kind : { CONSECUTIVE, IN_TURN, ANYTHING, NEGATIVE, HUGE_ONES, EMPTY_CELLS }) { /* lean, and not; all queries at once */
+                run({ type, type, 128, 2, 8, 1, 1500, 4, 1, 1, false, false, 0, 0, 2, false, 128, kind });
+                run({ type, type, 128, 2, 7, 1, 1501, 1, 2, 2, false, false, 0, 0, 2, true, 96, kind });
+                run({ type, type, 128, 2, 4, 8, 999, 1, 1, 1, false, false, 0, 0, 2, false, 128, kind });
+                run({ type, type, 256, 2, 4, 2, 700, 2, 2, 1, false, true, 0, 0, 2, false, 256, kind });
+            }
+            run({ type, type, 128, 8, 8, 1, 32768, 4, 1, 1, false, false, 0, 0, 1, false, 128, CONSECUTIVE });
+            run({ type, type, 128, 8, 4, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false, 128, CONSECUTIVE });
+            run({ type, type, 128, 9, 5, 1, 16390, 1, 2, 1, false, true, 0, 8, 3, true, 65, EMPTY_CELLS });
+            run({ type, type, 128, 2, 8, 1, 4096, 5, 2, 2, false, false, 0, 0, 2, true, 32, HUGE_ONES });
+            run({ type, type, 128, 1, 12, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false, 64, CONSECUTIVE });
+            run({ type, type, 128, 2, 6, 2, 500, 1, 1, 1, false, false, 0, 0, 2, false, 40, IN_TURN });
         }
         for (int v = 0; bench_variant(v); ++v) {
             const ggmlq_decode_instance * i = bench_variant(v);
@@ -487,13 +518,23 @@ int main(int argc, char ** argv) {
     cudaDeviceProp prop; CUDA(cudaGetDeviceProperties(&prop, 0));
     printf("%s, copy %.2f TB/s\n", prop.name, copy_rate*1e-12);
     if (what == "center") { /* the same work without and with centered keys */
-        for (int type : { T, P }) for (int v : { type, (int) H, (int) Q }) for (int group : { 8, 4, 1 }) for (int queries : { 1, 8 }) for (int kv : { 4096, 32768, 131072 }) {
-            if ((v != type || group == 1) && (queries > 1 || kv != 32768 || (v != type && group == 1))) continue;
-            if (queries > 1 && kv != 32768) continue;
-            if (only >= 0 && only != index++) continue;
-            const float plain    = time_case({ type, v, 128, 8, group, queries, kv, 4, 1, 1, false, false, 0, 0, 1, false, 0 },   1e9, search, copy_rate, stream);
-            const float centered = time_case({ type, v, 128, 8, group, queries, kv, 4, 1, 1, false, false, 0, 0, 1, false, 128 }, 1e9, search, copy_rate, stream);
+        auto both = [&](int type, int v, int size, int heads_kv, int group, int queries, int kv, int kind = CONSECUTIVE) {
+            if (only >= 0 && only != index++) return;
+            const float plain    = time_case({ type, v, size, heads_kv, group, queries, kv, 4, 1, 1, false, false, 0, 0, 1, false, 0,    kind }, 1e9, search, copy_rate, stream);
+            const float centered = time_case({ type, v, size, heads_kv, group, queries, kv, 4, 1, 1, false, false, 0, 0, 1, false, size, kind }, 1e9, search, copy_rate, stream);
             printf("    centered: x %.3f\n", centered/plain);
+        };
+        for (int type : { T, P }) {
+            for (int group : { 8, 4 }) for (int kv : { 4096, 32768, 131072 }) both(type, type, 128, 8, group, 1, kv);
+            both(type, type, 128, 8, 1, 1, 32768);
+            both(type, type, 128, 8, 8, 8, 32768);
+            both(type, type, 128, 8, 4, 8, 32768);
+            both(type, H,    128, 8, 8, 1, 32768);
+            both(type, Q,    128, 8, 8, 1, 32768);
+            both(type, type, 256, 4, 4, 1, 32768);
+            if (type == T) both(type, type, 64, 8, 4, 1, 32768);
+            both(type, type, 128, 8, 8, 1, 32768, IN_TURN);
+            both(type, type, 128, 8, 8, 1, 32768, ANYTHING);
         }
         return 0;
     }

@@ -745,7 +745,7 @@ struct attention_case {
     int     layout; /* 0: rows of a head adjacent; 1: all heads of a token adjacent, gaps, even addresses; 2: odd addresses */
     bool    poison; /* hidden rows hold NaN */
     int64_t from = 0; /* tokens before are hidden from all, whole ranges of them where tokens are split */
-    int64_t term = 0; /* values of w and c of centered keys; without `part` for one sequence */
+    int64_t term = 0; /* values of w of centered keys; without `part` for one sequence */
 };
 
 /* Normal values as rows of any type; what they decode to. */
@@ -797,6 +797,32 @@ static double alibi_slope(int64_t n_heads, int64_t head, double max_bias) {
     return head < n ? pow(2, -max_bias/n*(double) (head + 1)) : pow(2, -max_bias/2/n*(double) (2*(head - n) + 1));
 }
 
+/* What pairs turn from one position to the next: as RoPE does, and some as nothing does. */
+static std::vector<uint64_t> make_turns(int64_t pairs) {
+    std::vector<uint64_t> turns(pairs);
+    for (int64_t i = 0; i < pairs; ++i) {
+        turns[i] = i % 8 == 5 ? (uint64_t) random_below(1 << 30) << 34 | (uint64_t) random_below(1 << 30) : (uint64_t) ldexp(pow(10000, -(double) i/(double) pairs)/6.283185307179586, 64);
+    }
+    return turns;
+}
+
+/* Positions of a cache: one after the other; anything; across 0; across 2^31; those of two texts in turn, and empty cells. */
+static std::vector<int32_t> make_positions(int64_t n) {
+    const int kind = (int) random_below(5);
+    std::vector<int32_t> positions(n);
+    for (int64_t i = 0; i < n; ++i) {
+        positions[i] = kind == 0 ? 57 + (int32_t) i : kind == 1 ? (int32_t) ((uint32_t) random_below(1 << 16) << 16 | (uint32_t) random_below(1 << 16)) : kind == 2 ? (int32_t) (i - n/2) :
+            kind == 3 ? (int32_t) (uint32_t) (2147483647 - n/2 + i) : i % 7 == 3 ? 0 : (int32_t) (i/2 + 1000*(i % 2));
+    }
+    return positions;
+}
+
+/* Of a positional row: the cosine (0) or the sine (1) of a pair. */
+static double positional(int32_t position, uint64_t turn, int which) {
+    const double angle = (double) ((uint64_t) (int64_t) position*turn >> 32)*(6.283185307179586476925/4294967296.0);
+    return which ? sin(angle) : cos(angle);
+}
+
 static double worst_attention;
 
 static void check_attention_case(const struct attention_case & c) {
@@ -804,6 +830,7 @@ static void check_attention_case(const struct attention_case & c) {
     if (number++ % one_of != 0) {
         return;
     }
+    random_state = 88172645463325252ull + 0x9e3779b97f4a7c15ull*(uint64_t) number; /* a case is the same whichever others ran */
     struct ggmlq_attend_params p = {};
     p.type_k = c.type_k; p.type_v = c.type_v;
     p.head_size_k = c.head_k; p.head_size_v = c.head_v;
@@ -862,24 +889,31 @@ static void check_attention_case(const struct attention_case & c) {
     p.mask  = c.mask  ? (const uint16_t *) d_mask.data() : NULL;
     p.sinks = c.sinks ? (const float *) d_sinks.data() : NULL;
 
-    /* Layout 1: a value lies between rows, 2: and the first is at an odd place. A key of five has the factor 0, another one 0.75. */
-    const int64_t c_gap = c.layout ? 1 : 0, c_row = c.term + c_gap, w_row = c.term + c_gap;
+    /* Layouts 1 and 2: something lies between rows, and between sequences. A key of five has the factor 0, another one 0.75. */
+    const int64_t gap = c.layout ? 1 : 0, w_row = c.term + gap, kv_row = c.n_kv + gap, pairs = c.term/2;
     std::vector<float> w = normals(std::max<int64_t>(w_row*c.n_queries*c.heads*c.seqs, 1));
-    std::vector<uint16_t> rows_c(c_row*c.n_kv*c.seqs_kv + 8), part(c.n_kv*c.seqs_kv + 8);
-    for (auto & value : rows_c) { value = ggmlq_half_from_float(random_normal()); }
-    for (auto & value : part)   { value = random_below(5) == 0 ? 0 : random_below(5) == 0 ? 0x3a00 : 0x3c00; }
-    if (c.poison && c.term) {
-        for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t t = run; t < run + 40 && t < c.n_kv; ++t) { rows_c[(s*c.n_kv + t)*c_row] = part[s*c.n_kv + t] = 0x7e00; }
+    std::vector<uint16_t> part(kv_row*c.seqs_kv + 1);
+    for (auto & value : part) { value = random_below(5) == 0 ? 0 : random_below(5) == 0 ? 0x3a00 : 0x3c00; }
+    std::vector<uint64_t> turns(1);
+    std::vector<int32_t> positions(1);
+    if (c.term) {
+        turns     = make_turns(pairs);
+        positions = make_positions(kv_row*c.seqs_kv + 1);
     }
-    device_bytes dw(w), dc(rows_c, c.layout == 2 ? 2 : 0), dpart(part);
+    if (c.poison && c.term) {
+        for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t t = run; t < run + 40 && t < c.n_kv; ++t) { part[s*kv_row + t] = 0x7e00; }
+    }
+    device_bytes dw(w), d_turns(turns), d_positions(positions), dpart(part);
     if (c.term) {
         p.w = (const float *) dw.data();
         p.w_stride[0] = 4*w_row*c.heads; p.w_stride[1] = 4*w_row; p.w_stride[2] = 4*w_row*c.heads*c.n_queries;
-        p.c = (const uint16_t *) dc.data();
-        p.c_stride[0] = 2*c_row; p.c_stride[1] = 2*c_row*c.n_kv;
-        p.c_size = c.term;
+        p.n_pairs = pairs;
+        p.pairs_are_halves = (int) random_below(2);
+        p.turns     = (const uint64_t *) d_turns.data();
+        p.positions = (const int32_t *) d_positions.data();
+        p.positions_stride = 4*kv_row;
         p.part = c.seqs == 1 ? NULL : (const uint16_t *) dpart.data();
-        p.part_stride = 2*c.n_kv;
+        p.part_stride = 2*kv_row;
     }
 
     char text[256];
@@ -900,12 +934,15 @@ static void check_attention_case(const struct attention_case & c) {
     ok(ggmlq_cuda_attend(&p, workspace.data(), NULL));
     require(memcmp(d_out.host<float>().data(), found.data(), out_bytes) == 0, "not the same twice: %s", text);
 
-    std::vector<double> score(c.n_kv), wanted(c.head_v);
+    std::vector<double> score(c.n_kv), wanted(c.head_v), rows;
+    for (int64_t s = 0; s < c.seqs_kv; ++s) for (int64_t t = 0; t < c.n_kv; ++t) for (int64_t j = 0; j < c.term; ++j) {
+        rows.push_back(positional(positions[s*kv_row + t], turns[j/2], (int) (j % 2)));
+    }
     for (int64_t s = 0; s < c.seqs; ++s) for (int64_t h = 0; h < c.heads; ++h) for (int64_t iq = 0; iq < c.n_queries; ++iq) {
         const int64_t kv = s/(c.seqs/c.seqs_kv)*c.heads_kv + h/(c.heads/c.heads_kv);
         const float * query = &q[(s*c.heads*c.n_queries + h*c.n_queries + iq)*q_row/4];
         const uint16_t * m = c.mask ? &mask[((s%p.mask_seqs*p.mask_heads + h%p.mask_heads)*c.n_queries + iq)*(c.n_kv + 1)] : NULL;
-        double top = c.sinks ? sinks[h] : -INFINITY, norm_q = 0, norm_k = 0, norm_v = 0, norm_w = 0, norm_c = 0, bias_max = 0;
+        double top = c.sinks ? sinks[h] : -INFINITY, norm_q = 0, norm_k = 0, norm_v = 0, norm_w = 0, bias_max = 0;
         const float * w_of_query = &w[(s*c.heads*c.n_queries + iq*c.heads + h)*w_row];
         for (int64_t j = 0; j < c.term; ++j) {
             norm_w += (double) w_of_query[j]*w_of_query[j];
@@ -924,15 +961,13 @@ static void check_attention_case(const struct attention_case & c) {
                 square_v += (double) v[j]*v[j];
             }
             if (c.term) {
-                const int64_t at = s/(c.seqs/c.seqs_kv)*c.n_kv + t;
-                double term = 0, square_c = 0;
-                for (int64_t j = 0; j < c.term; ++j) {
-                    const double x = ggmlq_half_to_float(rows_c[at*c_row + j]);
-                    term     += w_of_query[j]*x;
-                    square_c += x*x;
+                const int64_t at = s/(c.seqs/c.seqs_kv)*kv_row + t;
+                double term = 0;
+                for (int64_t j = 0; j < pairs; ++j) {
+                    const double * const row = &rows[(s/(c.seqs/c.seqs_kv)*c.n_kv + t)*c.term + 2*j];
+                    term += p.pairs_are_halves ? w_of_query[j]*row[0] + w_of_query[j + pairs]*row[1] : w_of_query[2*j]*row[0] + w_of_query[2*j + 1]*row[1];
                 }
-                dot   += term*(p.part ? ggmlq_half_to_float(part[at]) : 1);
-                norm_c = square_c > norm_c ? square_c : norm_c; /* not of NaN */
+                dot += term*(p.part ? ggmlq_half_to_float(part[at]) : 1);
             }
             norm_k = std::max(norm_k, square);
             norm_v = std::max(norm_v, square_v);
@@ -959,8 +994,8 @@ static void check_attention_case(const struct attention_case & c) {
                 wanted[j] += weight*v[j];
             }
         }
-        /* tests/tolerances.py, attention: rotations of K and of the query (16 U each), the cap's tanh (8 U), the exponential (64 U). */
-        const double e = ((double) c.head_k + 40)*U*std::fabs(p.scale)*sqrt(norm_q*norm_k) + (double) c.term*U*std::fabs(p.scale)*sqrt(norm_w*norm_c) + 16*U*bias_max + 8*U*c.softcap;
+        /* tests/tolerances.py, attention: rotations of K and of the query (16 U each), the cap's tanh (8 U), the exponential (64 U); cosines and sines, from angles of 24 bits (8 U). */
+        const double e = ((double) c.head_k + 40)*U*std::fabs(p.scale)*sqrt(norm_q*norm_k) + (double) (c.term + 8)*U*std::fabs(p.scale)*sqrt(norm_w*(double) pairs) + 16*U*bias_max + 8*U*c.softcap;
         const double bound = (2*e + 2*(double) c.n_kv*U + 80*U)*sqrt(norm_v);
         double error = 0, norm = 0;
         const float * out = &found[(s*c.heads*c.n_queries + iq*c.heads + h)*out_row/4];
@@ -978,17 +1013,19 @@ static void check_attention_case(const struct attention_case & c) {
 }
 
 #ifndef GGMLQ_CHECK_METAL
-/* ggmlq-cuda-center.h: what is filled in is the product, rounded once more to a half; nothing else is written. */
+/* ggmlq-cuda-center.h: what is filled in is the product, rounded to a half; nothing else is written. */
 static void check_widened(int64_t length, int64_t at, int64_t term, bool with_part) {
-    const int64_t n_kv = 37, heads_kv = 2, seqs_kv = 2, n_queries = 3, heads = 4, seqs = 4, c_row = term + 3;
-    std::vector<uint16_t> c(c_row*n_kv*seqs_kv), part(n_kv*seqs_kv);
-    for (auto & value : c)    { value = ggmlq_half_from_float(random_normal()); }
+    const int64_t n_kv = 37, heads_kv = 2, seqs_kv = 2, n_queries = 3, heads = 4, seqs = 4, pairs = term/2;
+    std::vector<uint16_t> part(n_kv*seqs_kv);
     for (auto & value : part) { value = random_below(3) == 0 ? 0 : 0x3c00; }
     const std::vector<float> w = normals(heads*n_queries*seqs*(term + 1));
-    device_bytes dc(c), dpart(part), dw(w);
+    const std::vector<uint64_t> turns = make_turns(pairs);
+    const std::vector<int32_t> positions = make_positions(n_kv*seqs_kv);
+    device_bytes d_turns(turns), d_positions(positions), dpart(part), dw(w);
     struct ggmlq_attend_params p = {};
     p.w = (const float *) dw.data(); p.w_stride[0] = 4*(term + 1)*heads; p.w_stride[1] = 4*(term + 1); p.w_stride[2] = p.w_stride[0]*n_queries;
-    p.c = (const uint16_t *) dc.data(); p.c_stride[0] = 2*c_row; p.c_stride[1] = 2*c_row*n_kv; p.c_size = term;
+    p.n_pairs = pairs; p.pairs_are_halves = with_part; p.turns = (const uint64_t *) d_turns.data();
+    p.positions = (const int32_t *) d_positions.data(); p.positions_stride = 4*n_kv;
     p.part = with_part ? (const uint16_t *) dpart.data() : NULL; p.part_stride = 2*n_kv;
 
     struct ggmlq_cuda_view keys, queries;
@@ -1004,8 +1041,10 @@ static void check_widened(int64_t length, int64_t at, int64_t term, bool with_pa
     for (int64_t s = 0; s < seqs_kv; ++s) for (int64_t t = 0; t < n_kv; ++t) for (int64_t h = 0; h < heads_kv; ++h) for (int64_t j = 0; j < length + 2; ++j) {
         const uint16_t found = k[(s*nb_k[3] + h*nb_k[2] + t*nb_k[1])/2 + j];
         const float factor = with_part ? ggmlq_half_to_float(part[s*n_kv + t]) : 1;
-        const float wanted = j - at < term ? 256*factor*ggmlq_half_to_float(c[(s*n_kv + t)*c_row + std::max<int64_t>(j - at, 0)]) : 0;
-        require(j < at || j >= length ? found == 0x7e01 : ggmlq_half_to_float(found) == wanted, "keys of %lld, value %lld: %04x, wanted %g", (long long) length, (long long) j, found, wanted);
+        const int64_t pair = with_part ? (j - at) % pairs : (j - at)/2;
+        const double wanted = j >= at && j - at < term ? 256*factor*positional(positions[s*n_kv + t], turns[pair], (int) (with_part ? (j - at)/pairs : (j - at) % 2)) : 0;
+        const double error  = std::fabs(ggmlq_half_to_float(found) - wanted);
+        require(j < at || j >= length ? found == 0x7e01 : error <= std::fabs(wanted)/2048 + 256*8*U*factor, "keys of %lld, value %lld: %04x, wanted %g", (long long) length, (long long) j, found, wanted);
     }
     for (int64_t s = 0; s < seqs; ++s) for (int64_t h = 0; h < heads; ++h) for (int64_t t = 0; t < n_queries; ++t) for (int64_t j = 0; j < length + 1; ++j) {
         const uint32_t bits = q[(s*nb_q[3] + h*nb_q[2] + t*nb_q[1])/4 + j];
@@ -1015,7 +1054,7 @@ static void check_widened(int64_t length, int64_t at, int64_t term, bool with_pa
         require(j < at || j >= length ? bits == 0x7fc00001 : found == wanted, "queries of %lld, value %lld: %g, wanted %g", (long long) length, (long long) j, found, wanted);
     }
     require(ggmlq_cuda_center_keys(&queries, at, &p, NULL) == GGMLQ_ERROR_TYPE && ggmlq_cuda_center_queries(&keys, at, &p, NULL) == GGMLQ_ERROR_TYPE, "types exchanged");
-    require(ggmlq_cuda_center_keys(&keys, length - term + 1, &p, NULL) == GGMLQ_ERROR_SHAPE, "a row too short was taken");
+    require(ggmlq_cuda_center_keys(&keys, length - term + 2, &p, NULL) == GGMLQ_ERROR_SHAPE, "a row too short was taken");
 }
 #endif
 
@@ -1191,8 +1230,8 @@ static std::string check_attention() {
     for (int k : types) for (int layout = 0; layout < 3; ++layout) { /* centered keys */
         check_attention_case({ k, T, 128, 128, 70, 3, 4, 2, 2, 1, true, false, 0, 0, layout, layout == 1, 0, 128 });
     }
-    for (int64_t head : { 64, 96, 256, 512, 544, 1024 }) for (int64_t term : { head, head/2 + 2, (int64_t) 1 }) {
-        check_attention_case({ T, H, head, 40, 130, 2, 4, 2, 4, 2, true, true, term == 1 ? 5.0f : 0, 0, term == 1, false, 0, term });
+    for (int64_t head : { 64, 96, 256, 512, 544, 1024 }) for (int64_t term : { head, head/2 + 2, (int64_t) 2 }) {
+        check_attention_case({ T, H, head, 40, 130, 2, 4, 2, 4, 2, true, true, term == 2 ? 5.0f : 0, 0, term == 2, false, 0, term });
     }
     for (int64_t n_kv : { 1, 31, 33, 300 }) {
         check_attention_case({ P, P, 128, 128, n_kv, 2, 17, 1, 1, 1, n_kv > 2, n_kv > 2, 0, n_kv > 2 ? 8.0f : 0, 1, n_kv > 2, 0, 96 });
@@ -1304,8 +1343,8 @@ static std::string check_errors() {
     expect(attend([](auto & c) { c.n_heads = 3; c.n_heads_kv = 2; }), GGMLQ_ERROR_SHAPE, "attend heads");
     expect(attend([](auto & c) { c.n_seqs_kv = 0; }), GGMLQ_ERROR_SHAPE, "attend sequences");
     expect(attend([](auto & c) { c.mask = (const uint16_t *) 16; }), GGMLQ_ERROR_SHAPE, "attend mask periods");
-    expect(attend([](auto & c) { c.c = (const uint16_t *) 16; c.c_size = 64; }), GGMLQ_ERROR_SHAPE, "attend with c and no w");
-    expect(attend([](auto & c) { c.w = (const float *) 16; c.c = (const uint16_t *) 16; c.c_size = 129; }), GGMLQ_ERROR_SHAPE, "attend with a row c longer than the head");
+    expect(attend([](auto & c) { c.n_pairs = 65; }), GGMLQ_ERROR_SHAPE, "attend with more pairs than the head has");
+    expect(attend([](auto & c) { c.n_pairs = -1; }), GGMLQ_ERROR_SHAPE, "attend with fewer pairs than none");
     expect(attend([](auto & c) { c.n_queries = (int64_t) 1 << 32; }), GGMLQ_ERROR_SHAPE, "attend too many rows");
 
     /* What the driver said: here, that there isn't as much memory. */

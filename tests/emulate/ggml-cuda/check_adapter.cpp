@@ -71,7 +71,7 @@ void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * op)
     }
     ++upstream_calls;
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2], * mask = op->src[3], * sinks = op->src[4];
-    require(upstream_supports(0, op) && ggml_is_contiguous(op) && !op->src[GGMLQ_GGML_ATTEND_C], "upstream is given what it doesn't take");
+    require(upstream_supports(0, op) && ggml_is_contiguous(op) && !op->src[GGMLQ_GGML_ATTEND_TURNS], "upstream is given what it doesn't take");
     float numbers[3];
     memcpy(numbers, op->op_params, sizeof(numbers));
     for (int64_t s = 0; s < q->ne[3]; ++s) for (int64_t h = 0; h < q->ne[2]; ++h) for (int64_t t = 0; t < q->ne[1]; ++t) {
@@ -144,8 +144,12 @@ static void check(const attention_case & c) {
     ggml_tensor * op = ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f/std::sqrt((float) c.head), c.max_bias, c.softcap);
     if (c.sinks) ggml_flash_attn_ext_add_sinks(op, make(ctx, GGML_TYPE_F32, heads, 1, 1, 1, false));
     op->src[GGMLQ_GGML_ATTEND_W]    = make(ctx, GGML_TYPE_F32, c.n_rot, c.queries, heads, c.seqs, true);
-    op->src[GGMLQ_GGML_ATTEND_C]    = make(ctx, GGML_TYPE_F16, c.n_rot, c.n_kv, 1, c.seqs, false);
-    op->src[GGMLQ_GGML_ATTEND_PART] = make(ctx, GGML_TYPE_F16, c.n_kv, 1, 1, c.seqs, false);
+    op->src[GGMLQ_GGML_ATTEND_TURNS]     = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, c.n_rot/2);
+    op->src[GGMLQ_GGML_ATTEND_POSITIONS] = ggml_new_tensor_4d(ctx, GGML_TYPE_I32, c.n_kv, 1, 1, c.seqs);
+    op->src[GGMLQ_GGML_ATTEND_PART]      = make(ctx, GGML_TYPE_F16, c.n_kv, 1, 1, c.seqs, false);
+    op->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] = c.head % 128 == 0;
+    for (int64_t i = 0; i < c.n_rot/2; ++i)       ((uint64_t *) op->src[GGMLQ_GGML_ATTEND_TURNS]->data)[i] = (uint64_t) std::ldexp(std::pow(10000, -2.0*i/c.n_rot)/6.283185307179586, 64);
+    for (int64_t i = 0; i < c.n_kv*c.seqs; ++i) ((int32_t *) op->src[GGMLQ_GGML_ATTEND_POSITIONS]->data)[i] = (int32_t) (3*i - 50);
     for (int64_t i = 0; i < c.n_kv*c.seqs; ++i) ((uint16_t *) op->src[GGMLQ_GGML_ATTEND_PART]->data)[i] = i % 4 ? 0x3c00 : 0;
 
     require(ggmlq_ggml_cuda_involved(op) && ggmlq_ggml_cuda_supports_op(0, op, upstream_supports), "the node is refused");
@@ -167,9 +171,12 @@ static void check(const attention_case & c) {
         norm  += wanted*wanted;
     }
     require(error < 1e-5*norm, "the result is another"); /* halves; without the term it is of the size of the norm */
-    ggml_tensor * wrong = op->src[GGMLQ_GGML_ATTEND_C];
-    wrong->type = GGML_TYPE_I16;
-    require(!ggmlq_ggml_cuda_supports_op(0, op, upstream_supports), "rows c of another type are taken");
+    for (const int source : { GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS }) {
+        const ggml_type type = op->src[source]->type;
+        op->src[source]->type = GGML_TYPE_F32;
+        require(!ggmlq_ggml_cuda_supports_op(0, op, upstream_supports), "turns or positions of another type are taken");
+        op->src[source]->type = type;
+    }
     ggml_free(ctx);
 }
 

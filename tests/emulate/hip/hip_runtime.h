@@ -41,6 +41,7 @@ struct alignas(8)  float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8)  uint2  { uint32_t x, y; };
 struct alignas(16) uint4  { uint32_t x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return { x, y }; }
 static inline float4 make_float4(float x, float y, float z, float w) { return { x, y, z, w }; }
 static inline uint2  make_uint2(uint32_t x, uint32_t y) { return { x, y }; }
 
@@ -91,6 +92,11 @@ static inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4);
 static inline float    __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t) ((uint64_t) a*b >> 32); }
 static inline int      __clz(int v) { return v == 0 ? 32 : __builtin_clz((unsigned int) v); }
+
+static inline void sincospif(float x, float * sine, float * cosine) {
+    *sine   = (float) sin(3.14159265358979324*(double) x);
+    *cosine = (float) cos(3.14159265358979324*(double) x);
+}
 
 /* v_perm_b32: byte i is byte number (byte i of selector) of low (0..3) and high (4..7); 8 and above mean something else. */
 static inline uint32_t emulated_perm(uint32_t high, uint32_t low, uint32_t selector) {
