@@ -585,11 +585,12 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
                 uint32_t * const words = (uint32_t *) queries + ((column/16*8 + 4*(t % 2) + t/2)*32 + column % 8*4 + plane)*4 + column/8 % 2;
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    words[i/2*2*128 + i % 2*2] = exponent < 12 ? 0 : ggmlq_half2_bits(__floats2half2_rn(v[0][i]*up, v[1][i]*up));
+                    words[i/2*2*128 + i % 2*2] = exponent < 32 ? 0 : ggmlq_half2_bits(__floats2half2_rn(v[0][i]*up, v[1][i]*up));
                 }
                 if (t == 0 && plane == 0) {
-                    const float unit_k = type == GGMLQ_TYPE_TQ3_0 ? 128*GGMLQ_TQ3_0_UNIT : 128*GGMLQ_PLANAR3_UNIT;
-                    scales[column] = exponent == 255 ? __uint_as_float(0x7fffffff) : exponent < 12 ? 0.0f : unit_k*__uint_as_float((exponent - 11) << 23);
+                    const float unit_q = exponent == 255 ? __uint_as_float(0x7fffffff) : exponent < 32 ? 1.0f : 128*ggmlq_cache_type<type>::UNIT*__uint_as_float((exponent - 11) << 23);
+                    scales[column] = unit_q;
+                    scales[S::COLUMNS + column] = 1.0f/unit_q;
                 }
             }
             continue;
@@ -620,7 +621,9 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
         }
         if constexpr (S::QUERIES_AS_A) {
             if (t == 0 && plane == 0) {
-                scales[column] = step*GGMLQ_PLANAR3_UNIT;
+                const float unit_q = step == 0.0f ? 1.0f : step*ggmlq_cache_type<type>::UNIT;
+                scales[column] = unit_q;
+                scales[S::COLUMNS + column] = 1.0f/unit_q;
             }
             continue;
         }
@@ -691,13 +694,13 @@ struct ggmlq_decode_place {
 
 #endif
 
-constexpr __host__ __device__ bool ggmlq_decode_by_column(int tiles, bool term, bool lean) { return lean && tiles > 2 && !term; }
+constexpr __host__ __device__ bool ggmlq_decode_by_column(int tiles, bool lean) { return lean && tiles > 2; }
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    enum { BY_COLUMN = ggmlq_decode_by_column(TILES, TERM, LEAN) };
+    enum { BY_COLUMN = ggmlq_decode_by_column(TILES, LEAN) };
     typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, BY_COLUMN> S;
     typedef typename S::K K;
     typedef typename S::V V;
@@ -796,7 +799,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
-    typedef ggmlq_term<SLICE, COLUMNS, WARPS> W;
+    typedef ggmlq_term<SLICE, COLUMNS, WARPS, BY_COLUMN> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
     int next_position = 0, h_now = INT32_MAX; /* h: no position's */
@@ -1081,17 +1084,72 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 continue; /* all hidden */
             }
 
+            auto add_term = [&](float s[TILES][4]) {
+                const uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES + 16*lane;
+                const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 2*SLICE*slice + 16*(lane/16);
+                const int h = position >> plan.term_shift, r = position & plan.term_mask;
+                const bool none = (part & 0x7fff) == 0;
+                int      row = h == h_now && !none ? r : -1; /* of the table */
+                uint32_t weighted = 0;
+                if (__builtin_expect(!__all_sync(0xffffffffu, none || (h == h_now && part == 0x3c00)), 0)) {
+                    uint32_t left = __ballot_sync(0xffffffffu, !none);
+                    const uint32_t same = __match_any_sync(0xffffffffu, none ? INT32_MAX : h);
+                    if (__popc(__ballot_sync(0xffffffffu, !none && h != h_now && __ffs(same) - 1 == lane)) > GGMLQ_TERM_MOST_TURNS) {
+                        W::add_rows(s, p, term, slices, position);
+                        h_now = INT32_MAX;
+                        row = -1;
+                        left = 0;
+                        weighted = 1; /* also those of tokens without a part were added */
+                    }
+                    while (left != 0) { /* for each h of the tile; the last one's products come below */
+                        if ((__ballot_sync(0xffffffffu, h == h_now) & left) == 0) {
+                            h_now = __shfl_sync(0xffffffffu, h, __ffs(left) - 1);
+                            W::turn_w(term, slices, h_now);
+                        }
+                        row = h == h_now && !none ? r : -1;
+                        left &= ~__ballot_sync(0xffffffffu, h == h_now);
+                        if (left != 0) {
+                            W::add(s, table + row*M::table_pitch(slices), turned);
+                        }
+                    }
+                    weighted |= __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+                }
+                W::add(s, table + row*M::table_pitch(slices), turned);
+                if (__builtin_expect(weighted != 0, 0)) {
+                    const float mine = ggmlq_half_value((uint16_t) part);
+                    float f[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) { /* of a fragment's rows g, g + 8; by column, of its columns 2t, 2t + 1, and those of the next fragment */
+                        f[i] = __shfl_sync(0xffffffffu, mine, BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2));
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4*TILES; ++i) {
+                        s[i/4][i%4] *= BY_COLUMN ? f[i % 2 + 2*(i/4 % 2)] : f[i % 4/2];
+                    }
+                }
+            };
             if constexpr (BY_COLUMN) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
-                static_assert(BLOCK_ROWS == 1 && !TERM, "two fragments of eight tokens");
+                static_assert(BLOCK_ROWS == 1, "two fragments of eight tokens");
                 float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
                 if (__builtin_expect(careful, 0)) {
                     check_scales(pending0, pending1, pending);
                 }
-                if constexpr (S::K_AS_HALVES) {
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
+                }
+                if constexpr (TERM) { /* in units of the column's factor, as what follows */
+                    add_term(s[0]);
 #pragma unroll
                     for (int i = 0; i < TILES; ++i) {
-                        s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
+                        const float inverse = q_scales[COLUMNS + 8*i + g];
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            s[i/2][j/2][i%2*2 + j%2] *= inverse;
+                        }
                     }
+                }
+                if constexpr (S::K_AS_HALVES) {
                     const ggmlq_decode_k_halves<type_k> k = ggmlq_decode_k_halves<type_k>::load(from + k_row, t, shifting);
 #pragma unroll
                     for (int step = 0; step < 8; ++step) {
@@ -1136,7 +1194,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         const float scale = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(from + (j % 2 ? k_scale4 : k_scale) + 8*(j/2)*K::PITCH)), minus = -GGMLQ_SUM_FLOAT*scale; /* 11 + 2 bits: exact */
 #pragma unroll
                         for (int i = 0; i < TILES; ++i) {
-                            s[i/2][j/2][i%2*2 + j%2] = fmaf(__int_as_float(acc[i/2][j/2][i%2*2 + j%2]), scale, minus);
+                            float & x = s[i/2][j/2][i%2*2 + j%2];
+                            const float product = fmaf(__int_as_float(acc[i/2][j/2][i%2*2 + j%2]), scale, minus);
+                            x = TERM ? x + product : product;
                         }
                     }
                 }
@@ -1222,43 +1282,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
             if constexpr (TERM) {
-                const uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES + 16*lane;
-                const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 2*SLICE*slice + 16*(lane/16);
-                const int h = position >> plan.term_shift, r = position & plan.term_mask;
-                const bool none = (part & 0x7fff) == 0;
-                int      row = h == h_now && !none ? r : -1; /* of the table */
-                uint32_t weighted = 0;
-                if (__builtin_expect(!__all_sync(0xffffffffu, none || (h == h_now && part == 0x3c00)), 0)) {
-                    uint32_t left = __ballot_sync(0xffffffffu, !none);
-                    const uint32_t same = __match_any_sync(0xffffffffu, none ? INT32_MAX : h);
-                    if (__popc(__ballot_sync(0xffffffffu, !none && h != h_now && __ffs(same) - 1 == lane)) > GGMLQ_TERM_MOST_TURNS) {
-                        W::add_rows(s[0], p, term, slices, position);
-                        h_now = INT32_MAX;
-                        row = -1;
-                        left = 0;
-                        weighted = 1; /* also those of tokens without a part were added */
-                    }
-                    while (left != 0) { /* for each h of the tile; the last one's products come below */
-                        if ((__ballot_sync(0xffffffffu, h == h_now) & left) == 0) {
-                            h_now = __shfl_sync(0xffffffffu, h, __ffs(left) - 1);
-                            W::turn_w(term, slices, h_now);
-                        }
-                        row = h == h_now && !none ? r : -1;
-                        left &= ~__ballot_sync(0xffffffffu, h == h_now);
-                        if (left != 0) {
-                            W::add(s[0], table + row*M::table_pitch(slices), turned);
-                        }
-                    }
-                    weighted |= __ballot_sync(0xffffffffu, !none && part != 0x3c00);
-                }
-                W::add(s[0], table + row*M::table_pitch(slices), turned);
-                if (__builtin_expect(weighted != 0, 0)) {
-                    const float mine = ggmlq_half_value((uint16_t) part), f0 = __shfl_sync(0xffffffffu, mine, g), f1 = __shfl_sync(0xffffffffu, mine, g + 8);
-#pragma unroll
-                    for (int i = 0; i < 4*TILES; ++i) {
-                        s[0][i/4][i%4] *= i % 4 < 2 ? f0 : f1;
-                    }
-                }
+                add_term(s[0]);
             }
             if constexpr (K::BYTE_VALUES) {
                 const uint8_t * const row = from + k_row;
@@ -1731,7 +1755,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 }
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, ggmlq_decode_by_column(TILES, TERM, LEAN)> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, ggmlq_decode_by_column(TILES, LEAN)> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
                                        (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN>, NULL };
     return instance;
