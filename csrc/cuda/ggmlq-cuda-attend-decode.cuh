@@ -14,6 +14,9 @@
  *   scores   [token, column] = K (A operand, 16 tokens) x queries (B operand)   int8 m16n8k32, or f16 m16n8k16 for f16 rows
  *   output   [value, column] = V transposed (A, 16 values x 16 tokens) x weights (B)         f16 m16n8k16
  *
+ * Lean and with 32 columns (BY_COLUMN) scores are [column, token] = queries (A, 16 columns) x K (B, 8 tokens), so that weights are where the B operand wants them, and the values of
+ * a tile are added among the scores of the next: with two warps on a scheduler nothing else hides how long an instruction takes.
+ *
  * The order of a contraction is free. So a thread takes from K the fields that lie in its 16 bits of a plane, queries being
  * stored in that order; and the 16 tokens of a tile are numbered such that reads of both operands spread over the banks.
  */
@@ -308,7 +311,7 @@ template <int type> GGMLQ_DEVICE ggmlq_decode_lut ggmlq_decode_levels(uint32_t f
     return { 0, 0 };
 }
 
-/* Two signed bytes -> halves, /128. */
+/* Levels, signed bytes -> halves of a 128th. */
 constexpr __host__ __device__ uint32_t ggmlq_level_half(int level) { /* a level has 4 to 7 bits */
     const int m = level < 0 ? -level : level, e = m >= 64 ? 6 : m >= 32 ? 5 : m >= 16 ? 4 : 3;
     return (level < 0 ? 0x8000u : 0u) | (uint32_t) (e - 7 + 15) << 10 | (uint32_t) (m << (10 - e) & 0x3ff);
@@ -345,30 +348,32 @@ template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_
     a[3] = ggmlq_permute(lut.low, lut.high, odd >> 16);
 }
 
-/* K as halves, for more columns than pay for scaling sums: scale times level/128. Thread t of a row's four takes a block of 32 values (planar3: a quarter of 128), which has one
- * scale, of rows g and g + 8: eight steps of a contraction, four values of both rows each. A table of a row's eight levels is made once, low and high bytes apart. */
-template <int type> struct ggmlq_decode_k_halves {
-    typedef ggmlq_decode_rows<type, 128> K;
+/* tq3_0 keys as halves, scale times level/128: from 32 columns on it takes fewer instructions than to scale the sums of every block of 32 in every column. Thread t of a row's four takes
+ * block t, so it needs one scale, of rows g and g + 8: eight steps of the contraction, four values of both rows each. A row's eight levels are scaled first, a table of their low bytes
+ * and one of their high ones: two lookups and two permutations make four halves. */
+struct ggmlq_decode_k_halves {
+    enum { TYPE = GGMLQ_TYPE_TQ3_0 };
+    typedef ggmlq_decode_rows<TYPE, 128> K;
     uint32_t q[4], even[2], odd[2], low[2][2], high[2][2];
 
-    static constexpr uint32_t LEVELS01 = ggmlq_two_level_halves(ggmlq_cache_type<type>::LOW), LEVELS23 = ggmlq_two_level_halves(ggmlq_cache_type<type>::LOW >> 16);
-    static_assert(ggmlq_levels_mirror(ggmlq_cache_type<type>::LOW, ggmlq_cache_type<type>::HIGH), "level 7 - i is that of i, negative");
+    static constexpr uint32_t LEVELS01 = ggmlq_two_level_halves(ggmlq_cache_type<TYPE>::LOW), LEVELS23 = ggmlq_two_level_halves(ggmlq_cache_type<TYPE>::LOW >> 16);
+    static_assert(ggmlq_levels_mirror(ggmlq_cache_type<TYPE>::LOW, ggmlq_cache_type<TYPE>::HIGH), "level 7 - i is that of i, negative");
 
     static __device__ __forceinline__ ggmlq_decode_k_halves load(const uint8_t * row, int t, uint32_t unit) {
         ggmlq_decode_k_halves k;
-        const uint8_t * const q_row = row + (K::PLANAR3 ? 2 + 8*t : 14*t), * const s_row = row + (K::PLANAR3 ? 34 + 4*t : 14*t + 8), * const scale_row = row + (K::PLANAR3 ? 0 : 14*t + 12);
+        const uint8_t * const block = row + K::q_at(1)*t;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            k.q[i] = ggmlq_two_halves(ggmlq_read_shared_u16(q_row + 2*i), ggmlq_read_shared_u16(q_row + 2*i + 8*K::PITCH), unit);
+            k.q[i] = ggmlq_two_halves(ggmlq_read_shared_u16(block + 2*i), ggmlq_read_shared_u16(block + 2*i + 8*K::PITCH), unit);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const uint32_t signs = ggmlq_two_halves(ggmlq_read_shared_u16(s_row + 2*i), ggmlq_read_shared_u16(s_row + 2*i + 8*K::PITCH), unit);
+            const uint32_t signs = ggmlq_two_halves(ggmlq_read_shared_u16(block + K::s_at(0) + 2*i), ggmlq_read_shared_u16(block + K::s_at(0) + 2*i + 8*K::PITCH), unit);
             k.even[i] = signs & 0x55555555u;
             k.odd[i]  = signs & 0xaaaaaaaau;
             ggmlq_keep(k.even[i]);
             ggmlq_keep(k.odd[i]);
-            const __half2 scale = __half2half2(__ushort_as_half((uint16_t) ggmlq_read_shared_u16(scale_row + 8*K::PITCH*i)));
+            const __half2 scale = __half2half2(__ushort_as_half((uint16_t) ggmlq_read_shared_u16(block + K::scale_at(0) + 8*K::PITCH*i)));
             const uint32_t h01 = ggmlq_half2_bits(__hmul2(scale, ggmlq_half2_from_bits(LEVELS01))), h23 = ggmlq_half2_bits(__hmul2(scale, ggmlq_half2_from_bits(LEVELS23)));
             k.low[i][0]  = ggmlq_permute(h01, h23, 0x6420);
             k.low[i][1]  = ggmlq_permute(h01, h23, 0x0246);
@@ -538,7 +543,7 @@ template <int AHEAD> GGMLQ_DEVICE void ggmlq_decode_next_item(float (* items)[2]
 }
 
 /* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
- * in threes of a fragment's columns, see scores(). `first_items`: what fetch_query got for the first AHEAD items of the thread. */
+ * in threes of a fragment's columns, see scores(); by column, one for each, never 0, then their inverses. `first_items`: what fetch_query got for the first AHEAD items of the thread. */
 template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
                                                                                                     uint8_t * queries, float * scales, int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
@@ -578,7 +583,7 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
             const uint32_t other = ggmlq_shuffle_xor(max, mask);
             max = other > max ? other : max;
         }
-        if constexpr (S::K_AS_HALVES) { /* the largest of a column becomes 2^11 to 2^12; the power of two that was missing is the column's factor */
+        if constexpr (S::K_AS_HALVES) { /* a column's largest becomes 2^11 to 2^12; its scale, a power of two, takes that back */
             const uint32_t exponent = max >> 23;
             const float up = __uint_as_float((265 - exponent) << 23);
             if (column < S::COLUMNS) {
@@ -588,7 +593,7 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
                     words[i/2*2*128 + i % 2*2] = exponent < 32 ? 0 : ggmlq_half2_bits(__floats2half2_rn(v[0][i]*up, v[1][i]*up));
                 }
                 if (t == 0 && plane == 0) {
-                    const float unit_q = exponent == 255 ? __uint_as_float(0x7fffffff) : exponent < 32 ? 1.0f : 128*ggmlq_cache_type<type>::UNIT*__uint_as_float((exponent - 11) << 23);
+                    const float unit_q = exponent == 255 ? __uint_as_float(0x7fffffff) : exponent < 32 ? 1.0f : 128*GGMLQ_TQ3_0_UNIT*__uint_as_float((exponent - 11) << 23);
                     scales[column] = unit_q;
                     scales[S::COLUMNS + column] = 1.0f/unit_q;
                 }
@@ -724,7 +729,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     static_assert(!TERM || (STAGES == 2 && ROWS == 16), "positions are loaded with the next tile, two lanes a token");
 
     /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
-    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* swapped: maxima of columns 16i + g, + 8 while it loops */
+    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* by column: in the loop, maxima of columns 16i + g, + 8 */
     const float LOWEST = -1e30f;
     /* The end of the block uses the pipelines' memory. */
     float4 * const sums = (float4 *) front;
@@ -891,10 +896,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     v_row  += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
-    if (BY_COLUMN) { /* here there is one for this */
+    if (BY_COLUMN) { /* with 32 columns there is a register for this alone */
         lut_v.low ^= zero;
     }
-    if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
+    if (TILES <= 2) {
         const uint32_t lane_zero = TERM && LEAN ? (uint32_t) ggmlq_thread_anew() >> 16 : zero; /* or uniform registers hold these, from where they must be moved each time */
         lut_k.low ^= lane_zero;
         lut_v.low ^= lane_zero;
@@ -1138,7 +1143,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 for (int i = 0; i < TILES; ++i) {
                     s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
                 }
-                if constexpr (TERM) { /* in units of the column's factor, as what follows */
+                if constexpr (TERM) { /* in units of the column's scale, as what follows */
                     add_term(s[0]);
 #pragma unroll
                     for (int i = 0; i < TILES; ++i) {
@@ -1150,7 +1155,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
                 if constexpr (S::K_AS_HALVES) {
-                    const ggmlq_decode_k_halves<type_k> k = ggmlq_decode_k_halves<type_k>::load(from + k_row, t, shifting);
+                    const ggmlq_decode_k_halves k = ggmlq_decode_k_halves::load(from + k_row, t, shifting);
 #pragma unroll
                     for (int step = 0; step < 8; ++step) {
                         uint2 b[2];

@@ -117,9 +117,9 @@ template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_load_w(const ggml
     }
 }
 
-/* BY_COLUMN: scores are [column, token], and what is the A operand otherwise is the B operand, of 8 tokens, and the other way round, of 16 columns; lanes hold the same in both. */
-
-/* What a warp needs in its loop: addresses in shared memory. Of the table: of this lane's 16 bytes of row 0; of w and what it becomes: this lane's. */
+/* BY_COLUMN: scores are [column, token], so w is the A operand, of 16 columns, and rows are the B operand, of 8 tokens: each lane holds the same as the other way round.
+ *
+ * What a warp needs in its loop: addresses in shared memory. Of the table: of this lane's 16 bytes of row 0; of w and what it becomes: this lane's. */
 template <int SLICE, int COLUMNS, int WARPS, bool BY_COLUMN> struct ggmlq_term {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     enum { N = COLUMNS/8, PAIR = N > 1 ? 2 : 1 };
