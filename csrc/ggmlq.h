@@ -140,8 +140,10 @@ struct ggmlq_attend_params {
     float        logit_softcap;              /* s <- cap * tanh(s / cap); 0: off                                   */
     /* One more term of every dot product, before scale: part of the token times <w of the query head, the positional row of the token>, which is what
      * centered keys lack (docs/CENTERING.md). n_pairs 0: none. Pair i of a positional row is (cos, sin) of the angle of which position*turns[i] mod 2^64 is
-     * the fraction of a full turn, in units of 2^-64; back ends look at its upper 32 bits. A back end may round each 32 values of w to 14 bits with a
-     * scale, cosines and sines to 13 bits, w and both to halves, also w turned back by a position near the token's. */
+     * the fraction of a full turn, in units of 2^-64; back ends look at its upper 32 bits. A back end may round w, or w turned back by a position near the
+     * token's, to halves, or to integers with one scale for a row (sums of 128 pairs, |first| + |second|, are at most 260000, pairs at most 32000);
+     * cosines and sines to halves or to 13 bits and a sign, and of pairs that turn by less than a twentieth of a turn in 64 positions to
+     * parabolas and lines, within 2^-12. */
     int64_t      n_pairs;                    /* pairs of values of w, at most head_size_k/2                        */
     int          pairs_are_halves;           /* pair i of w is (i, i + n_pairs), otherwise (2i, 2i + 1)            */
     const float    * w;   int64_t w_stride[3];   /* strides: token, head, sequence                                 */

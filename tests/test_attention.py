@@ -257,7 +257,7 @@ def exact_terms(term):
 
 
 def bounds_of_terms(term):
-    """How far a term may be from the exact one: (of a row that is computed, of one that is turned from the middle of its tile). Half a step of w, which has
+    """How far a term may be from the exact one: (of a row that is computed, of one that is turned from one of its neighbours). Half a step of w, which has
     one scale, times the row; half a step of the row times w, and what 40/sum|w| makes of floats. Turned, w has at most three half steps more, and a
     pair of the row is off by half a step of 2^-13 in each value, or by 2^-12 where it is slow, and half a step of its line."""
     first, second = center.pairs(term.w.shape[-1], term.neox)
@@ -291,8 +291,7 @@ def test_terms_of_any_positions(seed, pairs, neox, kind, first, model):
     part = rng.choice([0, 0.5, 1], 200, p=[0.1, 0.1, 0.8]).astype(np.float16) if seed % 2 else None
     term = center.Term(w, turns, (first + offsets).astype(np.int32), neox, part)
     error = terms_alone(term) - exact_terms(term)
-    bound = bounds_of_terms(term)[kind in ("text", "two texts") and pairs <= 128]
-    assert np.ptp(error) <= 2 * bound
+    assert np.ptp(error) <= 2 * bounds_of_terms(term)[pairs <= 128]
 
 
 @pytest.mark.parametrize("pairs, neox", [(8, False), (32, True), (50, False), (64, True), (128, False), (200, False)])
@@ -309,10 +308,21 @@ def test_the_rounding_of_the_term(pairs, neox):
         assert error.std() < 0.2 * (exact_terms(term) - exact_terms(term._replace(positions=term.positions + 1))).std()
 
 
+@pytest.mark.parametrize("pairs", [1, 64, 128, 512])
+@pytest.mark.parametrize("turn", [0, 2**63])
+@pytest.mark.parametrize("apart", [1, 1001])
+def test_the_largest_sums_of_the_term(pairs, turn, apart):
+    """Every cosine is 1 or -1 and every pair as large as the others: integers come as near to their limit as they can."""
+    w = np.zeros((1, 1, 2 * pairs), np.float32)
+    w[..., :pairs] = -3
+    t = np.arange(100)
+    term = center.Term(w, np.full(pairs, turn, np.uint64), (apart * t).astype(np.int32), True, (t % 3 != 0).astype(np.float16))
+    assert np.ptp(terms_alone(term) - exact_terms(term)) < 2e-3 * 3 * pairs
+
+
 @pytest.mark.parametrize("kind", ["text", "sequences in turn"])
 def test_tokens_without_a_term_may_have_any_position(kind):
-    """Hidden ones and those whose part is 0, as empty cells are: not a bit of the others changes, and those before the end of the text are still
-    computed as neighbours."""
+    """Hidden ones and those whose part is 0, as empty cells are: not a bit of the others changes."""
     rng = np.random.default_rng(25)
     t = np.arange(200)
     positions = (t if kind == "text" else t // 2 + 5000 * (t % 2)).astype(np.int32)
@@ -328,7 +338,7 @@ def test_tokens_without_a_term_may_have_any_position(kind):
     assert np.array_equal(terms_alone(term._replace(positions=other), mask), clean)
     other[78] += 5
     changed = terms_alone(term._replace(positions=other), mask)
-    assert changed[78] != clean[78] and np.array_equal(changed[79:99], clean[79:99]) == (kind != "text")
+    assert abs(changed[78] - clean[78]) > 0.1 and np.allclose(changed[79:99], clean[79:99], atol=0.01)
 
 
 def test_the_term_of_sequences_and_threads():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyggmlq
-from pyggmlq import center
+from pyggmlq import center, reference
 from pyggmlq._hadamard import hadamard as hadamard_transform
 from pyggmlq._types import type_info
 
@@ -78,6 +78,26 @@ def test_scores_are_unchanged(seed, kind, neox, head_size, unturned, group, firs
     found = np.einsum("hqd,hkd->hqk", scaled, np.repeat(moved_keys, group, 0)) + np.einsum("hqr,kr->hqk", w, moved_rows)
     wanted = np.einsum("hqd,hkd->hqk", queries, np.repeat(center.rope(keys, *shift, neox), group, 0))
     assert np.abs(found - wanted).max() <= 1e-11 * np.abs(wanted).max()
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), near=st.booleans())
+def test_turns_are_exact_at_any_position(seed, near):
+    """Whole numbers of 64 bits, of which the upper 32 count; so far positions turn by the remainder of whole turns, and negative ones back."""
+    rng = np.random.default_rng(seed)
+    frequencies = rng.choice([1, -1, 7], 20) * 5e5 ** (-rng.uniform(0, 1, 20))
+    positions = rng.integers(*((-1000, 1000) if near else (-(2**31), 2**31)), 5).astype(np.int32)
+    turns = center.turns(frequencies)
+    assert turns.dtype == np.uint64
+    cos, sin = center.cos_sin(turns, positions)
+    whole = [[(int(t) * int(p) % 2**64 >> 32) / 2**32 for t in turns] for p in positions]
+    assert np.allclose(cos, np.cos(2 * np.pi * np.array(whole)), rtol=0, atol=1e-15)
+    assert np.allclose(sin, np.sin(2 * np.pi * np.array(whole)), rtol=0, atol=1e-15)
+    if near:
+        theta = positions[:, None] * frequencies
+        assert np.abs(cos - np.cos(theta)).max() < 4e-9 and np.abs(sin - np.sin(theta)).max() < 4e-9
+    neox = bool(seed % 2)
+    assert np.array_equal(reference.positional_rows(turns, positions, neox), center.row(cos, sin, neox))
 
 
 def test_the_mean_after_rope_is_not_the_same():
@@ -224,6 +244,8 @@ def test_rounding_leaves_what_has_no_levels(rounding):
     "call, words",
     [
         (lambda: center.pairs(3, True), "n_rot is 3"),
+        (lambda: center.turns([1.0, np.inf]), "wanted finite numbers"),
+        (lambda: center.turns(1.0), "frequencies are"),
         (lambda: center.rope(np.zeros((2, 8)), np.zeros((3, 4)), np.zeros((3, 4)), True), "of its tokens"),
         (lambda: center.rope(np.zeros((2, 8)), np.zeros((2, 5)), np.zeros((2, 5)), True), "at most the head size"),
         (lambda: center.row(np.zeros((2, 4)), np.zeros((2, 3)), True), "wanted both"),

@@ -228,6 +228,6 @@ def test_the_same_bytes(hip, name):
     options = dict(type_k=name, type_v=name)
     found, wanted = pyggmlq.flash_attn(q, cache, cache, backend="hip", **options), pyggmlq.flash_attn(q, cache, cache, backend="reference", **options)
     assert np.allclose(found, wanted, rtol=0, atol=1e-5)
-    term = test_attention.term_of(6, q, cache, 100)
+    term = test_attention.term_of(6, q, cache, 50)
     found, wanted = (pyggmlq.flash_attn(q, cache, cache, term=term, backend=backend, **options) for backend in ("hip", "reference"))
     assert np.allclose(found, wanted, rtol=0, atol=1e-5)

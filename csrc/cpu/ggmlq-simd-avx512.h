@@ -23,6 +23,7 @@ static inline vf   vf_fma(vf a, vf b, vf c)          { return _mm512_fmadd_ps(a,
 static inline vf   vf_max(vf a, vf b)                { return _mm512_max_ps(a, b); }
 static inline vf   vf_min(vf a, vf b)                { return _mm512_min_ps(a, b); }
 static inline vf   vf_round(vf a)                    { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline vf   vf_abs(vf a)                      { return _mm512_abs_ps(a); }
 static inline vf   vf_where_equal(vf a, vf b, vf x, vf y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), y, x); }
 static inline vf   vf_from_int(vi a)                 { return _mm512_cvtepi32_ps(a); }
 static inline vf   vf_load_i8(const int8_t * p)      { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p))); }

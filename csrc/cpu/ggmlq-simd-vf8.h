@@ -19,6 +19,7 @@ typedef v8i vi;
 #define vf_max         v8_max
 #define vf_min         v8_min
 #define vf_round       v8_round
+#define vf_abs         v8_abs
 #define vf_where_equal v8_where_equal
 #define vf_from_int    v8_from_int
 #define vf_load_i8     v8_load_i8

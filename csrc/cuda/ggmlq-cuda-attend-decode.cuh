@@ -962,7 +962,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int i = 0; i < AHEAD; ++i) {
             ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
         }
-        const uint64_t turn = TERM ? ggmlq_term_fetch_turn<SLICE>(p, slices, threadIdx.x) : 0;
+        enum { W_FETCHED = LEAN && COLUMNS*SLICE <= 8*32*WARPS };
+        uint64_t turn = 0;
+        float2 first_w[4];
+        if constexpr (TERM) {
+            turn = ggmlq_term_fetch_turn<SLICE>(p, slices, threadIdx.x);
+            if (W_FETCHED) {
+                ggmlq_term_fetch_w<SLICE, COLUMNS>(first_w, p, plan, slices, threadIdx.x, first_column, head_kv, seq);
+            }
+        }
         start_copies(at0);
         /* While the first tiles are on their way: */
         if (!COMBINED_LATER && plan.splits > 1 && threadIdx.x == 32*WARPS - 32 && (found - GGMLQ_COUNT_START)*GGMLQ_COUNT_STEP_INVERSE >= (unsigned long long) plan.splits) {
@@ -970,7 +978,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, ggmlq_score_factor(p, softcap));
         if constexpr (TERM) {
-            ggmlq_term_load_w<SLICE, COLUMNS>(p, plan, slices, term, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
+            ggmlq_term_load_w<SLICE, COLUMNS, W_FETCHED>(first_w, p, plan, slices, term, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
             ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term, turn);
         }
         __syncthreads();
@@ -1275,223 +1283,222 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                     pending[n] = make_uint2(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])), ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
                 }
-                continue;
-            }
-
-            float s[BLOCK_ROWS][TILES][4];
+            } else {
+                float s[BLOCK_ROWS][TILES][4];
 #pragma unroll
-            for (int m = 0; m < BLOCK_ROWS; ++m) {
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-                    s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
-                }
-            }
-            if constexpr (TERM) {
-                add_term(s[0]);
-            }
-            if constexpr (K::BYTE_VALUES) {
-                const uint8_t * const row = from + k_row;
-                int acc[BLOCK_ROWS][TILES][4];
-#pragma unroll
-                for (int plane = 0; plane < K::PLANES + (TAIL > 0); ++plane) {
-                    const bool in_tail = plane == K::PLANES; /* known when the loop is unrolled */
-                    if (in_tail && !has_tail) {
-                        break;
+                    for (int n = 0; n < TILES; ++n) {
+                        s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
                     }
-                    const uint8_t * const tail = k_tile + S::TAIL_AT + tail_row;
+                }
+                if constexpr (TERM) {
+                    add_term(s[0]);
+                }
+                if constexpr (K::BYTE_VALUES) {
+                    const uint8_t * const row = from + k_row;
+                    int acc[BLOCK_ROWS][TILES][4];
 #pragma unroll
-                    for (int m = 0; m < BLOCK_ROWS; ++m) {
-                        uint32_t a[4];
-                        if (in_tail) {
-                            ggmlq_decode_k_fragment<type_k, TAIL ? TAIL : SLICE>(a, tail + 16*m*T::PITCH, slice, t, k_shift, shifting, lut_k);
-                        } else {
-                            ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, shifting, lut_k);
+                    for (int plane = 0; plane < K::PLANES + (TAIL > 0); ++plane) {
+                        const bool in_tail = plane == K::PLANES; /* known when the loop is unrolled */
+                        if (in_tail && !has_tail) {
+                            break;
+                        }
+                        const uint8_t * const tail = k_tile + S::TAIL_AT + tail_row;
+#pragma unroll
+                        for (int m = 0; m < BLOCK_ROWS; ++m) {
+                            uint32_t a[4];
+                            if (in_tail) {
+                                ggmlq_decode_k_fragment<type_k, TAIL ? TAIL : SLICE>(a, tail + 16*m*T::PITCH, slice, t, k_shift, shifting, lut_k);
+                            } else {
+                                ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, shifting, lut_k);
+                            }
+#pragma unroll
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES && !in_tail ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
+                            }
+                        }
+                        if (K::PLANAR3 && plane % 4 != 3) {
+                            continue;
+                        }
+                        float scale[BLOCK_ROWS][2];
+#pragma unroll
+                        for (int m = 0; m < BLOCK_ROWS; ++m) {
+                            const uint8_t * const at = in_tail ? tail + 16*m*T::PITCH + T::scale_at(slice) : row + 16*m*K::PITCH + K::scale_at(plane);
+                            scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
+                            scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*(in_tail ? (int) T::PITCH : (int) K::PITCH)));
                         }
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES && !in_tail ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
+                            const float4 f = *(const float4 *) (q_scales + ((n*S::query_scales(slices) + (in_tail ? slices*K::SCALES + slice : slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane)))*4 + t)*4);
+#pragma unroll
+                            for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                                for (int i = 0; i < 4; ++i) {
+                                    s[m][n][i] = fmaf(scale[m][i/2], fmaf(__int_as_float(acc[m][n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
+                                }
+                            }
                         }
                     }
-                    if (K::PLANAR3 && plane % 4 != 3) {
-                        continue;
-                    }
-                    float scale[BLOCK_ROWS][2];
+                } else {
 #pragma unroll
                     for (int m = 0; m < BLOCK_ROWS; ++m) {
-                        const uint8_t * const at = in_tail ? tail + 16*m*T::PITCH + T::scale_at(slice) : row + 16*m*K::PITCH + K::scale_at(plane);
-                        scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
-                        scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*(in_tail ? (int) T::PITCH : (int) K::PITCH)));
-                    }
+                        const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(lane % 16))*K::PITCH + 16*(lane/16);
 #pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-                        const float4 f = *(const float4 *) (q_scales + ((n*S::query_scales(slices) + (in_tail ? slices*K::SCALES + slice : slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane)))*4 + t)*4);
+                        for (int i = 0; i < STEPS; ++i) {
+                            uint32_t a[4];
+                            ggmlq_load_matrices<false>(a, address + 32*i);
 #pragma unroll
-                        for (int m = 0; m < BLOCK_ROWS; ++m) {
-#pragma unroll
-                            for (int i = 0; i < 4; ++i) {
-                                s[m][n][i] = fmaf(scale[m][i/2], fmaf(__int_as_float(acc[m][n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
                             }
                         }
                     }
                 }
-            } else {
+                if (__builtin_expect(slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
+                    float4 * const mine = (float4 *) exchange + ((group*2 + parity)*slices + slice)*BLOCK_ROWS*TILES*32 + lane;
+                    const float4 * const all = (const float4 *) exchange + (group*2 + parity)*slices*BLOCK_ROWS*TILES*32 + lane;
+                    parity ^= 1;
 #pragma unroll
-                for (int m = 0; m < BLOCK_ROWS; ++m) {
-                    const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(lane % 16))*K::PITCH + 16*(lane/16);
+                    for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                        mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
+                    }
+                    ggmlq_barrier(1 + group, 32*slices);
 #pragma unroll
-                    for (int i = 0; i < STEPS; ++i) {
-                        uint32_t a[4];
-                        ggmlq_load_matrices<false>(a, address + 32*i);
+                    for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                        float4 total = all[32*i];
+#pragma unroll 1
+                        for (int j = 1; j < slices; ++j) {
+                            const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
+                            total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
+                        }
+                        s[i/TILES][i%TILES][0] = total.x; s[i/TILES][i%TILES][1] = total.y; s[i/TILES][i%TILES][2] = total.z; s[i/TILES][i%TILES][3] = total.w;
+                    }
+                }
+
+                /* Scores in units of log 2. */
+                if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
+#pragma unroll
+                    for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                        float & x = s[i/4/TILES][i/4%TILES][i%4];
+                        x = p.logit_softcap*GGMLQ_LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*GGMLQ_LOG2E*x, 80.0f))));
+                    }
+                }
+                if (__builtin_expect(biased, 0)) {
+                    const int thread = ggmlq_thread_anew();
+                    int query_of[TILES][2] = {};
+                    if constexpr (MASK_WORDS > 1) {
+                        const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+#pragma unroll
+                        for (int i = 0; i < MASK_WORDS; ++i) {
+                            *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
+                        }
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
+#pragma unroll
+                            for (int e = 0; e < 2; ++e) {
+                                const int column = w.chunk*COLUMNS + 8*n + 2*w.t + e;
+                                int head = 0;
+                                ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query_of[n][e], head);
+                            }
                         }
+                        __syncwarp();
+                    }
+                    /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+#pragma unroll
+                    for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                        const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
+                        const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : MASK_WORDS > 1 ? ((const uint16_t *) mask_tile)[ROWS*query_of[i/4%TILES][i%2] + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], token/2) >> 16*(token % 2));
+                        float & x = s[i/4/TILES][i/4%TILES][i%4];
+                        x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
                     }
                 }
-            }
-            if (__builtin_expect(slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
-                float4 * const mine = (float4 *) exchange + ((group*2 + parity)*slices + slice)*BLOCK_ROWS*TILES*32 + lane;
-                const float4 * const all = (const float4 *) exchange + (group*2 + parity)*slices*BLOCK_ROWS*TILES*32 + lane;
-                parity ^= 1;
-#pragma unroll
-                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
-                    mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
-                }
-                ggmlq_barrier(1 + group, 32*slices);
-#pragma unroll
-                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
-                    float4 total = all[32*i];
-#pragma unroll 1
-                    for (int j = 1; j < slices; ++j) {
-                        const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
-                        total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
-                    }
-                    s[i/TILES][i%TILES][0] = total.x; s[i/TILES][i%TILES][1] = total.y; s[i/TILES][i%TILES][2] = total.z; s[i/TILES][i%TILES][3] = total.w;
-                }
-            }
 
-            /* Scores in units of log 2. */
-            if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
-#pragma unroll
-                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                    float & x = s[i/4/TILES][i/4%TILES][i%4];
-                    x = p.logit_softcap*GGMLQ_LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*GGMLQ_LOG2E*x, 80.0f))));
-                }
-            }
-            if (__builtin_expect(biased, 0)) {
-                const int thread = ggmlq_thread_anew();
-                int query_of[TILES][2] = {};
-                if constexpr (MASK_WORDS > 1) {
-                    const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
-#pragma unroll
-                    for (int i = 0; i < MASK_WORDS; ++i) {
-                        *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
-                    }
-#pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-                        for (int e = 0; e < 2; ++e) {
-                            const int column = w.chunk*COLUMNS + 8*n + 2*w.t + e;
-                            int head = 0;
-                            ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query_of[n][e], head);
-                        }
-                    }
-                    __syncwarp();
-                }
-                /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
-#pragma unroll
-                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                    const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
-                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : MASK_WORDS > 1 ? ((const uint16_t *) mask_tile)[ROWS*query_of[i/4%TILES][i%2] + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], token/2) >> 16*(token % 2));
-                    float & x = s[i/4/TILES][i/4%TILES][i%4];
-                    x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
-                }
-            }
-
-            /* The maximum is followed lazily: weights up to 2^8 do no harm. */
-            float top[TILES][2];
-            bool  exceeds = false;
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    top[n][e] = fmaxf(s[0][n][e], s[0][n][e + 2]);
-#pragma unroll
-                    for (int m = 1; m < BLOCK_ROWS; ++m) {
-                        top[n][e] = fmaxf(top[n][e], fmaxf(s[m][n][e], s[m][n][e + 2]));
-                    }
-                    exceeds |= top[n][e] > max[n][e] + 8.0f;
-                }
-            }
-            if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
+                /* The maximum is followed lazily: weights up to 2^8 do no harm. */
+                float top[TILES][2];
+                bool  exceeds = false;
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
+                        top[n][e] = fmaxf(s[0][n][e], s[0][n][e + 2]);
 #pragma unroll
-                        for (int x = 4; x < 32; x *= 2) {
-                            top[n][e] = fmaxf(top[n][e], ggmlq_shuffle_xor(top[n][e], x));
+                        for (int m = 1; m < BLOCK_ROWS; ++m) {
+                            top[n][e] = fmaxf(top[n][e], fmaxf(s[m][n][e], s[m][n][e + 2]));
                         }
-                        const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
-                        max[n][e]  = next;
-                        sum[n][e]     *= shrink;
-                        sum[n][e + 2] *= shrink;
+                        exceeds |= top[n][e] > max[n][e] + 8.0f;
+                    }
+                }
+                if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+#pragma unroll
+                            for (int x = 4; x < 32; x *= 2) {
+                                top[n][e] = fmaxf(top[n][e], ggmlq_shuffle_xor(top[n][e], x));
+                            }
+                            const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
+                            max[n][e]  = next;
+                            sum[n][e]     *= shrink;
+                            sum[n][e + 2] *= shrink;
+#pragma unroll
+                            for (int i = 0; i < M_TILES; ++i) {
+                                o[n][i][e]     *= shrink;
+                                o[n][i][e + 2] *= shrink;
+                            }
+                        }
+                    }
+                }
+                uint2 weights[BLOCK_ROWS][TILES];
+#pragma unroll
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        float w[4];
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            w[i] = ggmlq_exp2(s[m][n][i] - max[n][i % 2]);
+                        }
+                        weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
+                        weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
+                    }
+                }
+
+                /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
+#pragma unroll
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
+                    if constexpr (V::BYTE_VALUES) {
+                        const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
+                        v_pair a0 = v_pair::load(row, row4, g, v_shift, shifting), a1 = v_pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
+                        if (__builtin_expect(careful, 0)) {
+                            check_scales(a0, a1, weights[m]);
+                        }
+                        add_sums(a0.prepare(), a1.prepare(), weights[m]);
+#pragma unroll
+                        for (int i = 0; i < M_TILES/2; ++i) {
+                            add_values(i, a0, a1, weights[m]);
+                        }
+                    } else {
+                        add_sums(0, 0, weights[m]);
+                        /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
+                        const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
 #pragma unroll
                         for (int i = 0; i < M_TILES; ++i) {
-                            o[n][i][e]     *= shrink;
-                            o[n][i][e + 2] *= shrink;
-                        }
-                    }
-                }
-            }
-            uint2 weights[BLOCK_ROWS][TILES];
+                            uint32_t a[4];
+                            ggmlq_load_matrices<true>(a, address + 32*i);
+                            if (careful) {
+                                uint32_t odd[4];
 #pragma unroll
-            for (int m = 0; m < BLOCK_ROWS; ++m) {
-#pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-                    float w[4];
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        w[i] = ggmlq_exp2(s[m][n][i] - max[n][i % 2]);
-                    }
-                    weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
-                    weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
-                }
-            }
-
-            /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
-#pragma unroll
-            for (int m = 0; m < BLOCK_ROWS; ++m) {
-                if constexpr (V::BYTE_VALUES) {
-                    const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
-                    v_pair a0 = v_pair::load(row, row4, g, v_shift, shifting), a1 = v_pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
-                    if (__builtin_expect(careful, 0)) {
-                        check_scales(a0, a1, weights[m]);
-                    }
-                    add_sums(a0.prepare(), a1.prepare(), weights[m]);
-#pragma unroll
-                    for (int i = 0; i < M_TILES/2; ++i) {
-                        add_values(i, a0, a1, weights[m]);
-                    }
-                } else {
-                    add_sums(0, 0, weights[m]);
-                    /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
-                    const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
-#pragma unroll
-                    for (int i = 0; i < M_TILES; ++i) {
-                        uint32_t a[4];
-                        ggmlq_load_matrices<true>(a, address + 32*i);
-                        if (careful) {
-                            uint32_t odd[4];
-#pragma unroll
-                            for (int j = 0; j < 4; ++j) {
-                                odd[j] = ggmlq_take_out_nonfinite(a[j]);
+                                for (int j = 0; j < 4; ++j) {
+                                    odd[j] = ggmlq_take_out_nonfinite(a[j]);
+                                }
+                                poison(i, i + 1, odd, weights[m]);
                             }
-                            poison(i, i + 1, odd, weights[m]);
-                        }
 #pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_f16(o[n][i], a, weights[m][n]);
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_mma_f16(o[n][i], a, weights[m][n]);
+                            }
                         }
                     }
                 }

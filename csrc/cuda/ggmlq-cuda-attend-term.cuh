@@ -90,28 +90,36 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
     }
 }
 
-/* w of all columns, times the factor of the scores. */
-template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_load_w(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, int first_column, int head_kv, int seq, float factor) {
+/* An item of w: four pairs of a column, what lane item % 32 has of 32 values; columns and pairs that aren't there are 0. */
+template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_fetch_w(float2 v[4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, int item, int first_column, int head_kv, int seq) {
+    const int pieces = slices*ggmlq_term_shape<SLICE, COLUMNS>::PIECES, first = p.pairs_are_halves ? 1 : 2, second = p.pairs_are_halves ? (int) p.n_pairs : 1;
+    const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
+    int token = 0, head = 0;
+    ggmlq_decode_place_column(plan, column, token, head);
+    const float * const w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]) + first*pair;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        v[i] = make_float2(0.0f, 0.0f);
+        if (n < COLUMNS/8 && column < plan.columns && pair + 4*i < (int) p.n_pairs) {
+            v[i] = make_float2(w[4*first*i], w[4*first*i + second]);
+        }
+    }
+}
+
+/* w of all columns, times the factor of the scores. FETCHED: v is what fetch_w got for threadIdx.x, and no thread has a second item. */
+template <int SLICE, int COLUMNS, bool FETCHED> GGMLQ_DEVICE void ggmlq_term_load_w(float2 v[4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, int first_column, int head_kv, int seq,
+                                                                     float factor) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
-    const int pieces = slices*M::PIECES, first = p.pairs_are_halves ? 1 : 2, second = p.pairs_are_halves ? (int) p.n_pairs : 1;
     uint4 * const to = (uint4 *) (term + M::w_at(slices));
 #pragma unroll 1
-    for (int item = threadIdx.x; item < COLUMNS/8*pieces*32; item += blockDim.x) {
-        const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
-        uint32_t halves[4] = { 0, 0, 0, 0 };
-        if (column < plan.columns) {
-            int token, head;
-            ggmlq_decode_place_column(plan, column, token, head);
-            const float * const w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]);
-            float2 v[4];
+    for (int item = threadIdx.x; item < COLUMNS/8*slices*M::PIECES*32; item += blockDim.x) {
+        if (!FETCHED) {
+            ggmlq_term_fetch_w<SLICE, COLUMNS>(v, p, plan, slices, item, first_column, head_kv, seq);
+        }
+        uint32_t halves[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                v[i] = pair + 4*i < (int) p.n_pairs ? make_float2(w[first*(pair + 4*i)], w[first*(pair + 4*i) + second]) : make_float2(0.0f, 0.0f);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                halves[i] = ggmlq_half2_bits(__floats2half2_rn(v[i].x*factor, v[i].y*factor));
-            }
+        for (int i = 0; i < 4; ++i) {
+            halves[i] = ggmlq_half2_bits(__floats2half2_rn(v[i].x*factor, v[i].y*factor));
         }
         to[item] = make_uint4(halves[0], halves[1], halves[2], halves[3]);
     }
