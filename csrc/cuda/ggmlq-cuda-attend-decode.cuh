@@ -14,6 +14,9 @@
  *   scores   [token, column] = K (A operand, 16 tokens) x queries (B operand)   int8 m16n8k32, or f16 m16n8k16 for f16 rows
  *   output   [value, column] = V transposed (A, 16 values x 16 tokens) x weights (B)         f16 m16n8k16
  *
+ * Lean and with 32 columns (BY_COLUMN) scores are [column, token] = queries (A, 16 columns) x K (B, 8 tokens), so that weights are where the B operand wants them, and the values of
+ * a tile are added among the scores of the next: with two warps on a scheduler nothing else hides how long an instruction takes.
+ *
  * The order of a contraction is free. So a thread takes from K the fields that lie in its 16 bits of a plane, queries being
  * stored in that order; and the 16 tokens of a tile are numbered such that reads of both operands spread over the banks.
  */
@@ -206,12 +209,14 @@ GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const
 #include "ggmlq-cuda-attend-term.cuh"
 
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false> struct ggmlq_decode_shape {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false, bool BY_COLUMN = false> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
     typedef ggmlq_decode_rows<type_v, SLICE, TAIL_VALUES> V;
     typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
     enum {
         TAIL        = TAIL_VALUES,
+        QUERIES_AS_A = BY_COLUMN, /* operand of the scores */
+        K_AS_HALVES = BY_COLUMN && K::TQ3_0,
         TAIL_PLANES = TAIL/32, /* one for each of the first slices' warps */
         COLUMNS     = 8*TILES,
         M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
@@ -226,7 +231,7 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
     static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
 
-    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES ? 1 : 2)*(SLICE*slices + TAIL) + 16; }
+    static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES && !K_AS_HALVES ? 1 : 2)*(SLICE*slices + TAIL) + (BY_COLUMN ? 0 : 16); }
     static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
     static constexpr __host__ __device__ int row_pitch(int slices)   { return SLICE*slices + 4; }
     static constexpr __host__ __device__ int exchange_bytes(int slices) { return slices == 1 ? 0 : WARPS*2*(ROWS/16)*TILES*32*16; }
@@ -306,6 +311,16 @@ template <int type> GGMLQ_DEVICE ggmlq_decode_lut ggmlq_decode_levels(uint32_t f
     return { 0, 0 };
 }
 
+/* Levels, signed bytes -> halves of a 128th. */
+constexpr __host__ __device__ uint32_t ggmlq_level_half(int level) { /* a level has 4 to 7 bits */
+    const int m = level < 0 ? -level : level, e = m >= 64 ? 6 : m >= 32 ? 5 : m >= 16 ? 4 : 3;
+    return (level < 0 ? 0x8000u : 0u) | (uint32_t) (e - 7 + 15) << 10 | (uint32_t) (m << (10 - e) & 0x3ff);
+}
+constexpr __host__ __device__ uint32_t ggmlq_two_level_halves(uint32_t bytes) { return ggmlq_level_half((int8_t) bytes) | ggmlq_level_half((int8_t) (bytes >> 8)) << 16; }
+constexpr __host__ __device__ bool ggmlq_levels_mirror(uint32_t low, uint32_t high) {
+    return (int8_t) low == -(int8_t) (high >> 24) && (int8_t) (low >> 8) == -(int8_t) (high >> 16) && (int8_t) (low >> 16) == -(int8_t) (high >> 8) && (int8_t) (low >> 24) == -(int8_t) high;
+}
+
 /* 16 bits of the 2-bit plane and of the 1-bit plane, of two rows -> selectors of their fields: four of each row. */
 GGMLQ_DEVICE uint32_t ggmlq_selectors(uint32_t q, uint32_t s) { return (q & 0x33333333u) | (s & 0x44444444u); }
 
@@ -332,6 +347,54 @@ template <int type, int SLICE> GGMLQ_DEVICE void ggmlq_decode_k_fragment(uint32_
     a[2] = ggmlq_permute(lut.low, lut.high, odd);
     a[3] = ggmlq_permute(lut.low, lut.high, odd >> 16);
 }
+
+/* tq3_0 keys as halves, scale times level/128: from 32 columns on it takes fewer instructions than to scale the sums of every block of 32 in every column. Thread t of a row's four takes
+ * block t, so it needs one scale, of rows g and g + 8: eight steps of the contraction, four values of both rows each. A row's eight levels are scaled first, a table of their low bytes
+ * and one of their high ones: two lookups and two permutations make four halves. */
+struct ggmlq_decode_k_halves {
+    enum { TYPE = GGMLQ_TYPE_TQ3_0 };
+    typedef ggmlq_decode_rows<TYPE, 128> K;
+    uint32_t q[4], even[2], odd[2], low[2][2], high[2][2];
+
+    static constexpr uint32_t LEVELS01 = ggmlq_two_level_halves(ggmlq_cache_type<TYPE>::LOW), LEVELS23 = ggmlq_two_level_halves(ggmlq_cache_type<TYPE>::LOW >> 16);
+    static_assert(ggmlq_levels_mirror(ggmlq_cache_type<TYPE>::LOW, ggmlq_cache_type<TYPE>::HIGH), "level 7 - i is that of i, negative");
+
+    static __device__ __forceinline__ ggmlq_decode_k_halves load(const uint8_t * row, int t, uint32_t unit) {
+        ggmlq_decode_k_halves k;
+        const uint8_t * const block = row + K::q_at(1)*t;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            k.q[i] = ggmlq_two_halves(ggmlq_read_shared_u16(block + 2*i), ggmlq_read_shared_u16(block + 2*i + 8*K::PITCH), unit);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t signs = ggmlq_two_halves(ggmlq_read_shared_u16(block + K::s_at(0) + 2*i), ggmlq_read_shared_u16(block + K::s_at(0) + 2*i + 8*K::PITCH), unit);
+            k.even[i] = signs & 0x55555555u;
+            k.odd[i]  = signs & 0xaaaaaaaau;
+            ggmlq_keep(k.even[i]);
+            ggmlq_keep(k.odd[i]);
+            const __half2 scale = __half2half2(__ushort_as_half((uint16_t) ggmlq_read_shared_u16(block + K::scale_at(0) + 8*K::PITCH*i)));
+            const uint32_t h01 = ggmlq_half2_bits(__hmul2(scale, ggmlq_half2_from_bits(LEVELS01))), h23 = ggmlq_half2_bits(__hmul2(scale, ggmlq_half2_from_bits(LEVELS23)));
+            k.low[i][0]  = ggmlq_permute(h01, h23, 0x6420);
+            k.low[i][1]  = ggmlq_permute(h01, h23, 0x0246);
+            k.high[i][0] = ggmlq_permute(h01, h23, 0x7531);
+            k.high[i][1] = ggmlq_permute(h01, h23, 0x1357) ^ 0x80808080u;
+        }
+        return k;
+    }
+
+    /* Step 4w + 2h + p of the contraction: fields of parity p of half h of word w. */
+    __device__ __forceinline__ void step(int i, uint2 b[2]) const {
+        const int w = i/4, h = i/2 % 2, p = i % 2;
+        const uint32_t sign = w == 0 ? (p == 0 ? even[h] << 2 : odd[h] << 1) : p == 0 ? even[h] : odd[h] >> 1;
+        const uint32_t fields = ggmlq_choose_bits(p ? q[i/2] >> 2 : q[i/2], sign, 0x33333333u);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const uint32_t f = r ? fields >> 16 : fields, l = ggmlq_permute(low[r][0], low[r][1], f), u = ggmlq_permute(high[r][0], high[r][1], f);
+            b[r] = make_uint2(ggmlq_permute(l, u, 0x5140), ggmlq_permute(l, u, 0x7362));
+        }
+    }
+};
 
 /* Bytes of V: thread group g takes M_TILES*2 values of a row, in groups of four, here those of two tokens.
  *
@@ -375,6 +438,11 @@ template <int type, int SLICE> struct ggmlq_decode_v_pair {
             v.q[1] = ggmlq_permute(ggmlq_read_shared_u16(row0 + q_at + 4), ggmlq_read_shared_u16(row1 + q_at + 4), 0x5140);
         }
         return v;
+    }
+
+    __device__ __forceinline__ void clear(void) {
+        q[0] = q[1] = s[0] = s[1] = scale = bias = 0;
+        r0 = r1 = NULL;
     }
 
     /* -> rest */
@@ -475,7 +543,7 @@ template <int AHEAD> GGMLQ_DEVICE void ggmlq_decode_next_item(float (* items)[2]
 }
 
 /* Query rows -> shared memory in the order of the B fragments, rotated like K and multiplied by the factor of the scores. Bytes: scales
- * in threes of a fragment's columns, see scores(). `first_items`: what fetch_query got for the first AHEAD items of the thread. */
+ * in threes of a fragment's columns, see scores(); by column, one for each, never 0, then their inverses. `first_items`: what fetch_query got for the first AHEAD items of the thread. */
 template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_DEVICE void ggmlq_decode_load_queries(float (* first_items)[2][4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan,
                                                                                                     uint8_t * queries, float * scales, int first_column, int head_kv, int seq, float factor) {
     typedef typename S::K K;
@@ -511,9 +579,26 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
             max = bits > max ? bits : max;
         }
 #pragma unroll
-        for (int mask = 1; mask < (K::PLANAR3 ? 16 : 4); mask *= 2) {
+        for (int mask = 1; mask < (K::PLANAR3 || S::K_AS_HALVES ? 16 : 4); mask *= 2) {
             const uint32_t other = ggmlq_shuffle_xor(max, mask);
             max = other > max ? other : max;
+        }
+        if constexpr (S::K_AS_HALVES) { /* a column's largest becomes 2^11 to 2^12; its scale, a power of two, takes that back */
+            const uint32_t exponent = max >> 23;
+            const float up = __uint_as_float((265 - exponent) << 23);
+            if (column < S::COLUMNS) {
+                uint32_t * const words = (uint32_t *) queries + ((column/16*8 + 4*(t % 2) + t/2)*32 + column % 8*4 + plane)*4 + column/8 % 2;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    words[i/2*2*128 + i % 2*2] = exponent < 32 ? 0 : ggmlq_half2_bits(__floats2half2_rn(v[0][i]*up, v[1][i]*up));
+                }
+                if (t == 0 && plane == 0) {
+                    const float unit_q = exponent == 255 ? __uint_as_float(0x7fffffff) : exponent < 32 ? 1.0f : 128*GGMLQ_TQ3_0_UNIT*__uint_as_float((exponent - 11) << 23);
+                    scales[column] = unit_q;
+                    scales[S::COLUMNS + column] = 1.0f/unit_q;
+                }
+            }
+            continue;
         }
         /* A step of 16 bits, rounded up: its product with 1.5*2^23 is then exact, and no value exceeds 127 steps. */
         float step = __uint_as_float((__float_as_uint(__uint_as_float(max)*(1.0f/127.0f)) + 0x1ff) & ~0xffu);
@@ -533,7 +618,19 @@ template <class S, int type, int SLICE, int AHEAD = 1, bool LEAN = false> GGMLQ_
         for (int i = 0; i < 2; ++i) { /* what a thread holds fills two words: see plane_position for OURS */
             const uint32_t a = K::OURS ? bytes[0][2*i] : bytes[i][0], b = K::OURS ? bytes[1][2*i] : bytes[i][1], c = K::OURS ? bytes[0][2*i + 1] : bytes[i][2],
                            d = K::OURS ? bytes[1][2*i + 1] : bytes[i][3];
+            if constexpr (S::QUERIES_AS_A) {
+                ((uint32_t *) queries)[((column/16*4 + plane)*32 + column % 8*4 + 2*(t % 2) + i)*4 + 2*(t/2) + column/8 % 2] = ggmlq_permute(ggmlq_permute(a, b, 0x0040), ggmlq_permute(c, d, 0x0040), 0x5410);
+                continue;
+            }
             *(uint32_t *) (row + (K::OURS ? 16*(t % 2) + 4*(t/2) + 8*i : 4*t + 16*i)) = ggmlq_permute(ggmlq_permute(a, b, 0x0040), ggmlq_permute(c, d, 0x0040), 0x5410);
+        }
+        if constexpr (S::QUERIES_AS_A) {
+            if (t == 0 && plane == 0) {
+                const float unit_q = step == 0.0f ? 1.0f : step*ggmlq_cache_type<type>::UNIT;
+                scales[column] = unit_q;
+                scales[S::COLUMNS + column] = 1.0f/unit_q;
+            }
+            continue;
         }
         if (t == 0 && (!K::PLANAR3 || plane % 4 == 0)) {
             const int n_scales = K::PLANAR3 ? planes/4 : planes, scale = K::PLANAR3 ? plane/4 : plane;
@@ -602,11 +699,15 @@ struct ggmlq_decode_place {
 
 #endif
 
+/* Centered planar3 keys were 4 % slower so. */
+constexpr __host__ __device__ bool ggmlq_decode_by_column(int type_k, int tiles, bool term, bool lean) { return lean && tiles > 2 && !(term && type_k == GGMLQ_TYPE_PLANAR3); }
+
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM> S;
+    enum { BY_COLUMN = ggmlq_decode_by_column(type_k, TILES, TERM, LEAN) };
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, BY_COLUMN> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
@@ -629,7 +730,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     static_assert(!TERM || (STAGES == 2 && ROWS == 16), "positions are loaded with the next tile, two lanes a token");
 
     /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
-    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2];
+    float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* by column: in the loop, maxima of columns 16i + g, + 8 */
     const float LOWEST = -1e30f;
     /* The end of the block uses the pipelines' memory. */
     float4 * const sums = (float4 *) front;
@@ -704,7 +805,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
-    typedef ggmlq_term<SLICE, COLUMNS, WARPS> W;
+    typedef ggmlq_term<SLICE, COLUMNS, WARPS, BY_COLUMN> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
     int next_position = 0, h_now = INT32_MAX; /* h: no position's */
@@ -790,11 +891,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
     const int tail_row = k_token*T::PITCH + (int) ((uintptr_t) (tail_rows + k_token*p.k_stride[0]) & 15);
     int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
+    int k_scale  =  v_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  v_token     *p.k_stride[0]) & 15) + (int) (pipe - shared);
+    int k_scale4 = (v_token + 4)*K::PITCH + (int) ((uintptr_t) (k_rows + (v_token + 4)*p.k_stride[0]) & 15) + (int) (pipe - shared);
     k_row  += (int) (pipe - shared);
     v_row  += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
-    if (TILES <= 2) { /* there are no registers to keep these in with 32 columns */
+    if (BY_COLUMN) { /* with 32 columns there is a register for this alone */
+        lut_v.low ^= zero;
+    }
+    if (TILES <= 2) {
         const uint32_t lane_zero = TERM && LEAN ? (uint32_t) ggmlq_thread_anew() >> 16 : zero; /* or uniform registers hold these, from where they must be moved each time */
         lut_k.low ^= lane_zero;
         lut_v.low ^= lane_zero;
@@ -900,6 +1006,52 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
             max[n][0] = max[n][1] = LOWEST;
         }
+        typedef ggmlq_decode_v_pair<type_v, SLICE> v_pair;
+        v_pair pending0, pending1;
+        uint2 pending[TILES];
+        if constexpr (BY_COLUMN) {
+            pending0.clear();
+            pending1.clear();
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                pending[n] = make_uint2(0, 0);
+            }
+        }
+        auto poison = [&](int first, int last, const uint32_t odd[4], const uint2 weights[TILES]) {
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                const uint32_t x = weights[n].x & 0x7fff7fffu, y = weights[n].y & 0x7fff7fffu;
+                const uint2 seen = make_uint2((x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0), (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0)); /* 1 where a weight isn't 0 */
+                float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+                ggmlq_mma_f16(hit, odd, seen);
+#pragma unroll
+                for (int i = first; i < last; ++i) {
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        o[n][i][e] = hit[e] > 0.0f ? __uint_as_float(0x7fffffff) : o[n][i][e];
+                    }
+                }
+            }
+        };
+        auto check_scales = [&](v_pair & a0, v_pair & a1, const uint2 weights[TILES]) { /* a thread's values share a scale, which alone can be odd */
+            uint32_t odd[4];
+            odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
+            odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
+            poison(0, M_TILES, odd, weights);
+        };
+        auto add_values = [&](int i, const v_pair & a0, const v_pair & a1, const uint2 weights[TILES]) { /* the four of group i */
+            uint32_t x[4], y[4];
+            a0.values(i, x, shifting, lut_v);
+            a1.values(i, y, shifting, lut_v);
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+                    ggmlq_mma_f16(o[n][2*i + j], a, weights[n]);
+                }
+            }
+        };
         int stage = 0, parity = 0;
 #pragma unroll 1
         for (int tile = TERM ? at0.first<TERM>() : tile0 + group; tile < tile1; tile += tile_step) {
@@ -944,15 +1096,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 continue; /* all hidden */
             }
 
-            float s[BLOCK_ROWS][TILES][4];
-#pragma unroll
-            for (int m = 0; m < BLOCK_ROWS; ++m) {
-#pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-                    s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
-                }
-            }
-            if constexpr (TERM) {
+            auto add_term = [&](float s[TILES][4]) {
                 const uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES + 16*lane;
                 const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 2*SLICE*slice + 16*(lane/16);
                 const int h = position >> plan.term_shift, r = position & plan.term_mask;
@@ -963,7 +1107,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     uint32_t left = __ballot_sync(0xffffffffu, !none);
                     const uint32_t same = __match_any_sync(0xffffffffu, none ? INT32_MAX : h);
                     if (__popc(__ballot_sync(0xffffffffu, !none && h != h_now && __ffs(same) - 1 == lane)) > GGMLQ_TERM_MOST_TURNS) {
-                        W::add_rows(s[0], p, term, slices, position);
+                        W::add_rows(s, p, term, slices, position);
                         h_now = INT32_MAX;
                         row = -1;
                         left = 0;
@@ -977,256 +1121,396 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         row = h == h_now && !none ? r : -1;
                         left &= ~__ballot_sync(0xffffffffu, h == h_now);
                         if (left != 0) {
-                            W::add(s[0], table + row*M::table_pitch(slices), turned);
+                            W::add(s, table + row*M::table_pitch(slices), turned);
                         }
                     }
                     weighted |= __ballot_sync(0xffffffffu, !none && part != 0x3c00);
                 }
-                W::add(s[0], table + row*M::table_pitch(slices), turned);
+                W::add(s, table + row*M::table_pitch(slices), turned);
                 if (__builtin_expect(weighted != 0, 0)) {
-                    const float mine = ggmlq_half_value((uint16_t) part), f0 = __shfl_sync(0xffffffffu, mine, g), f1 = __shfl_sync(0xffffffffu, mine, g + 8);
+                    const float mine = ggmlq_half_value((uint16_t) part);
+                    float f[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) { /* of a fragment's rows g, g + 8; by column, of its columns 2t, 2t + 1, and those of the next fragment */
+                        f[i] = __shfl_sync(0xffffffffu, mine, BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2));
+                    }
 #pragma unroll
                     for (int i = 0; i < 4*TILES; ++i) {
-                        s[0][i/4][i%4] *= i % 4 < 2 ? f0 : f1;
+                        s[i/4][i%4] *= BY_COLUMN ? f[i % 2 + 2*(i/4 % 2)] : f[i % 4/2];
                     }
                 }
-            }
-            if constexpr (K::BYTE_VALUES) {
-                const uint8_t * const row = from + k_row;
-                int acc[BLOCK_ROWS][TILES][4];
+            };
+            if constexpr (BY_COLUMN) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
+                static_assert(BLOCK_ROWS == 1, "two fragments of eight tokens");
+                float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
+                if (__builtin_expect(careful, 0)) {
+                    check_scales(pending0, pending1, pending);
+                }
 #pragma unroll
-                for (int plane = 0; plane < K::PLANES + (TAIL > 0); ++plane) {
-                    const bool in_tail = plane == K::PLANES; /* known when the loop is unrolled */
-                    if (in_tail && !has_tail) {
-                        break;
+                for (int i = 0; i < TILES; ++i) {
+                    s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
+                }
+                if constexpr (TERM) { /* in units of the column's scale, as what follows */
+                    add_term(s[0]);
+#pragma unroll
+                    for (int i = 0; i < TILES; ++i) {
+                        const float inverse = q_scales[COLUMNS + 8*i + g];
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            s[i/2][j/2][i%2*2 + j%2] *= inverse;
+                        }
                     }
-                    const uint8_t * const tail = k_tile + S::TAIL_AT + tail_row;
+                }
+                if constexpr (S::K_AS_HALVES) {
+                    const ggmlq_decode_k_halves k = ggmlq_decode_k_halves::load(from + k_row, t, shifting);
 #pragma unroll
-                    for (int m = 0; m < BLOCK_ROWS; ++m) {
+                    for (int step = 0; step < 8; ++step) {
+                        uint2 b[2];
+                        k.step(step, b);
+#pragma unroll
+                        for (int i = 0; i < TILES/2; ++i) {
+                            const uint4 words = *(const uint4 *) (queries + ((i*8 + step)*32 + lane)*16);
+                            const uint32_t a[4] = { words.x, words.y, words.z, words.w };
+                            ggmlq_mma_f16(s[i][0], a, b[0]);
+                            ggmlq_mma_f16(s[i][1], a, b[1]);
+                        }
+                        if (step == 0) {
+                            add_sums(pending0.prepare(), pending1.prepare(), pending);
+                        }
+                        if (step % 2) {
+                            add_values(step/2, pending0, pending1, pending);
+                        }
+                    }
+                } else {
+                    const uint8_t * const row = from + k_row;
+                    int acc[TILES/2][2][4];
+#pragma unroll
+                    for (int plane = 0; plane < 4; ++plane) {
                         uint32_t a[4];
-                        if (in_tail) {
-                            ggmlq_decode_k_fragment<type_k, TAIL ? TAIL : SLICE>(a, tail + 16*m*T::PITCH, slice, t, k_shift, shifting, lut_k);
-                        } else {
-                            ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, shifting, lut_k);
+                        ggmlq_decode_k_fragment<type_k, SLICE>(a, row, plane, t, k_shift, shifting, lut_k);
+                        const uint2 b[2] = { make_uint2(a[0], a[2]), make_uint2(a[1], a[3]) };
+#pragma unroll
+                        for (int i = 0; i < TILES/2; ++i) {
+                            const uint4 words = *(const uint4 *) (queries + ((i*4 + plane)*32 + lane)*16);
+                            const uint32_t q[4] = { words.x, words.y, words.z, words.w };
+                            ggmlq_mma_s8(acc[i][0], q, b[0], plane ? acc[i][0] : start);
+                            ggmlq_mma_s8(acc[i][1], q, b[1], plane ? acc[i][1] : start);
                         }
-#pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES && !in_tail ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
+                        if (plane == 0) {
+                            add_sums(pending0.prepare(), pending1.prepare(), pending);
                         }
-                    }
-                    if (K::PLANAR3 && plane % 4 != 3) {
-                        continue;
-                    }
-                    float scale[BLOCK_ROWS][2];
-#pragma unroll
-                    for (int m = 0; m < BLOCK_ROWS; ++m) {
-                        const uint8_t * const at = in_tail ? tail + 16*m*T::PITCH + T::scale_at(slice) : row + 16*m*K::PITCH + K::scale_at(plane);
-                        scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
-                        scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*(in_tail ? (int) T::PITCH : (int) K::PITCH)));
+                        add_values(plane, pending0, pending1, pending);
                     }
 #pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-                        const float4 f = *(const float4 *) (q_scales + ((n*S::query_scales(slices) + (in_tail ? slices*K::SCALES + slice : slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane)))*4 + t)*4);
+                    for (int j = 0; j < 4; ++j) {
+                        const float scale = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(from + (j % 2 ? k_scale4 : k_scale) + 8*(j/2)*K::PITCH)), minus = -GGMLQ_SUM_FLOAT*scale; /* 11 + 2 bits: exact */
 #pragma unroll
-                        for (int m = 0; m < BLOCK_ROWS; ++m) {
-#pragma unroll
-                            for (int i = 0; i < 4; ++i) {
-                                s[m][n][i] = fmaf(scale[m][i/2], fmaf(__int_as_float(acc[m][n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
-                            }
+                        for (int i = 0; i < TILES; ++i) {
+                            float & x = s[i/2][j/2][i%2*2 + j%2];
+                            const float product = fmaf(__int_as_float(acc[i/2][j/2][i%2*2 + j%2]), scale, minus);
+                            x = TERM ? x + product : product;
                         }
                     }
                 }
-            } else {
+                pending0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
+                pending1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
+                float factor[TILES/2][2];
 #pragma unroll
-                for (int m = 0; m < BLOCK_ROWS; ++m) {
-                    const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(lane % 16))*K::PITCH + 16*(lane/16);
-#pragma unroll
-                    for (int i = 0; i < STEPS; ++i) {
-                        uint32_t a[4];
-                        ggmlq_load_matrices<false>(a, address + 32*i);
-#pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
-                        }
-                    }
+                for (int i = 0; i < TILES; ++i) {
+                    factor[i/2][i%2] = q_scales[8*i + g];
                 }
-            }
-            if (__builtin_expect(slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
-                float4 * const mine = (float4 *) exchange + ((group*2 + parity)*slices + slice)*BLOCK_ROWS*TILES*32 + lane;
-                const float4 * const all = (const float4 *) exchange + (group*2 + parity)*slices*BLOCK_ROWS*TILES*32 + lane;
-                parity ^= 1;
-#pragma unroll
-                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
-                    mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
-                }
-                ggmlq_barrier(1 + group, 32*slices);
-#pragma unroll
-                for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
-                    float4 total = all[32*i];
-#pragma unroll 1
-                    for (int j = 1; j < slices; ++j) {
-                        const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
-                        total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
-                    }
-                    s[i/TILES][i%TILES][0] = total.x; s[i/TILES][i%TILES][1] = total.y; s[i/TILES][i%TILES][2] = total.z; s[i/TILES][i%TILES][3] = total.w;
-                }
-            }
-
-            /* Scores in units of log 2. */
-            if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
-#pragma unroll
-                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                    float & x = s[i/4/TILES][i/4%TILES][i%4];
-                    x = p.logit_softcap*GGMLQ_LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*GGMLQ_LOG2E*x, 80.0f))));
-                }
-            }
-            if (__builtin_expect(biased, 0)) {
-                const int thread = ggmlq_thread_anew();
-                int query_of[TILES][2] = {};
-                if constexpr (MASK_WORDS > 1) {
+                if (__builtin_expect(biased, 0)) {
                     const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
 #pragma unroll
                     for (int i = 0; i < MASK_WORDS; ++i) {
                         *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
                     }
+                    __syncwarp();
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
+                        int query = 0, head = 0;
+                        const int column = w.chunk*COLUMNS + 8*n + w.g;
+                        ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query, head);
+                        const uint16_t * const biases = mask_tile + ROWS*query + w.t;
+                        const float slope = mask ? slopes[8*n + w.g] : 1.0f;
 #pragma unroll
-                        for (int e = 0; e < 2; ++e) {
-                            const int column = w.chunk*COLUMNS + 8*n + 2*w.t + e;
-                            int head = 0;
-                            ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query_of[n][e], head);
+                        for (int j = 0; j < 4; ++j) {
+                            const uint16_t b = biases[4*(j % 2) + 8*(j/2)];
+                            float & x = s[n/2][j/2][n%2*2 + j%2];
+                            x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), slope, x*factor[n/2][n%2]);
                         }
+                        factor[n/2][n%2] = 1.0f;
                     }
-                    __syncwarp();
                 }
-                /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+                float top[TILES/2][2];
+                bool exceeds = false;
 #pragma unroll
-                for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                    const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
-                    const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : MASK_WORDS > 1 ? ((const uint16_t *) mask_tile)[ROWS*query_of[i/4%TILES][i%2] + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], token/2) >> 16*(token % 2));
-                    float & x = s[i/4/TILES][i/4%TILES][i%4];
-                    x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
+                for (int i = 0; i < TILES; ++i) {
+                    const int e = i%2*2;
+                    float & x = top[i/2][i%2];
+                    x = fmaxf(fmaxf(s[i/2][0][e], s[i/2][0][e + 1]), fmaxf(s[i/2][1][e], s[i/2][1][e + 1]))*factor[i/2][i%2];
+                    exceeds |= x > max[i/2][i%2] + 8.0f;
                 }
-            }
-
-            /* The maximum is followed lazily: weights up to 2^8 do no harm. */
-            float top[TILES][2];
-            bool  exceeds = false;
+                if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
+                    const int thread = ggmlq_thread_anew();
 #pragma unroll
-            for (int n = 0; n < TILES; ++n) {
+                    for (int n = 0; n < TILES; ++n) {
+                        float x = top[n/2][n%2];
+                        x = fmaxf(x, ggmlq_shuffle_xor(x, 1));
+                        x = fmaxf(x, ggmlq_shuffle_xor(x, 2));
+                        const float next = fmaxf(max[n/2][n%2], x), shrink_mine = ggmlq_exp2(max[n/2][n%2] - next);
+                        max[n/2][n%2] = next;
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    top[n][e] = fmaxf(s[0][n][e], s[0][n][e + 2]);
+                        for (int e = 0; e < 2; ++e) { /* sums are [value, column] */
+                            const float shrink = __shfl_sync(0xffffffffu, shrink_mine, 4*(2*(thread % 4) + e));
+                            sum[n][e]     *= shrink;
+                            sum[n][e + 2] *= shrink;
 #pragma unroll
-                    for (int m = 1; m < BLOCK_ROWS; ++m) {
-                        top[n][e] = fmaxf(top[n][e], fmaxf(s[m][n][e], s[m][n][e + 2]));
-                    }
-                    exceeds |= top[n][e] > max[n][e] + 8.0f;
-                }
-            }
-            if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
-#pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-#pragma unroll
-                        for (int x = 4; x < 32; x *= 2) {
-                            top[n][e] = fmaxf(top[n][e], ggmlq_shuffle_xor(top[n][e], x));
-                        }
-                        const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
-                        max[n][e]  = next;
-                        sum[n][e]     *= shrink;
-                        sum[n][e + 2] *= shrink;
-#pragma unroll
-                        for (int i = 0; i < M_TILES; ++i) {
-                            o[n][i][e]     *= shrink;
-                            o[n][i][e + 2] *= shrink;
+                            for (int i = 0; i < M_TILES; ++i) {
+                                o[n][i][e]     *= shrink;
+                                o[n][i][e + 2] *= shrink;
+                            }
                         }
                     }
                 }
-            }
-            uint2 weights[BLOCK_ROWS][TILES];
-#pragma unroll
-            for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
                     float w[4];
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        w[i] = ggmlq_exp2(s[m][n][i] - max[n][i % 2]);
+                    for (int j = 0; j < 4; ++j) {
+                        w[j] = ggmlq_exp2(fmaf(s[n/2][j/2][n%2*2 + j%2], factor[n/2][n%2], -max[n/2][n%2]));
                     }
-                    weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
-                    weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
+                    pending[n] = make_uint2(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])), ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
                 }
-            }
-
-            /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
+            } else {
+                float s[BLOCK_ROWS][TILES][4];
 #pragma unroll
-            for (int m = 0; m < BLOCK_ROWS; ++m) {
-                auto poison = [&](int first, int last, const uint32_t odd[4]) {
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
 #pragma unroll
                     for (int n = 0; n < TILES; ++n) {
-                        const uint32_t x = weights[m][n].x & 0x7fff7fffu, y = weights[m][n].y & 0x7fff7fffu;
-                        const uint2 seen = make_uint2((x & 0xffffu ? 0x3c00u : 0) | (x >> 16 ? 0x3c000000u : 0), (y & 0xffffu ? 0x3c00u : 0) | (y >> 16 ? 0x3c000000u : 0)); /* 1 where a weight isn't 0 */
-                        float hit[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-                        ggmlq_mma_f16(hit, odd, seen);
+                        s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+                    }
+                }
+                if constexpr (TERM) {
+                    add_term(s[0]);
+                }
+                if constexpr (K::BYTE_VALUES) {
+                    const uint8_t * const row = from + k_row;
+                    int acc[BLOCK_ROWS][TILES][4];
 #pragma unroll
-                        for (int i = first; i < last; ++i) {
-#pragma unroll
-                            for (int e = 0; e < 4; ++e) {
-                                o[n][i][e] = hit[e] > 0.0f ? __uint_as_float(0x7fffffff) : o[n][i][e];
-                            }
+                    for (int plane = 0; plane < K::PLANES + (TAIL > 0); ++plane) {
+                        const bool in_tail = plane == K::PLANES; /* known when the loop is unrolled */
+                        if (in_tail && !has_tail) {
+                            break;
                         }
-                    }
-                };
-                if constexpr (V::BYTE_VALUES) {
-                    const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
-                    typedef ggmlq_decode_v_pair<type_v, SLICE> pair;
-                    pair a0 = pair::load(row, row4, g, v_shift, shifting), a1 = pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
-                    if (__builtin_expect(careful, 0)) { /* a thread's values share a scale, which alone can be odd */
-                        uint32_t odd[4];
-                        odd[0] = odd[1] = ggmlq_take_out_nonfinite(a0.scale);
-                        odd[2] = odd[3] = ggmlq_take_out_nonfinite(a1.scale);
-                        poison(0, M_TILES, odd);
-                    }
-                    add_sums(a0.prepare(), a1.prepare(), weights[m]);
+                        const uint8_t * const tail = k_tile + S::TAIL_AT + tail_row;
 #pragma unroll
-                    for (int i = 0; i < M_TILES/2; ++i) {
-                        uint32_t x[4], y[4];
-                        a0.values(i, x, shifting, lut_v);
-                        a1.values(i, y, shifting, lut_v);
-#pragma unroll
-                        for (int j = 0; j < 2; ++j) {
-                            const uint32_t a[4] = { x[2*j], x[2*j + 1], y[2*j], y[2*j + 1] };
+                        for (int m = 0; m < BLOCK_ROWS; ++m) {
+                            uint32_t a[4];
+                            if (in_tail) {
+                                ggmlq_decode_k_fragment<type_k, TAIL ? TAIL : SLICE>(a, tail + 16*m*T::PITCH, slice, t, k_shift, shifting, lut_k);
+                            } else {
+                                ggmlq_decode_k_fragment<type_k, SLICE>(a, row + 16*m*K::PITCH, plane, t, k_shift, shifting, lut_k);
+                            }
 #pragma unroll
                             for (int n = 0; n < TILES; ++n) {
-                                ggmlq_mma_f16(o[n][2*i + j], a, weights[m][n]);
+                                ggmlq_mma_s8(acc[m][n], a, KEEP_QUERIES && !in_tail ? q[KEEP_QUERIES ? n : 0][plane] : load_query(n, plane), K::PLANAR3 && plane % 4 != 0 ? acc[m][n] : start);
+                            }
+                        }
+                        if (K::PLANAR3 && plane % 4 != 3) {
+                            continue;
+                        }
+                        float scale[BLOCK_ROWS][2];
+#pragma unroll
+                        for (int m = 0; m < BLOCK_ROWS; ++m) {
+                            const uint8_t * const at = in_tail ? tail + 16*m*T::PITCH + T::scale_at(slice) : row + 16*m*K::PITCH + K::scale_at(plane);
+                            scale[m][0] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at));
+                            scale[m][1] = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(at + 8*(in_tail ? (int) T::PITCH : (int) K::PITCH)));
+                        }
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            const float4 f = *(const float4 *) (q_scales + ((n*S::query_scales(slices) + (in_tail ? slices*K::SCALES + slice : slice*K::SCALES + (K::PLANAR3 ? plane/4 : plane)))*4 + t)*4);
+#pragma unroll
+                            for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                                for (int i = 0; i < 4; ++i) {
+                                    s[m][n][i] = fmaf(scale[m][i/2], fmaf(__int_as_float(acc[m][n][i]), i % 2 ? f.y : f.x, i % 2 ? f.w : f.z), s[m][n][i]);
+                                }
                             }
                         }
                     }
                 } else {
-                    add_sums(0, 0, weights[m]);
-                    /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
-                    const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
 #pragma unroll
-                    for (int i = 0; i < M_TILES; ++i) {
-                        uint32_t a[4];
-                        ggmlq_load_matrices<true>(a, address + 32*i);
-                        if (careful) {
-                            uint32_t odd[4];
+                    for (int m = 0; m < BLOCK_ROWS; ++m) {
+                        const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(lane % 16))*K::PITCH + 16*(lane/16);
 #pragma unroll
-                            for (int j = 0; j < 4; ++j) {
-                                odd[j] = ggmlq_take_out_nonfinite(a[j]);
+                        for (int i = 0; i < STEPS; ++i) {
+                            uint32_t a[4];
+                            ggmlq_load_matrices<false>(a, address + 32*i);
+#pragma unroll
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_mma_f16(s[m][n], a, KEEP_QUERIES ? q[KEEP_QUERIES ? n : 0][i] : load_query(n, i));
                             }
-                            poison(i, i + 1, odd);
-                        }
-#pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-                            ggmlq_mma_f16(o[n][i], a, weights[m][n]);
                         }
                     }
                 }
+                if (__builtin_expect(slices > 1, 0)) { /* partial scores of the slices, added in the same order by all */
+                    float4 * const mine = (float4 *) exchange + ((group*2 + parity)*slices + slice)*BLOCK_ROWS*TILES*32 + lane;
+                    const float4 * const all = (const float4 *) exchange + (group*2 + parity)*slices*BLOCK_ROWS*TILES*32 + lane;
+                    parity ^= 1;
+#pragma unroll
+                    for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                        mine[32*i] = *(const float4 *) s[i/TILES][i%TILES];
+                    }
+                    ggmlq_barrier(1 + group, 32*slices);
+#pragma unroll
+                    for (int i = 0; i < BLOCK_ROWS*TILES; ++i) {
+                        float4 total = all[32*i];
+#pragma unroll 1
+                        for (int j = 1; j < slices; ++j) {
+                            const float4 other = all[32*(j*BLOCK_ROWS*TILES + i)];
+                            total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
+                        }
+                        s[i/TILES][i%TILES][0] = total.x; s[i/TILES][i%TILES][1] = total.y; s[i/TILES][i%TILES][2] = total.z; s[i/TILES][i%TILES][3] = total.w;
+                    }
+                }
+
+                /* Scores in units of log 2. */
+                if (__builtin_expect(softcap, 0)) { /* tanh(x) = 1 - 2/(1 + exp(2x)) */
+#pragma unroll
+                    for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                        float & x = s[i/4/TILES][i/4%TILES][i%4];
+                        x = p.logit_softcap*GGMLQ_LOG2E*(1.0f - __fdividef(2.0f, 1.0f + ggmlq_exp2(fminf(2.0f*GGMLQ_LOG2E*x, 80.0f))));
+                    }
+                }
+                if (__builtin_expect(biased, 0)) {
+                    const int thread = ggmlq_thread_anew();
+                    int query_of[TILES][2] = {};
+                    if constexpr (MASK_WORDS > 1) {
+                        const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+#pragma unroll
+                        for (int i = 0; i < MASK_WORDS; ++i) {
+                            *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
+                        }
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                            for (int e = 0; e < 2; ++e) {
+                                const int column = w.chunk*COLUMNS + 8*n + 2*w.t + e;
+                                int head = 0;
+                                ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query_of[n][e], head);
+                            }
+                        }
+                        __syncwarp();
+                    }
+                    /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+#pragma unroll
+                    for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                        const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
+                        const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : MASK_WORDS > 1 ? ((const uint16_t *) mask_tile)[ROWS*query_of[i/4%TILES][i%2] + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], token/2) >> 16*(token % 2));
+                        float & x = s[i/4/TILES][i/4%TILES][i%4];
+                        x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
+                    }
+                }
+
+                /* The maximum is followed lazily: weights up to 2^8 do no harm. */
+                float top[TILES][2];
+                bool  exceeds = false;
+#pragma unroll
+                for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        top[n][e] = fmaxf(s[0][n][e], s[0][n][e + 2]);
+#pragma unroll
+                        for (int m = 1; m < BLOCK_ROWS; ++m) {
+                            top[n][e] = fmaxf(top[n][e], fmaxf(s[m][n][e], s[m][n][e + 2]));
+                        }
+                        exceeds |= top[n][e] > max[n][e] + 8.0f;
+                    }
+                }
+                if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+#pragma unroll
+                            for (int x = 4; x < 32; x *= 2) {
+                                top[n][e] = fmaxf(top[n][e], ggmlq_shuffle_xor(top[n][e], x));
+                            }
+                            const float next = fmaxf(max[n][e], top[n][e]), shrink = ggmlq_exp2(max[n][e] - next);
+                            max[n][e]  = next;
+                            sum[n][e]     *= shrink;
+                            sum[n][e + 2] *= shrink;
+#pragma unroll
+                            for (int i = 0; i < M_TILES; ++i) {
+                                o[n][i][e]     *= shrink;
+                                o[n][i][e + 2] *= shrink;
+                            }
+                        }
+                    }
+                }
+                uint2 weights[BLOCK_ROWS][TILES];
+#pragma unroll
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                    for (int n = 0; n < TILES; ++n) {
+                        float w[4];
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            w[i] = ggmlq_exp2(s[m][n][i] - max[n][i % 2]);
+                        }
+                        weights[m][n].x = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[0], w[1])));
+                        weights[m][n].y = ggmlq_transpose_halves(ggmlq_half2_bits(__floats2half2_rn(w[2], w[3])));
+                    }
+                }
+
+                /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
+#pragma unroll
+                for (int m = 0; m < BLOCK_ROWS; ++m) {
+                    if constexpr (V::BYTE_VALUES) {
+                        const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
+                        v_pair a0 = v_pair::load(row, row4, g, v_shift, shifting), a1 = v_pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
+                        if (__builtin_expect(careful, 0)) {
+                            check_scales(a0, a1, weights[m]);
+                        }
+                        add_sums(a0.prepare(), a1.prepare(), weights[m]);
+#pragma unroll
+                        for (int i = 0; i < M_TILES/2; ++i) {
+                            add_values(i, a0, a1, weights[m]);
+                        }
+                    } else {
+                        add_sums(0, 0, weights[m]);
+                        /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
+                        const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
+#pragma unroll
+                        for (int i = 0; i < M_TILES; ++i) {
+                            uint32_t a[4];
+                            ggmlq_load_matrices<true>(a, address + 32*i);
+                            if (careful) {
+                                uint32_t odd[4];
+#pragma unroll
+                                for (int j = 0; j < 4; ++j) {
+                                    odd[j] = ggmlq_take_out_nonfinite(a[j]);
+                                }
+                                poison(i, i + 1, odd, weights[m]);
+                            }
+#pragma unroll
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_mma_f16(o[n][i], a, weights[m][n]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if constexpr (BY_COLUMN) {
+            if (careful) {
+                check_scales(pending0, pending1, pending);
+            }
+            add_sums(pending0.prepare(), pending1.prepare(), pending);
+#pragma unroll
+            for (int i = 0; i < M_TILES/2; ++i) {
+                add_values(i, pending0, pending1, pending);
             }
         }
         /* Groups with a tile less, as those with hidden ones, meet as often as the others: else compute-sanitizer's racecheck takes what their warps do on either side of
@@ -1247,10 +1531,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
+            for (int e = 0; e < 2 && !BY_COLUMN; ++e) {
                 if (w.g == 0 && w.slice == 0) {
                     maxima[w.group*COLUMNS + 8*n + 2*w.t + e] = max[n][e];
                 }
+            }
+            if (BY_COLUMN && w.t == 0) {
+                maxima[w.group*COLUMNS + 8*n + w.g] = max[n/2][n%2];
             }
         }
         ggmlq_copy_async_wait<0>();
@@ -1271,6 +1558,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             const int column = 8*n + 2*t + e;
+            const float mine = BY_COLUMN ? maxima[group*COLUMNS + column] : max[n][e];
             float top = LOWEST;
 #pragma unroll
             for (int i = 0; i < WARPS; i += 8) {
@@ -1280,7 +1568,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int x = 4; x < 32; x *= 2) {
                 top = fmaxf(top, ggmlq_shuffle_xor(top, x));
             }
-            const float factor = ggmlq_exp2(max[n][e] - top);
+            const float factor = ggmlq_exp2(mine - top);
             if (g == 0 && slice == 0) {
                 group_sums[group*COLUMNS + column] = sum[n][e + 2]*factor;
             }
@@ -1478,7 +1766,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 }
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, ggmlq_decode_by_column(type_k, TILES, TERM, LEAN)> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
                                        (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN>, NULL };
     return instance;

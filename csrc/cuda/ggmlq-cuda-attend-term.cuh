@@ -119,8 +119,10 @@ template <int SLICE, int COLUMNS, bool FETCHED> GGMLQ_DEVICE void ggmlq_term_loa
     }
 }
 
-/* What a warp needs in its loop: addresses in shared memory. Of the table: of this lane's 16 bytes of row 0; of w and what it becomes: this lane's. */
-template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
+/* BY_COLUMN: scores are [column, token], so w is the A operand, of 16 columns, and rows are the B operand, of 8 tokens: each lane holds the same as the other way round.
+ *
+ * What a warp needs in its loop: addresses in shared memory. Of the table: of this lane's 16 bytes of row 0; of w and what it becomes: this lane's. */
+template <int SLICE, int COLUMNS, int WARPS, bool BY_COLUMN> struct ggmlq_term {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     enum { N = COLUMNS/8, PAIR = N > 1 ? 2 : 1 };
 
@@ -160,12 +162,17 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
                     d0[i] = ggmlq_half2_bits(__floats2half2_rn(d[0], d[1]));
                     d1[i] = ggmlq_half2_bits(__floats2half2_rn(d[2], d[3]));
                 }
-                *(uint4 *) (turned + n*M::W_BYTES + 512*q + 16*lane) = make_uint4(d0[0], d0[1], d0[2], d0[3]); /* read by this lane alone */
+                *(uint4 *) (turned + n*M::W_BYTES + 512*q + 16*lane) = BY_COLUMN ? make_uint4(d0[0], d1[0], d0[1], d1[1]) : make_uint4(d0[0], d0[1], d0[2], d0[3]); /* read by this lane alone */
                 if (PAIR > 1) {
-                    *(uint4 *) (turned + (n + 1)*M::W_BYTES + 512*q + 16*lane) = make_uint4(d1[0], d1[1], d1[2], d1[3]);
+                    *(uint4 *) (turned + (n + 1)*M::W_BYTES + 512*q + 16*lane) = BY_COLUMN ? make_uint4(d0[2], d1[2], d0[3], d1[3]) : make_uint4(d1[0], d1[1], d1[2], d1[3]);
                 }
             }
         }
+    }
+
+    static __device__ __forceinline__ void add_both(float s0[4], float s1[4], const uint32_t columns[4], const uint32_t rows[4]) {
+        ggmlq_mma_f16(s0, columns, make_uint2(rows[0], rows[2]));
+        ggmlq_mma_f16(s1, columns, make_uint2(rows[1], rows[3]));
     }
 
     /* s += the products of w and the rows of 16 tokens, position being that of token lane % 16: the rows are computed, 32 pairs at a time, in the place of w turned back. */
@@ -192,9 +199,17 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
                 }
                 uint32_t a[4];
                 ggmlq_load_matrices<false>(a, row + 16*((2*j + lane/16) ^ (lane % 8)));
+                const uint8_t * const at = w + 32*first + 512*(j/2) + 8*(j % 2);
 #pragma unroll
-                for (int n = 0; n < N; ++n) {
-                    ggmlq_mma_f16(s[n], a, *(const uint2 *) (w + n*slices*M::W_BYTES + 32*first + 512*(j/2) + 8*(j % 2)));
+                for (int n = 0; n < N; n += BY_COLUMN ? 2 : 1) {
+                    const uint2 b = *(const uint2 *) (at + n*slices*M::W_BYTES);
+                    if constexpr (BY_COLUMN) {
+                        const uint2 next = *(const uint2 *) (at + (n + 1)*slices*M::W_BYTES);
+                        const uint32_t columns[4] = { b.x, next.x, b.y, next.y };
+                        add_both(s[n], s[n + 1], columns, a);
+                    } else {
+                        ggmlq_mma_f16(s[n], a, b);
+                    }
                 }
             }
         }
@@ -210,8 +225,13 @@ template <int SLICE, int COLUMNS, int WARPS> struct ggmlq_term {
 #pragma unroll
             for (int n = 0; n < N; ++n) {
                 const uint4 b = *(const uint4 *) (turned + n*M::W_BYTES + 512*q);
-                ggmlq_mma_f16(s[n], a0, make_uint2(b.x, b.y));
-                ggmlq_mma_f16(s[n], a1, make_uint2(b.z, b.w));
+                if constexpr (BY_COLUMN) {
+                    const uint32_t columns[4] = { b.x, b.y, b.z, b.w };
+                    add_both(s[n/2*2], s[n/2*2 + 1], columns, n % 2 ? a1 : a0);
+                } else {
+                    ggmlq_mma_f16(s[n], a0, make_uint2(b.x, b.y));
+                    ggmlq_mma_f16(s[n], a1, make_uint2(b.z, b.w));
+                }
             }
         }
     }
