@@ -950,6 +950,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         place_copies(at0);
         float first_query[AHEAD][2][4];
+        if constexpr (TERM) {
+            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term); /* of turns, which that kernel doesn't write */
+        }
         ggmlq_wait_for_previous();
         if (plan.short_loop) {
             ggmlq_let_next_start();
@@ -964,13 +967,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
         }
         enum { W_FETCHED = LEAN && COLUMNS*SLICE <= 8*32*WARPS };
-        uint64_t turn = 0;
         float2 first_w[4];
-        if constexpr (TERM) {
-            turn = ggmlq_term_fetch_turn<SLICE>(p, slices, threadIdx.x);
-            if (W_FETCHED) {
-                ggmlq_term_fetch_w<SLICE, COLUMNS>(first_w, p, plan, slices, threadIdx.x, first_column, head_kv, seq);
-            }
+        if constexpr (TERM && W_FETCHED) {
+            ggmlq_term_fetch_w<SLICE, COLUMNS>(first_w, p, plan, slices, threadIdx.x, first_column, head_kv, seq);
         }
         start_copies(at0);
         /* While the first tiles are on their way: */
@@ -980,7 +979,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         ggmlq_decode_load_queries<S, type_k, SLICE, AHEAD, LEAN>(first_query, p, plan, queries, q_scales, first_column, head_kv, seq, ggmlq_score_factor(p, softcap));
         if constexpr (TERM) {
             ggmlq_term_load_w<SLICE, COLUMNS, W_FETCHED>(first_w, p, plan, slices, term, first_column, head_kv, seq, ggmlq_score_factor(p, softcap)*(1.0f/GGMLQ_TERM_UNIT));
-            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term, turn);
         }
         __syncthreads();
 #pragma unroll

@@ -50,21 +50,15 @@ GGMLQ_DEVICE float2 ggmlq_term_turn(uint32_t fraction) {
     return turn;
 }
 
-/* Items of the table are pair, run of rows; this thread's first one. Pairs that aren't there don't turn. */
-template <int SLICE> GGMLQ_DEVICE uint64_t ggmlq_term_fetch_turn(const ggmlq_attend_params & p, int slices, int item) {
-    const int pair = item % (SLICE/2*slices);
-    return pair < (int) p.n_pairs ? p.turns[pair] : 0;
-}
-
-/* The block's table, and what turns w from one h to the next. first: what fetch_turn got for threadIdx.x. */
-template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, uint64_t first) {
+/* The block's table, and what turns w from one h to the next. Pairs that aren't there don't turn. */
+template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     const int pairs = SLICE/2*slices, runs = (1 << plan.term_shift)/GGMLQ_TERM_RUN, pitch = M::table_pitch(slices);
     uint8_t * const table = term + M::row_at(slices, WARPS, 0);
 #pragma unroll 1
     for (int item = threadIdx.x; item < pairs*runs; item += 32*WARPS) {
         const int pair = item % pairs, row = item/pairs*GGMLQ_TERM_RUN;
-        const uint64_t turn = item == (int) threadIdx.x ? first : ggmlq_term_fetch_turn<SLICE>(p, slices, item);
+        const uint64_t turn = pair < (int) p.n_pairs ? p.turns[pair] : 0;
         if (row == 0) {
             ((uint64_t *) term)[pair] = turn << plan.term_shift;
         }

@@ -111,7 +111,8 @@ GGMLQ_CUDA_API int ggmlq_cuda_mul_mat_check (const struct ggmlq_cuda_view * out,
                                              const struct ggmlq_cuda_view * x);
 
 /* ggmlq_attend on the device, head sizes that ggmlq_cuda_attend_check allows: 0, or why not. The kernel is chosen by shape and device;
- * ggmlq_cuda_attend_kernel names it ("decode", "plain", ..). The same input gives the same output, bit for bit. */
+ * ggmlq_cuda_attend_kernel names it ("decode", "plain", ..). The same input gives the same output, bit for bit. turns are taken to be constant: they may be read
+ * before the kernel ahead in the stream has ended, if that one lets the next start early (programmatic dependent launch). */
 GGMLQ_CUDA_API int          ggmlq_cuda_attend_check          (const struct ggmlq_attend_params * p);
 GGMLQ_CUDA_API const char * ggmlq_cuda_attend_kernel         (const struct ggmlq_attend_params * p);
 GGMLQ_CUDA_API int64_t      ggmlq_cuda_attend_workspace_bytes(const struct ggmlq_attend_params * p);
