@@ -12,7 +12,7 @@
 
 enum {
     THREADS = 128, MAX_LENGTH = 512, PAD = 8,  /* floats between keys, for the banks */
-    TILE_VALUES = 32*512,                      /* feedback of 32 values, twice up to heads of 256 */
+    TILE_VALUES = 32*512,                      /* feedback of 32 values, as many times as it fits */
     REST_VALUES = 16*(128 + PAD),
     FEW_KEYS = 512                             /* up to so many a call, a thread block a key */
 };
@@ -47,7 +47,6 @@ GGMLQ_DEVICE float fold_columns(float sum) {
 
 struct cell_bounds { float b1, b2, b3; };
 
-/* Two steps of choices with a condition each: compilers make branches of nested ones, or instructions that wait for their condition three times as long. */
 template <typename T> GGMLQ_DEVICE T pick(float a, const struct cell_bounds & b, T l0, T l1, T l2, T l3) {
     const T low = a >= b.b1 ? l1 : l0, high = a >= b.b3 ? l3 : l2;
     return a >= b.b2 ? high : low;
@@ -199,8 +198,8 @@ template <int type> GGMLQ_DEVICE void store_plane(const uint32_t index[4], int t
     store_bytes<type>(two, one, t, block, plane);
 }
 
-/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Eight at a time, which all lanes round for
- * themselves. A loop: instructions that are run once have to be fetched, which takes longer than they do.
+/* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Four at a time, which all lanes round for
+ * themselves. In a loop: as fast as unrolled, and a model's other kernels leave less code to fetch again.
  *
  * All is done with magnitudes; the sign is put on the feedback for the value that waits for the product, and on the move for others. So a negative value that is a
  * level moves by -0 and not 0, which only a value of -0 could tell. */
