@@ -333,7 +333,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
     __syncthreads();
 
     float step = 0.0f, x = rest[lane], next = 0.0f;
-    for (int plane = 0, buffer = 0, free = 0; plane < planes; ++plane) {
+    for (int plane = 0, buffer = 0, spare = 0; plane < planes; ++plane) {
         __half * const tile = tiles + buffer*tile_values;
         const bool more = plane + 1 < planes, begins = warp == 0 && plane % T::PLANES == 0;
         uint8_t * const block = row + plane/T::PLANES*T::BYTES;
@@ -371,7 +371,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             index[lane] = step > 0.0f ? (sign ? 3 - cell : 4 + cell) : 0;
             x = next;
         } else if (plane > 0 && plane - 1 + buffers < planes && buffers > 1) { /* where the last plane's was */
-            fetch_tile(k, head, GGMLQ_PLANE*(plane - 1 + buffers), tiles + free*tile_values, threadIdx.x - 32, THREADS - 32);
+            fetch_tile(k, head, GGMLQ_PLANE*(plane - 1 + buffers), tiles + spare*tile_values, threadIdx.x - 32, THREADS - 32);
         }
         ggmlq_copies_done();
         __syncthreads();
@@ -404,7 +404,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, threadIdx.x, THREADS);
             ggmlq_copies_done();
         }
-        free   = buffer;
+        spare  = buffer;
         buffer = buffer + 1 < buffers ? buffer + 1 : 0;
     }
 }

@@ -549,6 +549,8 @@ static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t 
         (long long) tokens, (long long) differ, (long long) wanted.size());
 }
 
+#ifndef GGMLQ_CHECK_METAL
+
 /* All stores of new tokens in one launch, turned before. */
 static void check_new_rows(int type, int64_t length, int64_t heads, int64_t tokens, int k_turned, int v_turned, int q_turned, bool with_v, bool with_q) {
     const int64_t n = length*heads, n_rows = tokens + 3, v_n = 256*3, n_q = tokens*2*n;
@@ -621,7 +623,10 @@ static void check_new_rows(int type, int64_t length, int64_t heads, int64_t toke
     }
 }
 
+#endif
+
 static std::string check_rounded() {
+#ifndef GGMLQ_CHECK_METAL
     for (int type : CACHE_TYPES) for (int with = 0; with < 4; ++with) {
         const bool turns_v = type == GGMLQ_TYPE_PLANAR3, v = with & 1, q = with & 2;
         check_new_rows(type, 128, 8, 1, 128, turns_v ? 128 : 0, 128, v, q);
@@ -630,6 +635,7 @@ static std::string check_rounded() {
     }
     check_new_rows(GGMLQ_TYPE_TQ3_0,   64, 5, 7,  64, 0, 64, true, true);
     check_new_rows(GGMLQ_TYPE_PLANAR3, 128, 3, 19, 0, 0, 128, true, true);
+#endif
     struct { int64_t length, heads, tokens; } cases[] = {
         { 64, 3, 1 }, { 64, 8, 70 }, { 96, 2, 5 }, { 128, 8, 1 }, { 128, 1, 7 }, { 128, 4, 200 }, { 192, 1, 3 }, { 256, 4, 2 }, { 256, 2, 300 }, { 512, 1, 530 }, { 512, 2, 1 },
 #ifdef GGMLQ_CHECK_METAL /* CUDA has heads of up to 512 values */
