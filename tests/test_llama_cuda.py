@@ -135,13 +135,13 @@ def test_perplexity_is_that_of_the_cpu(programs, text, request, model, k, v):  #
 def test_several_gpus_give_what_one_gives(programs, text, request, model, k, v, mode):  # noqa: F811
     """Two GPUs if there are, else llama.cpp's two virtual ones on the same card. CUDA has no -sm row any more, and -sm tensor can't split
     the one KV head of Gemma. -sm tensor adds up products in other parts, and a cached value that is rounded to another code redraws what the
-    type loses: 1 to 2 % of the perplexity of so few tokens. Nor are keys centered with it."""
+    type loses: 1 to 3 % of the perplexity of so few tokens. Nor are keys centered with it."""
     path, center = request.getfixturevalue(model), PLAIN if mode == "tensor" else {}
     one, _ = perplexity(programs, text, path, k, v, "-dev", "CUDA0", env=center)
     two, log = perplexity(programs, text, path, k, v, "-dev", "CUDA0,CUDA1", "-sm", mode, "-ts", "1,1", env={"GGML_CUDA_DEVICES": "2", **center})
     if mode == "layer":
         assert "CUDA0 KV buffer size" in log and "CUDA1 KV buffer size" in log
-    assert two == pytest.approx(one, rel=0.01 if mode == "layer" else 0.03)
+    assert two == pytest.approx(one, rel=0.01 if mode == "layer" else 0.06)
 
 
 @pytest.mark.parametrize("center", ["off", "auto"])
@@ -189,20 +189,30 @@ def test_centering_is_exact(start, model, options):  # noqa: F811
         assert 0 < kld(plain[attention], found).mean() < 2 * noise
 
 
-@pytest.mark.parametrize("model, k, v, attention", [
+def divergence(programs, text, model, base, k, v, attention="on", env=None) -> tuple[float, str]:  # noqa: F811
+    """Mean KLD of 4 windows against the distributions in `base`, or nan where it isn't there yet and is written; and the log."""
+    output = run([programs / "llama-perplexity", "-m", model, "-f", text, "-c", "512", "--chunks", "4", "-fa", attention, "-ctk", k, "-ctv", v, "-ngl", "99", "-lv", "4",
+                  "-t", str(min(8, os.cpu_count() or 1)), "--kl-divergence-base", base, *(["--kl-divergence"] if base.exists() else [])], env={**os.environ, **(env or {})}).stdout
+    found = re.search(r"Mean +KLD: +([\d.]+)", output)
+    return float(found[1]) if found else np.nan, output
+
+
+@pytest.mark.parametrize("name, k, v, attention", [
     ("smollm2", "tq3_0", "f16", "on"), ("smollm2", "tq3_0", "f16", "off"), ("smollm2", "tq3_0", "tq3_0", "on"), ("gemma", "tq3_0", "f16", "on"), ("gemma", "planar3", "planar3", "on"),
 ])  # fmt: skip
-def test_centered_keys_lose_what_they_do_on_the_cpu(start, model, k, v, attention):  # noqa: F811
-    """Against each device's own f16 cache, since the weights' products differ more than that; the GPU's noise is 0.015."""
-    lost = {}
+def test_centered_keys_lose_what_they_do_on_the_cpu(programs, text, request, tmp_path, name, k, v, attention):  # noqa: F811
+    """Against each device's own f16 cache, since the weights' products differ more than that. Where weights and activations are multiplied in 8 bits, as GPUs do,
+    any other rounding of a key costs SmolLM2 0.018, also of an f16 cache with exactly centered keys (docs/CENTERING.md)."""
+    model, lost = request.getfixturevalue(name), {}
     for device, env in ("GPU", {}), ("CPU", {"CUDA_VISIBLE_DEVICES": ""}):
-        reference = logits(start, model, "f16", "f16", {**PLAIN, **env})[0]
-        found, log = logits(start, model, k, v, {**AUTO, **env}, attention)
+        base = tmp_path / device
+        divergence(programs, text, model, base, "f16", "f16", env={**PLAIN, **env})
+        lost[device], log = divergence(programs, text, model, base, k, v, attention, {**AUTO, **env})
         assert "keys are centered" in log and ("CUDA0 KV buffer size" in log) == (device == "GPU")
-        assert f", {dict(smollm2=30, gemma=18)[model]} rounded for the model's queries" in log
-        lost[device] = kld(reference, found).mean()
-        assert lost[device] < kld(reference, logits(start, model, k, v, {**PLAIN, **env}, attention)[0]).mean() / 1.5
-    assert lost["GPU"] < 2 * lost["CPU"] + 0.015, lost
+        assert f", {dict(smollm2=30, gemma=18)[name]} rounded for the model's queries" in log
+        assert lost[device] < divergence(programs, text, model, base, k, v, attention, {**PLAIN, **env})[0] / 1.5
+        base.unlink()
+    assert 0.8 * lost["CPU"] < lost["GPU"] < 1.2 * lost["CPU"] + 0.02, lost
 
 
 # --- DeepSeek-V4, whole models of random weights -------------------------------------------------------------------------------------
