@@ -24,10 +24,10 @@ ALLOWED_SPILLS = {"ELi4ELi8ELi16ELi2ELi1ELi": 48}
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="found no nvcc, neither on the path nor in /usr/local/cuda/bin")
 
 
-def compile_one(source, folder):
+def compile_one(source, folder, architecture=ARCHITECTURE):
     """(exit code, output). The flags are llama.cpp's, and the report of resources."""
     command = [
-        NVCC, "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda", f"-arch={ARCHITECTURE}", "-Xptxas", "-v", "-Werror", "all-warnings",
+        NVCC, "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda", f"-arch={architecture}", "-Xptxas", "-v", "-Werror", "all-warnings",
         "-Xcompiler", "-Wall,-Wextra,-Werror", f"-I{ROOT / 'csrc'}", f"-I{CUDA}", "-c", source, "-o", folder / f"{source.stem}.o",
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
@@ -46,10 +46,17 @@ def kernels(report):
     """{mangled name of a kernel: (stack bytes, bytes of spill stores, registers)} of what ptxas -v prints."""
     found = {}
     for entry in re.split(r"ptxas info\s*: Compiling entry function ", report)[1:]:
-        name = re.match(r"'([^']+)' for '" + ARCHITECTURE + "'", entry)[1]
+        name = re.match(r"'([^']+)' for 'sm_\d+'", entry)[1]
         stack, stores = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, \d+ bytes spill loads", entry).groups())
         found[name] = (stack, stores, int(re.search(r"Used (\d+) registers", entry)[1]))
     return found
+
+
+@needs_nvcc
+def test_decode_kernels_for_turing_are_not_empty(tmp_path):
+    code, output = compile_one(CUDA / "ggmlq-cuda-attend-decode-wide.cu", tmp_path, "sm_75")
+    assert code == 0, output
+    assert all(registers > 60 for _, _, registers in kernels(output).values()) and kernels(output)
 
 
 @needs_nvcc

@@ -86,6 +86,9 @@ static bool get_device_info(device_info * info) {
         return false;
     }
     info->capability = 10*major + minor;
+#ifdef GGMLQ_DECODE_AS_TURING
+    info->shared_bytes = 64*1024;
+#endif
     return true;
 }
 
@@ -104,7 +107,7 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
     device_info device;
-    if (!get_device_info(&device) || device.capability < 80) {
+    if (!get_device_info(&device) || device.capability < 75) {
         return false;
     }
     plan->n_kv        = (int) p->n_kv;
@@ -134,7 +137,7 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
 
     int resident;
     cudaFuncAttributes attributes;
-    if (cudaFuncGetAttributes(&attributes, instance->kernel) != cudaSuccess ||
+    if (cudaFuncGetAttributes(&attributes, instance->kernel) != cudaSuccess || attributes.ptxVersion < 75 /* compiled for older devices: empty */ ||
         cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) plan->shared_bytes) != cudaSuccess || resident < 1) {
         (void) cudaGetLastError();

@@ -28,7 +28,7 @@
 
 /* --- instructions ----------------------------------------------------------------------------------------------- */
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
 #    define GGMLQ_DECODE_DEVICE
 #endif
 
@@ -41,6 +41,10 @@
 #ifdef GGMLQ_DECODE_DEVICE
 
 GGMLQ_DEVICE uint32_t ggmlq_shared_address(const void * p) { return (uint32_t) __cvta_generic_to_shared(p); }
+
+/* Turing has neither copies beside the instructions nor the wide products: there a copy is done when it is made, and a product is two or four.
+ * GGMLQ_DECODE_AS_TURING has newer devices run that. */
+#if __CUDA_ARCH__ >= 800 && !defined(GGMLQ_DECODE_AS_TURING)
 
 /* 16 bytes, of which the first `valid` are read and the rest become 0. */
 GGMLQ_DEVICE void ggmlq_copy_async(uint32_t to, const void * from, int valid) {
@@ -61,6 +65,44 @@ GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
+
+#else
+
+GGMLQ_DEVICE void ggmlq_copy_async(uint32_t to, const void * from, int valid) {
+    uint4 x = make_uint4(0, 0, 0, 0);
+    if (valid == 16) {
+        x = *(const uint4 *) from;
+    } else {
+        for (int i = 0; i < valid; ++i) { /* not an array of bytes, which would lie in local memory */
+            const uint32_t byte = (uint32_t) ((const uint8_t *) from)[i] << 8*(i & 3);
+            x.x |= i < 4 ? byte : 0; x.y |= i >= 4 && i < 8 ? byte : 0; x.z |= i >= 8 && i < 12 ? byte : 0; x.w |= i >= 12 ? byte : 0;
+        }
+    }
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" :: "r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+
+GGMLQ_DEVICE void ggmlq_copy_async_commit(void) {}
+template <int N> GGMLQ_DEVICE void ggmlq_copy_async_wait(void) {}
+
+GGMLQ_DEVICE void ggmlq_mma_s8(int d[4], const uint32_t a[4], uint2 b, const int c[4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) { /* 8 of 16 rows */
+        asm("{\n"
+            "    .reg .b32 x, y;\n"
+            "    mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {x, y}, {%2}, {%4}, {%6, %7};\n"
+            "    mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%3}, {%5}, {x, y};\n"
+            "}" : "=r"(d[2*i]), "=r"(d[2*i + 1]) : "r"(a[i]), "r"(a[i + 2]), "r"(b.x), "r"(b.y), "r"(c[2*i]), "r"(c[2*i + 1]));
+    }
+}
+
+GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%8}, {%0,%1,%2,%3};\n"
+        "    mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%6,%7}, {%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+#endif
 
 /* 8 x 8 halves, element [lane/4][2*(lane%4) ..]: transposed. */
 GGMLQ_DEVICE uint32_t ggmlq_transpose_halves(uint32_t a) {
