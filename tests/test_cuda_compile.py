@@ -56,7 +56,7 @@ def kernels(report):
 def test_decode_kernels_for_turing_are_not_empty(tmp_path):
     code, output = compile_one(CUDA / "ggmlq-cuda-attend-decode-wide.cu", tmp_path, "sm_75")
     assert code == 0, output
-    assert all(registers > 60 for _, _, registers in kernels(output).values()) and kernels(output)
+    assert min(registers for name, (_, _, registers) in kernels(output).items() if "combine" not in name) > 60
 
 
 @needs_nvcc
