@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,20 @@ def run(write: Work, read: Sequence[Work]) -> tuple[Outcome, list[Outcome]]:
 
     All go as fast as the slowest reader. A reader that ends early is left out from then on; without any the writer is stopped.
     """
-    stop, outcomes = threading.Event(), [Outcome() for _ in range(1 + len(read))]
+    stop = threading.Event()
+    executor = ThreadPoolExecutor(1)  # signals reach the main thread alone, so that threads and pipes are complete once they are begun
+    try:
+        done = executor.submit(_side_by_side, write, read, stop)
+        while not done.done():
+            wait([done], timeout=0.5)  # not for good: a signal must be seen
+    finally:
+        stop.set()
+        executor.shutdown()
+    return done.result()
+
+
+def _side_by_side(write: Work, read: Sequence[Work], stop: threading.Event) -> tuple[Outcome, list[Outcome]]:
+    outcomes = [Outcome() for _ in range(1 + len(read))]
     pipes = [os.pipe() for _ in outcomes]
     ours = [pipes[0][0], *(end for _, end in pipes[1:])]
     theirs = [pipes[0][1], *(end for end, _ in pipes[1:])]
@@ -47,6 +61,7 @@ def run(write: Work, read: Sequence[Work]) -> tuple[Outcome, list[Outcome]]:
     def work(call: Work, descriptor: int, outcome: Outcome) -> None:
         start = time.monotonic()
         try:
+            check()
             outcome.value = call(descriptor, check)
         except BaseException as error:  # it is the caller's to judge
             outcome.error = error
@@ -58,14 +73,11 @@ def run(write: Work, read: Sequence[Work]) -> tuple[Outcome, list[Outcome]]:
     copier = threading.Thread(target=_copy, args=(ours[0], ours[1:]))
     for thread in (*threads, copier):
         thread.start()
-    try:
-        for thread in threads[1:]:
-            while thread.is_alive():
-                thread.join(0.5)  # not for good: a signal must be seen
-    finally:
-        stop.set()
-        for thread in (*threads, copier):
-            thread.join()
+    for thread in threads[1:]:
+        thread.join()
+    stop.set()
+    for thread in (threads[0], copier):
+        thread.join()
     return outcomes[0], outcomes[1:]
 
 

@@ -151,11 +151,11 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
         if row is not None and not any(row is other for other in told):
             told.append(row)
             yield f"{lead}: {_described(row, reference)}."
-    for name in OURS:
-        k_only, v_only = by_pair.get((name, "f16")), by_pair.get(("f16", name))
-        if k_only and v_only and v_only["kld"] > 0:
+    for k_only in (row for row in rows if row["k"] in OURS and row["v"] == "f16"):
+        v_only = by_pair.get(("f16", k_only["k"]))
+        if v_only and v_only["kld"] > 0:
             times = k_only["kld"] / v_only["kld"]
-            yield f"{name} in K costs {times:.1f} times what it costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
+            yield f"{key(k_only)} in K costs {times:.1f} times what {'it' if key(k_only) == k_only['k'] else k_only['k']} costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
     for (k, v), row in by_pair.items():
         plain = by_pair.get((row["k"], v))
         if k != row["k"] and plain:
