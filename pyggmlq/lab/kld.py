@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from itertools import groupby
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +269,11 @@ class _Grid:
             return Path(f"/dev/fd/{descriptor}"), replace(self.tools, descriptors=(descriptor,), watch=tick)
 
         def write(descriptor: int, check: Callable[[], None]) -> None:
-            self._save_logits(n_ctx, *tools(descriptor, lambda log: (check(), self._watch(log))))
+            def tick(log: Path) -> None:
+                check()
+                self._watch(log)
+
+            self._save_logits(n_ctx, *tools(descriptor, tick))
 
         def reader(row: Row) -> pipes.Work:
             def read(descriptor: int, check: Callable[[], None]) -> dict[str, Any]:
