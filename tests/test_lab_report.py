@@ -303,6 +303,8 @@ def test_text_needs_no_matplotlib_and_a_page_names_it(files: list[Path], tmp_pat
 def test_other_endings_are_refused(files: list[Path], tmp_path: Path):
     with pytest.raises(LabError, match="wanted one of .html, .md, .png"):
         report.write(files, tmp_path / "r.pdf")
+    done = CliRunner().invoke(app, ["report", str(files[0]), "-o", str(tmp_path / "two.md"), "-o", str(tmp_path / "r.pdf")])
+    assert done.exit_code == 1 and "wanted one of .html" in done.output and not (tmp_path / "two.md").exists()
     for path in files:  # a .png has a drawing of any kind of record, but not of one without rows
         report.write([path], tmp_path / "r.png")
     record.write(tmp_path / "k.json", kld_record(REFERENCE))

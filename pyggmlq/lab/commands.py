@@ -456,6 +456,8 @@ def report_command(
     from . import report
 
     with _failing():
+        for out in output:  # a wrong name must not be found behind a page that is written
+            report.check(out)
         for out in output:
             report.write(files, out)
             typer.echo(f"wrote {out}")

@@ -43,13 +43,18 @@ class Section:
     lists: dict[str, list[str]] = field(default_factory=dict)
 
 
+def check(out: Path) -> None:
+    """`LabError` if `out` has an ending that `write` doesn't know."""
+    if out.suffix.lower() not in KINDS:
+        raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
+
+
 def write(files: Sequence[Path], out: Path) -> None:
     """Read `files`, records of the lab and of `bench`, or GGUF files, and replace `out` (.html, .md, .png) by the page.
 
     A .png holds the first drawing only: KLD against memory at every context, if there is any, else the page's first. `LabError` for a file that is none of these, and if there is nothing to draw.
     """
-    if out.suffix.lower() not in KINDS:
-        raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
+    check(out)
     models = [fit.read(path) for path in files if path.suffix.lower() == ".gguf"]
     records = [record.read(path) for path in files if path.suffix.lower() != ".gguf"]
     if out.suffix.lower() == ".png":
