@@ -95,12 +95,14 @@ class Steps:
                 return json.loads(path.read_text(encoding="utf-8"))
             self.progress.update(title)
             start = time.monotonic()
-            result = measure()
-            seconds = round(time.monotonic() - start, 1)
-            kept = {"title": title, "inputs": inputs, "seconds": seconds, "result": result}
-            write_atomically(path, json.dumps(kept, indent=1, default=str))
-            self.progress.line(f"  {title}: {seconds} s")
+            self.keep(title, inputs, measure(), time.monotonic() - start)
             return json.loads(path.read_text(encoding="utf-8"))
+
+    def keep(self, title: str, inputs: dict[str, Any], result: Any, seconds: float) -> None:
+        """Keep a `result` that was measured elsewhere, as `kept` would have."""
+        kept = {"title": title, "inputs": inputs, "seconds": round(seconds, 1), "result": result}
+        write_atomically(self._path(title, inputs), json.dumps(kept, indent=1, default=str))
+        self.progress.line(f"  {title}: {kept['seconds']} s")
 
     def has(self, title: str, inputs: dict[str, Any]) -> bool:
         """Whether a result for these `inputs` is kept."""

@@ -281,6 +281,8 @@ class Tools:
     """Further arguments of the programs that run a model on a text, such as ``-ngl 99``."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that are set for the programs beside those of this process."""
+    descriptors: tuple[int, ...] = ()
+    """Open files that the programs inherit, such as ends of pipes, which they open as ``/dev/fd/N`` (not on Windows)."""
 
     def program(self, name: str) -> Path:
         """The path of the executable `name`; FileNotFoundError if it was not built."""
@@ -445,7 +447,7 @@ class Tools:
         environment = {**({} if timed else {"OMP_WAIT_POLICY": "passive"}), **os.environ, **self.environment}
         with stdout.open("wb") as out, log.open("wb") as err:
             status = wait(
-                subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment),
+                subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment, pass_fds=self.descriptors),
                 lambda: self.watch(log) if self.watch else None,
             )
         text = (

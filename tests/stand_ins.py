@@ -60,10 +60,11 @@ elif "--kl-divergence" not in a:
     if "tokens" in rules:
         print(f"0.0.0.1 E perplexity: you need at least 1024 tokens to evaluate perplexity with a context of 512\\n0.0.0.1 E perplexity: the data file you provided tokenizes to only {{rules['tokens']}} tokens", file=sys.stderr)
         sys.exit()
-    Path(get("--kl-divergence-base")).write_text("logits")
+    Path(get("--kl-divergence-base")).write_text("logits" * 50000)  # more than a pipe holds
     print("Final estimate: PPL = 10.0 +/- 0.5")
 else:
-    assert Path(get("--kl-divergence-base")).exists()
+    if Path(get("--kl-divergence-base")).read_text() != "logits" * 50000:
+        sys.exit("0.0.1.2 E kl_divergence: failed reading log-probs")
     for i in range(rules.get("windows", 16)):
         print(f"{{i + 1:4d}}      10.0000 ±    0.5000       0.00100 ±    0.00100")
     loss = sum((16 - bits[t]) / (100 + i + off + 300 * (i == 0 and bool(centers))) for i, t in enumerate((k, v)) if t not in rules.get("unquantized", []))

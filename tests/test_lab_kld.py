@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import _thread
+import os
+import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 
 import gguf
@@ -14,7 +19,7 @@ from typer.testing import CliRunner
 from pyggmlq import _gguf_file, _tree, fetch, llama
 from pyggmlq._pairs import Case, bits_per_value
 from pyggmlq.cli import app
-from pyggmlq.lab import LabError, kld, record, require
+from pyggmlq.lab import LabError, kld, pipes, record, require
 from pyggmlq.lab.runs import Setting
 
 from llama_build import CACHE, build, patched, sync
@@ -117,6 +122,93 @@ def test_an_interrupted_grid_goes_on(machine: Machine, monkeypatch: pytest.Monke
     machine.calls()
     assert machine.run().exit_code == 0
     assert machine.calls()[0] == "llama-perplexity tq3_0 f16"
+
+
+@needs_scripts
+def test_pairs_at_once_give_the_same_record_and_no_file_of_distributions(machine: Machine):
+    rotations = ("--attn-rot", "on,off")
+    assert machine.run(*rotations).exit_code == 0
+    one_by_one, calls = machine.record(), machine.calls()
+    shutil.rmtree(machine.work)
+    done = machine.run(*rotations, "--at-once", "3")
+    assert done.exit_code == 0, done.output
+    reference = "llama-perplexity f16 f16 base"
+    assert sorted(machine.calls()) == sorted([*calls, reference, reference]), "f16 and two pairs, the third, then the three without attn_rot"
+    assert [{**row, "seconds": 0} for row in machine.record()["rows"]] == [{**row, "seconds": 0} for row in one_by_one["rows"]]
+    assert not list(machine.work.rglob("*.logits*"))
+    assert machine.run(*rotations).exit_code == 0 and machine.calls() == [], "a row is the same however it was measured"
+
+
+@needs_scripts
+def test_pairs_at_once_that_fail_are_named_and_the_others_kept(machine: Machine):
+    machine.rules(fail=["llama-perplexity", "tq3_0"], refuse=["planar3"])
+    done = machine.run("--at-once", "9")
+    assert done.exit_code == 1
+    assert "error: demo, context 512, tq3_0/f16, kv-center auto: llama-perplexity ended with status 1 (something broke)" in done.output
+    machine.calls()
+    machine.rules(refuse=["planar3"])
+    assert machine.run("--at-once", "9").exit_code == 0
+    assert sorted(machine.calls()) == ["llama-perplexity f16 f16 base", "llama-perplexity tq3_0 f16"]
+    assert [row["refused"] is None for row in machine.record()["rows"]] == [True, True, True, False]
+
+
+@needs_scripts
+@pytest.mark.parametrize(("rules", "wanted"), [
+    ({"tokens": 700}, "text.txt is too short: found 700 tokens of demo, wanted at least 1024 for windows of 512"),
+    ({"unloadable": "no tensor output.weight"}, "demo.gguf can't be loaded by llama.cpp: no tensor output.weight"),
+])  # fmt: skip
+def test_pairs_at_once_fail_as_their_reference_does(machine: Machine, rules: dict, wanted: str):
+    machine.rules(**rules)
+    done = machine.run("--at-once", "2")
+    assert done.exit_code == 1 and wanted in done.output, done.output
+    assert done.output.count("error:") == 1 and not machine.json.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="--at-once is refused on Windows")
+def test_pipes_serve_slow_and_early_readers_and_leave_nothing_open():
+    data, before = os.urandom(3 << 20), sorted(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else []
+
+    def write(descriptor, check):
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(data)
+        return "written"
+
+    def reader(pause, most):
+        def read(descriptor, check):
+            got = b""
+            while len(got) < most and (block := os.read(descriptor, 1 << 16)):
+                got += block
+                time.sleep(pause)
+            return got
+
+        return read
+
+    def broken(descriptor, check):
+        raise ValueError("early")
+
+    writer, found = pipes.run(write, [reader(0, 1 << 30), reader(0.001, 1 << 30), reader(0, 1000), broken])
+    assert writer.value == "written" and [outcome.value == data for outcome in found] == [True, True, False, False]
+    assert found[2].value == data[: len(found[2].value)] and str(found[3].error) == "early"
+    assert not before or sorted(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="--at-once is refused on Windows")
+def test_an_interruption_ends_what_runs_side_by_side():
+    def forever(descriptor, check):
+        while True:
+            check()
+            time.sleep(0.01)
+
+    def interrupt(descriptor, check):
+        _thread.interrupt_main()
+        forever(descriptor, check)
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        pipes.run(forever, [interrupt, forever])
+    assert threading.active_count() == before
+    writer, found = pipes.run(forever, [lambda descriptor, check: 7])
+    assert isinstance(writer.error, pipes.Stopped) and found[0].value == 7, "a writer that nobody reads is ended"
 
 
 @needs_scripts
@@ -407,12 +499,13 @@ def own_text(llama_tree, tmp_path_factory) -> Path:
     return path
 
 
-def grid(tree, pairs, text, folder):
+def grid(tree, pairs, text, folder, *arguments):
     """{(K, V): row} of SmolLM2 with the programs of that tree."""
     path = folder / "grid.json"
+    folder.mkdir(exist_ok=True)
     done = CliRunner().invoke(
         app, ["kld", str(fetch.fetch_model("smollm2-135m", CACHE.parent / "models")), "--programs", str(build(tree, kld.TARGETS)),
-              "--text", str(text), "--windows", "2", "--pairs", pairs, "--work-dir", str(folder), "--json", str(path)])  # fmt: skip
+              "--text", str(text), "--windows", "2", "--pairs", pairs, "--work-dir", str(folder), "--json", str(path), *arguments])  # fmt: skip
     assert done.exit_code == 0, done.output
     return {(row["k"], row["v"]): {**row, "seconds": 0} for row in record.read(path)["rows"]}
 
@@ -420,7 +513,8 @@ def grid(tree, pairs, text, folder):
 @pytest.mark.llama
 def test_our_types_cost_what_they_cost(llama_tree, own_text, tmp_path, tmp_path_factory):
     tree = patched(llama_tree("0.3.36"), tmp_path_factory.mktemp("patched") / "llama.cpp")
-    rows = grid(tree, "q8_0,tq3_0,f16/tq3_0", own_text, tmp_path)
+    rows = grid(tree, "q8_0,tq3_0,f16/tq3_0", own_text, tmp_path / "file")
+    assert rows == grid(tree, "q8_0,tq3_0,f16/tq3_0", own_text, tmp_path / "pipes", "--at-once", "4"), "a pipe carries what the file holds"
     costs = [rows[pair]["kld"] for pair in (("q8_0", "q8_0"), ("f16", "tq3_0"), ("tq3_0", "tq3_0"))]
     assert 0 < costs[0] < costs[1] < costs[2] < 1
 

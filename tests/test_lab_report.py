@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from pyggmlq._pairs import bits_per_value
 from pyggmlq.bench import model as whole
 from pyggmlq.bench import record as bench_record
 from pyggmlq.cli import app
-from pyggmlq.lab import LabError, record, report
+from pyggmlq.lab import LabError, plots, record, report
 from pyggmlq.lab.tables import number
 
 from test_lab_fit import SMOLLM2, write
@@ -82,7 +83,7 @@ def test_centered_keys_are_a_cache_of_their_own():
     assert "K tq3_0 centered, V tq3_0: mean KLD 0.0350" in found and "smaller than q4_0 for both, and no worse" in found
     assert "The smallest cache" not in found, "that one has been named"
     assert "K tq3_0, V f16: centering K makes the mean KLD 0.0100±0.0010 instead of 0.1800±0.0010." in found
-    assert "tq3_0 in K costs 9.0 times" in found, "plain ones"
+    assert "tq3_0 in K costs 9.0 times what it costs in V" in found and "tq3_0 centered in K costs 0.5 times what tq3_0 costs in V (mean KLD 0.0100 and 0.0200)." in found
     page = report.as_markdown(report.sections([kld_record(REFERENCE, BOTH_3, *centered)]))
     assert "| tq3_0 centered | tq3_0 |" in page and "| tq3_0 | tq3_0 |" in page
 
@@ -243,6 +244,18 @@ def test_figures_of_llama_cpps_own_types_are_those_of_an_unmodified_one():
     assert grids[0]["text"] == grids[1]["text"] and grids[0]["llama_cpp"]["sha256"] != grids[1]["llama_cpp"]["sha256"]
 
 
+def test_names_in_a_drawing_cover_neither_each_other_nor_points():
+    rows = [REFERENCE, Q4, kld_row("iq4_nl", "iq4_nl", 0.041), {**kld_row("tq3_0", "tq3_0", 0.041), "kv_center": "auto"}, kld_row("planar3", "planar3", 0.04), *ALONE, kld_row("f16", "planar3", 0.0199)]
+    figure = plots.kld(rows, [("Demo", 512)])
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    names = {text.get_text(): text.get_window_extent() for text in axis.texts}
+    assert set(names) == {"q4_0", "iq4_nl", "tq3_0 centered", "planar3", "tq3_0/f16", "f16/tq3_0", "f16/planar3"}
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(names.values(), 2))
+    points = [axis.transData.transform(line.get_xydata()[0]) for line in axis.lines if len(line.get_xydata()) == 1]
+    assert len(points) == len(names) and not any(box.contains(*point) for box in names.values() for point in points)
+
+
 def test_the_page_is_the_same_again(files: list[Path], tmp_path: Path):
     for name in ("a.html", "b.html"):
         report.write(files, tmp_path / name)
@@ -290,6 +303,8 @@ def test_text_needs_no_matplotlib_and_a_page_names_it(files: list[Path], tmp_pat
 def test_other_endings_are_refused(files: list[Path], tmp_path: Path):
     with pytest.raises(LabError, match="wanted one of .html, .md, .png"):
         report.write(files, tmp_path / "r.pdf")
+    done = CliRunner().invoke(app, ["report", str(files[0]), "-o", str(tmp_path / "two.md"), "-o", str(tmp_path / "r.pdf")])
+    assert done.exit_code == 1 and "wanted one of .html" in done.output and not (tmp_path / "two.md").exists()
     for path in files:  # a .png has a drawing of any kind of record, but not of one without rows
         report.write([path], tmp_path / "r.png")
     record.write(tmp_path / "k.json", kld_record(REFERENCE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -140,6 +141,7 @@ def kld_command(
     kv_center: str = _KV_CENTER,
     device: str = _DEVICE,
     llama_args: str = _LLAMA_ARGS,
+    at_once: int = typer.Option(0, "--at-once", min=0, metavar="N", help="Measure so many pairs at a time, beside a run of the reference, whose distributions go through pipes instead of a large file."),
     kept: bool = typer.Option(False, "--kept", help="Run nothing: show and write what earlier runs of the same grid, or of its parts, measured."),
     tree: Optional[Path] = _TREE,
     cmake: List[str] = _CMAKE,
@@ -152,13 +154,15 @@ def kld_command(
     from . import kld, record, tables
 
     _check_sources(model, programs, tree, cmake)
+    if at_once and os.name == "nt":
+        raise typer.BadParameter("--at-once: found Windows, whose programs can't inherit pipes by number, wanted Linux or macOS: leave it out")
     contexts = _numbers(context, 256, "--context")  # llama-perplexity gives no statistics on fewer
     rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _words(kv_center, ["off", "auto", "all"], "--kv-center")
     with _working(work_dir, "kld") as (work, steps):
         chosen = _pairs(pairs, "--pairs") if pairs else kld.default_pairs()
         options = kld.Options(
             models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), windows=windows, rotations=tuple(rotations), centers=tuple(centers),
-            kept=kept, threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
+            kept=kept, at_once=at_once, threads=threads, work_dir=work, tree=tree, programs=programs, cmake=cmake, extra=_extra(device, llama_args),
         )  # fmt: skip
         data = kld.run(options, steps, lambda data: record.write(json_file, data) if json_file else None)
         if kept and not data["rows"]:
@@ -452,6 +456,8 @@ def report_command(
     from . import report
 
     with _failing():
+        for out in output:  # a wrong name must not be found behind a page that is written
+            report.check(out)
         for out in output:
             report.write(files, out)
             typer.echo(f"wrote {out}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Perplexity and KLD of pairs of cache types on real models, by the llama-perplexity of a patched llama.cpp.
 
-For every model and context the f16 cache's token distributions are written once; each pair is compared with them. Every
-run is a step whose result is kept under a key of model, text, programs and flags, so a second call repeats nothing.
+For every model and context the f16 cache's token distributions are written once; each pair is compared with them. Or they go
+through pipes to several pairs at a time, and are written nowhere. Every run is a step whose result is kept under a key of model, text, programs and flags, so a second call repeats nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from .. import _tree, llama
 from .._pairs import OURS, Case, bits_per_value, divergence_alarms, memory_alarms
 from .._steps import Steps, slug
-from . import LabError, record, runs
+from . import LabError, pipes, record, runs
 
 TARGETS = ("llama-perplexity",)
 
@@ -32,6 +33,8 @@ class Options(runs.Grid):
     windows: int
     kept: bool
     """Run nothing: only rows that earlier runs measured."""
+    at_once: int = 0
+    """So many pairs at a time, beside a run of the reference; 0: one after the other, with the reference in a file."""
 
 
 @dataclass
@@ -139,9 +142,7 @@ class _Grid:
         logits = self._logits_path(n_ctx)
         f16 = None
         plain = set()  # what llama.cpp doesn't rotate anyway is measured once
-        for case, setting in self.options.settings():
-            if setting.attn_rot == "off" and (case, setting.kv_center) in plain:
-                continue
+        for case, setting in self._measured(n_ctx, plain):
             row = self._row(case, n_ctx, setting, logits)
             if row is None:
                 if f16 is None:  # the reference comes first
@@ -159,32 +160,48 @@ class _Grid:
         if not self.options.kept:
             logits.unlink(missing_ok=True)
 
+    def _measured(self, n_ctx: int, plain: set[tuple[Case, str]]) -> Iterator[tuple[Case, runs.Setting]]:
+        """What to make rows of, but for what is in `plain` by then; with `at_once` only when it is measured."""
+        for rotation, part in groupby(self.options.settings(), lambda one: one[1].attn_rot):
+            todo = [(case, setting) for case, setting in part if rotation == "on" or (case, setting.kv_center) not in plain]
+            size = 0 if self.options.kept else self.options.at_once
+            for i, one in enumerate(todo):
+                if size and i % size == 0:
+                    self._measure_at_once(n_ctx, todo[i : i + size])
+                yield one
+
+    def _inputs(self, row: Row) -> dict[str, Any]:
+        return {**self.inputs, "n_ctx": row.n_ctx, **asdict(row.setting)}
+
+    def _measure(self, row: Row, logits: Path, tools: llama.Tools) -> dict[str, Any]:
+        """Compare a pair with the distributions in `logits`; what is kept of it."""
+        name, case, setting = slug(str(row)), row.case, row.setting
+        try:
+            found, log = replace(tools, environment=setting.environment).divergence(name, self.subject.path, logits, case.k, case.v, n_ctx=row.n_ctx)
+        except llama.ToolError as error:
+            sentence = error.refusal((case.k, case.v))
+            if sentence is None:
+                raise
+            return {"refused": sentence}
+        memory, placement, windows = llama.parse_kv_memory(log), llama.parse_placement(log), llama.parse_windows(log)
+        if memory is None or placement is None or windows is None:
+            what = "the KV cache's size" if memory is None else "where the KV cache lies" if placement is None else "its windows"
+            raise llama.ToolError(f"llama-perplexity printed no line on {what}", tools.logs / f"{name}.log")
+        if setting.ignored(log):
+            return {"refused": setting.ignored(log)}
+        return {"divergence": asdict(found), "memory": asdict(memory), "placement": asdict(placement), "rotated": llama.parse_rotation(log),
+                "centered": llama.parse_centering(log), "windows": windows}  # fmt: skip
+
     def _row(self, case: Case, n_ctx: int, setting: runs.Setting, logits: Path) -> Row | None:
         """None where nothing must be run and no result is kept."""
         row = Row(self.subject.title, n_ctx, case, setting)
-        name = slug(str(row))
-        inputs = {**self.inputs, "n_ctx": n_ctx, **asdict(setting)}
+        inputs = self._inputs(row)
         if self.options.kept and not self.steps.has(str(row), inputs):
             return None
-        tools = replace(self.tools, environment=setting.environment)
 
         def measure() -> dict[str, Any]:
             self._ensure_logits(n_ctx, logits)
-            try:
-                found, log = tools.divergence(name, self.subject.path, logits, case.k, case.v, n_ctx=n_ctx)
-            except llama.ToolError as error:
-                sentence = error.refusal((case.k, case.v))
-                if sentence is None:
-                    raise
-                return {"refused": sentence}
-            memory, placement, windows = llama.parse_kv_memory(log), llama.parse_placement(log), llama.parse_windows(log)
-            if memory is None or placement is None or windows is None:
-                what = "the KV cache's size" if memory is None else "where the KV cache lies" if placement is None else "its windows"
-                raise llama.ToolError(f"llama-perplexity printed no line on {what}", tools.logs / f"{name}.log")
-            if setting.ignored(log):
-                return {"refused": setting.ignored(log)}
-            return {"divergence": asdict(found), "memory": asdict(memory), "placement": asdict(placement), "rotated": llama.parse_rotation(log),
-                    "centered": llama.parse_centering(log), "windows": windows}  # fmt: skip
+            return self._measure(row, logits, self.tools)
 
         kept = self.steps.kept_with_time(str(row), inputs, measure)
         found, row.seconds = kept["result"], kept["seconds"]
@@ -214,15 +231,23 @@ class _Grid:
                 f"{logits.parent} has {free / 1e9:.1f} GB free, wanted {size / 1e9:.1f} for the reference's distributions: "
                 "use fewer --windows or another --work-dir"
             )
-        name = f"{slug(self.subject.title)}-{n_ctx}-reference"
         unfinished = logits.with_suffix(".unfinished")
         title = self.steps.current
-        self.steps.current = f"{self.subject.title}, context {n_ctx}: the f16 cache's distributions"
+        self.steps.current = self._reference(n_ctx)
         try:
-            self.tools.save_logits(
-                name, self.subject.path, self.text, unfinished, n_ctx=n_ctx, chunks=self.options.windows
-            )
+            self._save_logits(n_ctx, unfinished, self.tools)
             unfinished.replace(logits)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self.steps.current = title
+
+    def _reference(self, n_ctx: int) -> str:
+        return f"{self.subject.title}, context {n_ctx}: the f16 cache's distributions"
+
+    def _save_logits(self, n_ctx: int, logits: Path, tools: llama.Tools) -> None:
+        name = f"{slug(self.subject.title)}-{n_ctx}-reference"
+        try:
+            tools.save_logits(name, self.subject.path, self.text, logits, n_ctx=n_ctx, chunks=self.options.windows)
         except llama.ToolError as error:
             short = runs.too_short(error)
             if short is None:
@@ -231,9 +256,41 @@ class _Grid:
                 f"{self.text} is too short: found {short} tokens of {self.subject.title}, wanted at least {2 * n_ctx} "
                 f"for windows of {n_ctx}"
             ) from None
-        finally:
-            unfinished.unlink(missing_ok=True)
-        self.steps.current = title
+
+    def _measure_at_once(self, n_ctx: int, wanted: Sequence[tuple[Case, runs.Setting]]) -> None:
+        """Measure and keep what isn't kept of `wanted`, in runs side by side that get the reference's distributions while it makes them."""
+        rows = [Row(self.subject.title, n_ctx, case, setting) for case, setting in wanted]
+        rows = [row for row in rows if not self.steps.has(str(row), self._inputs(row))]
+        if not rows:
+            return
+        self.steps.current = f"{self._reference(n_ctx)}, with {len(rows)} beside it"
+
+        def tools(descriptor: int, tick: Callable[[Path], None]) -> tuple[Path, llama.Tools]:
+            return Path(f"/dev/fd/{descriptor}"), replace(self.tools, descriptors=(descriptor,), watch=tick)
+
+        def write(descriptor: int, check: Callable[[], None]) -> None:
+            def tick(log: Path) -> None:
+                check()
+                self._watch(log)
+
+            self._save_logits(n_ctx, *tools(descriptor, tick))
+
+        def reader(row: Row) -> pipes.Work:
+            def read(descriptor: int, check: Callable[[], None]) -> dict[str, Any]:
+                return self._measure(row, *tools(descriptor, lambda log: check()))
+
+            return read
+
+        reference, found = pipes.run(write, [reader(row) for row in rows])
+        for row, outcome in zip(rows, found):
+            if outcome.error is None:
+                self.steps.keep(str(row), self._inputs(row), outcome.value, outcome.seconds)
+        failed = [(str(row), outcome.error) for row, outcome in zip(rows, found) if outcome.error]
+        if failed and reference.error and not isinstance(reference.error, pipes.Stopped):  # why none of them got what it waited for
+            failed = [(self._reference(n_ctx), reference.error)]
+        for title, error in failed:
+            with self.steps.named(title):
+                raise error
 
     def _watch(self, log: Path) -> None:
         """Say which window is being evaluated; the programs print a line or a word for each."""

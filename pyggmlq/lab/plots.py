@@ -48,24 +48,43 @@ def kld(rows: Sequence[dict[str, Any]], places: Sequence[tuple[str, int]]) -> An
         axis = figure.add_subplot(1, len(places), i + 1)
         here = [row for row in rows if (row["model"], row["n_ctx"]) == (model, n_ctx) and not row["refused"]]
         whole = next(row["mib_k"] + row["mib_v"] for row in here)  # f16 comes first
-        named: list[tuple[float, float]] = []
-        for row in sorted(here, key=lambda row: -(row["kld"] or 0)):  # of a crowd the lower ones get their names below
+        named: list[tuple[float, float, str]] = []
+        for row in sorted(here, key=lambda row: -(row["kld"] or 0)):
             if (row["k"], row["v"]) == ("f16", "f16") or not row["kld"]:
                 continue
             share = 100 * (row["mib_k"] + row["mib_v"]) / whole
             ours, off = row["k"] in OURS or row["v"] in OURS, row["attn_rot"] == "off"
             axis.errorbar(share, row["kld"], yerr=row["kld_error"], fmt="*" if ours else "o", markersize=11 if ours else 6,
                           color="C1" if ours else "C0", markerfacecolor="none" if off else None)  # fmt: skip
-            if off:
-                continue  # its name stands beside the full one
-            crowded = any(abs(share - x) < 8 and 0.8 < row["kld"] / y < 1.25 for x, y in named)
-            named.append((share, row["kld"]))
-            axis.annotate(key(row) if key(row) == row["v"] else pair(row), (share, row["kld"]), xytext=(6, -10 if crowded else 4), textcoords="offset points", fontsize=8)
+            if not off:  # its name stands beside the full one
+                named.append((share, row["kld"], key(row) if row["k"] == row["v"] else pair(row)))
         unrotated = any(row["attn_rot"] == "off" for row in here)
         axis.set(title=f"{model}, context {n_ctx}", xlabel="cache, % of f16" + ("; hollow: attn_rot off" if unrotated else ""), yscale="log", ylabel="mean KLD" if i == 0 else "")
         axis.margins(x=0.18)
         _grid(axis)
+        _names(axis, named)
     return figure
+
+
+def _names(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside points (x, y, name): each on the first side where it covers neither a point nor another name, if there is one."""
+    figure = axis.figure
+    figure.draw_without_rendering()  # places and sizes are known after that
+    scale = figure.dpi / 72
+    taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in axis.transData.transform([point[:2] for point in points])] if points else []
+    for x, y, name in points:
+        texts = []
+        for dx, dy in ((6, 4), (6, -10), (-6, 4), (-6, -10), (6, 14), (6, -20), (-6, 14), (-6, -20)):
+            text = axis.annotate(name, (x, y), xytext=(dx, dy), textcoords="offset points", fontsize=8, ha="left" if dx > 0 else "right")
+            box = text.get_window_extent().extents
+            frame = axis.bbox.extents
+            free = not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+            texts.append((not free, box[0] < frame[0] or box[2] > frame[2], len(texts), text, tuple(box)))
+        best = min(texts, key=lambda one: one[:3])
+        for one in texts:
+            if one is not best:
+                one[3].remove()
+        taken.append(best[4])
 
 
 def memory(contexts: Sequence[int], sizes: Mapping[str, Sequence[float]]) -> Any:
@@ -143,7 +162,7 @@ def heat(rows: Sequence[dict[str, Any]], codecs: Sequence[str] = (), key: str = 
         grid = [[max(values.get((name, layer, head), float("nan")), least) for head in heads] for layer in layers]
         image = axis.imshow(grid, norm=norm, cmap="inferno", aspect="auto", interpolation="nearest")
         step = max(1, len(layers) // 16)
-        axis.set(title=name, xlabel="KV head", ylabel="layer" if i == 0 else "", xticks=range(0, len(heads), max(1, len(heads) // 4)))
+        axis.set(title=name.replace(":", ":\n"), xlabel="KV head", ylabel="layer" if i == 0 else "", xticks=range(0, len(heads), max(1, len(heads) // 4)))
         axis.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]] if i == 0 else [])
         axis.title.set_fontsize(9)
     figure.colorbar(image, ax=figure.axes, label="KLD of the attention weights, nats" if key == "k_kld" else key, fraction=0.05)
@@ -164,7 +183,7 @@ def pairs(layers: Sequence[dict[str, Any]], codecs: Sequence[str]) -> Any | None
         axis = figure.add_subplot(1, len(names), i + 1)
         grid = [shares + [float("nan")] * (width - len(shares)) for shares in (layer["pairs"].get(name, []) for layer in some)]
         image = axis.imshow(grid, norm=require("matplotlib.colors").LogNorm(1e-4, 1), cmap="inferno", aspect="auto", interpolation="nearest")
-        axis.set(title=name, xlabel="RoPE pair", ylabel="layer" if i == 0 else "")
+        axis.set(title=name.replace(":", ":\n"), xlabel="RoPE pair", ylabel="layer" if i == 0 else "")
         axis.title.set_fontsize(9)
     figure.colorbar(image, ax=figure.axes, label="share of the logit error", fraction=0.05)
     return figure

@@ -43,13 +43,18 @@ class Section:
     lists: dict[str, list[str]] = field(default_factory=dict)
 
 
+def check(out: Path) -> None:
+    """`LabError` if `out` has an ending that `write` doesn't know."""
+    if out.suffix.lower() not in KINDS:
+        raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
+
+
 def write(files: Sequence[Path], out: Path) -> None:
     """Read `files`, records of the lab and of `bench`, or GGUF files, and replace `out` (.html, .md, .png) by the page.
 
     A .png holds the first drawing only: KLD against memory at every context, if there is any, else the page's first. `LabError` for a file that is none of these, and if there is nothing to draw.
     """
-    if out.suffix.lower() not in KINDS:
-        raise LabError(f"{out}: found the ending {out.suffix!r}, wanted one of {', '.join(KINDS)}")
+    check(out)
     models = [fit.read(path) for path in files if path.suffix.lower() == ".gguf"]
     records = [record.read(path) for path in files if path.suffix.lower() != ".gguf"]
     if out.suffix.lower() == ".png":
@@ -151,11 +156,11 @@ def _advice(rows: list[dict[str, Any]], reference: dict[str, Any]) -> Iterator[s
         if row is not None and not any(row is other for other in told):
             told.append(row)
             yield f"{lead}: {_described(row, reference)}."
-    for name in OURS:
-        k_only, v_only = by_pair.get((name, "f16")), by_pair.get(("f16", name))
-        if k_only and v_only and v_only["kld"] > 0:
+    for k_only in (row for row in rows if row["k"] in OURS and row["v"] == "f16"):
+        v_only = by_pair.get(("f16", k_only["k"]))
+        if v_only and v_only["kld"] > 0:
             times = k_only["kld"] / v_only["kld"]
-            yield f"{name} in K costs {times:.1f} times what it costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
+            yield f"{key(k_only)} in K costs {times:.1f} times what {'it' if key(k_only) == k_only['k'] else k_only['k']} costs in V (mean KLD {k_only['kld']:.4f} and {v_only['kld']:.4f})."
     for (k, v), row in by_pair.items():
         plain = by_pair.get((row["k"], v))
         if k != row["k"] and plain:
