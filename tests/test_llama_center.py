@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import pyggmlq
 from pyggmlq import states
 from pyggmlq._centered import checksum
 from pyggmlq._pairs import Case
@@ -355,12 +356,35 @@ def calibrate(patched_tree, programs, tmp_path_factory):  # noqa: F811
         app, ["calibrate", *map(str, (model, "--text", text, "-o", out, "--programs", folder, "--work-dir", work, *more))])  # fmt: skip
 
 
+def calibrated_errors(path):
+    """By type, of every layer: what SmolLM2's file expects, and by its moments what follows from the squared error that random rows of that type have."""
+    file, x = gguf.GGUFReader(path), np.random.default_rng(1).standard_normal((40000, 32)).astype(np.float32)
+    moments = {tensor.name: tensor.data.reshape(3, 32, 2).astype(np.float64) for tensor in file.tensors}
+    said = {name: file.fields[f"ggmlq.score_error.{name}"].contents() for name in ("q8_0", "q4_0", "tq3_0", "planar3")}
+    found = {}
+    for name in (name for name, values in said.items() if any(values)):
+        kind = None if name == "tq3_0" else gguf.GGMLQuantizationType[name.upper()]
+        back = pyggmlq.dequantize(pyggmlq.quantize(x, name), name) if kind is None else gguf.quants.dequantize(gguf.quants.quantize(x, kind), kind)
+        root = np.sqrt(((back - x) ** 2).sum() / (x**2).sum())
+        layers = []
+        for layer in range(30):
+            mean, square, query = (moments[f"blk.{layer}.{what}"] for what in ("k_mean", "k_squares", "q_squares"))
+            of_keys, query = (square - mean**2 if name == "tq3_0" else square).mean(2), query.mean(2)  # of pairs
+            product = (query * of_keys) ** 0.5 if name == "tq3_0" else np.sqrt(query.mean(1) * of_keys.mean(1))[:, None]
+            layers.append(8 * root * np.sqrt((product.mean(1) ** 2).mean()))  # 64 values, scores are divided by 8
+        found[name] = said[name], layers
+    return found
+
+
 def test_a_file_of_a_calibration(start, calibrate, programs, smollm2, gemma, tmp_path):  # noqa: F811
     """It is made of several windows of a text, and read instead of a calibration; one that isn't right is refused, and a half-written one there is not."""
     text, path = Path(__file__).parents[1] / "docs" / "FORMAT.md", tmp_path / "smollm2.kv.gguf"
     done = calibrate(smollm2, text, path, "--tokens", 600)
     assert done.exit_code == 0 and f"wrote {path}: 30 layers on 600 tokens" in " ".join(done.output.split()), done.output
     good = path.read_bytes()
+    assert list(calibrated_errors(path)) == ["q8_0", "q4_0", "tq3_0"]  # planar3 has no heads of 64
+    for name, (said, wanted) in calibrated_errors(path).items():
+        assert said == pytest.approx(wanted, rel=0.01) and f"{name} {np.median(said):.3f} ({max(said):.3f})" in " ".join(done.output.split())
     reference = logits(start, "smollm2", "f16", "f16", PLAIN)[0]
     found, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": str(path)})
     assert "keys are centered: 30 layers, as a file says that was calibrated on 600 tokens" in log
