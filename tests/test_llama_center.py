@@ -86,6 +86,43 @@ def test_sequences_that_are_copied(start):  # noqa: F811
     exact(start, "smollm2", actions=[("copy",)], more=("streams",), seq=1)
 
 
+@pytest.fixture(scope="session")
+def random_models(patched_tree, tmp_path_factory):  # noqa: F811
+    """llama.cpp's small random models of these architectures, with queries and keys (and their biases) eight times as large: so that attention looks at keys at all."""
+    folder = tmp_path_factory.mktemp("random")
+    run([build(patched_tree, ("test-llama-archs",)) / "test-llama-archs", "-a", "^(falcon-h1|granitehybrid|lfm2|qwen3next|stablelm|qwen2)$", "-o", folder])
+    for path in folder.glob("*.gguf"):
+        file = gguf.GGUFReader(path, "r+")
+        for tensor in file.tensors:
+            if re.search(r"attn_[qk](_norm)?\.(weight|bias)$", tensor.name):
+                assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+                tensor.data[:] *= 8
+        file.data.flush()
+    return folder
+
+
+@pytest.fixture
+def random_model(random_models, request):
+    return random_models / f"{request.param}.gguf"
+
+
+@pytest.mark.parametrize("random_model", ["falcon-h1-dense", "granitehybrid-dense", "lfm2-dense", "qwen3next-moe", "stablelm-dense", "qwen2-dense"], indirect=True)
+def test_other_architectures(start, random_model):  # noqa: F811
+    """Hybrids (with norms of keys and partial RoPE among them), LayerNorm of keys with partial RoPE, K biases: with f16 keys the logits are those of f32 caches, in
+    a small part of what three bits change; three bits lose much less centered, since their biases are most of such keys."""
+    wanted = logits(start, "random_model", "f32", "f32", PLAIN, "off")[0]
+
+    def difference(k, env, attention):
+        found, log = logits(start, "random_model", k, "f16", env, attention)
+        assert ("keys are centered: " in log) == (env is not PLAIN)
+        return np.sqrt(((found - wanted) ** 2).mean())
+
+    plain = difference("tq3_0", PLAIN, "on")
+    for attention in "on", "off":
+        assert difference("f16", CENTERED, attention) < plain / 8
+        assert difference("tq3_0", CENTERED, attention) < plain / 5
+
+
 @pytest.mark.parametrize("model, k, attention", [("smollm2", "tq3_0", "on"), ("smollm2", "tq3_0", "off"), ("gemma", "tq3_0", "on"), ("gemma", "planar3", "on")])
 def test_three_bits_lose_less(start, model, k, attention):  # noqa: F811
     reference = logits(start, model, "f16", "f16", PLAIN)[0]
