@@ -1118,7 +1118,7 @@ private:
             left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
         }
         if (n_centered == 0) {
-            throw std::runtime_error("found no layer that can be" + left);
+            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none caches keys beside values (recurrent layers and MLA don't)" : left));
         }
     }
 
