@@ -408,7 +408,7 @@ def calibrated_errors(path):
             mean, square, query = (moments[f"blk.{layer}.{what}"] for what in ("k_mean", "k_squares", "q_squares"))
             of_keys, query = (square - mean**2 if name == "tq3_0" else square).mean(2), query.mean(2)  # of pairs
             product = (query * of_keys) ** 0.5 if name == "tq3_0" else np.sqrt(query.mean(1) * of_keys.mean(1))[:, None]
-            layers.append(8 * root * np.sqrt((product.mean(1) ** 2).mean()))  # 64 values, scores are divided by 8
+            layers.append(root * np.sqrt((product.mean(1) ** 2).mean()))  # scores are divided by the root of 64, the values of a head
         found[name] = said[name], layers
     return found
 
