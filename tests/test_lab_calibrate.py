@@ -28,6 +28,9 @@ sys.exit(rules.get("status", 0))
 """
 
 
+EMPTY = "GGUF\x03" + "\0" * 19  # version, tensors, keys
+
+
 @pytest.fixture
 def calibrate(tmp_path: Path):
     folder = tmp_path / "bin"
@@ -49,13 +52,15 @@ def calibrate(tmp_path: Path):
 @needs_scripts
 def test_a_calibration_appears_whole(calibrate, tmp_path):
     (tmp_path / "out").mkdir()
-    code, said = calibrate(file="moments", say="x: wrote the calibration of 29 layers on 2000 tokens; not 3 (its RoPE has several axes)")
+    code, said = calibrate(file=EMPTY, say="x: wrote the calibration of 29 layers on 2000 tokens; not 3 (its RoPE has several axes)")
     assert code == 0 and "kv.gguf: 29 layers on 2000 tokens" in said and "note: not 3 (its RoPE has several axes)" in said
     assert "the text gave only 2000 of 2048 tokens" in said
-    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [("kv.gguf", "moments")]
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [("kv.gguf", EMPTY)]
     for say in ("x: keys are not centered: found no layer that can be; not 0 (why)", "error: no calibration was written"):
         assert calibrate(file="half", say=say, status=1)[0] == 1
-        assert (tmp_path / "out" / "kv.gguf").read_text() == "moments"
+        assert (tmp_path / "out" / "kv.gguf").read_text() == EMPTY
+    code, said = calibrate(file="half", say="x: wrote the calibration of 29 layers on 2000 tokens")
+    assert code == 1 and "wrote what can't be read" in said and (tmp_path / "out" / "kv.gguf").read_text() == EMPTY
 
 
 @needs_scripts

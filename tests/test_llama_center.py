@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import pyggmlq
 from pyggmlq import states
 from pyggmlq._centered import checksum
 from pyggmlq._pairs import Case
@@ -83,6 +84,43 @@ def test_keys_that_move(start):  # noqa: F811
 def test_sequences_that_are_copied(start):  # noqa: F811
     """A copied stream takes along which of its keys are centered."""
     exact(start, "smollm2", actions=[("copy",)], more=("streams",), seq=1)
+
+
+@pytest.fixture(scope="session")
+def random_models(patched_tree, tmp_path_factory):  # noqa: F811
+    """llama.cpp's small random models of these architectures, with queries and keys (and their biases) 32 times as large: so that attention looks at keys at all."""
+    folder = tmp_path_factory.mktemp("random")
+    run([build(patched_tree, ("test-llama-archs",)) / "test-llama-archs", "-a", "^(falcon-h1|granitehybrid|lfm2|qwen3next|stablelm|qwen2|deepseek2)$", "-s", "1", "-o", folder])
+    for path in folder.glob("*.gguf"):
+        file = gguf.GGUFReader(path, "r+")
+        for tensor in file.tensors:
+            if re.search(r"attn_[qk](_norm)?\.(weight|bias)$", tensor.name):
+                assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+                tensor.data[:] *= 32
+        file.data.flush()
+    return folder
+
+
+@pytest.fixture
+def random_model(random_models, request):
+    return random_models / f"{request.param}.gguf"
+
+
+@pytest.mark.parametrize("random_model", ["falcon-h1-dense", "granitehybrid-dense", "lfm2-dense", "qwen3next-moe", "stablelm-dense", "qwen2-dense"], indirect=True)
+def test_other_architectures(start, random_model):  # noqa: F811
+    """Hybrids (with norms of keys and partial RoPE among them), LayerNorm of keys with partial RoPE, K biases: with f16 keys the logits are those of f32 caches, in
+    a small part of what three bits change; three bits lose much less centered, since their biases are most of such keys."""
+    wanted = logits(start, "random_model", "f32", "f32", PLAIN, "off")[0]
+
+    def difference(k, env, attention):
+        found, log = logits(start, "random_model", k, "f16", env, attention)
+        assert ("keys are centered: " in log) == (env is not PLAIN)
+        return np.sqrt(((found - wanted) ** 2).mean())
+
+    plain = difference("tq3_0", PLAIN, "on")
+    for attention in "on", "off":
+        assert difference("f16", CENTERED, attention) < plain / 10
+        assert difference("tq3_0", CENTERED, attention) < plain / 3
 
 
 @pytest.mark.parametrize("model, k, attention", [("smollm2", "tq3_0", "on"), ("smollm2", "tq3_0", "off"), ("gemma", "tq3_0", "on"), ("gemma", "planar3", "on")])
@@ -355,12 +393,35 @@ def calibrate(patched_tree, programs, tmp_path_factory):  # noqa: F811
         app, ["calibrate", *map(str, (model, "--text", text, "-o", out, "--programs", folder, "--work-dir", work, *more))])  # fmt: skip
 
 
+def calibrated_errors(path):
+    """By type, of every layer: what SmolLM2's file expects, and by its moments what follows from the squared error that random rows of that type have."""
+    file, x = gguf.GGUFReader(path), np.random.default_rng(1).standard_normal((40000, 32)).astype(np.float32)
+    moments = {tensor.name: tensor.data.reshape(3, 32, 2).astype(np.float64) for tensor in file.tensors}
+    said = {name: file.fields[f"ggmlq.score_error.{name}"].contents() for name in ("q8_0", "q4_0", "tq3_0", "planar3")}
+    found = {}
+    for name in (name for name, values in said.items() if any(values)):
+        kind = None if name == "tq3_0" else gguf.GGMLQuantizationType[name.upper()]
+        back = pyggmlq.dequantize(pyggmlq.quantize(x, name), name) if kind is None else gguf.quants.dequantize(gguf.quants.quantize(x, kind), kind)
+        root = np.sqrt(((back - x) ** 2).sum() / (x**2).sum())
+        layers = []
+        for layer in range(30):
+            mean, square, query = (moments[f"blk.{layer}.{what}"] for what in ("k_mean", "k_squares", "q_squares"))
+            of_keys, query = (square - mean**2 if name == "tq3_0" else square).mean(2), query.mean(2)  # of pairs
+            product = (query * of_keys) ** 0.5 if name == "tq3_0" else np.sqrt(query.mean(1) * of_keys.mean(1))[:, None]
+            layers.append(root * np.sqrt((product.mean(1) ** 2).mean()))  # scores are divided by the root of 64, the values of a head
+        found[name] = said[name], layers
+    return found
+
+
 def test_a_file_of_a_calibration(start, calibrate, programs, smollm2, gemma, tmp_path):  # noqa: F811
     """It is made of several windows of a text, and read instead of a calibration; one that isn't right is refused, and a half-written one there is not."""
     text, path = Path(__file__).parents[1] / "docs" / "FORMAT.md", tmp_path / "smollm2.kv.gguf"
     done = calibrate(smollm2, text, path, "--tokens", 600)
     assert done.exit_code == 0 and f"wrote {path}: 30 layers on 600 tokens" in " ".join(done.output.split()), done.output
     good = path.read_bytes()
+    assert list(calibrated_errors(path)) == ["q8_0", "q4_0", "tq3_0"]  # planar3 has no heads of 64
+    for name, (said, wanted) in calibrated_errors(path).items():
+        assert said == pytest.approx(wanted, rel=0.01) and f"{name} {np.median(said):.3f} ({max(said):.3f})" in " ".join(done.output.split())
     reference = logits(start, "smollm2", "f16", "f16", PLAIN)[0]
     found, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": str(path)})
     assert "keys are centered: 30 layers, as a file says that was calibrated on 600 tokens" in log
@@ -403,12 +464,16 @@ def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811
     assert np.array_equal(plain, logits(start, "smollm2", "tq3_0", "f16", PLAIN)[0])
 
 
-def test_what_can_not_be_centered_is_said(start, smollm2):  # noqa: F811
+@pytest.mark.parametrize("random_model", ["deepseek2-moe"], indirect=True)
+def test_what_can_not_be_centered_is_said(start, smollm2, random_model):  # noqa: F811
     with pytest.raises(AssertionError, match="GGMLQ_KV_CENTER is 'on', wanted off, auto, all or a file that `pyggmlq calibrate` has made"), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"}):
         pass
     # ggml's attention, not ours, reads q5_0: it can't add the missing term
     log = logits(start, "smollm2", "tq3_0", "q5_0", CENTERED)[1]
     assert "keys are not centered: CPU has no attention for centered keys of type tq3_0 with values of type q5_0" in log
+    with start("random_model", "tq3_0", "tq3_0", env={"GGMLQ_KV_CENTER": "auto"}) as p:
+        pass
+    assert "keys are not centered: found no layer that can be: none caches keys beside values (recurrent layers and MLA don't)" in p.log()
 
 
 def test_the_argument(programs, smollm2):  # noqa: F811

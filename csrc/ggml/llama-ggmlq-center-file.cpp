@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <functional>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -68,6 +70,37 @@ static std::string ggmlq_llama_center_describe_rope(const std::vector<int32_t> &
 
 static std::string ggmlq_llama_center_tensor(int32_t il, const char * what) { return format("blk.%d.%s", il, what); }
 
+// What K may be stored as, for the expected error of scores. e: squared error over square of rows of normal values, which rotated ones nearly are.
+static const struct { const char * name; int64_t length; double e; bool is_centered; } GGMLQ_LLAMA_CENTER_TYPES[] = {
+    { "q8_0", 32, 2.87e-5, false }, { "q4_0", 32, 7.38e-3, false }, { "tq3_0", 32, 2.56e-2, true }, { "planar3", 128, 3.18e-2, true },
+};
+
+// By the moments: the root mean square error of a layer's scores, as softmax gets them, with K of each type; 0 for a type that has no heads of this size.
+// The error of a stored row, e of its square, is spread evenly over the n values of its head, so that of a product with a query has the square
+// e/n (sum of q^2/s^2) (sum of s^2 k^2), k being what is stored, before its scale: with s^4 = q^2/variance, e/n (sum of the roots of q^2 variance)^2. What
+// rounding for queries takes off is left out.
+static std::vector<float> ggmlq_llama_center_score_error(const ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope) {
+    std::vector<float> errors;
+    for (const auto & type : GGMLQ_LLAMA_CENTER_TYPES) {
+        double sum = 0;
+        for (int64_t h = 0; h < layer.n_head_kv*layer.head_size; h += layer.head_size) {
+            double both = 0, of_query = 0, of_key = 0;
+            for (int64_t i = 0; i < layer.head_size; ++i) {
+                const auto pair_mean = [&](const std::function<double(int64_t)> & of) { return 0.5*(of(h + i) + of(h + ggmlq_llama_center_partner(rope, i))); };
+                const double query  = pair_mean([&](int64_t j) { return layer.sum_qq[j]/layer.n_q; });
+                const double square = pair_mean([&](int64_t j) { return layer.sum_kk[j]/layer.n_k; });
+                const double mean   = pair_mean([&](int64_t j) { return j - h < rope.n_rot ? layer.sum_k[j]*layer.sum_k[j]/layer.n_k/layer.n_k : 0; });
+                both     += std::sqrt(query*std::max(0.0, square - mean));
+                of_query += query;
+                of_key   += square;
+            }
+            sum += type.e*(type.is_centered ? both*both : of_query*of_key)/layer.head_size/layer.n_head_kv;
+        }
+        errors.push_back(layer.head_size % type.length ? 0.0f : (float) (layer.kq_scale*std::sqrt(sum)));
+    }
+    return errors;
+}
+
 static std::string ggmlq_llama_center_sum(const gguf_context * file, ggml_context * ctx) { // of all tensors
     std::vector<uint8_t> bytes;
     for (int64_t i = 0; i < gguf_get_n_tensors(file); ++i) {
@@ -95,7 +128,8 @@ ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model
                 return values;
             };
             record.layers.push_back({ layer.il, layer.head_size, layer.n_head_kv, ggmlq_llama_center_rope_facts(center->ropes[layer.rope]),
-                mean(layer.sum_k, layer.n_k), mean(layer.sum_kk, layer.n_k), mean(layer.sum_qq, layer.n_q) });
+                mean(layer.sum_k, layer.n_k), mean(layer.sum_kk, layer.n_k), mean(layer.sum_qq, layer.n_q),
+                ggmlq_llama_center_score_error(layer, center->ropes[layer.rope]) });
         }
     }
     return record;
@@ -152,6 +186,13 @@ void ggmlq_llama_center_save(const std::string & path, const ggmlq_llama_center_
     gguf_set_val_u32(file.get(), "ggmlq.text.window", record.text.n_window);
     gguf_set_val_u64(file.get(), "ggmlq.text.bytes", record.text.n_bytes);
     gguf_set_val_str(file.get(), "ggmlq.text.checksum", format("%016llx", (unsigned long long) record.text.checksum).c_str());
+    for (size_t type = 0; type < std::size(GGMLQ_LLAMA_CENTER_TYPES); ++type) {
+        std::vector<float> errors;
+        for (const auto & layer : record.layers) {
+            errors.push_back(layer.score_error.at(type));
+        }
+        gguf_set_arr_data(file.get(), format("ggmlq.score_error.%s", GGMLQ_LLAMA_CENTER_TYPES[type].name).c_str(), GGUF_TYPE_FLOAT32, errors.data(), errors.size());
+    }
     for (const auto & layer : record.layers) {
         gguf_set_arr_data(file.get(), ggmlq_llama_center_tensor(layer.il, "rope").c_str(), GGUF_TYPE_INT32, layer.rope.data(), layer.rope.size());
         const auto add = [&](const char * what, const std::vector<float> & values) {

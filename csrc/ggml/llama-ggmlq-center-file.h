@@ -30,6 +30,7 @@ struct ggmlq_llama_center_record {
         int64_t head_size, n_head_kv;
         std::vector<int32_t> rope;                // facts
         std::vector<float> mean, k_square, query; // [KV head][value]: mean of keys, mean squares of keys and queries
+        std::vector<float> score_error;           // expected, for each of GGMLQ_LLAMA_CENTER_TYPES; empty in one from a file, which nothing is made of
     };
     std::string key;                              // of one that was kept for later contexts: of which it may be. Else empty
     std::string name, architecture, fingerprint;  // of the model

@@ -109,14 +109,13 @@ float ggmlq_llama_center_gain(ggml_type type) {
 static int ggmlq_llama_rope_n_dims(const ggml_tensor * rope) { return rope->op_params[1]; }
 static int ggmlq_llama_rope_mode  (const ggml_tensor * rope) { return rope->op_params[2]; }
 
-// The value that value i of a head is turned with; i itself where there is no RoPE.
-static int64_t ggmlq_llama_partner(const ggmlq_llama_center_rope & rope, int64_t i) {
+int64_t ggmlq_llama_center_partner(const ggmlq_llama_center_rope & rope, int64_t i) {
     const int64_t half = rope.n_rot/2;
     return i >= rope.n_rot ? i : !rope.neox ? (i ^ 1) : i < half ? i + half : i - half;
 }
 
 static bool ggmlq_llama_is_first_of_pair(const ggmlq_llama_center_rope & rope, int64_t i) {
-    return i < rope.n_rot && i < ggmlq_llama_partner(rope, i);
+    return i < rope.n_rot && i < ggmlq_llama_center_partner(rope, i);
 }
 
 static ggml_backend_buffer_type_t ggmlq_llama_buft(const ggml_tensor * tensor) { return ggml_backend_buffer_get_type(tensor->buffer); }
@@ -167,7 +166,7 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq
         };
         double mean_variance = 0, mean_query = 0, mean_log = 0;
         for (int64_t i = 0; i < layer.head_size; ++i) {
-            const int64_t j = ggmlq_llama_partner(rope, i);
+            const int64_t j = ggmlq_llama_center_partner(rope, i);
             variance[i] = std::max(0.0, 0.5*(spread(i) + spread(j)));
             query[i]    = 0.5*(layer.sum_qq[h + i] + layer.sum_qq[h + j])/layer.n_q;
             layer.query[h + i] = (float) query[i]; // of the pair: later positions turn one value into the other
@@ -371,7 +370,7 @@ void ggmlq_llama_center::fill() {
         for (int64_t head = 0; head < layer.n_head; ++head) {
             const int64_t h = head/group*layer.head_size;
             for (int64_t i = 0; i < layer.head_size; ++i) {
-                const int64_t j = ggmlq_llama_partner(rope, i);
+                const int64_t j = ggmlq_llama_center_partner(rope, i);
                 s_inv.push_back(1.0f/layer.scale[h + i]);
                 same.push_back(i < rope.n_rot ? rope.magnitude*layer.mean[h + std::min(i, j)] : 0.0f);
                 turn.push_back(i < rope.n_rot ? rope.magnitude*layer.mean[h + std::max(i, j)] : 0.0f);
@@ -686,7 +685,7 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     terms.push_back({ k_cache, center, layer, w });
 }
 
-ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx, const ggml_tensor * k) {
+ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx, const ggml_tensor * k, float kq_scale) {
     const ggml_tensor * k_cache = k->view_src;
     const auto it = std::find_if(terms.begin(), terms.end(), [&](const pending & p) { return p.k_cache == k_cache; });
     if (it == terms.end()) {
@@ -697,7 +696,8 @@ ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx
     }
     const pending p = *it;
     terms.erase(it);
-    if (!p.w) {
+    if (!p.w) { // of the calibration
+        p.center->find(k_cache)->kq_scale = kq_scale;
         return { nullptr, nullptr, nullptr, nullptr };
     }
     // the same cells and streams as the view of K
@@ -1118,7 +1118,7 @@ private:
             left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
         }
         if (n_centered == 0) {
-            throw std::runtime_error("found no layer that can be" + left);
+            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none caches keys beside values (recurrent layers and MLA don't)" : left));
         }
     }
 

@@ -63,12 +63,16 @@ struct ggmlq_llama_center_rope {
     void measure();
 };
 
+// The value that value i of a head is turned with; i itself where there is no RoPE.
+int64_t ggmlq_llama_center_partner(const ggmlq_llama_center_rope & rope, int64_t i);
+
 struct ggmlq_llama_center_layer {
     int32_t       il;
     ggml_tensor * k;         // the cache
     int           rope = -1; // index; -1: not centered, for this reason
     std::string   reason;
     int64_t       head_size = 0, n_head_kv = 0, n_head = 0;
+    float         kq_scale = 0; // of the calibration's graph: what attention multiplies scores by
 
     // Of the calibration: sums over the tokens from GGMLQ_LLAMA_CENTER_FIRST on.
     int64_t seen_k = 0, seen_q = 0;            // tokens of this window
@@ -145,14 +149,15 @@ public:
 
     // For attention with the view `k` of a cache, as get_k made it: w [n_rot, heads, tokens], positions and part [cells, 1, 1, streams], or nulls.
     struct term { const ggmlq_llama_center_rope * rope; ggml_tensor * w; ggml_tensor * positions; ggml_tensor * part; };
-    term take(ggml_context * ctx, const ggml_tensor * k);
+    // kq_scale: what attention multiplies scores by.
+    term take(ggml_context * ctx, const ggml_tensor * k, float kq_scale);
 
     // Give the term to a FLASH_ATTN_EXT node, or add it to scores [cells, queries, heads, streams].
     static void   add_to_flash (ggml_context * ctx, ggml_tensor * attention, const term & t);
     ggml_tensor * add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t);
 
 private:
-    struct pending { const ggml_tensor * k_cache; const ggmlq_llama_center * center; const ggmlq_llama_center_layer * layer; ggml_tensor * w; };
+    struct pending { const ggml_tensor * k_cache; ggmlq_llama_center * center; const ggmlq_llama_center_layer * layer; ggml_tensor * w; };
     struct rows    { const ggmlq_llama_center_rope * rope; const ggml_tensor * positions; ggml_tensor * c; };
 
     std::vector<pending> terms;

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from .. import llama
 from .._files import appearing
+from .._gguf_file import GgufError, metadata
 from .._steps import Steps, slug
 from . import LabError, runs
 from .dump import TARGETS
 
+ERRORS = "ggmlq.score_error."
 WINDOW = 512  # tokens that see each other; llama.cpp's own calibration has one such window
 
 
@@ -32,11 +34,13 @@ class Options(runs.Programs):
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Tokens that were used, layers whose keys can be centered by the file, and what was said of others (empty: nothing)."""
+    """Tokens that were used, layers whose keys can be centered by the file, what was said of others (empty: nothing), and by type of K what the file has
+    of these layers in their order: the expected root mean square error of attention's scores, before rounding for queries takes some off; none: a type without such heads."""
 
     tokens: int
     layers: int
     left: str
+    errors: dict[str, list[float]]
 
 
 def run(options: Options, steps: Steps) -> Calibrated:
@@ -61,10 +65,16 @@ def run(options: Options, steps: Steps) -> Calibrated:
     found = re.search(r"wrote the calibration of (\d+) layers on (\d+) tokens(?:; )?(.*)", said)
     if found is None or not file.is_file():
         raise LabError("llama-ggmlq-lab said nothing of a calibration: build it again")
+    try:
+        written = metadata(file)
+    except GgufError as error:
+        raise LabError(f"llama-ggmlq-lab wrote what can't be read: {error}") from None
+    known = {name[len(ERRORS):]: values for name, values in written.items() if name.startswith(ERRORS)}
+    errors = {name: values for name, values in known.items() if all(values)}
     with steps.named(f"writing {options.out}"), file.open("rb") as source, appearing(options.out) as target:
         shutil.copyfileobj(source, target)
     file.unlink()
-    return Calibrated(int(found[2]), int(found[1]), found[3].strip())
+    return Calibrated(int(found[2]), int(found[1]), found[3].strip(), errors)
 
 
 def _watch(steps: Steps, tokens: int) -> Callable[[Path], None]:

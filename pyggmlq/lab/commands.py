@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import statistics
 import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
@@ -303,6 +304,9 @@ def calibrate_command(
             extra=_extra(device, llama_args),
         ), steps)  # fmt: skip
     typer.echo(f"wrote {output}: {done.layers} layers on {done.tokens} tokens; use it with --kv-center {output}")
+    if done.errors:
+        told = (f"{name} {statistics.median(values):.3f} ({max(values):.3f})" for name, values in done.errors.items())
+        typer.echo(f"expected error of a score with K of each type, median of layers (worst): {', '.join(told)}")
     if done.left:
         typer.echo(f"note: {done.left}")
     if done.tokens < tokens:
