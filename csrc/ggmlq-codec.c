@@ -346,7 +346,15 @@ static bool step_for_queries(int type, const float * y, int n, uint16_t * scale,
     return finite;
 }
 
-int ggmlq_encode_row_for_queries(int type, const float * x, const float * feedback, void * row, int64_t n) {
+int64_t ggmlq_feedback_values(int64_t n) {
+    if (n < 0 || n % GGMLQ_PLANE != 0) {
+        return GGMLQ_ERROR_LENGTH;
+    }
+    const int planes = (int) (n/GGMLQ_PLANE);
+    return n > GGMLQ_ATTEND_MAX_HEAD_SIZE ? GGMLQ_ERROR_SHAPE : ggmlq_feedback_before(planes, planes);
+}
+
+int ggmlq_encode_row_for_queries(int type, const float * x, const uint16_t * feedback, void * row, int64_t n) {
     const int error = check_row(type, n);
     if (error || n > GGMLQ_ATTEND_MAX_HEAD_SIZE) {
         return error ? error : GGMLQ_ERROR_SHAPE;
@@ -366,8 +374,12 @@ int ggmlq_encode_row_for_queries(int type, const float * x, const float * feedba
             const int   index = signbit(rest[i]) ? 3 - cell : 4 + cell;
             const float off = coded ? rest[i] - step*(float) levels_table[index] : 0.0f;
             fields[i - start] = step > 0.0f ? field_of(type, index) : 0;
-            for (int64_t j = i + 1; j < n; ++j) {
-                rest[j] -= off*feedback[i*n + j];
+            const int64_t    plane = i/GGMLQ_PLANE;
+            const uint16_t * by = feedback + ggmlq_feedback_before((int) plane, (int) (n/GGMLQ_PLANE)) + GGMLQ_PLANE*(i % GGMLQ_PLANE);
+            for (int64_t first = GGMLQ_PLANE*plane; first < n; first += GGMLQ_PLANE, by += GGMLQ_PLANE*GGMLQ_PLANE) {
+                for (int64_t j = i < first ? 0 : i + 1 - first; j < GGMLQ_PLANE; ++j) {
+                    rest[first + j] -= off*ggmlq_half_to_float(by[j]);
+                }
             }
         }
         if (type == GGMLQ_TYPE_TQ3_0) {

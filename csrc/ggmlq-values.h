@@ -14,9 +14,10 @@
 static inline GGMLQ_DEVICE_TOO float ggmlq_half_to_float(uint16_t h) {
     const uint32_t sign     = (uint32_t) (h & 0x8000) << 16;
     const uint32_t rest     = (uint32_t) (h & 0x7fff) << 13;
-    const uint32_t normal   = rest + (rest >= 0x0f800000 ? 0x70000000 : 0x38000000); /* infinity, NaN : finite */
+    const uint32_t normal   = rest + 0x38000000 + (0x38000000 & (0 - (uint32_t) (rest >= 0x0f800000))); /* the latter: infinity, NaN */
     const uint32_t subnorm  = ggmlq_float_bits(ggmlq_float_from_bits(rest + 0x38800000) - ggmlq_float_from_bits(0x38800000));
-    return ggmlq_float_from_bits(sign | (rest < 0x00800000 ? subnorm : normal));
+    const uint32_t is_small = 0 - (uint32_t) (rest < 0x00800000); /* of ?: GCC makes a branch, as the subtraction might trap */
+    return ggmlq_float_from_bits(sign | (subnorm & is_small) | (normal & ~is_small));
 }
 
 /* Nearest, ties to even; beyond 65504 saturates (also infinity); NaN stays NaN. */
@@ -41,5 +42,10 @@ static inline GGMLQ_DEVICE_TOO int ggmlq_sign_bit(int b, int k) {
     const int c = 4*(b % 4) + k;
     return 4*(c >> 1) + 2*(b / 4) + (c & 1);
 }
+
+/* Feedback of a head (ggmlq_encode_row_for_queries) of 32*planes values: halves, in blocks of 32 x 32 on and above the diagonal, block by block from left to
+ * right, rows of blocks from top to bottom; in a block row by row. What lies in the blocks on the diagonal at or below it counts for nothing.
+ * How many halves come before row of blocks `plane`; `plane` == `planes`: how many there are. */
+static inline GGMLQ_DEVICE_TOO int ggmlq_feedback_before(int plane, int planes) { return 32*32*(plane*planes - plane*(plane - 1)/2); }
 
 #endif

@@ -72,9 +72,12 @@ GGMLQ_API int ggmlq_decode_row(int type, const void * row, float * x, int64_t n)
 GGMLQ_API int ggmlq_decode_row_rotated(int type, const void * row, float * y, int64_t n);
 
 /* The n values of a head, at most GGMLQ_ATTEND_MAX_HEAD_SIZE, are rounded one after the other, and those that follow take up what each one's rounding
- * does to products with queries (docs/CENTERING.md, "Rounding for the model's queries"): an error e of rotated value i takes e*feedback[i*n + j] from
- * every rotated value j > i. A block whose sum of squares is no float becomes NaN and moves nothing. */
-GGMLQ_API int ggmlq_encode_row_for_queries(int type, const float * x, const float * feedback, void * row, int64_t n);
+ * does to products with queries (docs/CENTERING.md, "Rounding for the model's queries"): an error e of rotated value i takes e*f from every rotated value
+ * j > i, f being the half of i and j in `feedback`, which holds ggmlq_feedback_values(n) of them; their order: ggmlq-values.h. A block whose sum of squares is
+ * no float becomes NaN and moves nothing. */
+GGMLQ_API int ggmlq_encode_row_for_queries(int type, const float * x, const uint16_t * feedback, void * row, int64_t n);
+/* Of a head of n values, a multiple of 32 and at most GGMLQ_ATTEND_MAX_HEAD_SIZE; otherwise a negative ggmlq_error. */
+GGMLQ_API int64_t ggmlq_feedback_values(int64_t n);
 
 /* GGMLQ_ERROR_NOT_FINITE if a block's scale is NaN or infinite; its index goes to *block (may be NULL). */
 GGMLQ_API int ggmlq_validate_row(int type, const void * row, int64_t n, int64_t * block);
@@ -100,6 +103,7 @@ GGMLQ_CPU_API int ggmlq_cpu_decode_row_rotated(int type, const void * row, float
 GGMLQ_CPU_API int ggmlq_cpu_rotate_row        (int type, const float * x, float * y, int64_t n);
 GGMLQ_CPU_API int ggmlq_cpu_unrotate_row      (int type, const float * y, float * x, int64_t n);
 GGMLQ_CPU_API int ggmlq_cpu_encode_query_row  (int type, const float * x, void * query, int64_t n);
+GGMLQ_CPU_API int ggmlq_cpu_encode_row_for_queries(int type, const float * x, const uint16_t * feedback, void * row, int64_t n);
 GGMLQ_CPU_API int ggmlq_cpu_set_rows(int type, void * rows, int64_t row_stride, int64_t n_rows,
                                      const float * src, const int64_t * indices, int64_t n_indices, int64_t n);
 GGMLQ_CPU_API int ggmlq_cpu_get_rows(int type, const void * rows, int64_t row_stride, int64_t n_rows,

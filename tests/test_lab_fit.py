@@ -105,10 +105,10 @@ def test_the_longest_context_is_the_longest(tmp_path: Path):
 def test_centered_keys_take_a_little_more(tmp_path: Path):
     """test_llama_center.py compares these with what llama.cpp takes."""
     gemma, cells = fit.read(write(tmp_path / "m.gguf", "gemma3", **GEMMA)), 1024  # of a window of 512, too
-    assert gemma.center_bytes(Case("tq3_0", "f16"), 32768) == 2 * (3 * 32768 + 15 * cells) + 18 * 4 * 256**2
+    assert gemma.center_bytes(Case("tq3_0", "f16"), 32768) == 2 * (3 * 32768 + 15 * cells) + 18 * 2 * 36 * 32**2
     assert gemma.center_bytes(Case("q8_0", "tq3_0"), 32768) == 0
     smollm2 = fit.read(write(tmp_path / "m.gguf", "llama", **SMOLLM2, rope__dimension_count=32))
-    assert smollm2.center_bytes(Case("tq3_0", "tq3_0"), 2048) == 2 * 2048 * 30 + 30 * 4 * 3 * 64**2
+    assert smollm2.center_bytes(Case("tq3_0", "tq3_0"), 2048) == 2 * 2048 * 30 + 30 * 2 * 3 * 3 * 32**2
     assert fit.read(write(tmp_path / "m.gguf", "gpt2", **SMOLLM2)).center_bytes(Case("tq3_0", "tq3_0"), 2048) == 0
     output = invoke(tmp_path / "m.gguf", "--context", 2048, "--pairs", "tq3_0").output
     assert "centering MiB" not in output

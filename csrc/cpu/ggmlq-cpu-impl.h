@@ -27,6 +27,7 @@ struct ggmlq_cpu_kernels {
     void (* rotate_row)        (int type, const float * x, float * y, int64_t n);
     void (* unrotate_row)      (int type, const float * y, float * x, int64_t n);
     void (* encode_query_row)  (int type, const float * x, void * query, int64_t n);
+    void (* encode_row_for_queries)(int type, const float * x, const uint16_t * feedback, void * row, int64_t n);
     void (* dot_row)           (int type, const void * row, const void * query, int64_t n, float * result);
     void (* mul_mat_vec)       (int type, const void * rows, int64_t row_stride, int64_t n_rows,
                                 const void * queries, int64_t query_stride, int64_t n_queries, int64_t n, float * out);

@@ -183,6 +183,16 @@ GGMLQ_ROW_FUNCTION(rotate_row,         const float * source, float * target)
 GGMLQ_ROW_FUNCTION(unrotate_row,       const float * source, float * target)
 GGMLQ_ROW_FUNCTION(encode_query_row,   const float * source, void * target)
 
+int ggmlq_cpu_encode_row_for_queries(int type, const float * x, const uint16_t * feedback, void * row, int64_t n) {
+    const struct ggmlq_cpu_kernels * kernels;
+    const int error = check_row(type, n, &kernels);
+    if (error || n > GGMLQ_ATTEND_MAX_HEAD_SIZE) {
+        return error ? error : GGMLQ_ERROR_SHAPE;
+    }
+    kernels->encode_row_for_queries(type, x, feedback, row, n);
+    return GGMLQ_OK;
+}
+
 int ggmlq_dot_row(int type, const void * row, const void * query, int64_t n, float * result) {
     const struct ggmlq_cpu_kernels * kernels;
     const int error = check_row(type, n, &kernels);

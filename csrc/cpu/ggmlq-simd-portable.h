@@ -35,11 +35,9 @@ static inline v8   v8_from_int(v8i a)                { v8 r; EACH(r.v[l] = (floa
 static inline v8   v8_load_i8(const int8_t * p)      { v8 r; EACH(r.v[l] = (float) p[l]); return r; }
 static inline v8   v8_load_half(const uint16_t * p) {
     v8 r;
-    for (int l = 0; l < 8; ++l) {
-        uint16_t h;
-        memcpy(&h, p + l, sizeof(h));
-        r.v[l] = ggmlq_half_to_float(h);
-    }
+    uint16_t h[8];
+    memcpy(h, p, sizeof(h));
+    EACH(r.v[l] = ggmlq_half_to_float(h[l]));
     return r;
 }
 /* 2^n for an integer n of -127 (gives 0) to 127; anything for NaN. */

@@ -67,13 +67,13 @@ static inline int ggmlq_check_set_rows_for_queries(const struct ggmlq_cuda_view 
     if (values->type != GGMLQ_CUDA_F32 || feedback->type != GGMLQ_CUDA_F16) {
         return GGMLQ_ERROR_TYPE;
     }
-    error = ggmlq_check_view(feedback, ggmlq_type_info_get(rows->type)->block_length);
+    error = ggmlq_check_view(feedback, 1);
     if (error) {
         return error;
     }
-    const int64_t length = feedback->ne[0], heads = feedback->ne[2];
-    return length < 1 || length > GGMLQ_ATTEND_MAX_HEAD_SIZE || heads < 1 || feedback->ne[1] != length || feedback->ne[3] != 1 || rows->ne[0] != length*heads ||
-        rows->ne[2] != 1 || rows->ne[3] != 1 || values->ne[1] > INT32_MAX/heads || values->nb[1] % 4 != 0 ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+    const int64_t heads = feedback->ne[1], length = heads > 0 ? rows->ne[0]/heads : 0;
+    return length < 1 || ggmlq_feedback_values(length) != feedback->ne[0] || feedback->ne[2] != 1 || feedback->ne[3] != 1 || rows->ne[0] != length*heads ||
+        length % ggmlq_type_info_get(rows->type)->block_length != 0 || rows->ne[2] != 1 || rows->ne[3] != 1 || values->ne[1] > INT32_MAX/heads || values->nb[1] % 4 != 0 ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
 /* What ggmlq_attend takes, and query rows of all heads and sequences are numbered in 31 bits. */

@@ -21,8 +21,8 @@ struct keys {
     const uint8_t * values;   /* f32, head h of token i at i*values_nb1 + h*4*length */
     uint8_t       * rows;
     const uint8_t * index;
-    const uint8_t * feedback; /* f16 [length, length, heads] */
-    int64_t values_nb1, rows_nb1, index_nb0, feedback_nb1, feedback_nb2, n_rows;
+    const uint8_t * feedback; /* f16, heads feedback_nb1 apart */
+    int64_t values_nb1, rows_nb1, index_nb0, feedback_nb1, n_rows;
     int32_t index_bytes, length, heads, tokens;
     int32_t turned;           /* so many adjacent values by llama.cpp's own rotation (attn_rot) before, 0: none */
     float   turn_scale;       /* 1/sqrt of that */
@@ -117,22 +117,15 @@ template <int type, bool wide> GGMLQ_DEVICE float step_for_queries(const float y
     return finite ? ggmlq_mul(ggmlq_half_value(*scale), T::UNIT) : -1.0f;
 }
 
-/* The feedback of 32 values from `first` on, to themselves and later ones: 32 rows of the first NEAR columns, then those of the rest. */
-enum { NEAR = 2*GGMLQ_PLANE };
+/* The feedback of the 32 values of a plane: a row of blocks (ggmlq_feedback_before), to the values themselves first. */
+enum { BLOCK = GGMLQ_PLANE*GGMLQ_PLANE };
 
-GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int first, __half * tile, int thread, int threads) {
-    const int chunks = (k.length - first)/8;
-    const uint8_t * from = k.feedback + head*k.feedback_nb2 + first*k.feedback_nb1 + 2*first;
-    for (int i = thread; i < 32*chunks; i += threads) {
-        const int row = i/chunks, at = i - row*chunks;
-        ggmlq_copy_16(tile + (8*at < NEAR ? NEAR*row + 8*at : 31*NEAR + row*(k.length - NEAR) + 8*at), from + row*k.feedback_nb1 + 16*at);
+GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int plane, __half * tile, int thread, int threads) {
+    const int planes = k.length/GGMLQ_PLANE;
+    const uint8_t * from = k.feedback + head*k.feedback_nb1 + 2*ggmlq_feedback_before(plane, planes);
+    for (int i = thread; i < BLOCK/8*(planes - plane); i += threads) {
+        ggmlq_copy_16(tile + 8*i, from + 16*i);
     }
-}
-
-/* Where those to the 32 values `planes` planes later begin, at least 1, and from one row to the next. */
-GGMLQ_DEVICE const __half * later_columns(const __half * tile, int planes, int length, int * stride) {
-    *stride = planes == 1 ? NEAR : length - NEAR;
-    return tile + (planes == 1 ? GGMLQ_PLANE : 32*NEAR + GGMLQ_PLANE*(planes - 2));
 }
 
 /* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: a tile. By how much each value has
@@ -150,7 +143,7 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, i
         index[k] = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const uint4 row = *(const uint4 *) (feedback + (8*k + i)*NEAR + 8*k);
+            const uint4 row = *(const uint4 *) (feedback + (8*k + i)*GGMLQ_PLANE + 8*k);
             const uint32_t pairs[4] = { row.x, row.y, row.z, row.w };
             const uint32_t sign = __float_as_uint(x[i]) & 0x80000000u;
             const float a = fabsf(x[i]);
@@ -167,7 +160,7 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, i
                 x[j] = ggmlq_sub(x[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)))));
             }
             for (int later = k + 1; later < 4; ++later) {
-                v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*NEAR + 8*later + t])));
+                v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*GGMLQ_PLANE + 8*later + t])));
             }
         }
     }
@@ -207,14 +200,14 @@ GGMLQ_DEVICE void round_lanes(float & x, float & next, const __half * tile, floa
     const struct cell_bounds b = bounds_of(step);
     const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
 #pragma unroll 1
-    for (int k = 0; k < 32; k += 4, tile += 4*NEAR) {
+    for (int k = 0; k < 32; k += 4, tile += 4*GGMLQ_PLANE) {
         float y[4];
         for (int i = 0; i < 4; ++i) {
             y[i] = ggmlq_shuffle(x, k + i);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const uint2 row = *(const uint2 *) (tile + i*NEAR + k);
+            const uint2 row = *(const uint2 *) (tile + i*GGMLQ_PLANE + k);
             const uint32_t pairs[2] = { row.x, row.y };
             const uint32_t sign = __float_as_uint(y[i]) & 0x80000000u;
             const float a = fabsf(y[i]), size = ggmlq_sub(a, pick<float>(a, b, level[0], level[1], level[2], level[3]));
@@ -223,9 +216,9 @@ GGMLQ_DEVICE void round_lanes(float & x, float & next, const __half * tile, floa
                 const float f = ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)));
                 y[j] = ggmlq_sub(y[j], j == i + 1 ? ggmlq_mul(size, __uint_as_float(__float_as_uint(f) ^ sign)) : ggmlq_mul(move, f));
             }
-            const float moved = ggmlq_sub(x, ggmlq_mul(move, __half2float(tile[i*NEAR + lane])));
+            const float moved = ggmlq_sub(x, ggmlq_mul(move, __half2float(tile[i*GGMLQ_PLANE + lane])));
             x    = lane > k + i ? moved : x;
-            next = ggmlq_sub(next, ggmlq_mul(move, __half2float(tile[i*NEAR + GGMLQ_PLANE + lane])));
+            next = ggmlq_sub(next, ggmlq_mul(move, __half2float(tile[BLOCK + i*GGMLQ_PLANE + lane])));
         }
     }
 }
@@ -324,7 +317,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
         ggmlq_let_next_start();
     }
     for (int plane = 0; plane < planes && plane < buffers; ++plane) { /* no kernel writes them */
-        fetch_tile(k, head, GGMLQ_PLANE*plane, tiles + plane*tile_values, threadIdx.x, THREADS);
+        fetch_tile(k, head, plane, tiles + plane*tile_values, threadIdx.x, THREADS);
     }
     ggmlq_wait_for_previous();
     load_keys<type>(k, head, token, 1, rest, length);
@@ -361,7 +354,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
                 round_lanes(x, next, tile, step, lane); /* the last plane's `next` is of columns that aren't there, and of no use */
             } else {
                 for (int i = 0; i < 32; ++i) {
-                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(tile[i*NEAR + GGMLQ_PLANE + lane])));
+                    next = ggmlq_sub(next, ggmlq_mul(0.0f, __half2float(tile[BLOCK + i*GGMLQ_PLANE + lane])));
                 }
             }
             const struct cell_bounds b = bounds_of(step);
@@ -371,7 +364,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             index[lane] = step > 0.0f ? (sign ? 3 - cell : 4 + cell) : 0;
             x = next;
         } else if (plane > 0 && plane - 1 + buffers < planes && buffers > 1) { /* where the last plane's was */
-            fetch_tile(k, head, GGMLQ_PLANE*(plane - 1 + buffers), tiles + spare*tile_values, threadIdx.x - 32, THREADS - 32);
+            fetch_tile(k, head, plane - 1 + buffers, tiles + spare*tile_values, threadIdx.x - 32, THREADS - 32);
         }
         ggmlq_copies_done();
         __syncthreads();
@@ -386,22 +379,21 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
             store_bytes<type>(two, one, lane, block, plane % T::PLANES);
         }
         for (int later = plane + 1 + warp; later < planes && warp > 0; later += THREADS/32 - 1) {
-            int stride;
-            const __half * const column = later_columns(tile, later - plane, length, &stride) + lane;
+            const __half * const column = tile + BLOCK*(later - plane) + lane;
             float value = rest[GGMLQ_PLANE*later + lane];
 #pragma unroll
             for (int i = 0; i < 32; i += 4) {
                 const float4 four = *(const float4 *) (moved + i);
                 const float  m[4] = { four.x, four.y, four.z, four.w };
                 for (int j = 0; j < 4; ++j) {
-                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*stride])));
+                    value = ggmlq_sub(value, ggmlq_mul(m[j], __half2float(column[(i + j)*GGMLQ_PLANE])));
                 }
             }
             rest[GGMLQ_PLANE*later + lane] = value;
         }
         if (more && buffers == 1) {
             __syncthreads();
-            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, threadIdx.x, THREADS);
+            fetch_tile(k, head, plane + 1, tiles, threadIdx.x, THREADS);
             ggmlq_copies_done();
         }
         spare  = buffer;
@@ -431,7 +423,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
         const bool more = plane + 1 < planes;
         if (more && buffers == 2) {
-            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), thread, threads);
+            fetch_tile(k, head, plane + 1, tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), thread, threads);
         }
         uint8_t * const block = row + plane/T::PLANES*T::BYTES;
         if (plane % T::PLANES == 0) {
@@ -466,11 +458,10 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         for (int later = plane + 1; later < planes; ++later) {
             float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
             float4 four = *values;
-            int stride;
-            const __half * const column = later_columns(tile, later - plane, length, &stride) + 4*t;
+            const __half * const column = tile + BLOCK*(later - plane) + 4*t;
 #pragma unroll
             for (int i = 0; i < 32; ++i) {
-                const uint2 h = *(const uint2 *) (column + i*stride);
+                const uint2 h = *(const uint2 *) (column + i*GGMLQ_PLANE);
                 four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
                 four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
                 four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
@@ -481,7 +472,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         ggmlq_copies_done();
         __syncthreads();
         if (buffers == 1) {
-            fetch_tile(k, head, GGMLQ_PLANE*(plane + 1), tiles, thread, threads);
+            fetch_tile(k, head, plane + 1, tiles, thread, threads);
             ggmlq_copies_done();
             __syncthreads();
         }
@@ -496,14 +487,14 @@ int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, c
     if (error) {
         return error;
     }
-    return feedback->ne[0] > MAX_LENGTH || feedback->ne[2] > 65535 || feedback->nb[1] % 16 != 0 || feedback->nb[2] % 16 != 0 ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+    return rows->ne[0]/feedback->ne[1] > MAX_LENGTH || feedback->ne[1] > 65535 || feedback->nb[1] % 16 != 0 ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
 static struct keys make_keys(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices, int index_bytes,
                              const struct ggmlq_cuda_view * feedback, int turned) {
     const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
-        values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], feedback->nb[2], rows->ne[1],
-        index_bytes, (int32_t) feedback->ne[0], (int32_t) feedback->ne[2], (int32_t) values->ne[1], turned, turned ? 1/sqrtf((float) turned) : 0.0f };
+        values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], rows->ne[1],
+        index_bytes, (int32_t) (rows->ne[0]/feedback->ne[1]), (int32_t) feedback->ne[1], (int32_t) values->ne[1], turned, turned ? 1/sqrtf((float) turned) : 0.0f };
     return k;
 }
 
@@ -545,10 +536,10 @@ int ggmlq_cuda_store_new_check(const struct ggmlq_cuda_new_rows * p) {
     if (error) {
         return error;
     }
-    if (p->k.ne[1] < 1 || p->k.ne[1]*p->feedback.ne[2] > FEW_KEYS) {
+    if (p->k.ne[1] < 1 || p->k.ne[1]*p->feedback.ne[1] > FEW_KEYS) {
         return GGMLQ_ERROR_SHAPE;
     }
-    if (p->k_turned && !can_turn(p->feedback.ne[0], p->k_turned)) {
+    if (p->k_turned && !can_turn(p->k_rows.ne[0]/p->feedback.ne[1], p->k_turned)) {
         return GGMLQ_ERROR_LENGTH;
     }
     if (p->v.data) {

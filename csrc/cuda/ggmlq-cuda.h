@@ -68,7 +68,7 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
                                const struct ggmlq_cuda_view * from, const int turned[3], void * stream);
 
 /* Also for llama.cpp only: keys that are rounded for the model's queries (ggmlq_encode_row_for_queries), with the same bytes as there. values: f32 [length*heads,
- * tokens]; feedback: f16 [length, length, heads], rows on addresses that are multiples of 16; length up to 512. */
+ * tokens]; feedback: f16 [ggmlq_feedback_values(length), heads], heads on addresses that are multiples of 16; length up to 512. */
 int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                                     const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback, void * stream);
 

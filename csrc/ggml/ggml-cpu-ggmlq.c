@@ -63,9 +63,9 @@ bool ggmlq_ggml_cpu_supports_rounded(const struct ggml_tensor * op) {
     if (feedback == NULL) {
         return true;
     }
-    return ggmlq_ggml_is_cache_type(op->type) && feedback->type == GGML_TYPE_F32 && ggml_is_contiguous(feedback) && feedback->ne[3] == 1 &&
-        feedback->ne[1] == feedback->ne[0] && feedback->ne[0] % ggml_blck_size(op->type) == 0 && feedback->ne[0] <= GGMLQ_ATTEND_MAX_HEAD_SIZE &&
-        op->ne[0] == feedback->ne[0]*feedback->ne[2] && op->ne[2] == 1 && op->ne[3] == 1 &&
+    const int64_t heads = feedback->ne[1], length = op->ne[0]/heads;
+    return ggmlq_ggml_is_cache_type(op->type) && feedback->type == GGML_TYPE_F16 && ggml_is_contiguous(feedback) && feedback->ne[2] == 1 && feedback->ne[3] == 1 &&
+        feedback->ne[0] == ggmlq_feedback_values(length) && length % ggml_blck_size(op->type) == 0 && op->ne[0] == length*heads && op->ne[2] == 1 && op->ne[3] == 1 &&
         values->type == GGML_TYPE_F32 && values->nb[0] == sizeof(float) && (indices->type == GGML_TYPE_I64 || indices->type == GGML_TYPE_I32);
 }
 
@@ -75,14 +75,14 @@ bool ggmlq_ggml_cpu_set_rows(const struct ggml_compute_params * params, struct g
         return false;
     }
     GGML_ASSERT(ggmlq_ggml_cpu_supports_rounded(dst));
-    const int64_t length = feedback->ne[0], heads = feedback->ne[2], head_bytes = (int64_t) ggml_row_size(dst->type, length);
+    const int64_t heads = feedback->ne[1], length = dst->ne[0]/heads, head_bytes = (int64_t) ggml_row_size(dst->type, length);
     for (int64_t i = params->ith; i < heads*values->ne[1]; i += params->nth) { /* a thread has as few heads as possible, whose feedback it then keeps at hand */
         const int64_t head = i/values->ne[1], token = i % values->ne[1];
         const char  * at   = (const char *) indices->data + token*indices->nb[0];
         const int64_t row  = indices->type == GGML_TYPE_I64 ? *(const int64_t *) at : *(const int32_t *) at;
         GGML_ASSERT(row >= 0 && row < dst->ne[1]);
-        ggmlq_ggml_cpu_require_ok(ggmlq_encode_row_for_queries(dst->type, (const float *) ((const char *) values->data + token*values->nb[1]) + head*length,
-            (const float *) ((const char *) feedback->data + head*feedback->nb[2]), (char *) dst->data + row*dst->nb[1] + head*head_bytes, length));
+        ggmlq_ggml_cpu_require_ok(ggmlq_cpu_encode_row_for_queries(dst->type, (const float *) ((const char *) values->data + token*values->nb[1]) + head*length,
+            (const uint16_t *) ((const char *) feedback->data + head*feedback->nb[1]), (char *) dst->data + row*dst->nb[1] + head*head_bytes, length));
     }
     return true;
 }

@@ -11,7 +11,7 @@
 enum { GGMLQ_GGML_ATTEND_W = 5, GGMLQ_GGML_ATTEND_TURNS = 6, GGMLQ_GGML_ATTEND_POSITIONS = 7, GGMLQ_GGML_ATTEND_PART = 8 };
 enum { GGMLQ_GGML_ATTEND_HALVES_AT = 15 }; /* in op_params */
 
-/* A source of SET_ROWS that upstream doesn't use: feedback, [head size, head size, heads], F32 for the CPU, F16 for other devices. If it is there,
+/* A source of SET_ROWS that upstream doesn't use: feedback, F16 [ggmlq_feedback_values(head size), heads]. If it is there,
  * every head of a row is encoded by ggmlq_encode_row_for_queries, and whoever can't must refuse the node. */
 enum { GGMLQ_GGML_SET_ROWS_FEEDBACK = 5 };
 

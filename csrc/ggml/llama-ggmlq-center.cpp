@@ -125,11 +125,15 @@ static ggml_backend_dev_t ggmlq_llama_device(const ggml_tensor * tensor) {
     return dev ? dev : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); // whose buffers don't name it
 }
 
-// The type of feedback with which the device of this layer's cache rounds keys for queries as it stores them; GGML_TYPE_COUNT: it can't.
-static ggml_type ggmlq_llama_center_feedback_type(const ggmlq_llama_center_layer & layer) {
+// Whether the device of this layer's cache rounds keys for queries as it stores them.
+static bool ggmlq_llama_center_rounds(const ggmlq_llama_center_layer & layer) {
     ggml_backend_dev_t dev = ggmlq_llama_device(layer.k);
     if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META || !ggmlq_llama_is_cache_type(layer.k->type)) {
-        return GGML_TYPE_COUNT;
+        return false;
+    }
+    const int64_t n_feedback = ggmlq_feedback_values(layer.head_size);
+    if (n_feedback <= 0) {
+        return false;
     }
     const auto takes = [&](ggml_type type) {
         ggml_init_params params = { 8*ggml_tensor_overhead(), nullptr, true };
@@ -137,14 +141,12 @@ static ggml_type ggmlq_llama_center_feedback_type(const ggmlq_llama_center_layer
         const int64_t n_values = layer.head_size*layer.n_head_kv;
         ggml_tensor * store = ggml_set_rows(ctx.get(), ggml_new_tensor_2d(ctx.get(), layer.k->type, n_values, 256),
             ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_values, 1), ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1));
-        store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = ggml_new_tensor_3d(ctx.get(), type, layer.head_size, layer.head_size, layer.n_head_kv);
+        store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = ggml_new_tensor_2d(ctx.get(), type, n_feedback, layer.n_head_kv);
         return ggml_backend_dev_supports_op(dev, store);
     };
     // Who takes a type that it can't be overlooks it, or doesn't look at all (RPC).
-    return takes(GGML_TYPE_I32) ? GGML_TYPE_COUNT : takes(GGML_TYPE_F32) ? GGML_TYPE_F32 : takes(GGML_TYPE_F16) ? GGML_TYPE_F16 : GGML_TYPE_COUNT;
+    return !takes(GGML_TYPE_I32) && takes(GGML_TYPE_F16);
 }
-
-static bool ggmlq_llama_center_rounds(const ggmlq_llama_center_layer & layer) { return ggmlq_llama_center_feedback_type(layer) != GGML_TYPE_COUNT; }
 
 // The error of a logit, if the rounding error of a key is spread evenly over its head, goes with
 // (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Rounding for queries moves the error to where q is small, and
@@ -224,7 +226,7 @@ void ggmlq_llama_center::prepare() {
         return;
     }
     feedback_is_missing = false;
-    struct job { const ggmlq_llama_round * round; std::vector<float> feedback; };
+    struct job { const ggmlq_llama_round * round; std::vector<uint16_t> feedback; };
     std::vector<job> jobs;
     for (const auto & layer : layers) {
         for (size_t h = 0; layer.feedback && h < layer.rounds->size(); ++h) {
@@ -251,12 +253,8 @@ void ggmlq_llama_center::prepare() {
     }
     size_t at = 0;
     for (const auto & layer : layers) {
-        for (int64_t h = 0; layer.feedback && h < layer.feedback->ne[2]; ++h) {
-            const auto & feedback = jobs[at++].feedback;
-            std::vector<ggml_fp16_t> halves(layer.feedback->type == GGML_TYPE_F16 ? feedback.size() : 0);
-            ggml_fp32_to_fp16_row(feedback.data(), halves.data(), (int64_t) halves.size());
-            const void * data = halves.empty() ? (const void *) feedback.data() : halves.data();
-            ggml_backend_tensor_set(layer.feedback, data, h*layer.feedback->nb[2], layer.feedback->nb[2]);
+        for (int64_t h = 0; layer.feedback && h < layer.feedback->ne[1]; ++h) {
+            ggml_backend_tensor_set(layer.feedback, jobs[at++].feedback.data(), h*layer.feedback->nb[1], layer.feedback->nb[1]);
         }
     }
 }
@@ -314,8 +312,8 @@ void ggmlq_llama_center::upload(bool dry) {
             layer.s_inv   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_same = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_turn = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
-            if (const ggml_type type = ggmlq_llama_center_feedback_type(layer); type != GGML_TYPE_COUNT && (dry || !layer.query.empty())) {
-                layer.feedback = ggml_new_tensor_3d(ctx.get(), type, layer.head_size, layer.head_size, layer.n_head_kv);
+            if ((dry || !layer.query.empty()) && ggmlq_llama_center_rounds(layer)) {
+                layer.feedback = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, ggmlq_feedback_values(layer.head_size), layer.n_head_kv);
             }
             auto & rope = ropes[layer.rope];
             if (!rope.turns_there) {

@@ -84,7 +84,7 @@ struct ggmlq_llama_center_layer {
 
     // By KV head: keys are rounded for the model's queries. None where the cache's device can't, or where no moments of queries are known.
     std::shared_ptr<std::vector<ggmlq_llama_round>> rounds;
-    ggml_tensor * feedback = nullptr; // F32 or F16, as the device wants it, [head size, head size, KV heads]: of `rounds`
+    ggml_tensor * feedback = nullptr; // F16 [ggmlq_feedback_values(head size), KV heads]: of `rounds`
 
     ggml_tensor * part    = nullptr; // F16 [1, cells, streams]: 1 for a centered key, 0 for one that is smaller as it is
     std::vector<ggml_tensor *> part_stream;

@@ -25,8 +25,8 @@ public:
     ggmlq_llama_round(int type, int64_t head_size, int64_t hadamard, std::vector<double> square) :
         type(type), n(head_size), hadamard(hadamard), square(std::move(square)), lazy(std::make_shared<once_made>()) {}
 
-    // [head size][head size], above the diagonal: what ggmlq_encode_row_for_queries wants, in numbers that halves hold. Up to milliseconds.
-    std::vector<float> feedback() const {
+    // What ggmlq_encode_row_for_queries wants. Up to milliseconds.
+    std::vector<uint16_t> feedback() const {
         // M is the moment of the rotated queries, and a tenth of its mean for queries of other texts, which look elsewhere, too. With M = V D V^T, V
         // unit upper triangular, an error e of value i is undone, as far as the later values can, by moving those by e times the row i of V^-1.
         // The rotation T is orthogonal, so M^-1 = T diag(1/(square + a tenth of the mean)) T^T = V^-T D^-1 V^-1: two rotations of all rows, and
@@ -35,7 +35,8 @@ public:
         for (const double value : square) {
             mean += value/n;
         }
-        std::vector<float> half(n*n), row(n), result(n*n);
+        std::vector<float> half(n*n), row(n);
+        std::vector<uint16_t> result(ggmlq_feedback_values(n));
         for (int64_t k = 0; k < n; ++k) {
             half[k*n + k] = (float) (1.0/(mean > 0 ? square[k]/mean + 0.1 : 1.0)); // times the mean, which changes nothing
             turn(&half[k*n]);
@@ -50,9 +51,11 @@ public:
         }
         for (int64_t i = 0; i < n; ++i) {
             const double * pivot = &rest[i*n];
+            const int64_t plane = i/GGMLQ_PLANE;
+            uint16_t * const to = &result[ggmlq_feedback_before((int) plane, (int) (n/GGMLQ_PLANE)) + GGMLQ_PLANE*(i % GGMLQ_PLANE)];
             for (int64_t j = i + 1; j < n; ++j) {
                 const double factor = pivot[j]/pivot[i];
-                result[i*n + j] = ggmlq_half_to_float(ggmlq_half_from_float((float) factor));
+                to[GGMLQ_PLANE*GGMLQ_PLANE*(j/GGMLQ_PLANE - plane) + j % GGMLQ_PLANE] = ggmlq_half_from_float((float) factor);
                 for (int64_t k = j; k < n; ++k) {
                     rest[j*n + k] -= factor*pivot[k];
                 }
@@ -83,7 +86,7 @@ private:
     int64_t n = 0, hadamard = 0;
     std::vector<double> square;
 
-    struct once_made { std::once_flag once; std::vector<float> feedback; };
+    struct once_made { std::once_flag once; std::vector<uint16_t> feedback; };
     std::shared_ptr<once_made> lazy;
 
     // llama.cpp's rotation, which is its own inverse.

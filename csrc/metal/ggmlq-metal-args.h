@@ -49,8 +49,7 @@ struct ggmlq_metal_rows_args {
 };
 
 struct ggmlq_metal_round_args {
-    int64_t  rows_nb1, values_nb1, index_nb0;
-    int64_t  feedback_nb[2];              /* value, head */
+    int64_t  rows_nb1, values_nb1, index_nb0, feedback_nb1;
     uint32_t index_bytes, n_rows;         /* an index beyond is skipped */
     uint32_t n_tokens, length;            /* values of a head */
     uint32_t n;                           /* heads of all tokens */

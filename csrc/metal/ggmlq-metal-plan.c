@@ -115,7 +115,7 @@ int ggmlq_metal_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const 
     if (error) {
         return error;
     }
-    const int64_t length = feedback->ne[0], heads = feedback->ne[2], n = values->ne[1]*heads;
+    const int64_t heads = feedback->ne[1], length = rows->ne[0]/heads, n = values->ne[1]*heads;
     if (n > INT32_MAX/32) {
         return GGMLQ_ERROR_SHAPE;
     }
@@ -124,8 +124,7 @@ int ggmlq_metal_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const 
     args->rows_nb1       = rows->nb[1];
     args->values_nb1     = values->nb[1];
     args->index_nb0      = indices->nb[0];
-    args->feedback_nb[0] = feedback->nb[1];
-    args->feedback_nb[1] = feedback->nb[2];
+    args->feedback_nb1   = feedback->nb[1];
     args->index_bytes    = (uint32_t) index_bytes;
     args->n_rows         = (uint32_t) rows->ne[1];
     args->n_tokens       = (uint32_t) values->ne[1];

@@ -439,7 +439,7 @@ template <int type> static inline void ggmlq_round(constant ggmlq_metal_round_ar
     const uint32_t block_bytes = type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_BYTES_TQ3_0 : GGMLQ_BYTES_PLANAR3;
     device uint8_t * target = rows + (exists ? row*args.rows_nb1 + static_cast<int64_t>(head)*(planes/block_planes)*block_bytes : 0);
     device const uint8_t * key = values + token*args.values_nb1 + static_cast<int64_t>(head)*args.length*4;
-    device const uint8_t * factors = feedback + head*args.feedback_nb[1];
+    device const uint8_t * factors = feedback + head*args.feedback_nb1;
 
     for (uint32_t start = 0; start < planes; start += 4) {
         const uint32_t plane = start + team;
@@ -472,10 +472,10 @@ template <int type> static inline void ggmlq_round(constant ggmlq_metal_round_ar
             }
         }
 
-        device const uint8_t * of_plane = factors + GGMLQ_PLANE*plane*args.feedback_nb[0];
+        device const uint16_t * of_plane = reinterpret_cast<device const uint16_t *>(factors) + ggmlq_feedback_before(static_cast<int>(plane), static_cast<int>(planes)) + lane;
         float x = rest[GGMLQ_PLANE*plane + lane], moves[GGMLQ_PLANE];
         for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) { /* what value i does to this lane's, until it is known by how much it moves */
-            moves[i] = ggmlq_half_to_float(reinterpret_cast<device const uint16_t *>(of_plane + i*args.feedback_nb[0])[GGMLQ_PLANE*plane + lane]);
+            moves[i] = ggmlq_half_to_float(of_plane[GGMLQ_PLANE*i]);
         }
         for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) {
             const float move = simd_shuffle(coded ? x - ggmlq_nearest(x, step) : 0.0f, static_cast<ushort>(i));
@@ -485,7 +485,7 @@ template <int type> static inline void ggmlq_round(constant ggmlq_metal_round_ar
         for (uint32_t later = plane + 1; later < planes; ++later) {
             float v = rest[GGMLQ_PLANE*later + lane];
             for (uint32_t i = 0; i < GGMLQ_PLANE; ++i) {
-                v -= moves[i]*ggmlq_half_to_float(reinterpret_cast<device const uint16_t *>(of_plane + i*args.feedback_nb[0])[GGMLQ_PLANE*later + lane]);
+                v -= moves[i]*ggmlq_half_to_float(of_plane[GGMLQ_PLANE*(GGMLQ_PLANE*(later - plane) + i)]);
             }
             rest[GGMLQ_PLANE*later + lane] = v;
         }

@@ -120,13 +120,13 @@ class Model:
 
     def center_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
         """Bytes of what llama.cpp keeps beside K of our types because it centers them by default: per token and layer whether its key is centered; and,
-        whatever the context, the matrix of each KV head by which keys are rounded for the model's queries (of 4 bytes a value on a CPU; a GPU's has 2)."""
+        whatever the context, the feedback of each KV head by which keys are rounded for the model's queries (ggmlq_feedback_values, halves)."""
         found = 0
         for windowed, n_rot in enumerate(self.rotary if case.k in OURS else ()):
             layers = [layer for layer in self.layers if layer.k_values and layer.windowed == bool(windowed)]
             cells = [self.cells(layer, n_ctx, n_ubatch) for layer in layers]
             if cells and n_rot:
-                found += 2 * sum(cells) + 4 * sum(layer.k_values * layer.head_k for layer in layers)
+                found += 2 * sum(cells) + sum(layer.k_values // layer.head_k * _feedback_bytes(layer.head_k) for layer in layers)
         return found
 
     def work_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
@@ -165,6 +165,12 @@ class Model:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low * PAD
+
+
+def _feedback_bytes(head_size: int) -> int:
+    """Of halves in blocks of 32 x 32 on and above the diagonal (ggmlq-values.h)."""
+    planes = head_size // 32
+    return 2 * 32 * 32 * planes * (planes + 1) // 2
 
 
 def _padded(n: int) -> int:

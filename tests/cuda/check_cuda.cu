@@ -508,11 +508,10 @@ static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t 
     const int64_t n = length*heads, n_rows = tokens + 3, odd = tokens % 3;
     struct ggmlq_cuda_view values, rows, feedback;
     std::vector<uint8_t> x(spread(&values, NULL, GGMLQ_CUDA_F32, n, tokens, 1, 1, 4*odd)), wanted(spread(&rows, NULL, type, n, n_rows, 1, 1, odd), 0xcd);
-    std::vector<uint8_t> f(spread(&feedback, NULL, GGMLQ_CUDA_F16, length, length, heads, 1, 16*odd));
-    std::vector<float> of_head(heads*length*length);
-    for (int64_t h = 0; h < heads; ++h) for (int64_t i = 0; i < length; ++i) for (int64_t j = 0; j < length; ++j) {
-        put_value(GGMLQ_CUDA_F16, &f[row_at(feedback, i, h, 0)], j, 0.2f*random_normal()); /* no one may look below the diagonal */
-        of_head[(h*length + i)*length + j] = value_at(GGMLQ_CUDA_F16, &f[row_at(feedback, i, h, 0)], j);
+    const int64_t n_feedback = ggmlq_feedback_values(length);
+    std::vector<uint8_t> f(spread(&feedback, NULL, GGMLQ_CUDA_F16, n_feedback, heads, 1, 1, 16*odd));
+    for (int64_t h = 0; h < heads; ++h) for (int64_t i = 0; i < n_feedback; ++i) {
+        put_value(GGMLQ_CUDA_F16, &f[row_at(feedback, h, 0, 0)], i, 0.2f*random_normal()); /* no one may look at those below the diagonal */
     }
     std::vector<int64_t> index(tokens);
     for (int64_t token = 0; token < tokens; ++token) {
@@ -529,7 +528,7 @@ static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t 
         }
         index[token] = token == 2 ? -1 : token == 3 ? n_rows : (token + 2) % n_rows;
         for (int64_t h = 0; h < heads && index[token] >= 0 && index[token] < n_rows; ++h) {
-            const int error = ggmlq_encode_row_for_queries(type, (const float *) in + h*length, &of_head[h*length*length],
+            const int error = ggmlq_encode_row_for_queries(type, (const float *) in + h*length, (const uint16_t *) &f[row_at(feedback, h, 0, 0)],
                 &wanted[row_at(rows, index[token], 0, 0) + row_bytes(type, h*length)], length);
             require(error == GGMLQ_OK, "%s", ggmlq_error_text(error));
         }
@@ -554,11 +553,11 @@ static void check_rounded_keys(int type, int64_t length, int64_t heads, int64_t 
 /* All stores of new tokens in one launch, turned before. */
 static void check_new_rows(int type, int64_t length, int64_t heads, int64_t tokens, int k_turned, int v_turned, int q_turned, bool with_v, bool with_q) {
     const int64_t n = length*heads, n_rows = tokens + 3, v_n = 256*3, n_q = tokens*2*n;
-    std::vector<float> k = normals(tokens*n), v = normals(tokens*v_n), q = normals(n_q), of_head = normals(heads*length*length);
-    std::vector<uint16_t> feedback(of_head.size());
-    for (size_t i = 0; i < of_head.size(); ++i) {
-        feedback[i] = ggmlq_half_from_float(0.2f*of_head[i]);
-        of_head[i]  = ggmlq_half_to_float(feedback[i]);
+    std::vector<float> k = normals(tokens*n), v = normals(tokens*v_n), q = normals(n_q);
+    const int64_t n_feedback = ggmlq_feedback_values(length);
+    std::vector<uint16_t> feedback(heads*n_feedback);
+    for (uint16_t & h : feedback) {
+        h = ggmlq_half_from_float(0.2f*random_normal());
     }
     const device_bytes d_k(k), d_v(v), d_feedback(feedback);
     device_bytes d_q(q);
@@ -571,7 +570,7 @@ static void check_new_rows(int type, int64_t length, int64_t heads, int64_t toke
     for (int64_t token = 0; token < tokens; ++token) {
         index[token] = token == 1 ? -1 : (token + 2) % n_rows;
         for (int64_t h = 0; h < heads && index[token] >= 0; ++h) {
-            ggmlq_encode_row_for_queries(type, &k[token*n + h*length], &of_head[h*length*length], &k_wanted[index[token]*k_bytes + row_bytes(type, h*length)], length);
+            ggmlq_encode_row_for_queries(type, &k[token*n + h*length], &feedback[h*n_feedback], &k_wanted[index[token]*k_bytes + row_bytes(type, h*length)], length);
         }
         if (with_v && index[token] >= 0) {
             ggmlq_encode_row(type, &v[token*v_n], &v_wanted[index[token]*v_bytes], v_n);
@@ -581,7 +580,7 @@ static void check_new_rows(int type, int64_t length, int64_t heads, int64_t toke
     struct ggmlq_cuda_new_rows p = {};
     spread(&p.k, d_k.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
     spread(&p.k_rows, k_rows.data(), type, n, n_rows, 1, 1, 0);
-    spread(&p.feedback, d_feedback.data(), GGMLQ_CUDA_F16, length, length, heads, 1, 0);
+    spread(&p.feedback, d_feedback.data(), GGMLQ_CUDA_F16, n_feedback, heads, 1, 1, 0);
     const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
     p.k_indices = p.v_indices = view(d_index.data(), 0, ne, nb);
     if (with_v) {
@@ -610,7 +609,8 @@ static void check_new_rows(int type, int64_t length, int64_t heads, int64_t toke
     };
     refused("a turn of 32",    [](struct ggmlq_cuda_new_rows & r) { r.k_turned = 32; });
     refused("a turn of 512",   [](struct ggmlq_cuda_new_rows & r) { r.k_turned = 512; });
-    refused("no feedback",     [](struct ggmlq_cuda_new_rows & r) { r.feedback.ne[2] = 0; });
+    refused("no feedback",     [](struct ggmlq_cuda_new_rows & r) { r.feedback.ne[1] = 0; });
+    refused("feedback of another length", [](struct ggmlq_cuda_new_rows & r) { r.feedback.ne[0] -= 32; });
     refused("too many tokens", [](struct ggmlq_cuda_new_rows & r) { r.k.ne[1] = r.k_indices.ne[0] = 513; });
     if (with_v) {
         refused("another type of V",     [](struct ggmlq_cuda_new_rows & r) { r.v_rows.type = r.k_rows.type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TYPE_PLANAR3 : GGMLQ_TYPE_TQ3_0; });
@@ -1521,7 +1521,8 @@ static void bench_rounded() {
         if (length % ggmlq_type_info_get(type)->block_length != 0) {
             continue;
         }
-        std::vector<uint16_t> f(LAYERS*n*length);
+        const int64_t n_feedback = ggmlq_feedback_values(length), heads = n/length;
+        std::vector<uint16_t> f(LAYERS*heads*n_feedback);
         for (uint16_t & h : f) {
             h = ggmlq_half_from_float(0.2f*random_normal());
         }
@@ -1532,7 +1533,7 @@ static void bench_rounded() {
             spread(&p.v_rows, v_rows.data(), type, n, MOST, 1, 1, 0);
             spread(&p.k, x.data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
             p.v = p.k;
-            spread(&p.feedback, feedback.data() + layer*2*n*length, GGMLQ_CUDA_F16, length, length, n/length, 1, 0);
+            spread(&p.feedback, feedback.data() + layer*2*heads*n_feedback, GGMLQ_CUDA_F16, n_feedback, heads, 1, 1, 0);
             const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
             p.k_indices = p.v_indices = view(d_index.data(), 0, ne, nb);
             p.index_bytes = 8;

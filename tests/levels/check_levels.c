@@ -117,6 +117,23 @@ static void check_codec(int type, int64_t blocks) {
     free(found); free(wanted); release(row); free(good); free(x);
 }
 
+/* Keys rounded for queries. Every level rounds the same values, also where blocks of extreme ones lie before; nobody looks at feedback below the diagonal. */
+static void check_for_queries(int type, int64_t n) {
+    float    * x        = encoder_input(8*n, (int) ggmlq_type_info_get(type)->block_length);
+    const int64_t bytes = ggmlq_row_bytes(type, n), n_feedback = ggmlq_feedback_values(n);
+    float    * f        = random_values(n_feedback);
+    uint16_t * feedback = (uint16_t *) (guarded(2*n_feedback + 1) + 1);
+    for (int64_t i = 0; i < n_feedback; ++i) {
+        feedback[i] = ggmlq_half_from_float(0.2f*f[i]);
+    }
+    uint8_t * wanted = guarded(bytes), * found = guarded(bytes);
+    for (int64_t i = 0; i < 8; ++i) {
+        require(ggmlq_encode_row_for_queries(type, x + i*n, feedback, wanted, n) == GGMLQ_OK && ggmlq_cpu_encode_row_for_queries(type, x + i*n, feedback, found, n) == GGMLQ_OK &&
+            memcmp(wanted, found, (size_t) bytes) == 0, "encode_row_for_queries differs");
+    }
+    release(found); release(wanted); release((uint8_t *) feedback - 1); free(f); free(x);
+}
+
 /* Values that lie exactly on a boundary in one of the passes, found by trying 2 million blocks: both blocks come out otherwise
  * where a value on a boundary is put into the lower cell. */
 static void check_ties(void) {
@@ -253,6 +270,10 @@ static void check_level(const char * level) {
         static const int64_t blocks[] = { 1, 2, 3, 4, 9, 124 };
         for (int j = 0; j < 6; ++j) {
             check_codec(types[i], blocks[j]);
+        }
+        static const int64_t lengths[] = { 32, 96, 128, 256, 1024 };
+        for (int j = i == 0 ? 0 : 2; j < 5; ++j) {
+            check_for_queries(types[i], lengths[j]);
         }
         static const int64_t n_rows[] = { 1, 2, 15, 16, 17, 63, 64, 65, 130 };
         for (int j = 0; j < 9; ++j) {

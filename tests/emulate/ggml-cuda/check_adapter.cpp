@@ -186,7 +186,7 @@ static void check_store(int type, int64_t length, int64_t heads, int64_t tokens)
     ggml_init_params params = { 16u << 20, nullptr, false };
     ggml_context * ctx = ggml_init(params);
     ggml_tensor * cache = make(ctx, (ggml_type) type, length*heads, tokens + 2, 1, 1, false), * values = make(ctx, GGML_TYPE_F32, length*heads, tokens, 1, 1, false);
-    ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens), * feedback = make(ctx, GGML_TYPE_F16, length, length, heads, 1, false);
+    ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens), * feedback = make(ctx, GGML_TYPE_F16, ggmlq_feedback_values(length), heads, 1, 1, false);
     for (int64_t i = 0; i < ggml_nelements(feedback); ++i) {
         ggml_fp16_t * at = (ggml_fp16_t *) feedback->data + i;
         *at = ggml_fp32_to_fp16(0.2f*ggml_fp16_to_fp32(*at));
@@ -194,9 +194,7 @@ static void check_store(int type, int64_t length, int64_t heads, int64_t tokens)
     std::vector<uint8_t> wanted((uint8_t *) cache->data, (uint8_t *) cache->data + ggml_nbytes(cache));
     for (int64_t i = 0; i < tokens; ++i) for (int64_t h = 0; h < heads; ++h) {
         ((int64_t *) indices->data)[i] = tokens + 1 - i;
-        std::vector<float> matrix(length*length);
-        ggml_fp16_to_fp32_row((const ggml_fp16_t *) element(feedback, 0, 0, h, 0), matrix.data(), length*length);
-        require(ggmlq_encode_row_for_queries(type, (const float *) element(values, h*length, i, 0, 0), matrix.data(),
+        require(ggmlq_encode_row_for_queries(type, (const float *) element(values, h*length, i, 0, 0), (const uint16_t *) element(feedback, 0, h, 0, 0),
             &wanted[(tokens + 1 - i)*cache->nb[1] + ggmlq_row_bytes(type, h*length)], length) == 0, "keys can't be encoded");
     }
     ggml_tensor * store = ggml_set_rows(ctx, cache, values, indices), * other = ggml_set_rows(ctx, make(ctx, (ggml_type) type, length*heads, tokens, 1, 1, false), values, indices);
@@ -217,7 +215,7 @@ static void check_store(int type, int64_t length, int64_t heads, int64_t tokens)
     require(ggmlq_ggml_cuda_set_rows(context, store), "nothing was done");
     require(memcmp(cache->data, wanted.data(), wanted.size()) == 0, "the result is another");
     for (const ggml_type wrong : { GGML_TYPE_I32, GGML_TYPE_F32 }) {
-        store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = make(ctx, GGML_TYPE_F32, length, length, heads, 1, false);
+        store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] = make(ctx, GGML_TYPE_F32, ggmlq_feedback_values(length), heads, 1, 1, false);
         store->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]->type = wrong;
         require(!ggmlq_ggml_cuda_supports_op(0, store, upstream_supports), "feedback of another type is taken");
     }
@@ -234,7 +232,7 @@ static void check_turned_stores(int type, int64_t length, int64_t tokens, int be
     const int64_t heads = 2, n = length*heads;
     ggml_init_params params = { 64u << 20, nullptr, false };
     ggml_context * ctx = ggml_init(params);
-    ggml_tensor * matrix = make(ctx, GGML_TYPE_F32, length, length, 1, 1, false), * feedback = make(ctx, GGML_TYPE_F16, length, length, heads, 1, false);
+    ggml_tensor * matrix = make(ctx, GGML_TYPE_F32, length, length, 1, 1, false), * feedback = make(ctx, GGML_TYPE_F16, ggmlq_feedback_values(length), heads, 1, 1, false);
     ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens), * turned[3], * store[2];
     for (int64_t i = 0; i < ggml_nelements(feedback); ++i) {
         ggml_fp16_t * at = (ggml_fp16_t *) feedback->data + i;
@@ -277,9 +275,7 @@ static void check_turned_stores(int type, int64_t length, int64_t tokens, int be
     for (int64_t i = 0; i < tokens && fused; ++i) for (int64_t h = 0; h < heads; ++h) {
         const size_t bytes = (size_t) ggmlq_row_bytes(type, length);
         std::vector<uint8_t> keys(bytes), values(bytes);
-        std::vector<float> of_head(length*length);
-        ggml_fp16_to_fp32_row((const ggml_fp16_t *) element(feedback, 0, 0, h, 0), of_head.data(), length*length);
-        ggmlq_encode_row_for_queries(type, &wanted[1][i*n + h*length], of_head.data(), keys.data(), length);
+        ggmlq_encode_row_for_queries(type, &wanted[1][i*n + h*length], (const uint16_t *) element(feedback, 0, h, 0, 0), keys.data(), length);
         ggmlq_encode_row(type, &wanted[2][i*n + h*length], values.data(), length);
         require(memcmp((uint8_t *) element(store[0], 0, tokens - 1 - i, 0, 0) + bytes*h, keys.data(), bytes) == 0, "keys are others");
         require(!v_ours || memcmp((uint8_t *) element(store[1], 0, tokens - 1 - i, 0, 0) + bytes*h, values.data(), bytes) == 0, "values are others");

@@ -579,7 +579,7 @@ static void check_rows() {
         require(same, "not the encoded rows");
 
         name("SET_ROWS, rounded for queries");
-        ggml_tensor * feedback = tensor(GGML_TYPE_F16, 128, 128, 2), * other = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 128, 128, 2);
+        ggml_tensor * feedback = tensor(GGML_TYPE_F16, ggmlq_feedback_values(128), 2), * other = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, ggmlq_feedback_values(128), 2);
         for (int64_t i = 0; i < ggml_nelements(feedback); ++i) {
             ggml_fp16_t & f = ((ggml_fp16_t *) feedback->data)[i];
             f = ggml_fp32_to_fp16(0.2f*ggml_fp16_to_fp32(f));
@@ -592,10 +592,8 @@ static void check_rows() {
         compute(rounded(rows, feedback), { G + "round" });
         same = true;
         for (int64_t i = 0; i < 9; ++i) for (int64_t h = 0; h < 2; ++h) {
-            std::vector<float> of_head(128*128);
             std::vector<uint8_t> wanted(row_bytes/2);
-            ggml_fp16_to_fp32_row((const ggml_fp16_t *) at(feedback, 0, h, 0), of_head.data(), 128*128);
-            ggmlq_encode_row_for_queries((int) type, (const float *) at(x, i, 0, 0) + 128*h, of_head.data(), wanted.data(), 128);
+            ggmlq_encode_row_for_queries((int) type, (const float *) at(x, i, 0, 0) + 128*h, (const uint16_t *) at(feedback, h, 0, 0), wanted.data(), 128);
             same = same && memcmp((const uint8_t *) at(rows, (i*7 + 3) % 20, 0, 0) + h*(row_bytes/2), wanted.data(), row_bytes/2) == 0;
         }
         require(same, "not the rounded rows");
@@ -603,7 +601,7 @@ static void check_rows() {
             other->type = wrong;
             require(!ggml_metal_device_supports_op(nullptr, rounded(rows, other)), "feedback of another type is taken");
         }
-        require(!ggml_metal_device_supports_op(nullptr, rounded(rows, tensor(GGML_TYPE_F16, 128, 128))), "feedback of one head for two is taken");
+        require(!ggml_metal_device_supports_op(nullptr, rounded(rows, tensor(GGML_TYPE_F16, ggmlq_feedback_values(128), 1))), "feedback of one head for two is taken");
         require(!ggml_metal_device_supports_op(nullptr, rounded(tensor(GGML_TYPE_F16, 256, 20), feedback)), "feedback for a cache of f16 is taken");
 
         name("CPY");
