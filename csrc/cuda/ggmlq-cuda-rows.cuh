@@ -117,8 +117,14 @@ struct encoding {
     float    turn_scale;
 };
 
-/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. */
-template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start) {
+/* RoPE of f32 values [head*heads, tokens] before. */
+struct roping {
+    struct ggmlq_cuda_rope rope;
+    struct divider head;
+};
+
+/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. `roped`: NULL: no RoPE. */
+template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start, const struct roping * roped = NULL) {
     typedef ggmlq_encoder<type, wide> E;
     const int lane = threadIdx.x % 32;
     const uint32_t number = part*(ENCODE_THREADS/E::THREADS) + threadIdx.x/E::THREADS;
@@ -133,9 +139,29 @@ template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const 
     ggmlq_keep(to.base);
     ggmlq_keep(to.row_bytes);
     ggmlq_keep(to.n_rows);
+    float v[E::VALUES], power[E::VALUES];
+    int   pair[E::VALUES], other[E::VALUES]; /* where its other value lies, from this one on; 0: it isn't turned */
+    for (int i = 0; i < E::VALUES && roped; ++i) {
+        const uint32_t at = p.i0*ggmlq_cache_type<type>::LENGTH + E::place(lane, i);
+        const int of_head = (int) (at - divide(at, roped->head)*roped->head.d), half = roped->rope.n_rot/2;
+        pair[i]  = !roped->rope.neox ? of_head/2 : of_head < half ? of_head : of_head - half;
+        other[i] = of_head >= 2*half ? 0 : !roped->rope.neox ? 1 - 2*(of_head % 2) : of_head < half ? half : -half;
+        power[i] = ggmlq_rope_power(roped->rope, pair[i]);
+    }
     ggmlq_wait_for_previous();
-    float v[E::VALUES];
-    if (e.values.type == GGMLQ_CUDA_F32) {
+    if (roped) {
+        const float * const from = (const float *) in;
+        const int32_t position = roped->rope.positions[p.i1];
+        for (int i = 0; i < E::VALUES; ++i) {
+            const int at = E::place(lane, i);
+            v[i] = from[at];
+            if (other[i] != 0) {
+                float mine = v[i], its = from[at + other[i]], & a = other[i] > 0 ? mine : its, & b = other[i] > 0 ? its : mine;
+                ggmlq_turn_pair(a, b, ggmlq_rope_angle(roped->rope, position, pair[i], power[i]));
+                v[i] = mine;
+            }
+        }
+    } else if (e.values.type == GGMLQ_CUDA_F32) {
         E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
     } else {
         E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);

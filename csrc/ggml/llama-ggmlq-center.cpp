@@ -662,7 +662,9 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     }
 
     // What a GPU fuses stands side by side, so what it needs comes before (ggml-ggmlq-center-graph.h).
-    ggml_build_forward_expand(gf, q);
+    if (q->op == GGML_OP_ROPE) {
+        ggml_build_forward_expand(gf, q->src[0]);
+    }
     if (v) {
         ggml_build_forward_expand(gf, v);
     }
@@ -670,6 +672,9 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     ggml_tensor * k_before = k ? k->src[0] : nullptr, * v_before = v;
     if (k) {
         ggml_build_forward_expand(gf, k_before);
+    }
+    ggml_build_forward_expand(gf, q);
+    if (k) {
         k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, ggml_reshape_2d(ctx, layer->part, 1, ggml_nelements(layer->part)), k_idxs);
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
