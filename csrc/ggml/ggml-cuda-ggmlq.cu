@@ -407,7 +407,7 @@ static int fuse_roped(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph
     for (int o = 0; o < 2 + (result != NULL); ++o) {
         for (int k = 0; k < n_in; ++k) {
             const bool in_place = o == 2 && in[k] == from[Q] && in[k]->data == result->data;
-            if (!in_place && share_memory(out[o], in[k])) {
+            if (share_memory(out[o], in[k]) && !in_place) {
                 return 0;
             }
         }

@@ -94,6 +94,22 @@ static inline void ggmlq_llama_puts_ropes_together(ggml_cgraph * gf, ggml_type t
     }
 }
 
+// llama.cpp's own rotations stand right before the stores, too. That of the queries has sources which it doesn't read, what RoPE has read: until it is done their memory isn't
+// given to a result, so that one launch can read and write all.
+static inline void ggmlq_llama_puts_rotations_together(ggml_cgraph * gf, ggml_type type_k, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v) {
+    if (!ggmlq_llama_joins_attn_rot(type_k)) {
+        return;
+    }
+    ggml_tensor * rotation = q->view_src ? q->view_src : q;
+    const ggml_tensor * rope = rotation->op == GGML_OP_MUL_MAT && rotation->src[1]->view_src ? rotation->src[1]->view_src : nullptr;
+    if (rope && rope->op == GGML_OP_ROPE && k->op == GGML_OP_ROPE) {
+        rotation->src[2] = rope->src[0];
+        rotation->src[3] = k->src[0];
+    }
+    ggml_build_forward_expand(gf, v);
+    ggml_build_forward_expand(gf, k);
+}
+
 // Attention's output after llama.cpp's own rotation: a GPU does both in one launch if what attention reads isn't overwritten by the rotation's result. So queries, and
 // what centered keys lack, are sources of the rotation too, which doesn't read them: until it is done their memory isn't given to a result.
 static inline void ggmlq_llama_keeps_queries(ggml_tensor * turned_back) {
