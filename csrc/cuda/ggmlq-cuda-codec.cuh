@@ -281,11 +281,6 @@ template <int type, bool wide> struct ggmlq_encoder {
     /* The first lane of sums of a thread: its n-th value is this + n % LANES + 8*(n/LANES) of the block. */
     static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : 4*(lane % 2); }
 
-    /* Which value of the block `load` gives a thread as its i-th. */
-    static __device__ __forceinline__ int place(int lane, int i) {
-        return wide && TQ3_0 ? first_lane(lane) + 8*i : 4*(lane % GROUP) + (TQ3_0 ? 8 : 32)*(i/4) + i % 4;
-    }
-
     static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
         const bool f32     = value_type == GGMLQ_CUDA_F32;
         const int  run     = wide && TQ3_0 ? 1 : 4; /* adjacent values; planar3's quads are turned before they change hands */

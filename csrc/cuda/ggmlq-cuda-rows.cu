@@ -105,17 +105,15 @@ GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bo
 
 /* Keys, values and queries, as planes of the grid. */
 struct roped_rows {
-    struct encoding k, v;
-    struct roping   k_rope;
+    struct encoding e[2];
+    struct roping   rope[2];
     struct roped_queries q;
 };
 
 template <int type> static __global__ void __launch_bounds__(THREADS) store_roped(const struct roped_rows all) {
     const bool let_next_start = gridDim.x*gridDim.y <= SMALL_GRID, turns = type == GGMLQ_TYPE_PLANAR3;
-    if (blockIdx.y == 0) {
-        encode_block<type, true, turns>(all.k, blockIdx.x, let_next_start, &all.k_rope);
-    } else if (blockIdx.y == 1) {
-        encode_block<type, true, turns>(all.v, blockIdx.x, let_next_start);
+    if (blockIdx.y < 2) {
+        encode_block<type, true, turns>(all.e[blockIdx.y], blockIdx.x, let_next_start, &all.rope[blockIdx.y]);
     } else {
         rope_queries(all.q, blockIdx.x, let_next_start);
     }
@@ -355,7 +353,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
         return GGMLQ_ERROR_TYPE;
     }
     if (sum*ggmlq_type_info_get(type)->block_length > WIDE_VALUES || p->head_size < 1 || k->ne[0] % p->head_size != 0 || k->ne[2] != 1 || k->ne[3] != 1 || !can_rope(&p->k_rope, p->head_size) ||
-        (uintptr_t) k->data % 16 != 0 || k->nb[1] % 16 != 0) {
+        k->nb[1] != 4*k->ne[0]) {
         return GGMLQ_ERROR_SHAPE;
     }
     if (p->q == NULL) {
@@ -372,7 +370,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
 
 template <int type> static int launch_roped(const struct roped_rows & all, uint32_t q_blocks, void * stream) {
     enum { EACH = ggmlq_encoder<type, true>::THREADS };
-    const unsigned int k_blocks = grid_of(all.k.n_blocks, EACH), v_blocks = grid_of(all.v.n_blocks, EACH), most = k_blocks > v_blocks ? k_blocks : v_blocks;
+    const unsigned int k_blocks = grid_of(all.e[0].n_blocks, EACH), v_blocks = grid_of(all.e[1].n_blocks, EACH), most = k_blocks > v_blocks ? k_blocks : v_blocks;
     const dim3 grid(most > q_blocks ? most : q_blocks, q_blocks ? 3 : 2);
     if (!ggmlq_launch_early<store_roped<type>>(grid, THREADS, (cudaStream_t) stream, all)) {
         store_roped<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
@@ -388,10 +386,12 @@ int ggmlq_cuda_store_roped(const struct ggmlq_cuda_roped_rows * p, void * stream
     struct roped_rows all = {};
     const int type = p->rows[0].type;
     for (int i = 0; i < 2; ++i) {
-        (void) make_encoding(i == 0 ? &all.k : &all.v, type, &p->values[i], &p->rows[i], make_index(&p->indices[i], p->index_bytes, p->rows[i].ne[1]), p->turned[i]);
+        (void) make_encoding(&all.e[i], type, &p->values[i], &p->rows[i], make_index(&p->indices[i], p->index_bytes, p->rows[i].ne[1]), p->turned[i]);
     }
-    all.k_rope.rope = p->k_rope;
-    all.k_rope.head = make_divider(p->head_size);
+    all.rope[0].rope     = p->k_rope;
+    all.rope[0].row      = make_divider(p->values[0].ne[0]);
+    all.rope[0].head     = make_divider(p->head_size);
+    all.rope[0].n_values = (uint32_t) (p->values[0].ne[0]*p->values[0].ne[1]);
     if (p->q) {
         all.q.q             = p->q;
         all.q.out           = p->q_out;

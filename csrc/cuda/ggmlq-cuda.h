@@ -129,8 +129,8 @@ struct ggmlq_cuda_rope {
 };
 
 /* For llama.cpp only: keys (index 0) and values of few new tokens as ggmlq_cuda_set_rows and, for planar3, ggmlq_cuda_set_rows_turned store them, in one launch, the keys before that turned by
- * RoPE: f32 [head_size*heads, tokens]. And unless q is NULL q_out <- q after RoPE, then every turned[2] values (64, 128, 256; 0: not) by a Walsh-Hadamard transform: contiguous
- * [q_ne[0], q_ne[1] heads, q_ne[2] tokens]; it may replace q. What one part writes another must neither read nor write. Addresses and strides of keys and queries: multiples of 16 bytes. */
+ * RoPE: contiguous f32 [head_size*heads, tokens]. And unless q is NULL q_out <- q after RoPE, then every turned[2] values (64, 128, 256; 0: not) by a Walsh-Hadamard transform: contiguous
+ * [q_ne[0], q_ne[1] heads, q_ne[2] tokens]; it may replace q. What one part writes another must neither read nor write. Queries lie on addresses that are multiples of 16. */
 struct ggmlq_cuda_roped_rows {
     struct ggmlq_cuda_view rows[2], values[2], indices[2];
     int           index_bytes, turned[3];
