@@ -130,6 +130,7 @@ GGMLQ_DEVICE struct quad mul(const struct quad & a, const struct quad & b) {
 /* The four pairs of two times four values, the first of which is `pair`; `apart`: pair i is value i of both. */
 GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, uint32_t token, int pair, bool apart) {
     const int32_t position = r.positions[token];
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
         const float2 angle = ggmlq_rope_angle(r, position, pair + i, ggmlq_rope_power(r, pair + i));
         if (apart) {

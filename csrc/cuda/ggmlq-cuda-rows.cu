@@ -54,6 +54,7 @@ GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bo
     const bool turns = (int) (8*u) < b.rope.n_rot, apart = turns && b.rope.neox;
     const int64_t first = (int64_t) row*8*b.units_of_head.d, at[2] = { first + (apart ? 4*u : 8*u), first + (apart ? half + 4*u : 8*u + 4) };
     float v[2][4], power[4];
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
         power[i] = ggmlq_rope_power(b.rope, 4*u + i);
     }
@@ -66,6 +67,7 @@ GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bo
     }
     if (turns) {
         const int32_t position = b.rope.positions[token];
+#pragma unroll
         for (int i = 0; i < 4; ++i) {
             const float2 angle = ggmlq_rope_angle(b.rope, position, 4*u + i, power[i]);
             if (apart) {
@@ -84,22 +86,30 @@ GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bo
             ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
             ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
         }
-        for (int i = 0; i < 4 && !far; ++i) {
-            ggmlq_butterfly(v[0][i], v[1][i]); /* 4 */
+        if (!far) {
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]); /* 4 */
+            }
         }
         const int end = far && b.turned > half ? half : b.turned;
         for (int mask = 1; (far ? 4 : 8)*mask < end; mask *= 2) {
+#pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
                 v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
             }
         }
-        for (int i = 0; i < 4 && far && b.turned > half; ++i) {
-            ggmlq_butterfly(v[0][i], v[1][i]); /* half of the head */
+        if (far && b.turned > half) {
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]); /* half of the head */
+            }
         }
     }
-    for (int h = 0; h < 2 && number < b.n_units; ++h) {
-        ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.out + at[h]), v[h]);
+    if (number < b.n_units) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.out + at[h]), v[h]);
+        }
     }
 }
 
