@@ -78,7 +78,7 @@ def test_launches_are_translated():
 @pytest.mark.trees
 def test_the_adapter_of_a_patched_tree(programs, llama_tree, tmp_path):
     """What ggml-cuda's adapter makes of centered keys for upstream's f16 kernels, whose part is played by what they promise, of the nodes that center new
-    tokens, and how it stores them; and it would see an error."""
+    tokens, and how it stores them, after RoPE, and turns the output of attention; and it would see an error."""
     tree = tmp_path / "tree"
     shutil.copytree(llama_tree("0.3.36"), tree, symlinks=True)
     patch.patch(tree)
@@ -94,8 +94,12 @@ def test_the_adapter_of_a_patched_tree(programs, llama_tree, tmp_path):
         ("if (!in_place && share_memory(out[o], in[k]))", "if (false)", "turned queries lie where V is read: they are done together"),
         ("if (!in_place && share_memory(m.out[o], m.in[k]))", "if (false)", "keys move by one token: another result"),
         ("if (uses != ggml_node_get_use_count(graph, i) ||", "if (", "scaled keys are read elsewhere: another result"),
+        ("use_count(graph, keys) != 1", "false", "centered keys are read before RoPE: another result"),
+        ("if (share_memory(out[o], in[k]) && !in_place)", "if (false)", "queries lie where V is read: they are done together"),
+        ("node->src[0] : node->src[1];", "node->src[0] : node->src[0];", "after RoPE, heads of 128, nothing"),
+        ("if (source && share_memory(turned, source))", "if (false)", "the result lies where queries are read: they are done together"),
     ):  # fmt: skip
-        assert text.count(right) == 1
+        assert text.count(right) == 1, right
         adapter.write_text(text.replace(right, wrong), encoding="utf-8")
         done = subprocess.run([build.build_adapter(tmp_path / "adapter", tree, programs[0].parent, again=True)], capture_output=True, text=True)
         assert done.returncode == 1 and seen in done.stdout, (right, done.stdout + done.stderr)

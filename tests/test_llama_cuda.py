@@ -147,15 +147,17 @@ def test_several_gpus_give_what_one_gives(programs, text, request, model, k, v, 
 @pytest.mark.parametrize("center", ["off", "auto"])
 @pytest.mark.parametrize("name", OURS)
 def test_joined_launches_change_nothing(programs, text, tmp_path, name, center):  # noqa: F811
-    """Stores of K and V, for planar3 with llama.cpp's rotations before them, and what centers keys, in one launch and in one each. Heads of 128, which
-    no small model has: noise answers alike only if all of it is alike."""
+    """Stores of K and V, with RoPE and llama.cpp's rotations before them, what centers keys, and attention with the rotation of its output, in one launch and
+    in one each. Heads of 128, which no small model has: noise answers alike only if all of it is alike."""
     model = tmp_path / "random.gguf"
     run([sys.executable, Path(__file__).parents[1] / "tools" / "make_random_gguf.py", model, "--layers", "3", "--heads", "8", "--heads-kv", "2", "--ff", "1024"])
     env = {"GGMLQ_KV_CENTER": center}
-    joined, log = perplexity(programs, text, model, name, name, "--chunks", "4", env=env)
-    apart, _ = perplexity(programs, text, model, name, name, "--chunks", "4", env={**env, "GGML_CUDA_DISABLE_FUSION": "1"})
-    assert ("keys are centered: 3 layers" in log) == (center == "auto")
-    assert joined == pytest.approx(apart, rel=1e-3)
+    for batch, chunks in ("512", "4"), ("4", "1"):  # RoPE and the rotation of attention's output are joined for few tokens only
+        options = ("--chunks", chunks, "-b", batch, "-ub", batch)
+        joined, log = perplexity(programs, text, model, name, name, *options, env=env)
+        apart, _ = perplexity(programs, text, model, name, name, *options, env={**env, "GGML_CUDA_DISABLE_FUSION": "1"})
+        assert ("keys are centered: 3 layers" in log) == (center == "auto")
+        assert joined == pytest.approx(apart, rel=1e-3)
 
 
 @pytest.mark.parametrize("unified", ["--kv-unified", "--no-kv-unified"])

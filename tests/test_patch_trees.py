@@ -70,6 +70,8 @@ NOT_BEFORE_2026_10 = {
     "center-common-member",
     "center-common-argument",
     "center-common-context",
+    "llama-rotation-back",
+    "llama-rotation-back-iswa",
 }
 NOT_BEFORE_2026 = NOT_BEFORE_2026_10 | {
     "deepseek4-indexer-size",

@@ -11,6 +11,8 @@
 bool    ggmlq_cuda_attend_decode_supports       (const struct ggmlq_attend_params *)                 { return false; }
 int64_t ggmlq_cuda_attend_decode_workspace_bytes(const struct ggmlq_attend_params *)                 { return GGMLQ_ERROR_SHAPE; }
 int     ggmlq_cuda_attend_decode_launch         (const struct ggmlq_attend_params *, void *, void *) { return GGMLQ_ERROR_SHAPE; }
+bool    ggmlq_cuda_attend_decode_turns          (const struct ggmlq_attend_params *)                 { return false; }
+int     ggmlq_cuda_attend_decode_turned         (const struct ggmlq_attend_params *, void *, void *) { return GGMLQ_ERROR_SHAPE; }
 
 #else
 
@@ -129,6 +131,7 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     }
     plan->units = (int) units;
     plan->v_in_k = v_is_in_k(p);
+    plan->out_turned   = false;
     plan->one_mask     = p->mask != NULL && p->n_queries == 1 && p->mask_heads == 1;
     plan->unit         = 65536;
     plan->mask_aligned = p->mask != NULL && is_aligned(p->mask, p->mask_stride, 16);
@@ -239,6 +242,26 @@ int ggmlq_cuda_attend_decode_launch(const ggmlq_attend_params * p, void * worksp
     ggmlq_decode_plan plan;
     const ggmlq_decode_instance * instance = make_plan(p, &plan);
     return instance ? launch(p, instance, &plan, workspace, stream) : (int) GGMLQ_ERROR_DEVICE;
+}
+
+/* The types of V that llama.cpp rotates; a kernel that combines on its own doesn't turn. */
+static bool turns_output(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance) {
+    return (p->type_v == GGMLQ_TYPE_PLANAR3 || p->type_v == GGMLQ_TYPE_Q8_0) && instance && !instance->combine && instance->slice % 64 == 0;
+}
+
+bool ggmlq_cuda_attend_decode_turns(const ggmlq_attend_params * p) {
+    ggmlq_decode_plan plan;
+    return turns_output(p, make_plan(p, &plan));
+}
+
+int ggmlq_cuda_attend_decode_turned(const ggmlq_attend_params * p, void * workspace, void * stream) {
+    ggmlq_decode_plan plan;
+    const ggmlq_decode_instance * instance = make_plan(p, &plan);
+    if (!turns_output(p, instance)) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    plan.out_turned = true;
+    return launch(p, instance, &plan, workspace, stream);
 }
 
 #endif

@@ -1800,6 +1800,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if constexpr (V::OURS) {
             ggmlq_unrotate_plane<type_v>(v, lane, plane % 4);
         }
+        if constexpr (V::BYTE_VALUES && !V::TQ3_0 && SLICE % 64 == 0) {
+            if (__builtin_expect(plan.out_turned, 0)) {
+                ggmlq_turn_planes(v, lane, 64, 0.125f);
+            }
+        }
         if (holds) {
             ggmlq_decode_store_output(p, plan, first_column + column, plane, head_kv, seq, v, LEAN || plan.out_aligned);
         }

@@ -32,6 +32,7 @@ struct ggmlq_decode_plan {
     unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
     int     term_shift, term_mask; /* centered keys: positions are 2^shift*h + r, r those bits        */
+    bool    out_turned;   /* every 64 values of the output by llama.cpp's own rotation (attn_rot)        */
     int     has_parts, positions_step, parts_step; /* values from one sequence of them to the next        */
 };
 

@@ -14,12 +14,17 @@ struct ggmlq_cuda_attend_kernel {
     bool    (* supports)       (const struct ggmlq_attend_params * p);
     int64_t (* workspace_bytes)(const struct ggmlq_attend_params * p);
     int     (* launch)         (const struct ggmlq_attend_params * p, void * workspace, void * stream);
+    /* The same, every 64 values of the output turned, where turns(p); NULL: nowhere. */
+    bool    (* turns)          (const struct ggmlq_attend_params * p);
+    int     (* turned)         (const struct ggmlq_attend_params * p, void * workspace, void * stream);
 };
 
 /* Few queries, tensor cores. */
 bool    ggmlq_cuda_attend_decode_supports       (const struct ggmlq_attend_params * p);
 int64_t ggmlq_cuda_attend_decode_workspace_bytes(const struct ggmlq_attend_params * p);
 int     ggmlq_cuda_attend_decode_launch         (const struct ggmlq_attend_params * p, void * workspace, void * stream);
+bool    ggmlq_cuda_attend_decode_turns          (const struct ggmlq_attend_params * p);
+int     ggmlq_cuda_attend_decode_turned         (const struct ggmlq_attend_params * p, void * workspace, void * stream);
 
 /* Any shape, any device, float arithmetic throughout: what the others are measured against. */
 bool    ggmlq_cuda_attend_plain_supports       (const struct ggmlq_attend_params * p);

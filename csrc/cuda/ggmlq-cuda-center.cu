@@ -127,6 +127,20 @@ GGMLQ_DEVICE struct quad mul(const struct quad & a, const struct quad & b) {
     return r;
 }
 
+/* The four pairs of two times four values, the first of which is `pair`; `apart`: pair i is value i of both. */
+GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, uint32_t token, int pair, bool apart) {
+    const int32_t position = r.positions[token];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 angle = ggmlq_rope_angle(r, position, pair + i, ggmlq_rope_power(r, pair + i));
+        if (apart) {
+            ggmlq_turn_pair(x[0].v[i], x[1].v[i], angle);
+        } else {
+            ggmlq_turn_pair(x[i/2].v[2*(i%2)], x[i/2].v[2*(i%2) + 1], angle);
+        }
+    }
+}
+
 struct centering {
     struct ggmlq_cuda_centering p;
     uint32_t k_blocks, q_blocks, k_quads, q_units, v_quads; /* the rest of the grid is of v */
@@ -158,7 +172,27 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
         sum += sums[i];
     }
     const float part = sub(sum, *p.s_mu_2) > 0.0f ? 1.0f : 0.0f;
-    for (uint32_t i = threadIdx.x; i < c.k_quads; i += THREADS) {
+    const bool ropes = p.k_rope.positions != NULL;
+    for (uint32_t i = threadIdx.x; i < c.k_quads/2 && ropes; i += THREADS) { /* eight values, as of a query */
+        const uint32_t head = i/(quads_of_head/2), u = i - head*(quads_of_head/2), first = 4*quads_of_head*head;
+        const bool     turns = (int) (8*u) < p.k_rope.n_rot, apart = turns && p.k_rope.neox;
+        const uint32_t at[2] = { apart ? 4*u : 8*u, apart ? (uint32_t) p.k_rope.n_rot/2 + 4*u : 8*u + 4 };
+        struct quad x[2];
+        for (int h = 0; h < 2; ++h) {
+            x[h] = mul(load(k + head*p.k.nb[1] + 4*at[h]), load(p.s + first + at[h]));
+            const struct quad mu = load(p.s_mu + first + at[h]);
+            for (int j = 0; j < 4; ++j) {
+                x[h].v[j] = sub(x[h].v[j], mul(mu.v[j], part));
+            }
+        }
+        if (turns) {
+            rope(x, p.k_rope, token, 4*u, apart);
+        }
+        for (int h = 0; h < 2; ++h) {
+            store(p.k_out + (int64_t) token*4*c.k_quads + first + at[h], x[h]);
+        }
+    }
+    for (uint32_t i = threadIdx.x; i < c.k_quads && !ropes; i += THREADS) {
         const uint32_t head = i/quads_of_head;
         struct quad x = mul(load(k + head*p.k.nb[1] + 16*(i - head*quads_of_head)), load(p.s + 4*i));
         const struct quad mu = load(p.s_mu + 4*i);
@@ -174,13 +208,6 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
             *(__half *) ((uint8_t *) p.part.data + row*p.part.nb[1]) = __float2half_rn(part);
         }
     }
-}
-
-/* a and b become what they are turned by the angle. */
-GGMLQ_DEVICE void turn(float & a, float & b, float cosine, float sine) {
-    const float x = a, y = b;
-    a = fma_of(x, cosine, -mul(y, sine)); /* as compilers fuse x*cosine - y*sine in llama.cpp's RoPE */
-    b = fma_of(x, sine, mul(y, cosine));
 }
 
 /* Two times 4 values of a head, whose pairs are among them. */
@@ -199,14 +226,18 @@ GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t unit) {
         turned[h]  = load(p.mu_turn + factors + at[h]);
         inverse[h] = load(p.s_inv + factors + at[h]);
     }
+    if (turns && p.q_rope.positions) {
+        rope(x, p.q_rope, token, 4*u, apart);
+    }
     struct quad t[2] = { x[0], x[1] };
     if (turns) {
-        const float angle = p.turn*(float) p.positions[token], cosine = cosf(angle), sine = sinf(angle);
+        const float  angle  = p.turn*(float) p.positions[token];
+        const float2 angles = make_float2(cosf(angle), sinf(angle));
         for (int i = 0; i < 4; ++i) {
             if (apart) {
-                turn(t[0].v[i], t[1].v[i], cosine, sine);
+                ggmlq_turn_pair(t[0].v[i], t[1].v[i], angles);
             } else {
-                turn(t[i/2].v[2*(i%2)], t[i/2].v[2*(i%2) + 1], cosine, sine);
+                ggmlq_turn_pair(t[i/2].v[2*(i%2)], t[i/2].v[2*(i%2) + 1], angles);
             }
         }
     }
@@ -264,6 +295,8 @@ static int check_tokens(const struct ggmlq_cuda_view * x, int64_t length) {
         (x->ne[1] > 0 && x->ne[2] > 0 && x->ne[0] > most/x->ne[1]/x->ne[2]) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
+static bool can_rope(const struct ggmlq_cuda_rope * r, int64_t head_size) { return r->n_rot > 0 && r->n_rot % 8 == 0 && r->n_rot <= head_size; }
+
 int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
     if (p->k.data) {
         const int error = check_tokens(&p->k, 4);
@@ -275,12 +308,16 @@ int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
             return GGMLQ_ERROR_SHAPE;
         }
     }
+    if (p->k.data && p->k_rope.positions && (p->k.ne[0] % 8 != 0 || !can_rope(&p->k_rope, p->k.ne[0]))) {
+        return GGMLQ_ERROR_SHAPE;
+    }
     if (p->q.data) {
         const int error = check_tokens(&p->q, 8);
         if (error) {
             return error;
         }
-        if (p->n_rot < 0 || p->n_rot > p->q.ne[0] || p->n_rot % 8 != 0 || !whole_quads(p->s_inv) || !whole_quads(p->mu_same) || !whole_quads(p->mu_turn) ||
+        if ((p->q_rope.positions && (!can_rope(&p->q_rope, p->q.ne[0]) || p->q_rope.n_rot != p->n_rot || !p->q_rope.neox != !p->neox)) ||
+            p->n_rot < 0 || p->n_rot > p->q.ne[0] || p->n_rot % 8 != 0 || !whole_quads(p->s_inv) || !whole_quads(p->mu_same) || !whole_quads(p->mu_turn) ||
             !whole_quads(p->q_out) || !whole_quads(p->w)) {
             return GGMLQ_ERROR_SHAPE;
         }

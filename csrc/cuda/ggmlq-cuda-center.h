@@ -21,10 +21,10 @@ GGMLQ_CUDA_API int ggmlq_cuda_center_queries(const struct ggmlq_cuda_view * quer
  * them in a head; k_out, v_out, q_out and w are contiguous, and so are the factors, of as many values as a token. All addresses and strides are multiples of
  * 16 bytes. An output may be its input if that is contiguous; other memory of the call mustn't overlap what it writes.
  *
- *   k: before RoPE. x = s*k; part = <x, s_mu> > s_mu_2; k_out = x - part*s_mu; row indices[token] of `part`, halves [1, n_rows], becomes 1 or 0: nothing is
+ *   k: before RoPE. x = s*k; part = <x, s_mu> > s_mu_2; k_out = x - part*s_mu, after k_rope if that has positions (a head is a multiple of 8 values then); row indices[token] of `part`, halves [1, n_rows], becomes 1 or 0: nothing is
  *      written for a row out of range.
  *   v: any number of values, a multiple of 4. v_out = v*v_scale + v_bias.
- *   q: after RoPE. w = q*mu_same + t*mu_turn, q_out = q*s_inv; t: q, the pairs of its first n_rot values (adjacent ones, or with `neox` half of n_rot apart)
+ *   q: after RoPE, or before q_rope if that has positions (of the same pairs as below). w = q*mu_same + t*mu_turn, q_out = q*s_inv; t: q, the pairs of its first n_rot values (adjacent ones, or with `neox` half of n_rot apart)
  *      turned by the angle positions[token]*turn. n_rot and head size are multiples of 8 then.
  *
  * Every operation is rounded as in a kernel of its own, but that the dot product has an order of summation of its own, always the same. */
@@ -33,6 +33,7 @@ struct ggmlq_cuda_centering {
     int           index_bytes; /* 4 or 8 */
     const float * s, * s_mu, * s_mu_2;
     float       * k_out;
+    struct ggmlq_cuda_rope k_rope;
 
     const float * v;
     float       * v_out;
@@ -40,6 +41,7 @@ struct ggmlq_cuda_centering {
     float         v_scale, v_bias;
 
     struct ggmlq_cuda_view q;
+    struct ggmlq_cuda_rope q_rope;
     const float   * s_inv, * mu_same, * mu_turn;
     const int32_t * positions;
     float           turn;

@@ -613,4 +613,51 @@ GGMLQ_DEVICE float2 ggmlq_positional(int32_t position, uint64_t turn) {
     return v;
 }
 
+/* a and b become what they are turned by the angle, as compilers fuse x*cosine - y*sine in llama.cpp's RoPE, and round as the surrounding build does. */
+GGMLQ_DEVICE void ggmlq_turn_pair(float & a, float & b, float2 angle) {
+    const float x = a, y = b;
+#if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA)
+    a = ggmlq_fma(x, angle.x, -ggmlq_mul(y, angle.y));
+    b = ggmlq_fma(x, angle.y, ggmlq_mul(y, angle.x));
+#else
+    a = __fmaf_rn(x, angle.x, -__fmul_rn(y, angle.y));
+    b = __fmaf_rn(x, angle.y, __fmul_rn(y, angle.x));
+#endif
+}
+
+/* What doesn't depend on the position. */
+GGMLQ_DEVICE float ggmlq_rope_power(const struct ggmlq_cuda_rope & r, int pair) { return powf(r.theta_scale, (float) pair); }
+
+/* Cosine and sine of a pair. */
+GGMLQ_DEVICE float2 ggmlq_rope_angle(const struct ggmlq_cuda_rope & r, int32_t position, int pair, float power) {
+    float angle = (float) position*power;
+    if (r.factors) {
+        angle = angle/r.factors[pair];
+    }
+    angle = r.freq_scale*angle;
+    return make_float2(cosf(angle)*r.attn_factor, sinf(angle)*r.attn_factor);
+}
+
+/* llama.cpp's own rotation of every 64, 128 or 256 values; four threads hold 32 of them, the next 32 are in the next four. Its steps and their order, and so the bits. */
+GGMLQ_DEVICE void ggmlq_turn_planes(float v[2][4], int lane, int length, float scale) {
+    for (int i = 0; i < 8; ++i) {
+        v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], scale);
+    }
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
+        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
+    }
+    for (int mask = 1; 8*mask < length; mask *= 2) {
+        if (mask == 4) {
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]);                            /* 16 */
+            }
+        }
+        for (int i = 0; i < 8; ++i) {                                         /* 4, 8, 32, 64, 128 */
+            const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
+            v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
+        }
+    }
+}
+
 #endif

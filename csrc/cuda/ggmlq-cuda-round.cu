@@ -231,28 +231,6 @@ template <int type> GGMLQ_DEVICE uint8_t * row_of(const struct keys & k, int hea
     return number < 0 || number >= k.n_rows ? NULL : k.rows + number*k.rows_nb1 + (int64_t) head*(k.length/T::LENGTH)*T::BYTES;
 }
 
-/* llama.cpp's own rotation of every 64, 128 or 256 values; four threads hold 32 of them, the next 32 are in the next four. Its steps and their order, and so the bits. */
-GGMLQ_DEVICE void turn_planes(float v[2][4], int lane, int length, float scale) {
-    for (int i = 0; i < 8; ++i) {
-        v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], scale);
-    }
-    for (int h = 0; h < 2; ++h) {
-        ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
-        ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
-    }
-    for (int mask = 1; 8*mask < length; mask *= 2) {
-        if (mask == 4) {
-            for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]);                            /* 16 */
-            }
-        }
-        for (int i = 0; i < 8; ++i) {                                         /* 4, 8, 32, 64, 128 */
-            const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
-            v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
-        }
-    }
-}
-
 GGMLQ_DEVICE void turn_queries(const struct beside_keys & b, uint32_t part) {
     const uint32_t number = part*(THREADS/4) + threadIdx.x/4, plane = number < b.q_planes ? number : b.q_planes - 1;
     const int64_t  at     = GGMLQ_PLANE*(int64_t) plane + 4*(threadIdx.x % 4);
@@ -260,7 +238,7 @@ GGMLQ_DEVICE void turn_queries(const struct beside_keys & b, uint32_t part) {
     for (int h = 0; h < 2; ++h) {
         ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + at + 16*h), 4, v[h]);
     }
-    turn_planes(v, threadIdx.x % 32, b.q_turned, b.q_scale);
+    ggmlq_turn_planes(v, threadIdx.x % 32, b.q_turned, b.q_scale);
     for (int h = 0; h < 2 && number < b.q_planes; ++h) {
         ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.q_out + at + 16*h), v[h]);
     }
@@ -279,7 +257,7 @@ template <int type> GGMLQ_DEVICE void load_keys(const struct keys & k, int head,
         ggmlq_load_floats(GGMLQ_CUDA_F32, in,      4, v[0]);
         ggmlq_load_floats(GGMLQ_CUDA_F32, in + 64, 4, v[1]);
         if (k.turned) {
-            turn_planes(v, lane, k.turned, k.turn_scale);
+            ggmlq_turn_planes(v, lane, k.turned, k.turn_scale);
         }
         ggmlq_rotate_plane<type>(v, lane, plane % T::PLANES);
         for (int j = 0; j < 8 && mine; ++j) {

@@ -36,6 +36,99 @@ encode_rows(const struct encodings<n> all) {
     encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= SMALL_GRID);
 }
 
+/* Queries of a launch that stores keys after RoPE; eight values a thread, whose pairs are among them: 8u to 8u + 7 of a head, or with `neox` two times four, n_rot/2 apart. */
+struct roped_queries {
+    const float * q;
+    float       * out;
+    struct ggmlq_cuda_rope rope;
+    struct divider units_of_head, heads;
+    uint32_t n_units;
+    int      turned;
+    float    turn_scale;
+};
+
+GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bool let_next_start) {
+    const uint32_t number = part*THREADS + threadIdx.x, unit = number < b.n_units ? number : b.n_units - 1;
+    const uint32_t row = divide(unit, b.units_of_head), token = divide(row, b.heads), u = unit - row*b.units_of_head.d;
+    const int  lane  = threadIdx.x % 32, half = b.rope.n_rot/2;
+    const bool turns = (int) (8*u) < b.rope.n_rot, apart = turns && b.rope.neox;
+    const int64_t first = (int64_t) row*8*b.units_of_head.d, at[2] = { first + (apart ? 4*u : 8*u), first + (apart ? half + 4*u : 8*u + 4) };
+    float v[2][4], power[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        power[i] = ggmlq_rope_power(b.rope, 4*u + i);
+    }
+    if (let_next_start) {
+        ggmlq_let_next_start();
+    }
+    ggmlq_wait_for_previous();
+    for (int h = 0; h < 2; ++h) {
+        ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + at[h]), 4, v[h]);
+    }
+    if (turns) {
+        const int32_t position = b.rope.positions[token];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 angle = ggmlq_rope_angle(b.rope, position, 4*u + i, power[i]);
+            if (apart) {
+                ggmlq_turn_pair(v[0][i], v[1][i], angle);
+            } else {
+                ggmlq_turn_pair(v[i/2][i % 2*2], v[i/2][i % 2*2 + 1], angle);
+            }
+        }
+    }
+    if (b.turned) { /* steps and order of llama.cpp's kernel */
+        const bool far = b.rope.neox; /* of a thread's two times four values; else side by side */
+        for (int i = 0; i < 8; ++i) {
+            v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], b.turn_scale);
+        }
+        for (int h = 0; h < 2; ++h) {
+            ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
+            ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
+        }
+        if (!far) {
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]); /* 4 */
+            }
+        }
+        const int end = far && b.turned > half ? half : b.turned;
+        for (int mask = 1; (far ? 4 : 8)*mask < end; mask *= 2) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
+                v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
+            }
+        }
+        if (far && b.turned > half) {
+            for (int i = 0; i < 4; ++i) {
+                ggmlq_butterfly(v[0][i], v[1][i]); /* half of the head */
+            }
+        }
+    }
+    if (number < b.n_units) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.out + at[h]), v[h]);
+        }
+    }
+}
+
+/* Keys, values and queries, as planes of the grid. */
+struct roped_rows {
+    struct encoding e[2];
+    struct roping   rope[2];
+    struct roped_queries q;
+};
+
+template <int type> static __global__ void __launch_bounds__(THREADS) store_roped(const struct roped_rows all) {
+    const bool let_next_start = gridDim.x*gridDim.y <= SMALL_GRID, turns = type == GGMLQ_TYPE_PLANAR3;
+    if (blockIdx.y < 2) {
+        encode_block<type, true, turns>(all.e[blockIdx.y], blockIdx.x, let_next_start, &all.rope[blockIdx.y]);
+    } else {
+        rope_queries(all.q, blockIdx.x, let_next_start);
+    }
+}
+
 /* Four threads a plane pair, or PLANES of them one after the other, whose places they compute once. */
 template <int type, int PLANES> static __global__ void __launch_bounds__(THREADS)
 decode_rows(const struct walk values, const struct walk encoded, const struct row_index index, uint32_t n_planes, bool rotated) {
@@ -242,6 +335,85 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
         (void) make_encoding(&all.e[2], GGMLQ_TYPE_PLANAR3, from, to, no_index, turned[2]);
     }
     return encode_all<GGMLQ_TYPE_PLANAR3, 3, true>(all, to ? 3 : 2, stream);
+}
+
+static bool can_rope(const struct ggmlq_cuda_rope * r, int64_t head_size) {
+    return r->positions && r->n_rot > 0 && r->n_rot % 8 == 0 && r->n_rot <= head_size && head_size % 8 == 0;
+}
+
+int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
+    const int type = p->rows[0].type;
+    int64_t sum = 0;
+    for (int i = 0; i < 2; ++i) {
+        const int error = ggmlq_cuda_set_rows_check(&p->rows[i], &p->values[i], &p->indices[i], p->index_bytes);
+        if (error || p->rows[i].type != type) {
+            return error ? error : GGMLQ_ERROR_TYPE;
+        }
+        if (p->turned[i] != 0 && (type != GGMLQ_TYPE_PLANAR3 || (p->turned[i] != 64 && p->turned[i] != 128))) {
+            return GGMLQ_ERROR_LENGTH;
+        }
+        const int64_t n = count_blocks(&p->values[i], ggmlq_type_info_get(type)->block_length);
+        if (n < 1) { /* a thread needs a block to follow */
+            return GGMLQ_ERROR_SHAPE;
+        }
+        sum += n;
+    }
+    const struct ggmlq_cuda_view * k = &p->values[0];
+    if (k->type != GGMLQ_CUDA_F32) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    if (sum*ggmlq_type_info_get(type)->block_length > WIDE_VALUES || p->head_size < 1 || k->ne[0] % p->head_size != 0 || k->ne[2] != 1 || k->ne[3] != 1 || !can_rope(&p->k_rope, p->head_size) ||
+        k->nb[1] != 4*k->ne[0]) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    if (p->q == NULL) {
+        return GGMLQ_OK;
+    }
+    const int64_t head = p->q_ne[0], turned = p->turned[2], half = p->q_rope.n_rot/2, most = INT32_MAX/2;
+    if (head < 1 || p->q_ne[1] < 1 || p->q_ne[2] < 1 || head > most || p->q_ne[1] > most/head || p->q_ne[2] > most/head/p->q_ne[1] || !can_rope(&p->q_rope, head) ||
+        (uintptr_t) p->q % 16 != 0 || (uintptr_t) p->q_out % 16 != 0) {
+        return GGMLQ_ERROR_SHAPE;
+    }
+    const bool whole = !p->q_rope.neox || (p->q_rope.n_rot == head && (turned == head || half % (turned ? turned : 1) == 0)); /* its values lie in lanes side by side, and in one thread */
+    return turned != 0 && ((turned != 64 && turned != 128 && turned != 256) || head % turned != 0 || !whole || (p->q_rope.neox && turned != head && turned > 128)) ? GGMLQ_ERROR_LENGTH : GGMLQ_OK;
+}
+
+template <int type> static int launch_roped(const struct roped_rows & all, uint32_t q_blocks, void * stream) {
+    enum { EACH = ggmlq_encoder<type, true>::THREADS };
+    const unsigned int k_blocks = grid_of(all.e[0].n_blocks, EACH), v_blocks = grid_of(all.e[1].n_blocks, EACH), most = k_blocks > v_blocks ? k_blocks : v_blocks;
+    const dim3 grid(most > q_blocks ? most : q_blocks, q_blocks ? 3 : 2);
+    if (!ggmlq_launch_early<store_roped<type>>(grid, THREADS, (cudaStream_t) stream, all)) {
+        store_roped<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
+    }
+    return ggmlq_cuda_launched();
+}
+
+int ggmlq_cuda_store_roped(const struct ggmlq_cuda_roped_rows * p, void * stream) {
+    const int error = ggmlq_cuda_store_roped_check(p);
+    if (error) {
+        return error;
+    }
+    struct roped_rows all = {};
+    const int type = p->rows[0].type;
+    for (int i = 0; i < 2; ++i) {
+        (void) make_encoding(&all.e[i], type, &p->values[i], &p->rows[i], make_index(&p->indices[i], p->index_bytes, p->rows[i].ne[1]), p->turned[i]);
+    }
+    all.rope[0].rope     = p->k_rope;
+    all.rope[0].row      = make_divider(p->values[0].ne[0]);
+    all.rope[0].head     = make_divider(p->head_size);
+    all.rope[0].n_values = (uint32_t) (p->values[0].ne[0]*p->values[0].ne[1]);
+    if (p->q) {
+        all.q.q             = p->q;
+        all.q.out           = p->q_out;
+        all.q.rope          = p->q_rope;
+        all.q.units_of_head = make_divider(p->q_ne[0]/8);
+        all.q.heads         = make_divider(p->q_ne[1]);
+        all.q.n_units       = (uint32_t) (p->q_ne[0]/8*p->q_ne[1]*p->q_ne[2]);
+        all.q.turned        = p->turned[2];
+        all.q.turn_scale    = p->turned[2] ? 1/sqrtf((float) p->turned[2]) : 0.0f;
+    }
+    const uint32_t q_blocks = (all.q.n_units + THREADS - 1)/THREADS;
+    return type == GGMLQ_TYPE_TQ3_0 ? launch_roped<GGMLQ_TYPE_TQ3_0>(all, q_blocks, stream) : launch_roped<GGMLQ_TYPE_PLANAR3>(all, q_blocks, stream);
 }
 
 int ggmlq_cuda_get_rows_check(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows,

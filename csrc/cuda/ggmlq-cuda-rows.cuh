@@ -117,8 +117,48 @@ struct encoding {
     float    turn_scale;
 };
 
-/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. */
-template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start) {
+/* RoPE before, of contiguous f32 values [head*heads, tokens]; positions NULL: none. */
+struct roping {
+    struct ggmlq_cuda_rope rope;
+    struct divider row, head; /* of a token, of a head */
+    uint32_t n_values;
+};
+
+/* The values of a thread block's encoders after RoPE -> shared memory, the same few for each thread. */
+template <int COUNT> GGMLQ_DEVICE void load_roped(const struct roping & r, const float * from, uint32_t first, float values[COUNT*ENCODE_THREADS]) {
+    float    power[COUNT], mine[COUNT];
+    int      pair[COUNT], other[COUNT]; /* where the pair's other value lies; 0: there is none */
+    uint32_t at[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        const uint32_t number = first + i*ENCODE_THREADS + threadIdx.x;
+        at[i] = number < r.n_values ? number : r.n_values - 1;
+        const uint32_t of_row = at[i] - divide(at[i], r.row)*r.row.d;
+        const int of_head = (int) (of_row - divide(of_row, r.head)*r.head.d), half = r.rope.n_rot/2;
+        pair[i]  = !r.rope.neox ? of_head/2 : of_head < half ? of_head : of_head - half;
+        other[i] = of_head >= 2*half ? 0 : !r.rope.neox ? 1 - 2*(of_head % 2) : of_head < half ? half : -half;
+        power[i] = ggmlq_rope_power(r.rope, pair[i]);
+    }
+    ggmlq_wait_for_previous();
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        mine[i] = from[at[i]];
+        if (other[i] != 0) {
+            const float its = from[at[i] + other[i]];
+            float a = other[i] > 0 ? mine[i] : its, b = other[i] > 0 ? its : mine[i];
+            ggmlq_turn_pair(a, b, ggmlq_rope_angle(r.rope, r.rope.positions[divide(at[i], r.row)], pair[i], power[i]));
+            mine[i] = other[i] > 0 ? a : b;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        values[i*ENCODE_THREADS + threadIdx.x] = mine[i];
+    }
+    __syncthreads();
+}
+
+/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. `roped`: NULL: no RoPE. */
+template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start, const struct roping * roped = NULL) {
     typedef ggmlq_encoder<type, wide> E;
     const int lane = threadIdx.x % 32;
     const uint32_t number = part*(ENCODE_THREADS/E::THREADS) + threadIdx.x/E::THREADS;
@@ -133,12 +173,19 @@ template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const 
     ggmlq_keep(to.base);
     ggmlq_keep(to.row_bytes);
     ggmlq_keep(to.n_rows);
-    ggmlq_wait_for_previous();
     float v[E::VALUES];
-    if (e.values.type == GGMLQ_CUDA_F32) {
-        E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
+    if (roped && roped->rope.positions) {
+        enum { BLOCKS = ENCODE_THREADS/E::THREADS, LENGTH = ggmlq_cache_type<type>::LENGTH };
+        __shared__ __align__(16) float values[BLOCKS*LENGTH];
+        load_roped<BLOCKS*LENGTH/ENCODE_THREADS>(*roped, (const float *) e.values.data, part*BLOCKS*LENGTH, values);
+        E::load(GGMLQ_CUDA_F32, (const uint8_t *) (values + threadIdx.x/E::THREADS*LENGTH), lane, v);
     } else {
-        E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);
+        ggmlq_wait_for_previous();
+        if (e.values.type == GGMLQ_CUDA_F32) {
+            E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
+        } else {
+            E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);
+        }
     }
     if constexpr (turns) {
         if (e.turned != 0) {

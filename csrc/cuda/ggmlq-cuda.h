@@ -119,6 +119,35 @@ GGMLQ_CUDA_API int64_t      ggmlq_cuda_attend_workspace_bytes(const struct ggmlq
 GGMLQ_CUDA_API int          ggmlq_cuda_attend                (const struct ggmlq_attend_params * p, void * workspace, void * stream);
 /* cffi: end */
 
+/* llama.cpp's RoPE of one position a token (not YaRN's mixture of frequencies): pair i of the first n_rot values of a head (adjacent ones, or with `neox` n_rot/2 apart) is turned by
+ * positions[token]*theta_scale^i/factors[i]*freq_scale and multiplied by attn_factor. positions NULL: none. Steps as in llama.cpp's kernel, and compiled as that is the same bits. */
+struct ggmlq_cuda_rope {
+    const int32_t * positions;
+    const float   * factors; /* n_rot/2 of them, or NULL: ones */
+    int             n_rot, neox;
+    float           theta_scale, freq_scale, attn_factor;
+};
+
+/* For llama.cpp only: keys (index 0) and values of few new tokens as ggmlq_cuda_set_rows and, for planar3, ggmlq_cuda_set_rows_turned store them, in one launch, the keys before that turned by
+ * RoPE: contiguous f32 [head_size*heads, tokens]. And unless q is NULL q_out <- q after RoPE, then every turned[2] values (64, 128, 256; 0: not) by a Walsh-Hadamard transform: contiguous
+ * [q_ne[0], q_ne[1] heads, q_ne[2] tokens]; it may replace q. What one part writes another must neither read nor write. Queries lie on addresses that are multiples of 16. */
+struct ggmlq_cuda_roped_rows {
+    struct ggmlq_cuda_view rows[2], values[2], indices[2];
+    int           index_bytes, turned[3];
+    int64_t       head_size; /* of keys */
+    struct ggmlq_cuda_rope k_rope, q_rope;
+    const float * q;
+    float       * q_out;
+    int64_t       q_ne[3];
+};
+int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p);
+int ggmlq_cuda_store_roped      (const struct ggmlq_cuda_roped_rows * p, void * stream);
+
+/* For llama.cpp only: attention, and every 64 values of the output are turned as llama.cpp turns them back (attn_rot), by a Walsh-Hadamard transform over 8, whose steps and
+ * their order are those of its kernel, and so are the bits. V has heads of whole 64 values. */
+int ggmlq_cuda_attend_turned_check(const struct ggmlq_attend_params * p);
+int ggmlq_cuda_attend_turned      (const struct ggmlq_attend_params * p, void * workspace, void * stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -125,19 +125,21 @@ static int turns(const ggml_tensor * node) {
     return 0;
 }
 
-/* Whether `store` encodes all that `turned` wrote, in its order. */
-static bool stores_all(const ggml_tensor * store, const ggml_tensor * turned) {
-    const ggml_tensor * values = store->src[0];
-    return values->view_src == turned && values->data == turned->data && ggml_is_contiguous(values) && ggml_nelements(values) == ggml_nelements(turned);
+/* Whether `values` are all that `node` gives, in its order. */
+static bool holds_all(const ggml_tensor * values, const ggml_tensor * node) {
+    return values == node || (values->view_src == node && values->data == node->data && ggml_is_contiguous(values) && ggml_nelements(values) == ggml_nelements(node));
 }
 
-/* Whether nobody but the views from the node's to `store` needs its result. */
-static bool only_for(const ggml_cgraph * graph, int i, int end, const ggml_tensor * store) {
+/* Whether `store` encodes all that `turned` wrote. */
+static bool stores_all(const ggml_tensor * store, const ggml_tensor * turned) { return store->src[0] != turned && holds_all(store->src[0], turned); }
+
+/* Whether nobody but the views from the node's to `values`, which one node reads, needs its result. */
+static bool only_for(const ggml_cgraph * graph, int i, int end, const ggml_tensor * values) {
     const ggml_tensor * last = graph->nodes[i];
     if (!ggml_node_has_n_uses(graph, i, 1)) {
         return false;
     }
-    for (int view = i + 1; view < end && last != store->src[0]; ++view) {
+    for (int view = i + 1; view < end && last != values; ++view) {
         const ggml_tensor * node = graph->nodes[view];
         if (node->src[0] == last && ggmlq_ggml_cuda_is_view(node)) {
             if (ggml_node_get_use_count(graph, view) != 1 || (node->flags & GGML_TENSOR_FLAG_OUTPUT)) {
@@ -146,12 +148,13 @@ static bool only_for(const ggml_cgraph * graph, int i, int end, const ggml_tenso
             last = node;
         }
     }
-    return last == store->src[0];
+    return last == values;
 }
 
 #else /* older trees have no hint, and multiply */
 
 static int  turns(const ggml_tensor *)                                             { return 0; }
+static bool holds_all(const ggml_tensor *, const ggml_tensor *)                    { return false; }
 static bool stores_all(const ggml_tensor *, const ggml_tensor *)                   { return false; }
 static bool only_for(const ggml_cgraph *, int, int, const ggml_tensor *)           { return false; }
 
@@ -209,7 +212,7 @@ static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
             return false;
         }
         const int s = m->of_store[0] == k ? 0 : m->n_stores == 2 && m->of_store[1] == k ? 1 : -1;
-        if (s >= 0 ? !only_for(graph, m->first[k], m->last, m->store[s]) : m->other >= 0) {
+        if (s >= 0 ? !only_for(graph, m->first[k], m->last, m->store[s]->src[0]) : m->other >= 0) {
             return false;
         }
         m->other = s < 0 ? k : m->other;
@@ -282,12 +285,155 @@ static bool fuse_rounded(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
     return true;
 }
 
+/* --- with RoPE --------------------------------------------------------------------------------------------------- */
+
+#if __has_include("fwht.cuh")
+
+/* What a RoPE node does, if our kernels can do it too: contiguous floats [head size, heads, tokens], a position a token, one mode of pairs for all. */
+static bool rope_of(const ggml_tensor * node, ggmlq_cuda_rope * r) {
+    const ggml_tensor * x = node->src[0], * positions = node->src[1], * factors = node->src[2];
+    /* As ggml_rope_ext keeps its arguments. */
+    const int mode = ggml_get_op_params_i32(node, 2), first = ggml_get_op_params_i32(node, 15);
+    if (node->op != GGML_OP_ROPE || (mode != GGML_ROPE_TYPE_NORMAL && mode != GGML_ROPE_TYPE_NEOX) || first != 0 || ggml_get_op_params_f32(node, 7) != 0.0f ||
+        node->type != GGML_TYPE_F32 || x->type != GGML_TYPE_F32 || node->ne[3] != 1 || !ggml_is_contiguous(x) || !ggml_is_contiguous(node) ||
+        positions->type != GGML_TYPE_I32 || positions->ne[0] != node->ne[2] || ggml_nelements(positions) != node->ne[2] || !ggml_is_contiguous(positions)) {
+        return false;
+    }
+    r->positions   = (const int32_t *) positions->data;
+    r->factors     = factors ? (const float *) factors->data : NULL;
+    r->n_rot       = ggml_get_op_params_i32(node, 1);
+    r->neox        = mode == GGML_ROPE_TYPE_NEOX;
+    r->theta_scale = powf(ggml_get_op_params_f32(node, 5), -2.0f/(float) r->n_rot);
+    r->freq_scale  = ggml_get_op_params_f32(node, 6);
+    r->attn_factor = ggml_get_op_params_f32(node, 8);
+    return !factors || (factors->type == GGML_TYPE_F32 && ggml_is_contiguous(factors) && ggml_nelements(factors) >= r->n_rot/2);
+}
+
+/* Up to two RoPEs (of queries and keys) and up to three rotations, in any order, then the stores of K and V, nothing but views between them. A chain is what becomes of one
+ * thing: its RoPE, its rotation; -1: none. */
+static int fuse_roped(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
+    enum { K, V, Q, CHAINS, MOST = 5 };
+    int found[MOST], n_found = 0, at = i;
+    while (at < graph->n_nodes && n_found < MOST && (graph->nodes[at]->op == GGML_OP_ROPE || turns(graph->nodes[at]) != 0)) {
+        found[n_found++] = at;
+        at = next_computed(graph, at);
+    }
+    const int last = at < graph->n_nodes ? next_computed(graph, at) : graph->n_nodes;
+    if (last >= graph->n_nodes || !is_store(graph->nodes[at]) || !is_store(graph->nodes[last])) {
+        return 0;
+    }
+    const ggml_tensor * store[2] = { graph->nodes[at], graph->nodes[last] };
+    if (store[0]->type != store[1]->type || store[0]->src[1]->type != store[1]->src[1]->type || !independent(store[0], store[1]) ||
+        store[0]->src[GGMLQ_GGML_SET_ROWS_FEEDBACK] || store[1]->src[GGMLQ_GGML_SET_ROWS_FEEDBACK]) {
+        return 0;
+    }
+    int used = 0, rope[CHAINS] = { -1, -1, -1 }, turn[CHAINS] = { -1, -1, -1 };
+    const ggml_tensor * from[CHAINS] = { store[0]->src[0], store[1]->src[0], NULL }, * result = NULL;
+    /* Back from `from`, through nodes of which nothing else is needed. */
+    auto follow = [&](int chain, bool is_result) {
+        for (int k = n_found - 1; k >= 0; --k) {
+            const ggml_tensor * node = graph->nodes[found[k]];
+            if (!holds_all(from[chain], node)) {
+                continue;
+            }
+            const bool is_rope = node->op == GGML_OP_ROPE;
+            if (node->flags != store[0]->flags || rope[chain] >= 0 || (!is_rope && turn[chain] >= 0) || (!is_result && !only_for(graph, found[k], last, from[chain]))) {
+                return false;
+            }
+            (is_rope ? rope : turn)[chain] = found[k];
+            from[chain] = is_rope ? node->src[0] : node->src[1];
+            is_result   = false;
+            ++used;
+        }
+        return true;
+    };
+    if (store[0]->flags != store[1]->flags || !follow(K, false) || !follow(V, false)) {
+        return 0;
+    }
+    for (int k = n_found - 1; k >= 0 && result == NULL; --k) { /* the last of the rest */
+        bool taken = false;
+        for (int chain = 0; chain < Q; ++chain) {
+            taken = taken || found[k] == rope[chain] || found[k] == turn[chain];
+        }
+        if (!taken) {
+            result = from[Q] = graph->nodes[found[k]];
+        }
+    }
+    if (result && !follow(Q, true)) {
+        return 0;
+    }
+    if (rope[K] < 0 && rope[V] >= 0) { /* stored in the other order */
+        std::swap(rope[K], rope[V]);
+        std::swap(turn[K], turn[V]);
+        std::swap(from[K], from[V]);
+        std::swap(store[0], store[1]);
+    }
+    ggmlq_cuda_roped_rows p = {};
+    if (used != n_found || rope[K] < 0 || rope[V] >= 0 || (result && rope[Q] < 0) || !rope_of(graph->nodes[rope[K]], &p.k_rope) || (result && !rope_of(graph->nodes[rope[Q]], &p.q_rope))) {
+        return 0;
+    }
+    for (int s = 0; s < 2; ++s) {
+        p.rows[s]        = view_of(store[s]);
+        p.values[s]      = view_of(store[s]->src[0]);
+        p.values[s].data = from[s]->data;
+        p.indices[s]     = view_of(store[s]->src[1]);
+        p.turned[s]      = turn[s] >= 0 ? turns(graph->nodes[turn[s]]) : 0;
+    }
+    p.index_bytes = index_bytes(store[0]->src[1]);
+    p.head_size   = graph->nodes[rope[K]]->ne[0];
+    const ggml_tensor * in[12], * out[3] = { store[0], store[1], result };
+    int n_in = 0;
+    for (int s = 0; s < 2; ++s) {
+        in[n_in++] = from[s];
+        in[n_in++] = store[s]->src[1];
+    }
+    for (int chain = 0; chain < CHAINS; ++chain) {
+        for (int source = 1; source < 3 && rope[chain] >= 0; ++source) {
+            if (graph->nodes[rope[chain]]->src[source]) {
+                in[n_in++] = graph->nodes[rope[chain]]->src[source];
+            }
+        }
+    }
+    if (result) {
+        p.q         = (const float *) from[Q]->data;
+        p.q_out     = (float *) result->data;
+        p.turned[2] = turn[Q] >= 0 ? turns(graph->nodes[turn[Q]]) : 0;
+        for (int axis = 0; axis < 3; ++axis) {
+            p.q_ne[axis] = from[Q]->ne[axis];
+        }
+        in[n_in++] = from[Q];
+    }
+    /* All is read and written at the same time: memory that was free by the time of a node may not be when others are read. */
+    for (int o = 0; o < 2 + (result != NULL); ++o) {
+        for (int k = 0; k < n_in; ++k) {
+            const bool in_place = o == 2 && in[k] == from[Q] && in[k]->data == result->data;
+            if (share_memory(out[o], in[k]) && !in_place) {
+                return 0;
+            }
+        }
+        if (o == 2 && (share_memory(result, store[0]) || share_memory(result, store[1]))) {
+            return 0;
+        }
+    }
+    if (ggmlq_cuda_store_roped_check(&p) != GGMLQ_OK) {
+        return 0;
+    }
+    require_ok(ggmlq_cuda_store_roped(&p, ctx.stream()), __func__);
+    return last - i;
+}
+
+#else
+
+static int fuse_roped(ggml_backend_cuda_context &, const ggml_cgraph *, int) { return 0; }
+
+#endif
+
 #if __has_include("fwht.cuh")
 
 /* Centered keys, values and queries of new tokens: the nodes of ggml-ggmlq-center-graph.h, with the scale of V between them. */
 struct new_tokens {
     ggmlq_cuda_centering p;
-    const ggml_tensor * in[11], * out[5], * replaced[5]; /* which input an output may replace */
+    const ggml_tensor * in[15], * out[5], * replaced[5]; /* which input an output may replace */
     int n_in, n_out;
 };
 
@@ -446,13 +592,66 @@ static bool are_apart(const new_tokens & m) {
     return true;
 }
 
+static int use_count(const ggml_cgraph * graph, const ggml_tensor * node) {
+    return (node->flags & GGML_TENSOR_FLAG_OUTPUT) ? -1 : graph->use_counts[ggml_hash_find(&graph->visited_hash_set, node)];
+}
+
+/* The result of one node in place of another's, or one node's input. */
+static void replace(const ggml_tensor ** list, int n, const ggml_tensor * old, const ggml_tensor * with) {
+    for (int i = 0; i < n; ++i) {
+        list[i] = list[i] == old ? with : list[i];
+    }
+}
+
+static void reads_rope(new_tokens * m, const ggml_tensor * rope) {
+    for (int source = 1; source < 3; ++source) {
+        if (rope->src[source]) {
+            m->in[m->n_in++] = rope->src[source];
+        }
+    }
+}
+
+/* RoPE of the queries before the nodes, which is where they come from and of which they alone need the result. */
+static bool match_q_rope(const ggml_cgraph * graph, const ggml_tensor * rope, new_tokens * m) {
+    bool read = false;
+    for (int k = 0; k < m->n_in; ++k) {
+        read = read || m->in[k] == rope;
+    }
+    if (!m->p.q.data || !read || use_count(graph, rope) != 3 || !rope_of(rope, &m->p.q_rope)) {
+        return false;
+    }
+    m->p.q.data = rope->src[0]->data; /* as contiguous as its result is */
+    replace(m->in, m->n_in, rope, rope->src[0]);
+    replace(m->replaced, m->n_out, rope, rope->src[0]);
+    reads_rope(m, rope);
+    return true;
+}
+
+/* RoPE of the keys behind them. */
+static bool match_k_rope(const ggml_cgraph * graph, const ggml_tensor * rope, new_tokens * m) {
+    const ggml_tensor * keys = rope->src[0];
+    if (rope->op != GGML_OP_ROPE || !m->p.k.data || m->p.k_out != (float *) keys->data || keys->op != GGML_OP_SUB || use_count(graph, keys) != 1 || !rope_of(rope, &m->p.k_rope)) {
+        return false;
+    }
+    bool written = false;
+    for (int k = 0; k < m->n_out; ++k) {
+        written = written || m->out[k] == keys;
+    }
+    m->p.k_out = (float *) rope->data;
+    replace(m->out, m->n_out, keys, rope);
+    reads_rope(m, rope);
+    return written;
+}
+
 static int fuse_centering(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
+    const ggml_tensor * q_rope = graph->nodes[i]->op == GGML_OP_ROPE ? graph->nodes[i] : nullptr;
+    auto can = [&](const new_tokens & m, int end) { return graph->nodes[end]->flags == graph->nodes[i]->flags && are_apart(m) && ggmlq_cuda_center_check(&m.p) == GGMLQ_OK; };
     new_tokens all = {};
-    int last = i - 1, next = i;
+    int last = i - 1, next = q_rope ? next_computed(graph, i) : i;
     for (const auto & match : { match_keys, match_values, match_queries }) { /* each as far as it goes with those before */
         new_tokens more = all;
-        const int end = match(graph, next, &more);
-        if (end >= 0 && graph->nodes[end]->flags == graph->nodes[i]->flags && are_apart(more) && ggmlq_cuda_center_check(&more.p) == GGMLQ_OK) {
+        const int end = next < graph->n_nodes ? match(graph, next, &more) : -1;
+        if (end >= 0 && can(more, end)) {
             all  = more;
             last = end;
             next = next_computed(graph, end);
@@ -460,6 +659,16 @@ static int fuse_centering(ggml_backend_cuda_context & ctx, const ggml_cgraph * g
     }
     if (!all.p.k.data && !all.p.q.data) { /* any model may scale something */
         return 0;
+    }
+    if (q_rope && (!match_q_rope(graph, q_rope, &all) || !can(all, last))) {
+        return 0;
+    }
+    if (next < graph->n_nodes) {
+        new_tokens more = all;
+        if (match_k_rope(graph, graph->nodes[next], &more) && can(more, next)) {
+            all  = more;
+            last = next;
+        }
     }
     require_ok(ggmlq_cuda_center(&all.p, ctx.stream()), __func__);
     return last - i;
@@ -471,9 +680,23 @@ static int fuse_centering(ggml_backend_cuda_context &, const ggml_cgraph *, int)
 
 #endif
 
-int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
+static int fuse_attention(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i, ggmlq_ggml_cuda_attention_supported_t attention_supported);
+
+int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i, ggmlq_ggml_cuda_attention_supported_t attention_supported) {
     layer_stores m;
     const ggml_tensor * node = graph->nodes[i];
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+        return fuse_attention(ctx, graph, i, attention_supported);
+    }
+    if (node->op == GGML_OP_ROPE || turns(node) != 0) {
+        const int more = fuse_roped(ctx, graph, i);
+        if (more != 0) {
+            return more;
+        }
+        if (node->op == GGML_OP_ROPE) {
+            return fuse_centering(ctx, graph, i);
+        }
+    }
     if (node->op == GGML_OP_MUL || node->op == GGML_OP_SCALE) {
         return fuse_centering(ctx, graph, i);
     }
@@ -935,6 +1158,36 @@ bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor
             GGML_ABORT("%s: K %s and V %s were refused by supports_op", __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type));
     }
     return true;
+}
+
+/* Attention whose output llama.cpp turns back (attn_rot) and needs for nothing else: turned as it is written. */
+static int fuse_attention(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i, ggmlq_ggml_cuda_attention_supported_t attention_supported) {
+    const ggml_tensor * op = graph->nodes[i];
+    const int next = next_computed(graph, i);
+    if (next >= graph->n_nodes || turns(graph->nodes[next]) != 64) {
+        return 0;
+    }
+    const ggml_tensor * turned = graph->nodes[next];
+    ggmlq_attend_params p;
+    if (!holds_all(turned->src[1], op) || turned->flags != op->flags || !only_for(graph, i, next, turned->src[1]) || !ggmlq_ggml_attend_params_centered(op, &p)) {
+        return 0;
+    }
+    /* Some heads' results are written while others are read: memory that was free after attention isn't yet. */
+    for (const ggml_tensor * source : op->src) {
+        if (source && share_memory(turned, source)) {
+            return 0;
+        }
+    }
+    ggml_cuda_set_device(ctx.device);
+    p.out = (float *) turned->data;
+    if (choose_attention(ctx.device, op, &p, attention_supported) != ATTENTION_OURS || ggmlq_cuda_attend_turned_check(&p) != GGMLQ_OK) {
+        return 0;
+    }
+    const int64_t bytes = ggmlq_cuda_attend_workspace_bytes(&p);
+    ggml_cuda_pool_alloc<char> workspace(ctx.pool());
+    allocate(workspace, bytes, __func__);
+    require_ok(ggmlq_cuda_attend_turned(&p, workspace.get(), ctx.stream()), __func__);
+    return next - i;
 }
 
 /* --- the lightning indexer --------------------------------------------------------------------------------------- */

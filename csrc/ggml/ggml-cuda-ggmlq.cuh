@@ -23,9 +23,10 @@ bool ggmlq_ggml_cuda_is_view(const ggml_tensor * op);
 bool ggmlq_ggml_cuda_supports_op(int device, const ggml_tensor * op, ggmlq_ggml_cuda_attention_supported_t attention_supported);
 
 /* Computes node i of the graph together with later ones in one launch, if they are rows of K and of V that are stored one after the other,
- * for planar3 and for keys that are rounded for queries also llama.cpp's own rotations right before (planar3's in two launches if these are many), or if they
- * center keys (ggml-ggmlq-center-graph.h): how many nodes after i are done with it, 0: nothing was done. All nodes must belong to the context's stream. */
-int  ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
+ * for planar3 and for keys that are rounded for queries also llama.cpp's own rotations right before (planar3's in two launches if these are many), for few tokens also
+ * RoPE; or if they center keys (ggml-ggmlq-center-graph.h); or attention and the rotation of its output: how many nodes after i are done with it, 0: nothing was
+ * done. All nodes must belong to the context's stream. */
+int  ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i, ggmlq_ggml_cuda_attention_supported_t attention_supported);
 
 bool ggmlq_ggml_cuda_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 bool ggmlq_ggml_cuda_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);

@@ -659,7 +659,10 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     }
 
     // What a GPU fuses stands side by side, so what it needs comes before (ggml-ggmlq-center-graph.h).
-    ggml_build_forward_expand(gf, q);
+    ggml_tensor * q_before = q->op == GGML_OP_ROPE ? q->src[0] : nullptr;
+    if (q_before) {
+        ggml_build_forward_expand(gf, q_before);
+    }
     if (v) {
         ggml_build_forward_expand(gf, v);
     }
@@ -667,6 +670,9 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     ggml_tensor * k_before = k ? k->src[0] : nullptr, * v_before = v;
     if (k) {
         ggml_build_forward_expand(gf, k_before);
+    }
+    ggml_build_forward_expand(gf, q);
+    if (k) {
         k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, ggml_reshape_2d(ctx, layer->part, 1, ggml_nelements(layer->part)), k_idxs);
     }
     const float gain = ggmlq_llama_center_gain(center->type_v);
@@ -676,9 +682,13 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     }
     ggml_tensor * w;
     q = ggmlq_ggml_center_q(ctx, gf, q, ones, rope.n_rot, rope.neox, layer->mu_same, layer->mu_turn, layer->s_inv, k_before, v_before, &w);
+    q->src[4] = q_before; // as k_before and v_before there: one launch reads them all, RoPE included
     w = ggml_view_3d(ctx, w, rope.n_rot, w->ne[1], w->ne[2], w->nb[1], w->nb[2], 0);
     if (k) {
         k = ggmlq_llama_rope_node(ctx, k, rope_of_k->src[1], rope_of_k->src[2], rope_of_k->op_params);
+        k->src[3] = k_before;
+        k->src[4] = v_before;
+        k->src[5] = q_before;
     }
     terms.push_back({ k_cache, center, layer, w });
 }

@@ -8,6 +8,7 @@
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
+#include "ggml-ggmlq-center.h"
 #include "ggml.h"
 
 #include <cstdlib>
@@ -81,6 +82,46 @@ static inline bool ggmlq_llama_wants_attn_rot(ggml_type type, bool k_is_v) {
 // stores together then.
 static inline bool ggmlq_llama_joins_attn_rot(ggml_type type_k) {
     return ggmlq_llama_is_cache_type(type_k);
+}
+
+// For a cache of ours what RoPE of queries and keys reads comes before both RoPEs in the graph, so that they, too, stand right before the stores. Not where a norm is before
+// RoPE: ggml-cuda joins these.
+static inline void ggmlq_llama_puts_ropes_together(ggml_cgraph * gf, ggml_type type_k, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v) {
+    if (ggmlq_llama_joins_attn_rot(type_k) && k && v && q->op == GGML_OP_ROPE && k->op == GGML_OP_ROPE && q->src[0]->op != GGML_OP_MUL && k->src[0]->op != GGML_OP_MUL) {
+        for (ggml_tensor * before : { q->src[0], v, k->src[0] }) {
+            ggml_build_forward_expand(gf, before);
+        }
+    }
+}
+
+// llama.cpp's own rotations stand right before the stores, too. That of the queries has sources which it doesn't read, what RoPE has read: until it is done their memory isn't
+// given to a result, so that one launch can read and write all.
+static inline void ggmlq_llama_puts_rotations_together(ggml_cgraph * gf, ggml_type type_k, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v) {
+    if (!ggmlq_llama_joins_attn_rot(type_k)) {
+        return;
+    }
+    ggml_tensor * rotation = q->view_src ? q->view_src : q;
+    const ggml_tensor * rope = rotation->op == GGML_OP_MUL_MAT && rotation->src[1]->view_src ? rotation->src[1]->view_src : nullptr;
+    if (rope && rope->op == GGML_OP_ROPE && k->op == GGML_OP_ROPE) {
+        rotation->src[2] = rope->src[0];
+        rotation->src[3] = k->src[0];
+    }
+    ggml_build_forward_expand(gf, v);
+    ggml_build_forward_expand(gf, k);
+}
+
+// Attention's output after llama.cpp's own rotation: a GPU does both in one launch if what attention reads isn't overwritten by the rotation's result. So queries, and
+// what centered keys lack, are sources of the rotation too, which doesn't read them: until it is done their memory isn't given to a result.
+static inline void ggmlq_llama_keeps_queries(ggml_tensor * turned_back) {
+    ggml_tensor * rotation = turned_back->view_src ? turned_back->view_src : turned_back;
+    const ggml_tensor * attention = rotation->op == GGML_OP_MUL_MAT ? rotation->src[1] : nullptr;
+    if (attention && attention->view_src) {
+        attention = attention->view_src;
+    }
+    if (attention && attention->op == GGML_OP_FLASH_ATTN_EXT && ggmlq_llama_is_cache_type(attention->src[2]->type)) {
+        rotation->src[2] = attention->src[0];
+        rotation->src[3] = attention->src[GGMLQ_GGML_ATTEND_W];
+    }
 }
 
 // llama.cpp's condition for rotating a cache that wants it. `head_size_all`: of all layers; not positive if they differ.

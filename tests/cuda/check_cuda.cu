@@ -500,6 +500,112 @@ static std::string check_set_rows_turned() {
     return "";
 }
 
+/* Queries after RoPE against doubles; keys after RoPE as they are stored: the rows of what queries of the same values become, and the turned ones after that. */
+static void check_roped_case(int type, int64_t head, int64_t heads_kv, int64_t heads, int64_t tokens, int n_rot, bool neox, int k_turned, bool factors) {
+    const int64_t n = head*heads_kv, n_rows = 2*tokens + 1;
+    const std::vector<float> k = normals(n*tokens), v = normals(n*tokens), q = normals(head*heads*tokens);
+    std::vector<float> factor(n_rot/2), v_turned = v;
+    std::vector<int32_t> positions(tokens);
+    std::vector<int64_t> index(tokens);
+    for (int64_t i = 0; i < n_rot/2; ++i) {
+        factor[i] = 1 + 0.25f*(float) (i % 4);
+    }
+    for (int64_t i = 0; i < tokens; ++i) {
+        positions[i] = (int32_t) (40 - 37*i);
+        index[i]     = 2*i + 1;
+    }
+    device_bytes dk(k), dv(v), dq(q), d_factor(factor), d_positions(positions), d_index(index), d_out(4*head*heads*tokens), d_k_out(4*n*tokens);
+    struct ggmlq_cuda_roped_rows p = {};
+    const std::vector<uint8_t> empty(spread(&p.rows[0], NULL, type, n, n_rows, 1, 1, 2), 0xcd);
+    device_bytes d_rows[2] = { device_bytes((int64_t) empty.size()), device_bytes((int64_t) empty.size()) };
+    const int64_t ne_i[4] = { tokens, 1, 1, 1 }, nb_i[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+    for (int i = 0; i < 2; ++i) {
+        cuda(cudaMemcpy(d_rows[i].data(), empty.data(), empty.size(), cudaMemcpyHostToDevice));
+        (void) spread(&p.rows[i], d_rows[i].data(), type, n, n_rows, 1, 1, 2);
+        (void) spread(&p.values[i], (i ? dv : dk).data(), GGMLQ_CUDA_F32, n, tokens, 1, 1, 0);
+        p.indices[i] = view(d_index.data(), 0, ne_i, nb_i);
+        p.turned[i]  = i == 0 ? k_turned : k_turned ? 64 : 0;
+    }
+    p.turned[2]   = k_turned;
+    p.index_bytes = 8;
+    p.head_size   = head;
+    p.k_rope      = { (const int32_t *) d_positions.data(), factors ? (const float *) d_factor.data() : NULL, n_rot, neox, powf(10000.0f, -2.0f/(float) n_rot), 0.5f, 1.25f };
+    p.q_rope      = p.k_rope;
+    struct ggmlq_cuda_roped_rows alone = p; /* keys as queries, not turned */
+    alone.q        = (const float *) dk.data();
+    alone.q_out    = (float *) d_k_out.data();
+    alone.q_ne[0]  = head; alone.q_ne[1] = heads_kv; alone.q_ne[2] = tokens;
+    alone.turned[2] = 0;
+    ok(ggmlq_cuda_store_roped(&alone, NULL));
+    std::vector<float> roped = d_k_out.host<float>();
+    p.q     = (const float *) dq.data();
+    p.q_out = (float *) d_out.data();
+    p.q_ne[0] = head; p.q_ne[1] = heads; p.q_ne[2] = tokens;
+    ok(ggmlq_cuda_store_roped(&p, NULL));
+    struct ggmlq_cuda_roped_rows in_place = p;
+    in_place.q_out = (float *) dq.data();
+    ok(ggmlq_cuda_store_roped(&in_place, NULL));
+    require(dq.host<float>() == d_out.host<float>(), "another result in place");
+
+    std::vector<double> wanted_q(q.size());
+    for (int pass = 0; pass < 2; ++pass) {
+        const std::vector<float> & x = pass ? k : q;
+        for (size_t i = 0; i < x.size(); ++i) {
+            const int64_t j = (int64_t) i % head, t = (int64_t) i/(pass ? n : head*heads), half = n_rot/2, pair = neox ? j % half : j/2;
+            const bool upper = neox ? j >= half : j % 2 == 1;
+            const double angle = j >= n_rot ? 0 : positions[t]*std::pow(10000.0, -2.0*(double) pair/n_rot)/(factors ? factor[pair] : 1)*0.5, scale = j >= n_rot ? 1 : 1.25;
+            const double other = j >= n_rot ? 0 : x[i + (neox ? (upper ? -half : half) : (upper ? -1 : 1))], y = scale*(x[i]*std::cos(angle) + (upper ? other : -other)*std::sin(angle));
+            if (pass) {
+                require(std::fabs(roped[i] - y) < 1e-4*(1 + std::fabs(angle))*(std::fabs(x[i]) + std::fabs(other)), "key, value %zu: %g, wanted %g", i, roped[i], y);
+            } else {
+                wanted_q[i] = y;
+            }
+        }
+    }
+    if (k_turned) {
+        turn_as_llama(roped.data(), n*tokens, k_turned);
+        turn_as_llama(v_turned.data(), n*tokens, 64);
+        for (size_t first = 0; first < wanted_q.size(); first += (size_t) k_turned) {
+            for (size_t h = 1; h < (size_t) k_turned; h *= 2) for (size_t i = first; i < first + (size_t) k_turned; ++i) {
+                if ((i & h) == 0) {
+                    const double a = wanted_q[i], b = wanted_q[i + h];
+                    wanted_q[i]     = (a + b)*std::sqrt(0.5);
+                    wanted_q[i + h] = (a - b)*std::sqrt(0.5);
+                }
+            }
+        }
+    }
+    const std::vector<float> out = d_out.host<float>();
+    for (size_t i = 0; i < out.size(); ++i) {
+        require(std::fabs(out[i] - wanted_q[i]) < 2e-2, "query, value %zu: %g, wanted %g", i, out[i], wanted_q[i]); /* angles up to hundreds, __cosf */
+    }
+    for (int i = 0; i < 2; ++i) {
+        std::vector<uint8_t> wanted = empty;
+        for (int64_t t = 0; t < tokens; ++t) {
+            ggmlq_encode_row(type, (i ? v_turned : roped).data() + t*n, &wanted[row_at(p.rows[i], index[t], 0, 0)], n);
+        }
+        require(d_rows[i].host<uint8_t>() == wanted, "%s, heads of %lld, n_rot %d: rows of number %d are others", type_name(type), (long long) head, n_rot, i);
+    }
+}
+
+static std::string check_roped(void) {
+    const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3;
+    for (int neox = 0; neox < 2; ++neox) for (int64_t tokens : { 1, 3 }) {
+        check_roped_case(T, 128, 8, 32, tokens, 128, neox, 0, false);
+        check_roped_case(T,  64, 3,  9, tokens,  64, neox, 0, true);
+        check_roped_case(T,  80, 2,  4, tokens,  40, neox, 0, false);
+        check_roped_case(P, 128, 8, 32, tokens, 128, neox, 128, true);
+        check_roped_case(P,  64, 4,  6, tokens,  64, neox, 64, false);
+        check_roped_case(P, 256, 1,  4, tokens, 256, neox, 128, false);
+        check_roped_case(P, 128, 1,  4, tokens,  64, neox, 0, false);
+    }
+    check_roped_case(P, 192, 2, 2, 2, 128, false, 64, false);
+    check_roped_case(T, 256, 4, 4, 24, 256, true, 0, false); /* the most that is taken */
+    struct ggmlq_cuda_roped_rows p = {};
+    require(ggmlq_cuda_store_roped_check(&p) != GGMLQ_OK && ggmlq_cuda_store_roped(&p, NULL) != GGMLQ_OK, "nothing was taken");
+    return "";
+}
+
 #endif
 
 /* Keys rounded for queries: the bytes of the C reference. Blocks of all sizes, zeros, NaN and infinities among them; feedback as strong as real one. */
@@ -683,7 +789,8 @@ static std::string check_set_rows() {
     return "";
 #else
     const std::string failed = check_set_rows_pair();
-    return failed.empty() ? check_set_rows_turned() : failed;
+    const std::string turned = failed.empty() ? check_set_rows_turned() : failed;
+    return turned.empty() ? check_roped() : turned;
 #endif
 }
 

@@ -2,7 +2,7 @@
  *
  * Attention of a patched tree's ggml-cuda-ggmlq.cu, and the store of rounded keys, with our kernels emulated. What it calls of upstream is no kernel here but what it promises: attention with
  * rows of halves, of the head sizes that upstream has, computed from the tensors that it is given. Compared with our plain kernel, called without the adapter.
- * And the nodes that center new tokens, which it fuses, against the same nodes one by one.
+ * And the nodes that center new tokens, store them or rotate the output of attention, which it fuses, against the same nodes one by one.
  */
 #include "ggml-cuda-ggmlq.cuh"
 #include "ggml-ggmlq-attend.h"
@@ -207,7 +207,7 @@ static void check_store(int type, int64_t length, int64_t heads, int64_t tokens)
     ggml_backend_cuda_context context;
     int end = at;
     while (graph->nodes[end] != other) ++end;
-    require(ggmlq_ggml_cuda_fuse(context, graph, at) == end - at, "it isn't stored with others, which aren't rounded");
+    require(ggmlq_ggml_cuda_fuse(context, graph, at, upstream_supports) == end - at, "it isn't stored with others, which aren't rounded");
     require(memcmp(cache->data, wanted.data(), wanted.size()) == 0, "the result is another, stored with others");
     memset(cache->data, 0, ggml_nbytes(cache));
     for (int64_t i = 0; i < 2; ++i) memcpy((uint8_t *) cache->data + i*cache->nb[1], wanted.data() + i*cache->nb[1], cache->nb[1]); /* nobody stores there */
@@ -270,7 +270,7 @@ static void check_turned_stores(int type, int64_t length, int64_t tokens, int be
     while (graph->nodes[last]  != store[v_ours])  ++last;
     for (int64_t i = 0; i < tokens; ++i) ((int64_t *) indices->data)[i] = tokens - 1 - i;
     ggml_backend_cuda_context context;
-    require(ggmlq_ggml_cuda_fuse(context, graph, first) == (fused ? last - first : 0), fused ? "the nodes aren't done together" : "they are done together");
+    require(ggmlq_ggml_cuda_fuse(context, graph, first, upstream_supports) == (fused ? last - first : 0), fused ? "the nodes aren't done together" : "they are done together");
     if (fused && beside != NO_QUERIES) require(memcmp(turned[0]->data, wanted[0].data(), sizeof(float)*n*tokens) == 0, "queries are others");
     for (int64_t i = 0; i < tokens && fused; ++i) for (int64_t h = 0; h < heads; ++h) {
         const size_t bytes = (size_t) ggmlq_row_bytes(type, length);
@@ -302,21 +302,34 @@ static void compute(ggml_tensor * t) {
             case GGML_OP_MUL_MAT: {
                 double sum = 0;
                 for (int64_t j = 0; j < a->ne[0]; ++j) sum += (double) at(a, j, i0, i2)*at(b, j, i1, i2);
-                y = (float) sum;
+                y = ggml_get_op_params_i32(t, 1) == GGML_HINT_SRC0_IS_HADAMARD ? at(b, i0, i1, i2) : (float) sum; /* turned below */
             } break;
             case GGML_OP_ROPE: {
                 const int n = ggml_get_op_params_i32(t, 1), half = n/2;
                 const bool neox = ggml_get_op_params_i32(t, 2) == GGML_ROPE_TYPE_NEOX;
                 const int64_t j = i0 >= n ? i0 : !neox ? (i0 ^ 1) : i0 < half ? i0 + half : i0 - half, pair = neox ? i0 % half : i0/2;
-                const float angle = ggml_get_op_params_f32(t, 6)*(float) ((const int32_t *) b->data)[i2]*std::pow(ggml_get_op_params_f32(t, 5), -2.0f*(float) pair/(float) n);
-                const float x = at(a, i0, i1, i2), z = at(a, j, i1, i2), c = std::cos(angle), s = std::sin(angle);
+                float angle = (float) ((const int32_t *) b->data)[i2]*std::pow(std::pow(ggml_get_op_params_f32(t, 5), -2.0f/(float) n), (float) pair);
+                if (t->src[2] && i0 < n) angle /= ((const float *) t->src[2]->data)[pair];
+                angle *= ggml_get_op_params_f32(t, 6);
+                const float x = at(a, i0, i1, i2), z = at(a, j, i1, i2), scale = ggml_get_op_params_f32(t, 8), c = std::cos(angle)*scale, s = std::sin(angle)*scale;
                 y = i0 >= n ? x : i0 < j ? std::fmaf(x, c, -(z*s)) : std::fmaf(z, s, x*c);
             } break;
             default: require(false, "an operation that isn't known here");
         }
         result.push_back(y);
     }
-    if (t->op == GGML_OP_SET_ROWS) {
+    if (t->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(t, 1) == GGML_HINT_SRC0_IS_HADAMARD) {
+        for (float & value : result) value *= 1/std::sqrt((float) t->ne[0]);
+        for (int64_t half = 1; half < t->ne[0]; half *= 2) for (size_t j = 0; j < result.size(); ++j) {
+            if (j & half) continue;
+            const float x = result[j], z = result[j + half];
+            result[j] = x + z;
+            result[j + half] = x - z;
+        }
+    }
+    if (t->op == GGML_OP_SET_ROWS && t->type != GGML_TYPE_F16) {
+        for (int64_t i = 0; i < a->ne[1]; ++i) require(ggmlq_encode_row((int) t->type, (const float *) element(a, 0, i, 0, 0), element(t, 0, ((const int64_t *) b->data)[i], 0, 0), a->ne[0]) == 0, "rows can't be encoded");
+    } else if (t->op == GGML_OP_SET_ROWS) {
         for (int64_t i = 0; i < a->ne[1]; ++i) *(ggml_fp16_t *) element(t, 0, ((const int64_t *) b->data)[i], 0, 0) = ggml_fp32_to_fp16(at(a, 0, i, 0));
     } else {
         memcpy(t->data, result.data(), 4*result.size());
@@ -325,11 +338,14 @@ static void compute(ggml_tensor * t) {
 
 /* What is other than in a graph that libllama builds, and how many launches are joined then. */
 enum difference { NONE, NO_KEYS, NO_VALUES, KEYS_OF_A_WIDER_ROW, IN_PLACE, W_WHERE_K_WAS, K_ONE_TOKEN_ON, SCALED_READ_ELSEWHERE, PART_IS_AN_OUTPUT, W_VIEW_READ, FREQUENCIES, ONE_SCALE,
-    NOT_A_STEP, OTHER_MEAN, TWO_QUERIES, A_NODE_BETWEEN, DIFFERENCES };
+    NOT_A_STEP, OTHER_MEAN, TWO_QUERIES, A_NODE_BETWEEN, WITH_ROPE, WITH_ROPE_IN_PLACE, ROPED_READ_ELSEWHERE, KEYS_READ_BEFORE_ROPE, OTHER_PAIRS, DIFFERENCES };
 static const struct { const char * name; int joined; } DIFFERENT[DIFFERENCES] = { { "nothing", 1 }, { "no keys", 1 }, { "values aren't scaled", 1 }, { "keys are part of wider rows", 1 },
     { "results replace their sources", 1 }, { "w lies where keys were", 2 }, { "keys move by one token", 1 }, { "scaled keys are read elsewhere", 1 }, { "part is an output", 1 },
     { "a view of an inner node is read elsewhere", 0 }, { "several frequencies", 1 }, { "one scale for all heads", 1 }, { "not a step", 1 }, { "another mean is taken off", 1 },
-    { "two kinds of queries", 1 }, { "a node between", 2 } };
+    { "two kinds of queries", 1 }, { "a node between", 2 },
+    { "with RoPE before and behind", 1 }, { "the same in place", 1 }, { "queries after RoPE are read elsewhere", 1 }, { "centered keys are read before RoPE", 1 }, { "RoPE has other pairs than w", 1 } };
+/* Of those with RoPE: how many of the nodes are joined, more than without. */
+static const int ROPES_JOINED[DIFFERENCES - WITH_ROPE] = { 2, 2, 1, 1, 1 };
 
 static void check_centering(int difference, int64_t head, int64_t n_rot, bool neox, int64_t heads_kv, int64_t heads, int64_t tokens) {
     current = std::string("centering, ") + DIFFERENT[difference].name;
@@ -351,6 +367,17 @@ static void check_centering(int difference, int64_t head, int64_t n_rot, bool ne
     ggml_tensor * k_out = nullptr, * v_out = v, * q_out, * w;
     for (ggml_tensor * t : { k, v, q }) { /* views of their own are in the graph before */
         ggml_build_forward_expand(graph, t);
+    }
+    const bool ropes = difference >= WITH_ROPE;
+    ggml_tensor * positions = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, tokens), * factors = make(ctx, GGML_TYPE_F32, n_rot/2, 1, 1, 1, false), * q_before = q;
+    for (int64_t i = 0; i < tokens; ++i) ((int32_t *) positions->data)[i] = (int32_t) (17*i + 3);
+    for (int64_t i = 0; i < n_rot/2; ++i) ((float *) factors->data)[i] = 1 + 0.1f*(float) (i % 5);
+    const auto rope = [&](ggml_tensor * x, bool other) {
+        return ggml_rope_ext(ctx, x, positions, other ? nullptr : factors, (int) n_rot, neox != other ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL, 0, 10000.0f, 0.5f, 0.0f, 1.25f, 32.0f, 1.0f);
+    };
+    if (ropes) {
+        q = rope(q, difference == OTHER_PAIRS);
+        ggml_build_forward_expand(graph, q);
     }
     if (difference != NO_KEYS) {
         k_out = ggmlq_ggml_center_k(ctx, graph, k, s, s_mu, s_mu_2, part, idxs);
@@ -375,15 +402,23 @@ static void check_centering(int difference, int64_t head, int64_t n_rot, bool ne
         case OTHER_MEAN:            k_out->src[1]->src[0]->src[0] = floats(head, heads_kv, 1); break;
         case TWO_QUERIES:           q_out->src[0] = floats(head, heads, tokens); break;
     }
+    ggml_tensor * k_roped = ropes ? rope(k_out, false) : nullptr;
+    if (ropes) ggml_build_forward_expand(graph, k_roped);
+    switch (difference) {
+        case WITH_ROPE_IN_PLACE:    q->data = q_before->data; k_out->data = k->data; k_roped->data = k->data; q_out->data = q->data; break;
+        case ROPED_READ_ELSEWHERE:  beyond = ggml_abs(ctx, q); break;
+        case KEYS_READ_BEFORE_ROPE: beyond = ggml_abs(ctx, k_out); break;
+    }
     if (beyond) {
         ggml_build_forward_expand(graph, beyond);
     }
     std::vector<ggml_tensor *> results = { v_out, w, q_out, part }; /* what is there when all is done */
-    if (k_out && difference != W_WHERE_K_WAS) results.push_back(k_out);
+    if (k_out && difference != W_WHERE_K_WAS) results.push_back(ropes ? k_roped : k_out);
     if (beyond) results.push_back(beyond);
 
     std::vector<std::vector<uint8_t>> start, wanted; /* the sources are restored, because results may replace them */
-    const std::vector<ggml_tensor *> sources = { wide, v, q };
+    const std::vector<ggml_tensor *> sources = { wide, v, q_before };
+    int ropes_joined = 0;
     for (ggml_tensor * t : sources) start.emplace_back((uint8_t *) t->data, (uint8_t *) t->data + ggml_nbytes(t));
     int joined = 0;
     for (int pass = 0; pass < 2; ++pass) {
@@ -397,8 +432,9 @@ static void check_centering(int difference, int64_t head, int64_t n_rot, bool ne
         for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
             ggml_tensor * node = ggml_graph_node(graph, i);
             if (ggmlq_ggml_cuda_is_view(node)) continue;
-            const int more = pass == 0 ? 0 : ggmlq_ggml_cuda_fuse(context, graph, i);
+            const int more = pass == 0 ? 0 : ggmlq_ggml_cuda_fuse(context, graph, i, upstream_supports);
             joined += more > 0;
+            for (int j = i; j <= i + more && more > 0; ++j) ropes_joined += ggml_graph_node(graph, j)->op == GGML_OP_ROPE;
             if (more == 0) compute(node);
             i += more;
         }
@@ -413,6 +449,137 @@ static void check_centering(int difference, int64_t head, int64_t n_rot, bool ne
     for (int64_t i = 0; i < part->ne[1]; ++i) centered += parts[i] == 0x3c00;
     require(!k_out || difference == NOT_A_STEP || (centered > 0 && centered < tokens), "all keys are centered, or none");
     require(joined == DIFFERENT[difference].joined, ("launches joined: " + std::to_string(joined)).c_str());
+    require(!ropes || ropes_joined == 1 + ROPES_JOINED[difference - WITH_ROPE], ("RoPEs joined: " + std::to_string(ropes_joined)).c_str()); /* one makes w */
+    ggml_free(ctx);
+}
+
+/* --- new rows after RoPE ---------------------------------------------------------------------------------------------- */
+
+enum roped { R_NONE, R_V_FIRST, R_NO_QUERIES, R_IN_PLACE, R_FACTORS, R_MANY, R_QUERIES_WHERE_V_IS, R_KEYS_READ_ELSEWHERE, R_NODE_BETWEEN, R_YARN, R_CASES };
+static const struct { const char * name; bool joined; } ROPED[R_CASES] = { { "nothing", true }, { "V is stored first", true }, { "no queries", true }, { "in place", true }, { "frequency factors", true },
+    { "many tokens", false }, { "queries lie where V is read", false }, { "keys after RoPE are read elsewhere", false }, { "a node between", false }, { "YaRN", false } };
+
+/* RoPE of queries and keys, for planar3 then rotations of all by k_turned and V's by 64, and the stores. */
+static void check_roped_stores(int different, int type, int64_t head, int64_t n_rot, bool neox, int64_t k_turned, int64_t tokens) {
+    current = std::string("new rows of ") + ggml_type_name((ggml_type) type) + " after RoPE, heads of " + std::to_string(head) + ", " + ROPED[different].name;
+    tokens = different == R_MANY ? 200 : tokens;
+    const int64_t heads = 6, heads_kv = 2;
+    ggml_init_params params = { 64u << 20, nullptr, false };
+    ggml_context * ctx = ggml_init(params);
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_tensor * x[3], * before[3], * store[2], * positions = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, tokens), * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, tokens);
+    ggml_tensor * factors = make(ctx, GGML_TYPE_F32, n_rot/2, 1, 1, 1, false);
+    for (int64_t i = 0; i < n_rot/2; ++i) ((float *) factors->data)[i] = 1 + 0.1f*(float) (i % 5);
+    for (int64_t i = 0; i < tokens; ++i) {
+        ((int32_t *) positions->data)[i] = (int32_t) (100 - 31*i);
+        ((int64_t *) indices->data)[i] = tokens - i;
+    }
+    for (int i = 0; i < 3; ++i) { /* Q, K, V */
+        before[i] = x[i] = make(ctx, GGML_TYPE_F32, head, i == 0 ? heads : heads_kv, tokens, 1, false);
+        ggml_build_forward_expand(graph, x[i]);
+        if (i == 2) continue;
+        x[i] = ggml_rope_ext(ctx, x[i], positions, different == R_FACTORS ? factors : nullptr, (int) n_rot, neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL, 4096, 10000.0f, 0.5f,
+            different == R_YARN ? 1.0f : 0.0f, 1.25f, 32.0f, 1.0f);
+        if (different == R_IN_PLACE) x[i]->data = before[i]->data;
+    }
+    const auto turned = [&](ggml_tensor * t, int64_t length) {
+        ggml_tensor * result = ggml_mul_mat(ctx, make(ctx, GGML_TYPE_F32, length, length, 1, 1, false), ggml_reshape_2d(ctx, t, length, ggml_nelements(t)/length));
+        ggml_mul_mat_set_hint(result, GGML_HINT_SRC0_IS_HADAMARD);
+        return ggml_reshape_3d(ctx, result, t->ne[0], t->ne[1], t->ne[2]);
+    };
+    if (k_turned) {
+        if (different != R_NO_QUERIES) x[0] = turned(x[0], k_turned);
+        ggml_build_forward_expand(graph, x[1]);
+        x[1] = turned(x[1], k_turned);
+        x[2] = turned(x[2], 64);
+    }
+    if (different != R_NO_QUERIES) ggml_build_forward_expand(graph, x[0]);
+    ggml_build_forward_expand(graph, x[1]);
+    ggml_build_forward_expand(graph, x[2]);
+    if (different == R_NODE_BETWEEN) ggml_build_forward_expand(graph, ggml_abs(ctx, positions));
+    for (int i = 0; i < 2; ++i) {
+        const int of = different == R_V_FIRST ? 2 - i : 1 + i;
+        ggml_tensor * cache = make(ctx, (ggml_type) type, head*heads_kv, tokens + 1, 1, 1, false);
+        ggml_tensor * values = ggml_reshape_2d(ctx, x[of], head*heads_kv, tokens);
+        ggml_build_forward_expand(graph, store[i] = ggml_set_rows(ctx, cache, values, indices));
+    }
+    ggml_tensor * queries = x[0]->view_src ? x[0]->view_src : x[0], * keys = x[1]->view_src ? x[1]->view_src : x[1];
+    if (k_turned) keys = keys->src[1]->view_src; /* RoPE's */
+    if (different == R_QUERIES_WHERE_V_IS) queries->data = before[2]->data;
+    ggml_tensor * beyond = different == R_KEYS_READ_ELSEWHERE ? ggml_abs(ctx, keys) : nullptr;
+    if (beyond) ggml_build_forward_expand(graph, beyond);
+    if (different == R_QUERIES_WHERE_V_IS) { /* no such graph can be computed one by one: it is enough that nothing is joined */
+        ggml_backend_cuda_context context;
+        int i = 0;
+        while (graph->nodes[i]->op != GGML_OP_ROPE) ++i;
+        require(ggmlq_ggml_cuda_fuse(context, graph, i, upstream_supports) == 0, "they are done together");
+        ggml_free(ctx);
+        return;
+    }
+    std::vector<ggml_tensor *> results = { store[0], store[1], beyond ? beyond : different != R_NO_QUERIES ? queries : store[0] };
+    std::vector<std::vector<uint8_t>> start, wanted;
+    for (ggml_tensor * t : before) start.emplace_back((uint8_t *) t->data, (uint8_t *) t->data + ggml_nbytes(t));
+    bool joined = false;
+    for (int pass = 0; pass < 2; ++pass) {
+        for (int i = 0; i < 2; ++i) memset(store[i]->data, 0x55, ggml_nbytes(store[i]));
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            ggml_tensor * node = ggml_graph_node(graph, i);
+            if (node->op != GGML_OP_SET_ROWS && !node->view_src) memset(node->data, 0xff, ggml_nbytes(node));
+        }
+        for (int i = 0; i < 3; ++i) memcpy(before[i]->data, start[i].data(), start[i].size());
+        ggml_backend_cuda_context context;
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            ggml_tensor * node = ggml_graph_node(graph, i);
+            if (ggmlq_ggml_cuda_is_view(node)) continue;
+            const bool first = node->op == GGML_OP_ROPE && (node->src[0] == before[0] || different == R_NO_QUERIES || k_turned);
+            const int more = pass == 0 || !first || joined ? 0 : ggmlq_ggml_cuda_fuse(context, graph, i, upstream_supports);
+            joined = joined || more > 0;
+            if (more > 0) require(ggml_graph_node(graph, i + more) == store[1], "not all is done together");
+            if (more == 0 && (node->op != GGML_OP_UNARY || node == beyond) && different != R_YARN) compute(node);
+            i += more;
+        }
+        for (size_t i = 0; i < results.size() && different != R_YARN; ++i) {
+            const std::vector<uint8_t> bytes((uint8_t *) results[i]->data, (uint8_t *) results[i]->data + ggml_nbytes(results[i]));
+            if (pass == 0) wanted.push_back(bytes);
+            else require(bytes == wanted[i], ("another result, number " + std::to_string(i)).c_str());
+        }
+    }
+    require(joined == ROPED[different].joined, joined ? "they are done together" : "they aren't done together");
+    ggml_free(ctx);
+}
+
+/* --- attention's output, turned ----------------------------------------------------------------------------------------- */
+
+enum { O_NOTHING, O_READ_ELSEWHERE, O_WHERE_Q_IS, O_BY_128, O_THROUGH_F16, O_CASES };
+static void check_turned_attention(int different, int type_v, int64_t head, int64_t queries) {
+    static const char * const names[O_CASES] = { "nothing", "it is read elsewhere", "the result lies where queries are read", "by 128", "upstream's kernel" };
+    current = std::string("attention's output, turned, V ") + ggml_type_name((ggml_type) type_v) + ", " + names[different];
+    ggml_init_params params = { 64u << 20, nullptr, false };
+    ggml_context * ctx = ggml_init(params);
+    const int64_t heads = 6, heads_kv = 2, n_kv = 40, length = different == O_BY_128 ? 128 : 64;
+    const int type_k = different == O_THROUGH_F16 ? type_v : GGMLQ_TYPE_TQ3_0;
+    ggml_tensor * q = make(ctx, GGML_TYPE_F32, head, queries, heads, 1, true), * k = make(ctx, (ggml_type) type_k, head, n_kv, heads_kv, 1, true), * v = make(ctx, (ggml_type) type_v, head, n_kv, heads_kv, 1, true);
+    ggml_tensor * op = ggml_flash_attn_ext(ctx, q, k, v, nullptr, 0.1f, 0, different == O_THROUGH_F16 ? 0.0f : 30.0f);
+    ggml_tensor * turned = ggml_mul_mat(ctx, make(ctx, GGML_TYPE_F32, length, length, 1, 1, false), ggml_reshape_2d(ctx, ggml_reshape_2d(ctx, op, head*heads, queries), length, head*heads*queries/length));
+    ggml_mul_mat_set_hint(turned, GGML_HINT_SRC0_IS_HADAMARD);
+    if (different == O_WHERE_Q_IS) turned->data = q->data;
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, turned);
+    if (different == O_READ_ELSEWHERE) ggml_build_forward_expand(graph, ggml_abs(ctx, op));
+    int first = 0, last = 0;
+    while (graph->nodes[first] != op) ++first;
+    while (graph->nodes[last] != turned) ++last;
+    const bool joined = different == O_NOTHING;
+    ggml_backend_cuda_context context;
+    const auto none = [](int, const ggml_tensor *) { return false; };
+    const int more = ggmlq_ggml_cuda_fuse(context, graph, first, different == O_THROUGH_F16 ? upstream_supports : none);
+    require(more == (joined ? last - first : 0), joined ? "they aren't done together" : "they are done together");
+    if (joined) {
+        const std::vector<uint8_t> found((uint8_t *) turned->data, (uint8_t *) turned->data + ggml_nbytes(turned));
+        require(ggmlq_ggml_cuda_flash_attn_ext(context, op, none), "attention is refused");
+        compute(turned);
+        require(memcmp(turned->data, found.data(), found.size()) == 0, "the result is another");
+    }
     ggml_free(ctx);
 }
 
@@ -423,7 +590,23 @@ int main() {
     check_centering(NONE, 128, 128, true, 8, 32, 9);
     check_centering(NONE, 128,  64, false, 2, 6, 9);
     check_centering(NONE, 256, 128, true, 1, 4, 9);
+    check_centering(WITH_ROPE, 128, 128, false, 8, 32, 9);
+    check_centering(WITH_ROPE, 256, 64, true, 1, 4, 9);
     const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGML_TYPE_F16, Q = GGML_TYPE_Q8_0;
+    for (int different = 0; different < R_CASES; ++different) {
+        check_roped_stores(different, T, 64, 64, true, 0, 3);
+        check_roped_stores(different, P, 128, 128, different % 2 == 1, 128, 3);
+    }
+    check_roped_stores(R_NONE, T, 128, 64, false, 0, 1);
+    check_roped_stores(R_NONE, T, 80, 40, true, 0, 5);
+    check_roped_stores(R_NONE, P, 64, 64, true, 64, 2);
+    check_roped_stores(R_NONE, P, 64, 32, false, 64, 2);
+    check_roped_stores(R_NONE, P, 192, 128, false, 64, 2);
+    check_roped_stores(R_NONE, P, 256, 256, false, 128, 2);
+    check_roped_stores(R_NONE, P, 256, 256, true, 128, 2);
+    for (int different = 0; different < O_CASES; ++different) check_turned_attention(different, P, 128, 2);
+    check_turned_attention(O_NOTHING, P, 256, 1);
+    check_turned_attention(O_NOTHING, Q, 64, 3);
     check({ T, T, 128, 128, 128, 4, 2, 17, 70, 1, false, 0, 0, true }); /* several rounds of KV heads */
     check({ T, H, 128, 128, 128, 5, 3, 9, 40, 2, true, 0, 0, true });
     check({ P, P, 128, 128, 64, 2, 4, 12, 33, 2, true, 20, 0, true });

@@ -7,9 +7,8 @@ ggml_tensor * build_attn(
         q_cur = ggml_mul_mat_aux(ctx0, q_cur, k_rot);
         if (k_cur) {
             // pyggmlq:begin llama-rotations-together-iswa
-            if (v_cur && ggmlq_llama_joins_attn_rot((is_swa ? inp->mctx->get_swa() : inp->mctx->get_base())->type_k())) {
-                ggml_build_forward_expand(gf, v_cur);
-                ggml_build_forward_expand(gf, k_cur);
+            if (v_cur) {
+                ggmlq_llama_puts_rotations_together(gf, (is_swa ? inp->mctx->get_swa() : inp->mctx->get_base())->type_k(), q_cur, k_cur, v_cur);
             }
             // pyggmlq:end llama-rotations-together-iswa
             k_cur = ggml_mul_mat_aux(ctx0, k_cur, k_rot);

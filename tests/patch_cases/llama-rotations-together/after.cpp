@@ -8,10 +8,7 @@ ggml_tensor * build_attn() {
     if (inp->self_k_rot) {
         q_cur = llama_mul_mat_hadamard(ctx0, q_cur, inp->self_k_rot);
         // pyggmlq:begin llama-rotations-together
-        if (ggmlq_llama_joins_attn_rot(inp->mctx->type_k())) {
-            ggml_build_forward_expand(gf, v_cur);
-            ggml_build_forward_expand(gf, k_cur);
-        }
+        ggmlq_llama_puts_rotations_together(gf, inp->mctx->type_k(), q_cur, k_cur, v_cur);
         // pyggmlq:end llama-rotations-together
         k_cur = llama_mul_mat_hadamard(ctx0, k_cur, inp->self_k_rot);
     }
