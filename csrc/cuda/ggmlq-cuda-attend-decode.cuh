@@ -1102,7 +1102,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             auto find_terms = [&](float s[TILES][4]) {
                 const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
                 uint32_t row = (uint32_t) position - (uint32_t) terms_from, weighted = 0;
-                const bool unlike = part != 0 && (row >= terms_end || part != 0x3c00);
+                const bool unlike = (part != 0) & ((row >= terms_end) | (part != 0x3c00));
                 row = part == 0 ? ~0u : row; /* of zeros */
                 if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
                     const bool none = (part & 0x7fff) == 0;

@@ -139,7 +139,7 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
 
     /* Of the positions first .. first + rows - 1. */
     static __device__ __forceinline__ void make(uint8_t * term, const ggmlq_decode_plan & plan, int slices, int first) {
-        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices, g = lane/4, t = lane % 4;
+        const unsigned thread = (unsigned) ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % (unsigned) slices, g = lane/4, t = lane % 4;
         uint8_t * const terms = term + plan.term_warps_at + warp*plan.term_warp_bytes, * const turned = terms + plan.term_turned_at + 16*lane;
         __syncwarp();
         if (SLICE == 128 || g < SLICE/16) { /* slots 2g and 2g + 1 */
@@ -159,17 +159,26 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
         {
             const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
             const uint8_t * const mine = g/2 == t ? terms + g*M::TURN_PITCH : term + M::zeros_at(slices); /* a pair is turned by itself: other products are 0 */
-            auto of = [](const uint4 & v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; };
 #pragma unroll
             for (int q = 0; q < M::PIECES; ++q) {
                 const uint4 b = *(const uint4 *) (mine + 16*q);
 #pragma unroll
                 for (int n = 0; n < N; n += PAIR) {
-                    const uint4 a0 = *(const uint4 *) (w + n*slices*M::W_BYTES + 512*q), a1 = PAIR > 1 ? *(const uint4 *) (w + (n + 1)*slices*M::W_BYTES + 512*q) : make_uint4(0, 0, 0, 0);
+                    const uint4 a0 = *(const uint4 *) (w + n*slices*M::W_BYTES + 512*q);
                     float d[4][4]; /* of a slot: what cosines are multiplied by, and sines; of the second eight columns */
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        ggmlq_mma_f16_k8(d[i], of(a0, i), of(a1, i), of(b, i));
+                    if (PAIR > 1) {
+                        const uint4 a1 = *(const uint4 *) (w + (n + 1)*slices*M::W_BYTES + 512*q);
+                        ggmlq_mma_f16_k8(d[0], a0.x, a1.x, b.x);
+                        ggmlq_mma_f16_k8(d[1], a0.y, a1.y, b.y);
+                        ggmlq_mma_f16_k8(d[2], a0.z, a1.z, b.z);
+                        ggmlq_mma_f16_k8(d[3], a0.w, a1.w, b.w);
+                    } else { /* the other half of each product is of no use, but registers needn't be moved */
+                        float e[2][4];
+                        ggmlq_mma_f16_k8(d[0], a0.x, a0.y, b.x);
+                        ggmlq_mma_f16_k8(e[0], a0.x, a0.y, b.y);
+                        ggmlq_mma_f16_k8(d[2], a0.z, a0.w, b.z);
+                        ggmlq_mma_f16_k8(e[1], a0.z, a0.w, b.w);
+                        d[1][0] = e[0][2]; d[1][1] = e[0][3]; d[3][0] = e[1][2]; d[3][1] = e[1][3];
                     }
 #pragma unroll
                     for (int j = 0; j < PAIR; ++j) { /* read by this lane alone */
@@ -181,7 +190,7 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
         }
         const int half = plan.term_rows/2;
         uint32_t row = ggmlq_shared_address(term + M::table_at(slices)) + lane % 16*M::table_pitch(slices) + slice*SLICE + lane/16*16;
-        uint8_t * after = terms + (half + g)*M::PITCH + 8*t, * before = terms + (half - 1 - g)*M::PITCH + 8*t;
+        uint8_t * after = terms + (half + g)*M::PITCH + 8*t, * before = terms + (half - 1 - (int) g)*M::PITCH + 8*t;
 #pragma unroll 1
         for (int left = half; left > 0; left -= 16) {
             float even[N][4], odd[N][4];
