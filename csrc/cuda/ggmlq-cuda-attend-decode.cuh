@@ -20,6 +20,9 @@
  * The order of a contraction is free. So a thread takes from K the fields that lie in its 16 bits of a plane, queries being
  * stored in that order; and the 16 tokens of a tile are numbered such that reads of both operands spread over the banks.
  */
+#ifndef X_EARLY_TYPE
+#define X_EARLY_TYPE (LEAN && K::PLANAR3 && TILES == 1)
+#endif
 #ifndef GGMLQ_CUDA_ATTEND_DECODE_CUH
 #define GGMLQ_CUDA_ATTEND_DECODE_CUH
 
@@ -806,23 +809,22 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
     };
-    /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
-    typedef ggmlq_term<SLICE, COLUMNS> W;
+    /* The term of centered keys: position and part of this lane's token of the next two tiles, 16*(lane/16) + decode_token(lane % 16). A warp's first tile begins such a pair. */
+    typedef ggmlq_term<SLICE, COLUMNS, BY_COLUMN> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
     int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
     uint32_t terms_end = 0; /* and how many there are */
     uint32_t next_part = 0x3c00;
-    const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
-    auto load_next_position = [&](bool inner, int tile) {
-        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
-        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
-        next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
+    auto load_next_positions = [&](int tile) {
+        const int thread = LEAN ? lane : ggmlq_thread_anew() % 32; /* others have no registers for what comes of it */
+        const int token = min(tile*ROWS + 16*(thread/16) + ggmlq_decode_token(thread % 16), plan.n_kv - 1); /* what follows the last token is hidden */
+        next_position = p.positions[seq_kv*plan.positions_step + token];
         if (plan.has_parts) {
-            next_part = p.part[(LEAN ? part_at : seq_kv*plan.parts_step + of_tile) + token];
+            next_part = p.part[seq_kv*plan.parts_step + token];
         }
     };
-    auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
+    auto copy_tile = [&](int tile, int at, bool begins_pair) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
             ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
@@ -835,15 +837,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (LEAN) {
                 load_next_mask(true, tile);
             }
-            if (TERM) {
-                load_next_position(true, tile);
+            if (TERM && begins_pair) {
+                load_next_positions(tile);
             }
         } else if (tile < tile1) {
             if (LEAN) {
                 load_next_mask(false, tile);
             }
-            if (TERM) {
-                load_next_position(false, tile);
+            if (TERM && begins_pair) {
+                load_next_positions(tile);
             }
             const int token = tile*ROWS, count = plan.n_kv - token;
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -933,7 +935,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     auto start_copies = [&](const ggmlq_decode_place & w) {
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(w.first<TERM>() + i*w.groups, i*S::STAGE_BYTES);
+            copy_tile(w.first<TERM>() + i*w.groups, i*S::STAGE_BYTES, i == 0);
         }
         if (!LEAN && !many_masks) {
             load_next_mask(w.first<TERM>() < inner1, w.first<TERM>());
@@ -1056,6 +1058,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         };
         int stage = 0, parity = 0;
+        enum { NOT_FOUND, FOUND, FOUND_WEIGHTED }; /* of a pair of tiles, where in the terms those of this lane's token are: */
+        int position = 0, terms_state = NOT_FOUND;
+        uint32_t part = 0, terms_row = 0;
 #pragma unroll 1
         for (int tile = TERM ? at0.first<TERM>() : tile0 + group; tile < tile1; tile += tile_step) {
             const mask_words mask_now = next_mask;
@@ -1066,12 +1071,47 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
+            if (TERM && stage == 0) {
+                position = next_position;
+                part = next_part;
+                terms_state = NOT_FOUND;
+            }
+            auto find_terms = [&]() {
+                terms_row = (uint32_t) position - (uint32_t) terms_from;
+                const bool unlike = (part != 0) & ((terms_row >= terms_end) | (part != 0x3c00));
+                terms_row = part == 0 ? ~0u : terms_row; /* of zeros */
+                terms_state = FOUND;
+                if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
+                    const bool none = (part & 0x7fff) == 0;
+                    if (__any_sync(0xffffffffu, terms_row >= terms_end && !none)) {
+                        const int low = __reduce_min_sync(0xffffffffu, none ? INT32_MAX : position), high = __reduce_max_sync(0xffffffffu, none ? INT32_MIN : position);
+                        if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
+                            terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
+                            terms_end  = plan.term_rows;
+                            W::make(term, plan, slices, terms_from, q_scales + COLUMNS);
+                            terms_row = (uint32_t) position - (uint32_t) terms_from;
+                        } else {
+                            terms_end = 0;
+#pragma unroll 1
+                            for (int i = 0; i < 2; ++i) {
+                                W::make_of_tokens(p, term, plan, slices, position, i, q_scales + COLUMNS);
+                            }
+                            terms_row = ggmlq_thread_anew() % 32;
+                        }
+                    }
+                    terms_row = none ? ~0u : terms_row;
+                    terms_state = __any_sync(0xffffffffu, !none && part != 0x3c00) ? FOUND_WEIGHTED : FOUND;
+                }
+            };
+            if constexpr (TERM && X_EARLY_TYPE) {
+                if (terms_state == NOT_FOUND && !(lean_biased && __all_sync(0xffffffffu, differs == 0))) {
+                    find_terms();
+                }
+            }
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            const int position = next_position;
-            const uint32_t part = next_part;
-            copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
-            const int turn_at = stage;
+            const int turn_at = stage, pair_lane = turn_at == 0 ? 0 : 16; /* there are two stages where this matters */
+            copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES, turn_at != 0);
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
             uint16_t * const mask_tile = (uint16_t *) (pipe + turn_at + S::K_BYTES + S::V_BYTES);
@@ -1099,33 +1139,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 continue; /* all hidden */
             }
 
-            auto find_terms = [&](float s[TILES][4]) {
+            auto load_terms = [&](float s[TILES][4]) {
                 const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
-                uint32_t row = (uint32_t) position - (uint32_t) terms_from, weighted = 0;
-                const bool unlike = (part != 0) & ((row >= terms_end) | (part != 0x3c00));
-                row = part == 0 ? ~0u : row; /* of zeros */
-                if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
-                    const bool none = (part & 0x7fff) == 0;
-                    if (__any_sync(0xffffffffu, row >= terms_end && !none)) {
-                        const int low = __reduce_min_sync(0xffffffffu, none ? INT32_MAX : position), high = __reduce_max_sync(0xffffffffu, none ? INT32_MIN : position);
-                        if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
-                            terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
-                            terms_end  = plan.term_rows;
-                            W::make(term, plan, slices, terms_from);
-                            row = (uint32_t) position - (uint32_t) terms_from;
-                        } else {
-                            terms_end = 0;
-                            W::make_of_tokens(p, term, plan, slices, position);
-                            row = lane % 16;
-                        }
-                    }
-                    row = none ? ~0u : row;
-                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+                if (terms_state == NOT_FOUND) {
+                    find_terms();
                 }
                 if constexpr (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
-                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, row, 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
+                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, terms_row, pair_lane + 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
 #pragma unroll
                         for (int i = 0; i < TILES; ++i) {
                             s[i/2*2 + j/2][i%2*2 + j%2] = from[8*i];
@@ -1134,7 +1156,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 } else {
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, row, g + 8*j)*M::PITCH;
+                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, terms_row, pair_lane + g + 8*j)*M::PITCH;
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
                             const float2 two = *(const float2 *) (from + 32*n);
@@ -1143,12 +1165,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                     }
                 }
-                if (__builtin_expect(weighted != 0, 0)) {
+                if (__builtin_expect(terms_state == FOUND_WEIGHTED, 0)) {
                     const float mine = ggmlq_half_value((uint16_t) part);
                     float f[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) { /* of a fragment's rows g, g + 8; by column, of its columns 2t, 2t + 1, and those of the next fragment */
-                        f[i] = __shfl_sync(0xffffffffu, mine, BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2));
+                        f[i] = __shfl_sync(0xffffffffu, mine, pair_lane + (BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2)));
                     }
 #pragma unroll
                     for (int i = 0; i < 4*TILES; ++i) {
@@ -1163,15 +1185,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     check_scales(pending0, pending1, pending);
                 }
                 if constexpr (TERM) { /* in units of the column's scale, as what follows */
-                    find_terms(s[0]);
-#pragma unroll
-                    for (int i = 0; i < TILES; ++i) {
-                        const float inverse = q_scales[COLUMNS + 8*i + g];
-#pragma unroll
-                        for (int j = 0; j < 4; ++j) {
-                            s[i/2][j/2][i%2*2 + j%2] *= inverse;
-                        }
-                    }
+                    load_terms(s[0]);
                 } else {
 #pragma unroll
                     for (int i = 0; i < TILES; ++i) {
@@ -1302,7 +1316,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             } else {
                 float s[BLOCK_ROWS][TILES][4];
                 if constexpr (TERM) {
-                    find_terms(s[0]);
+                    load_terms(s[0]);
                 } else {
 #pragma unroll
                     for (int m = 0; m < BLOCK_ROWS; ++m) {
