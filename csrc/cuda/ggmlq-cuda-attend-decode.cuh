@@ -809,22 +809,31 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
     };
-    /* The term of centered keys: position and part of this lane's token of the next two tiles, 16*(lane/16) + decode_token(lane % 16). A warp's first tile begins such a pair. */
+    /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
     typedef ggmlq_term<SLICE, COLUMNS, BY_COLUMN> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
     int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
     uint32_t terms_end = 0; /* and how many there are */
     uint32_t next_part = 0x3c00;
-    auto load_next_positions = [&](int tile) {
-        const int thread = LEAN ? lane : ggmlq_thread_anew() % 32; /* others have no registers for what comes of it */
-        const int token = min(tile*ROWS + 16*(thread/16) + ggmlq_decode_token(thread % 16), plan.n_kv - 1); /* what follows the last token is hidden */
-        next_position = p.positions[seq_kv*plan.positions_step + token];
+    /* Bytes to those of this lane's token of tile 0; others have no registers for it. 32 bits hold them (term_fits), and are added to an address that all threads share. */
+    const unsigned positions_at = LEAN && TERM ? 4*(unsigned) (seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16)) : 0, parts_at = LEAN && TERM ? 2*(unsigned) (seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16)) : 0;
+    auto load_next_position = [&](bool inner, int tile) {
+        unsigned token = (unsigned) tile*ROWS, positions = positions_at, parts = parts_at;
+        if (!inner || !LEAN) {
+            const int of_tile = ggmlq_decode_token(ggmlq_thread_anew() % 16);
+            token = (unsigned) min((int) token, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
+            if (!LEAN) {
+                positions = 4*(unsigned) (seq_kv*plan.positions_step + of_tile);
+                parts     = 2*(unsigned) (seq_kv*plan.parts_step + of_tile);
+            }
+        }
+        next_position = *(const int32_t *) ((const uint8_t *) p.positions + (positions + 4*token));
         if (plan.has_parts) {
-            next_part = p.part[seq_kv*plan.parts_step + token];
+            next_part = *(const uint16_t *) ((const uint8_t *) p.part + (parts + 2*token));
         }
     };
-    auto copy_tile = [&](int tile, int at, bool begins_pair) { /* at: the stage's first byte in the pipeline */
+    auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
             ggmlq_decode_copy<K, ROWS>(to, k_chunk, plan.k_copy_step, lane);
@@ -837,15 +846,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (LEAN) {
                 load_next_mask(true, tile);
             }
-            if (TERM && begins_pair) {
-                load_next_positions(tile);
+            if (TERM) {
+                load_next_position(true, tile);
             }
         } else if (tile < tile1) {
             if (LEAN) {
                 load_next_mask(false, tile);
             }
-            if (TERM && begins_pair) {
-                load_next_positions(tile);
+            if (TERM) {
+                load_next_position(false, tile);
             }
             const int token = tile*ROWS, count = plan.n_kv - token;
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -935,7 +944,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     auto start_copies = [&](const ggmlq_decode_place & w) {
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; ++i) {
-            copy_tile(w.first<TERM>() + i*w.groups, i*S::STAGE_BYTES, i == 0);
+            copy_tile(w.first<TERM>() + i*w.groups, i*S::STAGE_BYTES);
         }
         if (!LEAN && !many_masks) {
             load_next_mask(w.first<TERM>() < inner1, w.first<TERM>());
@@ -1058,9 +1067,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         };
         int stage = 0, parity = 0;
-        enum { NOT_FOUND, FOUND, FOUND_WEIGHTED }; /* of a pair of tiles, where in the terms those of this lane's token are: */
-        int position = 0, terms_state = NOT_FOUND;
-        uint32_t part = 0, terms_row = 0;
 #pragma unroll 1
         for (int tile = TERM ? at0.first<TERM>() : tile0 + group; tile < tile1; tile += tile_step) {
             const mask_words mask_now = next_mask;
@@ -1071,16 +1077,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
-            if (TERM && stage == 0) {
-                position = next_position;
-                part = next_part;
-                terms_state = NOT_FOUND;
-            }
+            const int position = next_position;
+            const uint32_t part = next_part;
+            uint32_t terms_row = 0; /* where in the terms those of this lane's token are */
+            uint32_t weighted = 0;
             auto find_terms = [&]() {
                 terms_row = (uint32_t) position - (uint32_t) terms_from;
                 const bool unlike = (part != 0) & ((terms_row >= terms_end) | (part != 0x3c00));
                 terms_row = part == 0 ? ~0u : terms_row; /* of zeros */
-                terms_state = FOUND;
                 if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
                     const bool none = (part & 0x7fff) == 0;
                     if (__any_sync(0xffffffffu, terms_row >= terms_end && !none)) {
@@ -1092,26 +1096,23 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                             terms_row = (uint32_t) position - (uint32_t) terms_from;
                         } else {
                             terms_end = 0;
-#pragma unroll 1
-                            for (int i = 0; i < 2; ++i) {
-                                W::make_of_tokens(p, term, plan, slices, position, i, q_scales + COLUMNS);
-                            }
-                            terms_row = ggmlq_thread_anew() % 32;
+                            W::make_of_tokens(p, term, plan, slices, position, q_scales + COLUMNS);
+                            terms_row = ggmlq_thread_anew() % 16;
                         }
                     }
                     terms_row = none ? ~0u : terms_row;
-                    terms_state = __any_sync(0xffffffffu, !none && part != 0x3c00) ? FOUND_WEIGHTED : FOUND;
+                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
                 }
             };
             if constexpr (TERM && X_EARLY_TYPE) {
-                if (terms_state == NOT_FOUND && !(lean_biased && __all_sync(0xffffffffu, differs == 0))) {
+                if (!(lean_biased && __all_sync(0xffffffffu, differs == 0))) {
                     find_terms();
                 }
             }
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            const int turn_at = stage, pair_lane = turn_at == 0 ? 0 : 16; /* there are two stages where this matters */
-            copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES, turn_at != 0);
+            const int turn_at = stage;
+            copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
             uint16_t * const mask_tile = (uint16_t *) (pipe + turn_at + S::K_BYTES + S::V_BYTES);
@@ -1141,13 +1142,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 
             auto load_terms = [&](float s[TILES][4]) {
                 const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
-                if (terms_state == NOT_FOUND) {
+                if (!X_EARLY_TYPE) {
                     find_terms();
                 }
                 if constexpr (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
-                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, terms_row, pair_lane + 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
+                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, terms_row, 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
 #pragma unroll
                         for (int i = 0; i < TILES; ++i) {
                             s[i/2*2 + j/2][i%2*2 + j%2] = from[8*i];
@@ -1156,7 +1157,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 } else {
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, terms_row, pair_lane + g + 8*j)*M::PITCH;
+                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, terms_row, g + 8*j)*M::PITCH;
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
                             const float2 two = *(const float2 *) (from + 32*n);
@@ -1165,12 +1166,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                     }
                 }
-                if (__builtin_expect(terms_state == FOUND_WEIGHTED, 0)) {
+                if (__builtin_expect(weighted != 0, 0)) {
                     const float mine = ggmlq_half_value((uint16_t) part);
                     float f[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) { /* of a fragment's rows g, g + 8; by column, of its columns 2t, 2t + 1, and those of the next fragment */
-                        f[i] = __shfl_sync(0xffffffffu, mine, pair_lane + (BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2)));
+                        f[i] = __shfl_sync(0xffffffffu, mine, BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2));
                     }
 #pragma unroll
                     for (int i = 0; i < 4*TILES; ++i) {

@@ -28,7 +28,7 @@ template <int SLICE, int COLUMNS> struct ggmlq_term_shape {
     static constexpr __host__ __device__ int table_at(int slices)            { return zeros_at(slices) + 16*PIECES; }
     static constexpr __host__ __device__ int table_pitch(int slices)         { return 2*SLICE*slices + 16; } /* an odd number of 16 bytes: rows in a row lie in different banks */
     static constexpr __host__ __device__ int warps_at(int slices, int rows)  { return table_at(slices) + rows/2*table_pitch(slices) + PITCH; }
-    static constexpr __host__ __device__ int turned_at(int rows)             { return larger(larger((rows - 16)*PITCH, 32*PITCH), TURN_BYTES); } /* of a warp; the last rows of terms are written once it isn't needed */
+    static constexpr __host__ __device__ int turned_at(int rows)             { return larger((rows - 16)*PITCH, TURN_BYTES); } /* of a warp; the last rows of terms are written once it isn't needed */
     static constexpr __host__ __device__ int warp_bytes(int rows)            { return larger(turned_at(rows) + larger(ROWS_BYTES, COLUMNS/8*W_BYTES), rows*PITCH) + PITCH; }
     static constexpr __host__ __device__ int bytes(int slices, int warps, int rows) { return warps_at(slices, rows) + warps*warp_bytes(rows); }
 };
@@ -249,8 +249,8 @@ template <int SLICE, int COLUMNS, bool SCALED> struct ggmlq_term {
         __syncwarp();
     }
 
-    /* Of 16 tokens, position being that of token 16*part + lane % 16, in the terms' rows of that number: positional rows are computed, 32 pairs at a time. */
-    static __device__ __forceinline__ void make_of_tokens(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, int position, int part, const float * factors) {
+    /* Of 16 tokens, position being that of token lane % 16, in the first rows of the terms: positional rows are computed, 32 pairs at a time. */
+    static __device__ __forceinline__ void make_of_tokens(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, int position, const float * factors) {
         const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
         uint8_t * const terms = term + plan.term_warps_at + warp*plan.term_warp_bytes;
         uint8_t * const rows = terms + plan.term_turned_at; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
@@ -268,7 +268,7 @@ template <int SLICE, int COLUMNS, bool SCALED> struct ggmlq_term {
             __syncwarp();
 #pragma unroll 4
             for (int i = 0; i < 16; ++i) {
-                const float2 at = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) __shfl_sync(0xffffffffu, position, 16*part + i)*turn >> 32));
+                const float2 at = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) __shfl_sync(0xffffffffu, position, i)*turn >> 32));
                 *(uint32_t *) (rows + 128*i + 16*((lane/4) ^ (i % 8)) + 4*(lane % 4)) = ggmlq_half2_bits(__floats2half2_rn(GGMLQ_TERM_UNIT*at.x, GGMLQ_TERM_UNIT*at.y));
             }
             __syncwarp();
@@ -286,7 +286,7 @@ template <int SLICE, int COLUMNS, bool SCALED> struct ggmlq_term {
             }
         }
         __syncwarp();
-        uint8_t * const to = terms + (16*part + lane/4)*M::PITCH + 8*(lane % 4);
+        uint8_t * const to = terms + lane/4*M::PITCH + 8*(lane % 4);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
             store(to, s[n][0], s[n][1], n, lane % 4, factors);
