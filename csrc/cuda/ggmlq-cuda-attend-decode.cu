@@ -156,7 +156,7 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
             plan->splits = splits;
         }
     }
-    for (int rows = plan->term_rows + 32; instance->term && rows <= GGMLQ_TERM_MOST_ROWS; rows += 32) {
+    for (int rows = 2*plan->term_rows; instance->term && rows <= GGMLQ_TERM_MOST_ROWS; rows *= 2) {
         ggmlq_decode_plan more = *plan;
         more.term_rows = rows;
         instance->place(&more, p);

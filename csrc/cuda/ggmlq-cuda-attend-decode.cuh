@@ -20,9 +20,6 @@
  * The order of a contraction is free. So a thread takes from K the fields that lie in its 16 bits of a plane, queries being
  * stored in that order; and the 16 tokens of a tile are numbered such that reads of both operands spread over the banks.
  */
-#ifndef X_EARLY_TYPE
-#define X_EARLY_TYPE (LEAN && K::PLANAR3 && TILES == 1)
-#endif
 #ifndef GGMLQ_CUDA_ATTEND_DECODE_CUH
 #define GGMLQ_CUDA_ATTEND_DECODE_CUH
 
@@ -810,27 +807,19 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
-    typedef ggmlq_term<SLICE, COLUMNS, BY_COLUMN> W;
+    typedef ggmlq_term<SLICE, COLUMNS> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
     int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
     uint32_t terms_end = 0; /* and how many there are */
     uint32_t next_part = 0x3c00;
-    /* Bytes to those of this lane's token of tile 0; others have no registers for it. 32 bits hold them (term_fits), and are added to an address that all threads share. */
-    const unsigned positions_at = LEAN && TERM ? 4*(unsigned) (seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16)) : 0, parts_at = LEAN && TERM ? 2*(unsigned) (seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16)) : 0;
+    const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
     auto load_next_position = [&](bool inner, int tile) {
-        unsigned token = (unsigned) tile*ROWS, positions = positions_at, parts = parts_at;
-        if (!inner || !LEAN) {
-            const int of_tile = ggmlq_decode_token(ggmlq_thread_anew() % 16);
-            token = (unsigned) min((int) token, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
-            if (!LEAN) {
-                positions = 4*(unsigned) (seq_kv*plan.positions_step + of_tile);
-                parts     = 2*(unsigned) (seq_kv*plan.parts_step + of_tile);
-            }
-        }
-        next_position = *(const int32_t *) ((const uint8_t *) p.positions + (positions + 4*token));
+        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
+        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
+        next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
         if (plan.has_parts) {
-            next_part = *(const uint16_t *) ((const uint8_t *) p.part + (parts + 2*token));
+            next_part = p.part[(LEAN ? part_at : seq_kv*plan.parts_step + of_tile) + token];
         }
     };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
@@ -1077,42 +1066,49 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
-            const int position = next_position;
-            const uint32_t part = next_part;
-            uint32_t terms_row = 0; /* where in the terms those of this lane's token are */
-            uint32_t weighted = 0;
-            auto find_terms = [&]() {
-                terms_row = (uint32_t) position - (uint32_t) terms_from;
-                const bool unlike = (part != 0) & ((terms_row >= terms_end) | (part != 0x3c00));
-                terms_row = part == 0 ? ~0u : terms_row; /* of zeros */
+            enum { FIND_EARLY = TERM && LEAN && TILES == 1 && K::PLANAR3 }; /* while the tile is on its way: tq3_0 was slower so, by 2 % */
+            int position = 0;
+            uint32_t part = 0;
+            const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
+            uint32_t row = 0, weighted = 0; /* of the terms, that of this lane's token; tokens whose part is neither 0 nor 1 */
+            auto find_terms = [&]() { /* sees to it that the warp has the terms of the tile, and where */
+                row = (uint32_t) position - (uint32_t) terms_from;
+                const bool unlike = (part != 0) & ((row >= terms_end) | (part != 0x3c00));
+                row = part == 0 ? ~0u : row; /* of zeros */
                 if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
                     const bool none = (part & 0x7fff) == 0;
-                    if (__any_sync(0xffffffffu, terms_row >= terms_end && !none)) {
+                    if (__any_sync(0xffffffffu, row >= terms_end && !none)) {
                         const int low = __reduce_min_sync(0xffffffffu, none ? INT32_MAX : position), high = __reduce_max_sync(0xffffffffu, none ? INT32_MIN : position);
                         if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
                             terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
                             terms_end  = plan.term_rows;
-                            W::make(term, plan, slices, terms_from, q_scales + COLUMNS);
-                            terms_row = (uint32_t) position - (uint32_t) terms_from;
+                            W::make(term, plan, slices, terms_from);
+                            row = (uint32_t) position - (uint32_t) terms_from;
                         } else {
                             terms_end = 0;
-                            W::make_of_tokens(p, term, plan, slices, position, q_scales + COLUMNS);
-                            terms_row = ggmlq_thread_anew() % 16;
+                            W::make_of_tokens(p, term, plan, slices, position);
+                            row = lane % 16;
                         }
                     }
-                    terms_row = none ? ~0u : terms_row;
+                    row = none ? ~0u : row;
                     weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
                 }
             };
-            if constexpr (TERM && X_EARLY_TYPE) {
+            if constexpr (FIND_EARLY) {
+                position = next_position;
+                part     = next_part;
                 if (!(lean_biased && __all_sync(0xffffffffu, differs == 0))) {
                     find_terms();
                 }
             }
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            const int turn_at = stage;
+            if (TERM && !FIND_EARLY) {
+                position = next_position;
+                part     = next_part;
+            }
             copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
+            const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
             const uint8_t * const v_tile = v_in_k ? k_tile : k_tile + S::K_BYTES;
             uint16_t * const mask_tile = (uint16_t *) (pipe + turn_at + S::K_BYTES + S::V_BYTES);
@@ -1141,14 +1137,13 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             auto load_terms = [&](float s[TILES][4]) {
-                const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
-                if (!X_EARLY_TYPE) {
+                if (!FIND_EARLY) {
                     find_terms();
                 }
                 if constexpr (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
-                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, terms_row, 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
+                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, row, 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
 #pragma unroll
                         for (int i = 0; i < TILES; ++i) {
                             s[i/2*2 + j/2][i%2*2 + j%2] = from[8*i];
@@ -1157,7 +1152,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 } else {
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, terms_row, g + 8*j)*M::PITCH;
+                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, row, g + 8*j)*M::PITCH;
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
                             const float2 two = *(const float2 *) (from + 32*n);
@@ -1187,6 +1182,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
                 if constexpr (TERM) { /* in units of the column's scale, as what follows */
                     load_terms(s[0]);
+#pragma unroll
+                    for (int i = 0; i < TILES; ++i) {
+                        const float inverse = q_scales[COLUMNS + 8*i + g];
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            s[i/2][j/2][i%2*2 + j%2] *= inverse;
+                        }
+                    }
                 } else {
 #pragma unroll
                     for (int i = 0; i < TILES; ++i) {

@@ -9,11 +9,8 @@
 
 enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 128 };
 
-/* Positions whose terms of centered keys a warp makes at once: as many as it has tokens, where shared memory is left. A multiple of 32. */
-#ifndef X_ROWS
-#define X_ROWS 128
-#endif
-enum { GGMLQ_TERM_LEAST_ROWS = 32, GGMLQ_TERM_MOST_ROWS = X_ROWS };
+/* Positions whose terms of centered keys a warp makes at once: as many as it has tokens, where shared memory is left. A power of 2. */
+enum { GGMLQ_TERM_LEAST_ROWS = 32, GGMLQ_TERM_MOST_ROWS = 128 };
 
 /* How the work is cut. A unit is a KV head, a sequence and a chunk of columns; `splits` blocks share its tokens. */
 struct ggmlq_decode_plan {

@@ -29,7 +29,7 @@ template <int SLICE, int COLUMNS> struct ggmlq_term_shape {
     static constexpr __host__ __device__ int table_pitch(int slices)         { return 2*SLICE*slices + 16; } /* an odd number of 16 bytes: rows in a row lie in different banks */
     static constexpr __host__ __device__ int warps_at(int slices, int rows)  { return table_at(slices) + rows/2*table_pitch(slices) + PITCH; }
     static constexpr __host__ __device__ int turned_at(int rows)             { return larger((rows - 16)*PITCH, TURN_BYTES); } /* of a warp; the last rows of terms are written once it isn't needed */
-    static constexpr __host__ __device__ int warp_bytes(int rows)            { return larger(turned_at(rows) + larger(ROWS_BYTES, COLUMNS/8*W_BYTES), rows*PITCH) + PITCH; }
+    static constexpr __host__ __device__ int warp_bytes(int rows)            { return larger(ROWS_BYTES, larger(turned_at(rows) + COLUMNS/8*W_BYTES, rows*PITCH)) + PITCH; }
     static constexpr __host__ __device__ int bytes(int slices, int warps, int rows) { return warps_at(slices, rows) + warps*warp_bytes(rows); }
 };
 
@@ -57,7 +57,7 @@ GGMLQ_DEVICE float2 ggmlq_term_turn(uint32_t fraction) {
 /* The block's table, and half of what each pair turns. Pairs that aren't there don't turn. A thread has two pairs, four apart, which lie together in a row. */
 template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
-    const unsigned twos = SLICE/4*(unsigned) slices, runs = 32*WARPS/twos, run = threadIdx.x/twos, two = threadIdx.x - run*twos, rows = (unsigned) plan.term_rows/2, count = (rows + runs - 1)/runs, row = run*count;
+    const int twos = SLICE/4*slices, runs = 32*WARPS/twos, run = threadIdx.x/twos, two = threadIdx.x - run*twos, rows = plan.term_rows/2, count = (rows + runs - 1)/runs, row = run*count;
     if (threadIdx.x < M::PIECES) {
         ((uint4 *) (term + M::zeros_at(slices)))[threadIdx.x] = make_uint4(0, 0, 0, 0);
     }
@@ -69,12 +69,12 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
         float twice[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const unsigned pair = two/4*8 + two % 4 + 4*i;
-            const uint64_t turn = pair < (unsigned) p.n_pairs ? p.turns[pair] : 0, half = turn >> 1;
+            const int pair = two/4*8 + two % 4 + 4*i;
+            const uint64_t turn = pair < (int) p.n_pairs ? p.turns[pair] : 0, half = turn >> 1;
             if (run == 0) {
                 ((uint64_t *) term)[pair] = half;
             }
-            at[i] = ggmlq_term_turn((uint32_t) (half >> 32)*(2*row + 1)); /* the lower bits are less than what a half holds */
+            at[i] = ggmlq_term_turn((uint32_t) (half*(2*row + 1) >> 32));
             at[i].x *= GGMLQ_TERM_UNIT;
             at[i].y *= GGMLQ_TERM_UNIT;
             const float2 step = ggmlq_term_turn((uint32_t) (turn >> 32));
@@ -83,7 +83,7 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
         }
         uint8_t * to = term + M::table_at(slices) + row*M::table_pitch(slices) + 4*two;
 #pragma unroll 4 /* more instructions take longer to fetch than these to run */
-        for (int n = min((int) count, (int) rows - (int) row); n > 0; --n) {
+        for (int n = min(count, rows - row); n > 0; --n) {
             *(uint32_t *) to                    = ggmlq_half2_bits(__floats2half2_rn(at[0].x, at[1].x));
             *(uint32_t *) (to + SLICE*slices)   = ggmlq_half2_bits(__floats2half2_rn(at[0].y, at[1].y));
             to += M::table_pitch(slices);
@@ -99,32 +99,16 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
 
 /* An item of w: four pairs of a column, what lane item % 32 has of 32 values; columns and pairs that aren't there are 0. */
 template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_fetch_w(float2 v[4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, int item, int first_column, int head_kv, int seq) {
-    const unsigned pieces = (unsigned) slices*ggmlq_term_shape<SLICE, COLUMNS>::PIECES, lane = (unsigned) item % 32, n = (unsigned) item/32/pieces, pair = 16*((unsigned) item/32 - n*pieces) + lane % 4;
-    const int column = first_column + (int) (8*n + lane/4);
+    const int pieces = slices*ggmlq_term_shape<SLICE, COLUMNS>::PIECES, first = p.pairs_are_halves ? 1 : 2, second = p.pairs_are_halves ? (int) p.n_pairs : 1;
+    const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
+    int token = 0, head = 0;
+    ggmlq_decode_place_column(plan, column, token, head);
+    const float * const w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]) + first*pair;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         v[i] = make_float2(0.0f, 0.0f);
-    }
-    if (n < COLUMNS/8 && column < plan.columns) {
-        int token, head;
-        ggmlq_decode_place_column(plan, column, token, head);
-        const float * const w = (const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2]) + pair;
-        const unsigned left = (unsigned) max((int) p.n_pairs - (int) pair, 0);
-        if (p.pairs_are_halves) {
-            const float * const second = w + p.n_pairs;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (4*i < left) {
-                    v[i] = make_float2(w[4*i], second[4*i]);
-                }
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (4*i < left) {
-                    v[i] = make_float2(w[pair + 8*i], w[pair + 8*i + 1]);
-                }
-            }
+        if (n < COLUMNS/8 && column < plan.columns && pair + 4*i < (int) p.n_pairs) {
+            v[i] = make_float2(w[4*first*i], w[4*first*i + second]);
         }
     }
 }
@@ -149,18 +133,12 @@ template <int SLICE, int COLUMNS, bool FETCHED> GGMLQ_DEVICE void ggmlq_term_loa
 }
 
 /* The terms of a warp. `slice`: this warp's. */
-template <int SLICE, int COLUMNS, bool SCALED> struct ggmlq_term {
+template <int SLICE, int COLUMNS> struct ggmlq_term {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     enum { N = COLUMNS/8, PAIR = N > 1 ? 2 : 1 };
 
-    /* A warp's columns 8n + 2t, + 1, times `factors`, or as they are. */
-    static __device__ __forceinline__ void store(uint8_t * to, float x, float y, int n, int t, const float * factors) {
-        const float2 f = SCALED ? *(const float2 *) (factors + 8*n + 2*t) : make_float2(1.0f, 1.0f);
-        *(float2 *) (to + 32*n) = SCALED ? make_float2(x*f.x, y*f.y) : make_float2(x, y);
-    }
-
     /* Of the positions first .. first + rows - 1. */
-    static __device__ __forceinline__ void make(uint8_t * term, const ggmlq_decode_plan & plan, int slices, int first, const float * factors) {
+    static __device__ __forceinline__ void make(uint8_t * term, const ggmlq_decode_plan & plan, int slices, int first) {
         const unsigned thread = (unsigned) ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % (unsigned) slices, g = lane/4, t = lane % 4;
         uint8_t * const terms = term + plan.term_warps_at + warp*plan.term_warp_bytes, * const turned = terms + plan.term_turned_at + 16*lane;
         __syncwarp();
@@ -238,8 +216,8 @@ template <int SLICE, int COLUMNS, bool SCALED> struct ggmlq_term {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) { /* distances of rows g and g + 8 */
                     const float e0 = even[n][2*i], e1 = even[n][2*i + 1], o0 = odd[n][2*i], o1 = odd[n][2*i + 1];
-                    store(after  + 8*i*M::PITCH, e0 + o0, e1 + o1, n, t, factors);
-                    store(before - 8*i*M::PITCH, e0 - o0, e1 - o1, n, t, factors);
+                    *(float2 *) (after  + 8*i*M::PITCH + 32*n) = make_float2(e0 + o0, e1 + o1);
+                    *(float2 *) (before - 8*i*M::PITCH + 32*n) = make_float2(e0 - o0, e1 - o1);
                 }
             }
             row    += 16*M::table_pitch(slices);
@@ -250,10 +228,9 @@ template <int SLICE, int COLUMNS, bool SCALED> struct ggmlq_term {
     }
 
     /* Of 16 tokens, position being that of token lane % 16, in the first rows of the terms: positional rows are computed, 32 pairs at a time. */
-    static __device__ __forceinline__ void make_of_tokens(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, int position, const float * factors) {
+    static __device__ __forceinline__ void make_of_tokens(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, int position) {
         const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
-        uint8_t * const terms = term + plan.term_warps_at + warp*plan.term_warp_bytes;
-        uint8_t * const rows = terms + plan.term_turned_at; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
+        uint8_t * const rows = term + plan.term_warps_at + warp*plan.term_warp_bytes; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
         const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
         const uint32_t row = ggmlq_shared_address(rows) + 128*(lane % 16);
         float s[N][4];
@@ -286,11 +263,11 @@ template <int SLICE, int COLUMNS, bool SCALED> struct ggmlq_term {
             }
         }
         __syncwarp();
-        uint8_t * const to = terms + lane/4*M::PITCH + 8*(lane % 4);
+        uint8_t * const to = rows + lane/4*M::PITCH + 8*(lane % 4);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-            store(to, s[n][0], s[n][1], n, lane % 4, factors);
-            store(to + 8*M::PITCH, s[n][2], s[n][3], n, lane % 4, factors);
+            *(float2 *) (to + 32*n)              = make_float2(s[n][0], s[n][1]);
+            *(float2 *) (to + 32*n + 8*M::PITCH) = make_float2(s[n][2], s[n][3]);
         }
         __syncwarp();
     }
