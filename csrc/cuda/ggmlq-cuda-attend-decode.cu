@@ -120,12 +120,8 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->chunks      = (plan->columns + 8*instance->tiles - 1)/(8*instance->tiles);
     plan->slices      = (int) p->head_size_v/instance->slice;
     const int64_t units = p->n_heads_kv*p->n_seqs*plan->chunks;
-    plan->term_shift = GGMLQ_TERM_SHIFT;
+    plan->term_rows = GGMLQ_TERM_LEAST_ROWS;
     instance->place(plan, p);
-    while (instance->term && plan->shared_bytes > device.shared_bytes && plan->term_shift > GGMLQ_TERM_LEAST_SHIFT) {
-        --plan->term_shift;
-        instance->place(plan, p);
-    }
     if (plan->shared_bytes > device.shared_bytes || units > INT32_MAX) {
         return false;
     }
@@ -146,15 +142,6 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
         (void) cudaGetLastError();
         return false;
     }
-    if (instance->term && plan->term_shift == GGMLQ_TERM_SHIFT && p->n_kv*units*plan->slices >= (int64_t) device.multiprocessors*resident*instance->warps*112) {
-        ggmlq_decode_plan longer = *plan;
-        longer.term_shift = GGMLQ_TERM_LONG_SHIFT;
-        instance->place(&longer, p);
-        if (resident*(longer.shared_bytes + 1024) <= device.shared_bytes + 1024 && /* a kilobyte of each block is the system's */
-            cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, longer.shared_bytes) == cudaSuccess) {
-            *plan = longer;
-        }
-    }
     plan->overlaps = device.capability >= 90 && attributes.ptxVersion >= 90; /* compiled for less, it would not wait for the kernel before it */
     const int slots = resident*device.multiprocessors, columns = 8*instance->tiles;
     const int64_t tiles = (p->n_kv + instance->rows - 1)/instance->rows;
@@ -174,6 +161,17 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
             least = time;
             plan->splits = splits;
         }
+    }
+    for (int rows = 2*plan->term_rows; instance->term && rows <= GGMLQ_TERM_MOST_ROWS; rows *= 2) {
+        ggmlq_decode_plan more = *plan;
+        more.term_rows = rows;
+        instance->place(&more, p);
+        if ((int64_t) plan->term_rows*plan->splits*(instance->warps/plan->slices) >= p->n_kv ||
+            resident*(more.shared_bytes + 1024) > device.shared_bytes + 1024 || /* a kilobyte of each block is the system's */
+            cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, more.shared_bytes) != cudaSuccess) {
+            break;
+        }
+        *plan = more;
     }
     const int64_t parts = plan->splits > 1 || instance->combine ? units*plan->splits : 0;
     plan->stats_at        = (8*units + 255)/256*256;

@@ -293,12 +293,14 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         plan->v_step       = (unsigned) ((TERM ? 1 : WARPS/plan->slices)*ROWS*p->v_stride[0]);
         plan->k_copy_step  = (unsigned) (32/K::LANES*p->k_stride[0]);
         plan->v_copy_step  = (unsigned) (32/V::LANES*p->v_stride[0]);
-        plan->queries_at   = FRONT_AT + front_bytes(plan->slices, TERM ? ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_shift) : 0);
+        plan->queries_at   = FRONT_AT + front_bytes(plan->slices, TERM ? ggmlq_term_shape<SLICE, COLUMNS>::bytes(plan->slices, WARPS, plan->term_rows) : 0);
         plan->scales_at    = plan->queries_at + COLUMNS*query_pitch(plan->slices);
         plan->exchange_at  = plan->scales_at + (K::BYTE_VALUES ? TILES*query_scales(plan->slices)*4*16 : 0);
         plan->shared_bytes = plan->exchange_at + exchange_bytes(plan->slices);
         if (TERM) {
-            plan->term_mask     = (1 << plan->term_shift) - 1;
+            plan->term_warps_at   = ggmlq_term_shape<SLICE, COLUMNS>::warps_at(plan->slices, plan->term_rows);
+            plan->term_warp_bytes = ggmlq_term_shape<SLICE, COLUMNS>::warp_bytes(plan->term_rows);
+            plan->term_turned_at  = ggmlq_term_shape<SLICE, COLUMNS>::turned_at(plan->term_rows);
             plan->has_parts     = p->part != NULL;
             plan->positions_step = (int) (p->positions_stride/4);
             plan->parts_step    = (int) (p->part_stride/2);
@@ -847,10 +849,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
-    typedef ggmlq_term<SLICE, COLUMNS, WARPS, BY_COLUMN> W;
+    typedef ggmlq_term<SLICE, COLUMNS> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
-    int next_position = 0, h_now = INT32_MAX; /* h: no position's */
+    int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
+    uint32_t terms_end = 0; /* and how many there are */
     uint32_t next_part = 0x3c00;
     const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
     auto load_next_position = [&](bool inner, int tile) {
@@ -1105,10 +1108,47 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
+            enum { FIND_EARLY = TERM && LEAN && TILES == 1 && K::PLANAR3 }; /* while the tile is on its way: tq3_0 was slower so, by 2 % */
+            int position = 0;
+            uint32_t part = 0;
+            const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
+            uint32_t row = 0, weighted = 0; /* of the terms, that of this lane's token; tokens whose part is neither 0 nor 1 */
+            auto find_terms = [&]() { /* sees to it that the warp has the terms of the tile, and where */
+                row = (uint32_t) position - (uint32_t) terms_from;
+                const bool unlike = (part != 0) & ((row >= terms_end) | (part != 0x3c00));
+                row = part == 0 ? ~0u : row; /* of zeros */
+                if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
+                    const bool none = (part & 0x7fff) == 0;
+                    if (__any_sync(0xffffffffu, row >= terms_end && !none)) {
+                        const int low = __reduce_min_sync(0xffffffffu, none ? INT32_MAX : position), high = __reduce_max_sync(0xffffffffu, none ? INT32_MIN : position);
+                        if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
+                            terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
+                            terms_end  = plan.term_rows;
+                            W::make(term, plan, slices, terms_from);
+                            row = (uint32_t) position - (uint32_t) terms_from;
+                        } else {
+                            terms_end = 0;
+                            W::make_of_tokens(p, term, plan, slices, position);
+                            row = lane % 16;
+                        }
+                    }
+                    row = none ? ~0u : row;
+                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+                }
+            };
+            if constexpr (FIND_EARLY) {
+                position = next_position;
+                part     = next_part;
+                if (!(lean_biased && __all_sync(0xffffffffu, differs == 0))) {
+                    find_terms();
+                }
+            }
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            const int position = next_position;
-            const uint32_t part = next_part;
+            if (TERM && !FIND_EARLY) {
+                position = next_position;
+                part     = next_part;
+            }
             copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
@@ -1138,37 +1178,31 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 continue; /* all hidden */
             }
 
-            auto add_term = [&](float s[TILES][4]) {
-                const uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES + 16*lane;
-                const uint32_t table = ggmlq_shared_address(term) + M::row_at(slices, WARPS, 0) + 2*SLICE*slice + 16*(lane/16);
-                const int h = position >> plan.term_shift, r = position & plan.term_mask;
-                const bool none = (part & 0x7fff) == 0;
-                int      row = h == h_now && !none ? r : -1; /* of the table */
-                uint32_t weighted = 0;
-                if (__builtin_expect(!__all_sync(0xffffffffu, none || (h == h_now && part == 0x3c00)), 0)) {
-                    uint32_t left = __ballot_sync(0xffffffffu, !none);
-                    const uint32_t same = __match_any_sync(0xffffffffu, none ? INT32_MAX : h);
-                    if (__popc(__ballot_sync(0xffffffffu, !none && h != h_now && __ffs(same) - 1 == lane)) > GGMLQ_TERM_MOST_TURNS) {
-                        W::add_rows(s, p, term, slices, position);
-                        h_now = INT32_MAX;
-                        row = -1;
-                        left = 0;
-                        weighted = 1; /* also those of tokens without a part were added */
-                    }
-                    while (left != 0) { /* for each h of the tile; the last one's products come below */
-                        if ((__ballot_sync(0xffffffffu, h == h_now) & left) == 0) {
-                            h_now = __shfl_sync(0xffffffffu, h, __ffs(left) - 1);
-                            W::turn_w(term, slices, h_now);
-                        }
-                        row = h == h_now && !none ? r : -1;
-                        left &= ~__ballot_sync(0xffffffffu, h == h_now);
-                        if (left != 0) {
-                            W::add(s, table + row*M::table_pitch(slices), turned);
-                        }
-                    }
-                    weighted |= __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+            auto load_terms = [&](float s[TILES][4]) {
+                if (!FIND_EARLY) {
+                    find_terms();
                 }
-                W::add(s, table + row*M::table_pitch(slices), turned);
+                if constexpr (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, row, 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
+#pragma unroll
+                        for (int i = 0; i < TILES; ++i) {
+                            s[i/2*2 + j/2][i%2*2 + j%2] = from[8*i];
+                        }
+                    }
+                } else {
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, row, g + 8*j)*M::PITCH;
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            const float2 two = *(const float2 *) (from + 32*n);
+                            s[n][2*j]     = two.x;
+                            s[n][2*j + 1] = two.y;
+                        }
+                    }
+                }
                 if (__builtin_expect(weighted != 0, 0)) {
                     const float mine = ggmlq_half_value((uint16_t) part);
                     float f[4];
@@ -1188,12 +1222,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 if (__builtin_expect(careful, 0)) {
                     check_scales(pending0, pending1, pending);
                 }
-#pragma unroll
-                for (int i = 0; i < TILES; ++i) {
-                    s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
-                }
                 if constexpr (TERM) { /* in units of the column's scale, as what follows */
-                    add_term(s[0]);
+                    load_terms(s[0]);
 #pragma unroll
                     for (int i = 0; i < TILES; ++i) {
                         const float inverse = q_scales[COLUMNS + 8*i + g];
@@ -1201,6 +1231,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         for (int j = 0; j < 4; ++j) {
                             s[i/2][j/2][i%2*2 + j%2] *= inverse;
                         }
+                    }
+                } else {
+#pragma unroll
+                    for (int i = 0; i < TILES; ++i) {
+                        s[i/2][i%2][0] = s[i/2][i%2][1] = s[i/2][i%2][2] = s[i/2][i%2][3] = 0.0f;
                     }
                 }
                 if constexpr (S::K_AS_HALVES) {
@@ -1326,15 +1361,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             } else {
                 float s[BLOCK_ROWS][TILES][4];
-#pragma unroll
-                for (int m = 0; m < BLOCK_ROWS; ++m) {
-#pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-                        s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
-                    }
-                }
                 if constexpr (TERM) {
-                    add_term(s[0]);
+                    load_terms(s[0]);
+                } else {
+#pragma unroll
+                    for (int m = 0; m < BLOCK_ROWS; ++m) {
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+                        }
+                    }
                 }
                 if constexpr (K::BYTE_VALUES) {
                     const uint8_t * const row = from + k_row;

@@ -9,11 +9,8 @@
 
 enum { GGMLQ_DECODE_MAX_QUERIES = 8, GGMLQ_DECODE_MAX_GROUP = 128 };
 
-/* The table of positional rows of centered keys has 2^shift of them: where a warp has that many tokens, and shared memory is left, the long one; where there isn't enough, a shorter one. */
-enum { GGMLQ_TERM_LEAST_SHIFT = 4, GGMLQ_TERM_SHIFT = 6, GGMLQ_TERM_LONG_SHIFT = 7 };
-
-/* Of a tile: where there are more, the rows of its tokens are computed instead. */
-enum { GGMLQ_TERM_MOST_TURNS = 3 };
+/* Positions whose terms of centered keys a warp makes at once: as many as it has tokens, where shared memory is left. A power of 2. */
+enum { GGMLQ_TERM_LEAST_ROWS = 32, GGMLQ_TERM_MOST_ROWS = 128 };
 
 /* How the work is cut. A unit is a KV head, a sequence and a chunk of columns; `splits` blocks share its tokens. */
 struct ggmlq_decode_plan {
@@ -31,7 +28,7 @@ struct ggmlq_decode_plan {
     unsigned k_copy_step, v_copy_step; /* bytes from a row that a lane copies to its next         */
     unsigned unit;        /* 65536, see ggmlq_two_halves                                           */
     int64_t stats_at, partials_at, workspace_bytes; /* workspace: a counter a unit, statistics, sums */
-    int     term_shift, term_mask; /* centered keys: positions are 2^shift*h + r, r those bits        */
+    int     term_rows, term_warps_at, term_warp_bytes, term_turned_at; /* centered keys: positions at once; in shared memory */
     bool    out_turned;   /* every 64 values of the output by llama.cpp's own rotation (attn_rot)        */
     int     has_parts, positions_step, parts_step; /* values from one sequence of them to the next        */
 };

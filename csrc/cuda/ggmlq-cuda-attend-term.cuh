@@ -2,8 +2,9 @@
  *
  * The term part*<w, positional row> of centered keys (docs/CENTERING.md) in the decode kernel: docs/CUDA-ATTENTION.md, "Centered keys".
  *
- * A position is rows*h + r. The positional rows of r = 0 .. rows - 1, halves, are a table in shared memory. Each warp turns w back by rows*h and multiplies what comes of it by those
- * rows of the table that its tokens are; it takes tokens in order, so that h seldom changes. Slot s holds pairs 4s .. 4s + 3 of a slice, pair 4s + t in lanes t of four.
+ * Each warp has the terms of `rows` positions in a row, for all columns, in shared memory, and makes them anew when a tile has others: rows - 1 positions on, in a text. Around the middle of those
+ * positions those of pairs of a distance d, before and after it, are E(d) - O(d) and E(d) + O(d); the E are products of cosines and the O of sines, which are a table of the block, with what w
+ * becomes when it is turned back by the middle. Slot s holds pairs 4s .. 4s + 3 of a slice, pair 4s + t in lanes t of four.
  */
 #ifndef GGMLQ_CUDA_ATTEND_TERM_CUH
 #define GGMLQ_CUDA_ATTEND_TERM_CUH
@@ -11,22 +12,25 @@
 /* w becomes halves: divided by this, with which the table is multiplied, it may be as large as 1e7, and what is rounded away of small values is far below a score's error. */
 #define GGMLQ_TERM_UNIT 256.0f
 
-enum { GGMLQ_TERM_RUN = 1 << GGMLQ_TERM_LEAST_SHIFT }; /* rows of the table that a thread makes */
-
-/* In shared memory, behind the pipelines: what each pair turns from one h to the next; w, in the order of the fragments, [8 columns][slice][32 values][lane]; of each warp
- * w turned back, then what turned it; a row of zeros, number -1 of the table; the table. */
+/* In shared memory, behind the pipelines: half of what each pair turns from one position to the next; w, in the order of the fragments, [8 columns][slice][32 values][lane]; zeros; the table, a
+ * row for each of the distances 1/2, 3/2, ...: cosines of all pairs, then sines; of each warp a row of zeros, number -1, and the terms, a row for each position; while they are made what turns w, and w turned, lie there. */
 template <int SLICE, int COLUMNS> struct ggmlq_term_shape {
     enum {
         PIECES = SLICE/32, /* 16 bytes a lane: four slots */
         W_BYTES = 512*PIECES, /* 8 columns of a slice */
-        TURN_PITCH = 16*(PIECES | 1), TURN_BYTES = 9*TURN_PITCH, /* a row for each of eight thread groups, one of zeros */
-        WARP_BYTES = COLUMNS/8*W_BYTES + TURN_BYTES
+        TURN_PITCH = 16*(PIECES | 1), TURN_BYTES = 8*TURN_PITCH, /* a row for each of eight thread groups */
+        PITCH = 32*(COLUMNS/8 | 1), /* of the terms; rows in a row lie in different banks */
+        ROWS_BYTES = 2048 /* of a warp's 16 tokens, see make_of_tokens */
     };
+    static constexpr __host__ __device__ int larger(int a, int b)            { return a > b ? a : b; }
     static constexpr __host__ __device__ int w_at(int slices)                { return 4*SLICE*slices; }
-    static constexpr __host__ __device__ int warps_at(int slices)            { return w_at(slices) + COLUMNS/8*slices*W_BYTES; }
+    static constexpr __host__ __device__ int zeros_at(int slices)            { return w_at(slices) + COLUMNS/8*slices*W_BYTES; }
+    static constexpr __host__ __device__ int table_at(int slices)            { return zeros_at(slices) + 16*PIECES; }
     static constexpr __host__ __device__ int table_pitch(int slices)         { return 2*SLICE*slices + 16; } /* an odd number of 16 bytes: rows in a row lie in different banks */
-    static constexpr __host__ __device__ int row_at(int slices, int warps, int row)  { return warps_at(slices) + warps*WARP_BYTES + (row + 1)*table_pitch(slices); }
-    static constexpr __host__ __device__ int bytes(int slices, int warps, int shift) { return row_at(slices, warps, 1 << shift); }
+    static constexpr __host__ __device__ int warps_at(int slices, int rows)  { return table_at(slices) + rows/2*table_pitch(slices) + PITCH; }
+    static constexpr __host__ __device__ int turned_at(int rows)             { return larger((rows - 16)*PITCH, TURN_BYTES); } /* of a warp; the last rows of terms are written once it isn't needed */
+    static constexpr __host__ __device__ int warp_bytes(int rows)            { return larger(ROWS_BYTES, larger(turned_at(rows) + COLUMNS/8*W_BYTES, rows*PITCH)) + PITCH; }
+    static constexpr __host__ __device__ int bytes(int slices, int warps, int rows) { return warps_at(slices, rows) + warps*warp_bytes(rows); }
 };
 
 #ifdef GGMLQ_DECODE_DEVICE
@@ -50,37 +54,46 @@ GGMLQ_DEVICE float2 ggmlq_term_turn(uint32_t fraction) {
     return turn;
 }
 
-/* The block's table, and what turns w from one h to the next. Pairs that aren't there don't turn. */
+/* The block's table, and half of what each pair turns. Pairs that aren't there don't turn. A thread has two pairs, four apart, which lie together in a row. */
 template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
-    const int pairs = SLICE/2*slices, runs = (1 << plan.term_shift)/GGMLQ_TERM_RUN, pitch = M::table_pitch(slices);
-    uint8_t * const table = term + M::row_at(slices, WARPS, 0);
-#pragma unroll 1
-    for (int item = threadIdx.x; item < pairs*runs; item += 32*WARPS) {
-        const int pair = item % pairs, row = item/pairs*GGMLQ_TERM_RUN;
-        const uint64_t turn = pair < (int) p.n_pairs ? p.turns[pair] : 0;
-        if (row == 0) {
-            ((uint64_t *) term)[pair] = turn << plan.term_shift;
+    const int twos = SLICE/4*slices, runs = 32*WARPS/twos, run = threadIdx.x/twos, two = threadIdx.x - run*twos, rows = plan.term_rows/2, count = (rows + runs - 1)/runs, row = run*count;
+    if (threadIdx.x < M::PIECES) {
+        ((uint4 *) (term + M::zeros_at(slices)))[threadIdx.x] = make_uint4(0, 0, 0, 0);
+    }
+    if (threadIdx.x % 32 < M::PITCH/16) {
+        ((uint4 *) (term + plan.term_warps_at + threadIdx.x/32*plan.term_warp_bytes - M::PITCH))[threadIdx.x % 32] = make_uint4(0, 0, 0, 0);
+    }
+    if (run < runs) {
+        float2 at[2], before[2];
+        float twice[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int pair = two/4*8 + two % 4 + 4*i;
+            const uint64_t turn = pair < (int) p.n_pairs ? p.turns[pair] : 0, half = turn >> 1;
+            if (run == 0) {
+                ((uint64_t *) term)[pair] = half;
+            }
+            at[i] = ggmlq_term_turn((uint32_t) (half*(2*row + 1) >> 32));
+            at[i].x *= GGMLQ_TERM_UNIT;
+            at[i].y *= GGMLQ_TERM_UNIT;
+            const float2 step = ggmlq_term_turn((uint32_t) (turn >> 32));
+            before[i] = make_float2(at[i].x*step.x + at[i].y*step.y, at[i].y*step.x - at[i].x*step.y);
+            twice[i] = 2.0f*step.x;
         }
-        float2 at = ggmlq_term_turn((uint32_t) (turn*row >> 32));
-        at.x *= GGMLQ_TERM_UNIT;
-        at.y *= GGMLQ_TERM_UNIT;
-        const float2 step = ggmlq_term_turn((uint32_t) (turn >> 32));
-        uint8_t * to = table + row*pitch + 4*pair;
+        uint8_t * to = term + M::table_at(slices) + row*M::table_pitch(slices) + 4*two;
 #pragma unroll 4 /* more instructions take longer to fetch than these to run */
-        for (int i = 0; i < GGMLQ_TERM_RUN; ++i) {
-            *(uint32_t *) to = ggmlq_half2_bits(__floats2half2_rn(at.x, at.y));
-            to += pitch;
-            at = make_float2(at.x*step.x - at.y*step.y, at.x*step.y + at.y*step.x);
+        for (int n = min(count, rows - row); n > 0; --n) {
+            *(uint32_t *) to                    = ggmlq_half2_bits(__floats2half2_rn(at[0].x, at[1].x));
+            *(uint32_t *) (to + SLICE*slices)   = ggmlq_half2_bits(__floats2half2_rn(at[0].y, at[1].y));
+            to += M::table_pitch(slices);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float2 now = at[i]; /* cos(x + step) = 2 cos(step) cos(x) - cos(x - step), and so the sine */
+                at[i] = make_float2(fmaf(twice[i], now.x, -before[i].x), fmaf(twice[i], now.y, -before[i].y));
+                before[i] = now;
+            }
         }
-    }
-    uint4 * const zeros = (uint4 *) (table - pitch);
-    for (int i = threadIdx.x; i < pitch/16; i += 32*WARPS) {
-        zeros[i] = make_uint4(0, 0, 0, 0);
-    }
-    uint4 * const turned = (uint4 *) (term + M::warps_at(slices)); /* a row of zeros in what turns it; and until it is, it is multiplied by 0 */
-    for (int i = threadIdx.x; i < WARPS*M::WARP_BYTES/16; i += 32*WARPS) {
-        turned[i] = make_uint4(0, 0, 0, 0);
     }
 }
 
@@ -119,68 +132,112 @@ template <int SLICE, int COLUMNS, bool FETCHED> GGMLQ_DEVICE void ggmlq_term_loa
     }
 }
 
-/* BY_COLUMN: scores are [column, token], so w is the A operand, of 16 columns, and rows are the B operand, of 8 tokens: each lane holds the same as the other way round.
- *
- * What a warp needs in its loop: addresses in shared memory. Of the table: of this lane's 16 bytes of row 0; of w and what it becomes: this lane's. */
-template <int SLICE, int COLUMNS, int WARPS, bool BY_COLUMN> struct ggmlq_term {
+/* The terms of a warp. `slice`: this warp's. */
+template <int SLICE, int COLUMNS> struct ggmlq_term {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     enum { N = COLUMNS/8, PAIR = N > 1 ? 2 : 1 };
 
-    /* The warp's w, turned back by h times the table's rows. `slice`: this warp's. */
-    static __device__ __forceinline__ void turn_w(uint8_t * term, int slices, int h) {
-        const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
-        uint8_t * const turned = term + M::warps_at(slices) + warp*M::WARP_BYTES, * const turns = turned + N*M::W_BYTES;
-        const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
-        const int g = lane/4, t = lane % 4;
+    /* Of the positions first .. first + rows - 1. */
+    static __device__ __forceinline__ void make(uint8_t * term, const ggmlq_decode_plan & plan, int slices, int first) {
+        const unsigned thread = (unsigned) ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % (unsigned) slices, g = lane/4, t = lane % 4;
+        uint8_t * const terms = term + plan.term_warps_at + warp*plan.term_warp_bytes, * const turned = terms + plan.term_turned_at + 16*lane;
         __syncwarp();
         if (SLICE == 128 || g < SLICE/16) { /* slots 2g and 2g + 1 */
-            const uint64_t * const steps = (const uint64_t *) term + slice*(SLICE/2) + 8*g + t;
+            const uint64_t * const halves = (const uint64_t *) term + slice*(SLICE/2) + 8*g + t;
+            const uint64_t middle = (uint64_t) (2*(int64_t) first + (plan.term_rows - 1));
             uint32_t same[2], other[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float2 turn = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) h*steps[4*i] >> 32));
+                const float2 turn = ggmlq_term_turn((uint32_t) (middle*halves[4*i] >> 32));
                 same[i]  = ggmlq_half2_bits(__floats2half2_rn(turn.x, turn.y));
                 other[i] = ggmlq_half2_bits(__floats2half2_rn(-turn.y, turn.x));
             }
-            *(uint2 *) (turns + 2*t*M::TURN_PITCH + 8*g)       = make_uint2(same[0], same[1]);
-            *(uint2 *) (turns + (2*t + 1)*M::TURN_PITCH + 8*g) = make_uint2(other[0], other[1]);
+            *(uint2 *) (terms + 2*t*M::TURN_PITCH + 8*g)       = make_uint2(same[0], same[1]);
+            *(uint2 *) (terms + (2*t + 1)*M::TURN_PITCH + 8*g) = make_uint2(other[0], other[1]);
         }
         __syncwarp();
-        const uint8_t * const mine = turns + (g/2 == t ? g : 8)*M::TURN_PITCH; /* a pair is turned by itself: other products are 0 */
-        auto of = [](const uint4 & v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; };
+        {
+            const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
+            const uint8_t * const mine = g/2 == t ? terms + g*M::TURN_PITCH : term + M::zeros_at(slices); /* a pair is turned by itself: other products are 0 */
 #pragma unroll
-        for (int q = 0; q < M::PIECES; ++q) {
-            const uint4 b = *(const uint4 *) (mine + 16*q);
+            for (int q = 0; q < M::PIECES; ++q) {
+                const uint4 b = *(const uint4 *) (mine + 16*q);
 #pragma unroll
-            for (int n = 0; n < N; n += PAIR) {
-                const uint4 a0 = *(const uint4 *) (w + n*slices*M::W_BYTES + 512*q), a1 = PAIR > 1 ? *(const uint4 *) (w + (n + 1)*slices*M::W_BYTES + 512*q) : make_uint4(0, 0, 0, 0);
-                uint32_t d0[4], d1[4];
+                for (int n = 0; n < N; n += PAIR) {
+                    const uint4 a0 = *(const uint4 *) (w + n*slices*M::W_BYTES + 512*q);
+                    float d[4][4]; /* of a slot: what cosines are multiplied by, and sines; of the second eight columns */
+                    if (PAIR > 1) {
+                        const uint4 a1 = *(const uint4 *) (w + (n + 1)*slices*M::W_BYTES + 512*q);
+                        ggmlq_mma_f16_k8(d[0], a0.x, a1.x, b.x);
+                        ggmlq_mma_f16_k8(d[1], a0.y, a1.y, b.y);
+                        ggmlq_mma_f16_k8(d[2], a0.z, a1.z, b.z);
+                        ggmlq_mma_f16_k8(d[3], a0.w, a1.w, b.w);
+                    } else { /* the other half of each product is of no use, but registers needn't be moved */
+                        float e[2][4];
+                        ggmlq_mma_f16_k8(d[0], a0.x, a0.y, b.x);
+                        ggmlq_mma_f16_k8(e[0], a0.x, a0.y, b.y);
+                        ggmlq_mma_f16_k8(d[2], a0.z, a0.w, b.z);
+                        ggmlq_mma_f16_k8(e[1], a0.z, a0.w, b.w);
+                        d[1][0] = e[0][2]; d[1][1] = e[0][3]; d[3][0] = e[1][2]; d[3][1] = e[1][3];
+                    }
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    float d[4];
-                    ggmlq_mma_f16_k8(d, of(a0, i), of(a1, i), of(b, i));
-                    d0[i] = ggmlq_half2_bits(__floats2half2_rn(d[0], d[1]));
-                    d1[i] = ggmlq_half2_bits(__floats2half2_rn(d[2], d[3]));
-                }
-                *(uint4 *) (turned + n*M::W_BYTES + 512*q + 16*lane) = BY_COLUMN ? make_uint4(d0[0], d1[0], d0[1], d1[1]) : make_uint4(d0[0], d0[1], d0[2], d0[3]); /* read by this lane alone */
-                if (PAIR > 1) {
-                    *(uint4 *) (turned + (n + 1)*M::W_BYTES + 512*q + 16*lane) = BY_COLUMN ? make_uint4(d0[2], d1[2], d0[3], d1[3]) : make_uint4(d1[0], d1[1], d1[2], d1[3]);
+                    for (int j = 0; j < PAIR; ++j) { /* read by this lane alone */
+                        *(uint4 *) (turned + (n + j)*M::W_BYTES + 512*q) = make_uint4(ggmlq_half2_bits(__floats2half2_rn(d[0][2*j], d[1][2*j])), ggmlq_half2_bits(__floats2half2_rn(d[2][2*j], d[3][2*j])),
+                            ggmlq_half2_bits(__floats2half2_rn(d[0][2*j + 1], d[1][2*j + 1])), ggmlq_half2_bits(__floats2half2_rn(d[2][2*j + 1], d[3][2*j + 1])));
+                    }
                 }
             }
         }
+        const int half = plan.term_rows/2;
+        uint32_t row = ggmlq_shared_address(term + M::table_at(slices)) + lane % 16*M::table_pitch(slices) + slice*SLICE + lane/16*16;
+        uint8_t * after = terms + (half + g)*M::PITCH + 8*t, * before = terms + (half - 1 - (int) g)*M::PITCH + 8*t;
+#pragma unroll 1
+        for (int left = half; left > 0; left -= 16) {
+            float even[N][4], odd[N][4];
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+                even[n][0] = even[n][1] = even[n][2] = even[n][3] = odd[n][0] = odd[n][1] = odd[n][2] = odd[n][3] = 0.0f;
+            }
+#pragma unroll
+            for (int q = 0; q < M::PIECES; ++q) {
+                uint32_t cosines[4], sines[4];
+                ggmlq_term_load_rows(cosines, row + 32*q);
+                ggmlq_term_load_rows(sines, row + SLICE*slices + 32*q);
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+                    const uint4 b = *(const uint4 *) (turned + n*M::W_BYTES + 512*q);
+                    ggmlq_mma_f16(even[n], cosines, make_uint2(b.x, b.y));
+                    ggmlq_mma_f16(odd[n], sines, make_uint2(b.z, b.w));
+                }
+            }
+            __syncwarp();
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) { /* distances of rows g and g + 8 */
+                    const float e0 = even[n][2*i], e1 = even[n][2*i + 1], o0 = odd[n][2*i], o1 = odd[n][2*i + 1];
+                    *(float2 *) (after  + 8*i*M::PITCH + 32*n) = make_float2(e0 + o0, e1 + o1);
+                    *(float2 *) (before - 8*i*M::PITCH + 32*n) = make_float2(e0 - o0, e1 - o1);
+                }
+            }
+            row    += 16*M::table_pitch(slices);
+            after  += 16*M::PITCH;
+            before -= 16*M::PITCH;
+        }
+        __syncwarp();
     }
 
-    static __device__ __forceinline__ void add_both(float s0[4], float s1[4], const uint32_t columns[4], const uint32_t rows[4]) {
-        ggmlq_mma_f16(s0, columns, make_uint2(rows[0], rows[2]));
-        ggmlq_mma_f16(s1, columns, make_uint2(rows[1], rows[3]));
-    }
-
-    /* s += the products of w and the rows of 16 tokens, position being that of token lane % 16: the rows are computed, 32 pairs at a time, in the place of w turned back. */
-    static __device__ __forceinline__ void add_rows(float s[N][4], const ggmlq_attend_params & p, uint8_t * term, int slices, int position) {
+    /* Of 16 tokens, position being that of token lane % 16, in the first rows of the terms: positional rows are computed, 32 pairs at a time. */
+    static __device__ __forceinline__ void make_of_tokens(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, int position) {
         const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
-        uint8_t * const rows = term + M::warps_at(slices) + warp*M::WARP_BYTES; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
+        uint8_t * const rows = term + plan.term_warps_at + warp*plan.term_warp_bytes; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
         const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
         const uint32_t row = ggmlq_shared_address(rows) + 128*(lane % 16);
+        float s[N][4];
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+        }
 #pragma unroll 1
         for (int first = 0; first < SLICE/2; first += 32) {
             const int pair = slice*(SLICE/2) + first + lane;
@@ -199,41 +256,20 @@ template <int SLICE, int COLUMNS, int WARPS, bool BY_COLUMN> struct ggmlq_term {
                 }
                 uint32_t a[4];
                 ggmlq_load_matrices<false>(a, row + 16*((2*j + lane/16) ^ (lane % 8)));
-                const uint8_t * const at = w + 32*first + 512*(j/2) + 8*(j % 2);
 #pragma unroll
-                for (int n = 0; n < N; n += BY_COLUMN ? 2 : 1) {
-                    const uint2 b = *(const uint2 *) (at + n*slices*M::W_BYTES);
-                    if constexpr (BY_COLUMN) {
-                        const uint2 next = *(const uint2 *) (at + (n + 1)*slices*M::W_BYTES);
-                        const uint32_t columns[4] = { b.x, next.x, b.y, next.y };
-                        add_both(s[n], s[n + 1], columns, a);
-                    } else {
-                        ggmlq_mma_f16(s[n], a, b);
-                    }
+                for (int n = 0; n < N; ++n) {
+                    ggmlq_mma_f16(s[n], a, *(const uint2 *) (w + n*slices*M::W_BYTES + 32*first + 512*(j/2) + 8*(j % 2)));
                 }
             }
         }
-    }
-
-    /* s += the products of w as turned and the rows whose addresses the lanes give: 16 bytes of the row of token lane % 16, the second 16 in the upper lanes. turned: this lane's. */
-    static __device__ __forceinline__ void add(float s[N][4], uint32_t row, const uint8_t * turned) {
+        __syncwarp();
+        uint8_t * const to = rows + lane/4*M::PITCH + 8*(lane % 4);
 #pragma unroll
-        for (int q = 0; q < M::PIECES; ++q) {
-            uint32_t a0[4], a1[4];
-            ggmlq_term_load_rows(a0, row + 64*q);
-            ggmlq_term_load_rows(a1, row + 64*q + 32);
-#pragma unroll
-            for (int n = 0; n < N; ++n) {
-                const uint4 b = *(const uint4 *) (turned + n*M::W_BYTES + 512*q);
-                if constexpr (BY_COLUMN) {
-                    const uint32_t columns[4] = { b.x, b.y, b.z, b.w };
-                    add_both(s[n/2*2], s[n/2*2 + 1], columns, n % 2 ? a1 : a0);
-                } else {
-                    ggmlq_mma_f16(s[n], a0, make_uint2(b.x, b.y));
-                    ggmlq_mma_f16(s[n], a1, make_uint2(b.z, b.w));
-                }
-            }
+        for (int n = 0; n < N; ++n) {
+            *(float2 *) (to + 32*n)              = make_float2(s[n][0], s[n][1]);
+            *(float2 *) (to + 32*n + 8*M::PITCH) = make_float2(s[n][2], s[n][3]);
         }
+        __syncwarp();
     }
 };
 

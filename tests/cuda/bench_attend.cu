@@ -474,6 +474,7 @@ int main(int argc, char ** argv) {
                 run({ type, type, 128, 2, 7, 1, 1501, 1, 2, 2, false, false, 0, 0, 2, true, 96, kind });
                 run({ type, type, 128, 2, 4, 8, 999, 1, 1, 1, false, false, 0, 0, 2, false, 128, kind });
                 run({ type, type, 256, 2, 4, 2, 700, 2, 2, 1, false, true, 0, 0, 2, false, 256, kind });
+                if (type == T) run({ type, type, 64, 2, 8, 1, 1500, 4, 1, 1, false, false, 0, 0, 2, false, 64, kind });
             }
             run({ type, type, 128, 8, 8, 1, 32768, 4, 1, 1, false, false, 0, 0, 1, false, 128, CONSECUTIVE });
             run({ type, type, 128, 8, 4, 1, 131072, 4, 1, 1, false, false, 0, 0, 6, false, 128, CONSECUTIVE });
