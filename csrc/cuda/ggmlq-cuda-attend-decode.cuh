@@ -42,7 +42,7 @@
 
 GGMLQ_DEVICE uint32_t ggmlq_shared_address(const void * p) { return (uint32_t) __cvta_generic_to_shared(p); }
 
-/* Turing has neither copies beside the instructions nor the wide products: there a copy is done when it is made, and a product is two or four.
+/* Turing has neither copies beside the instructions nor the wide products, nor the least of a warp: there a copy is done when it is made, and a product is two or four.
  * GGMLQ_DECODE_AS_TURING has newer devices run that. */
 #if __CUDA_ARCH__ >= 800 && !defined(GGMLQ_DECODE_AS_TURING)
 
@@ -65,6 +65,10 @@ GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
+
+/* Of all lanes. */
+GGMLQ_DEVICE int ggmlq_least(int x) { return __reduce_min_sync(0xffffffffu, x); }
+GGMLQ_DEVICE int ggmlq_largest(int x) { return __reduce_max_sync(0xffffffffu, x); }
 
 #else
 
@@ -101,6 +105,16 @@ GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
+
+GGMLQ_DEVICE int ggmlq_largest(int x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x = max(x, __shfl_xor_sync(0xffffffffu, x, distance));
+    }
+    return x;
+}
+
+GGMLQ_DEVICE int ggmlq_least(int x) { return ~ggmlq_largest(~x); }
 
 #endif
 
@@ -1120,7 +1134,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
                     const bool none = (part & 0x7fff) == 0;
                     if (__any_sync(0xffffffffu, row >= terms_end && !none)) {
-                        const int low = __reduce_min_sync(0xffffffffu, none ? INT32_MAX : position), high = __reduce_max_sync(0xffffffffu, none ? INT32_MIN : position);
+                        const int low = ggmlq_least(none ? INT32_MAX : position), high = ggmlq_largest(none ? INT32_MIN : position);
                         if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
                             terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
                             terms_end  = plan.term_rows;
