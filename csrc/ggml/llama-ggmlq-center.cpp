@@ -1187,7 +1187,7 @@ private:
             left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
         }
         if (n_centered == 0) {
-            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none has keys in a cache that is known here" : left));
+            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none has keys of a kind that is known here (recurrent layers and DeepSeek-V4 don't)" : left));
         }
     }
 
