@@ -158,13 +158,13 @@ def test_latents_of_mla(start, model):  # noqa: F811
         assert ("keys are centered: 2 layers, " in log) == (env is not PLAIN) and "rounded for" not in log
         found[kind, env is not PLAIN, attention] = spread(x, wanted), nodes(log)
     for attention in "on", "off":
-        assert found["f16", True, attention][0] < found["tq3_0", True, "on"][0] / 10
+        assert found["f16", True, attention][0] < found["tq3_0", False, "on"][0] / 20
     assert found["tq3_0", True, "on"][0] < found["tq3_0", False, "on"][0] / 2
     assert found["tq3_0", False, "on"][1] == found["f16", False, "on"][1] != found["tq3_0", True, "on"][1]
 
     for options in {"actions": [("drop", 8, 64)], "at": PREFIX - 64}, {"actions": [("copy",)], "more": ("streams",), "seq": 1}:
         wanted = logits(start, model, "f32", "f32", PLAIN, "off", **options)[0]
-        assert spread(logits(start, model, "f16", "f16", CENTERED, **options)[0], wanted) < found["tq3_0", True, "on"][0] / 10
+        assert spread(logits(start, model, "f16", "f16", CENTERED, **options)[0], wanted) < found["tq3_0", False, "on"][0] / 20
 
 
 @pytest.mark.parametrize("model, k, attention", [("smollm2", "tq3_0", "on"), ("smollm2", "tq3_0", "off"), ("gemma", "tq3_0", "on"), ("gemma", "planar3", "on")])

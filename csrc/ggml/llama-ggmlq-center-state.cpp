@@ -393,7 +393,7 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
                 layer_to = &layer;
             }
         }
-        const float gain = ggmlq_llama_center_gain(k->type);
+        const float gain = to && to->has_rope() ? ggmlq_llama_center_gain(k->type) : 1.0f;
         const auto rounds = layer_to ? layer_to->rounds : nullptr;
         change.change = [saved = saved, own = own, positions = positions, saved_parts = saved_parts, own_parts = own_parts, from, to, at_from, at_to, gain,
                 rounds](size_t row, float * x) {
@@ -404,7 +404,7 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
                     x[j] = x[j]/from->scale[j] + (part ? mean[j] : 0.0f);
                 }
             }
-            if (to) { // as ggmlq_llama_center_graph::apply does: the shorter of S k and S (k - R mu), longer by the gain, rounded for the queries
+            if (to) { // as ggmlq_llama_center_graph does: the shorter of S k and S (k - R mu), longer by the gain, rounded for the queries
                 double along = 0, square = 0;
                 const auto mean = ggmlq_llama_turned_mean(*to, own->ropes, positions[row]);
                 for (size_t j = 0; j < mean.size(); ++j) {

@@ -741,10 +741,6 @@ void ggmlq_llama_center_graph::apply_latent(ggml_context * ctx, ggmlq_llama_cent
         return;
     }
     k = ggml_sub(ctx, k, layer->latent_mu);
-    const float gain = ggmlq_llama_center_gain(k_cache->type);
-    if (gain != 1.0f) {
-        k = ggml_scale(ctx, k, gain);
-    }
     terms.push_back({ k_cache, center, layer, nullptr });
 }
 
