@@ -91,7 +91,7 @@ def test_sequences_that_are_copied(start):  # noqa: F811
 def random_models(patched_tree, tmp_path_factory):  # noqa: F811
     """llama.cpp's small random models of these architectures, with queries and keys (and their biases) 32 times as large: so that attention looks at keys at all."""
     folder = tmp_path_factory.mktemp("random")
-    run([build(patched_tree, ("test-llama-archs",)) / "test-llama-archs", "-a", "^(falcon-h1|granitehybrid|lfm2|qwen3next|stablelm|qwen2|deepseek4)$", "-s", "1", "-o", folder])
+    run([build(patched_tree, ("test-llama-archs",)) / "test-llama-archs", "-a", "^(falcon-h1|granitehybrid|lfm2|qwen3next|stablelm|qwen2|deepseek4|hy_v4)$", "-s", "1", "-o", folder])
     for path in folder.glob("*.gguf"):
         file = gguf.GGUFReader(path, "r+")
         for tensor in file.tensors:
@@ -541,16 +541,24 @@ def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811
     assert np.array_equal(plain, logits(start, "smollm2", "tq3_0", "f16", PLAIN)[0])
 
 
+@pytest.fixture
+def sinks(random_models):
+    """MLA with them."""
+    return random_models / "hy_v4-moe.gguf"
+
+
 @pytest.mark.parametrize("random_model", ["deepseek4-moe"], indirect=True)
-def test_what_can_not_be_centered_is_said(start, smollm2, random_model):  # noqa: F811
+def test_what_can_not_be_centered_is_said(start, smollm2, sinks, random_model):  # noqa: F811
     with pytest.raises(AssertionError, match="GGMLQ_KV_CENTER is 'on', wanted off, auto, all or a file that `pyggmlq calibrate` has made"), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "on"}):
         pass
     # ggml's attention, not ours, reads q5_0: it can't add the missing term
     log = logits(start, "smollm2", "tq3_0", "q5_0", CENTERED)[1]
     assert "keys are not centered: CPU has no attention for centered keys of type tq3_0 with values of type q5_0" in log
-    with start("random_model", "tq3_0", "tq3_0", env={"GGMLQ_KV_CENTER": "auto"}) as p:
-        pass
-    assert "keys are not centered: found no layer that can be: none has keys of a kind that is known here (recurrent layers and DeepSeek-V4 don't)" in p.log()
+    for model, sentence in ("sinks", "keys are not centered: found no layer that can be; not 0 to 1 (its attention has sinks or caps scores)"), (
+            "random_model", "keys are not centered: found no layer that can be: none has keys of a kind that is known here, as in recurrent models and DeepSeek-V4"):  # fmt: skip
+        with start(model, "tq3_0", "tq3_0", env={"GGMLQ_KV_CENTER": "auto"}) as p:
+            pass
+        assert sentence in p.log()
 
 
 def test_the_argument(programs, smollm2):  # noqa: F811

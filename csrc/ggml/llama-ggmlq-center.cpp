@@ -471,8 +471,8 @@ static std::string ggmlq_llama_center_latent_obstacle(const ggml_tensor * k_cach
     if (!shifts) {
         return "its attention has sinks or caps scores";
     }
-    if (k->op != GGML_OP_CONCAT || k->view_src || k->op_params[0] != 0 || k->src[0]->ne[0] != v->ne[0] || k->src[1]->op != GGML_OP_ROPE) {
-        return "its rows aren't a latent and values with RoPE behind it";
+    if (k->op != GGML_OP_CONCAT || k->view_src || k->op_params[0] != 0 || k->src[0]->ne[0] != v->ne[0]) {
+        return "its rows aren't a latent and other values behind it";
     }
     if (k->type != GGML_TYPE_F32 || q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || k->ne[1] != 1 || k->ne[3] != 1 || q->ne[3] != 1 ||
         q->ne[0] != k->ne[0] || k->ne[0] != k_cache->ne[0]) {
@@ -1183,7 +1183,7 @@ private:
             left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
         }
         if (n_centered == 0) {
-            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none has keys of a kind that is known here (recurrent layers and DeepSeek-V4 don't)" : left));
+            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none has keys of a kind that is known here, as in recurrent models and DeepSeek-V4" : left));
         }
     }
 
