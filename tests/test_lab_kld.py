@@ -277,7 +277,7 @@ def test_calibrations_of_files_are_measured_beside_the_automatic_one(machine: Ma
         (tmp_path / folder / "mine.kv.gguf").write_text("a calibration")
     done = machine.run("--kv-center", f"auto,{tmp_path / 'one' / 'mine.kv.gguf'}", pairs="q8_0,tq3_0/f16")
     name = "mine.kv.gguf 99ccd8b80969"
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0 and "tq3_0 centered by mine.kv.gguf/f16" in done.output and "tq3_0 centered/f16" in done.output, done.output
     assert [(row["k"], row["kv_center"], row["centered_layers"]) for row in machine.record()["rows"][1:]] == [("q8_0", "off", None), ("tq3_0", "auto", 2), ("tq3_0", name, 2)]
     machine.calls()
     done = machine.run("--kv-center", str(tmp_path / "two" / "mine.kv.gguf"), "--kept", pairs="tq3_0/f16")
