@@ -91,7 +91,7 @@ def test_sequences_that_are_copied(start):  # noqa: F811
 def random_models(patched_tree, tmp_path_factory):  # noqa: F811
     """llama.cpp's small random models of these architectures, with queries and keys (and their biases) 32 times as large: so that attention looks at keys at all."""
     folder = tmp_path_factory.mktemp("random")
-    run([build(patched_tree, ("test-llama-archs",)) / "test-llama-archs", "-a", "^(falcon-h1|granitehybrid|lfm2|qwen3next|stablelm|qwen2|deepseek4|hy_v4)$", "-s", "1", "-o", folder])
+    run([build(patched_tree, ("test-llama-archs",)) / "test-llama-archs", "-a", "^(falcon-h1|granitehybrid|lfm2|qwen3next|stablelm|qwen2|deepseek4|hy_v4|falcon)$", "-s", "1", "-o", folder])
     for path in folder.glob("*.gguf"):
         file = gguf.GGUFReader(path, "r+")
         for tensor in file.tensors:
@@ -122,6 +122,14 @@ def test_other_architectures(start, random_model):  # noqa: F811
     for attention in "on", "off":
         assert difference("f16", CENTERED, attention) < plain / 10
         assert difference("tq3_0", CENTERED, attention) < plain / 3
+
+
+@pytest.mark.parametrize("random_model", ["falcon-dense"], indirect=True)
+def test_values_of_a_fused_product(start, random_model):  # noqa: F811
+    """V is a view of one product with Q and K."""
+    wanted = logits(start, "random_model", "f32", "f32", PLAIN, "off")[0]
+    found, log = logits(start, "random_model", "tq3_0", "tq3_0", {"GGMLQ_KV_CENTER": "auto"})
+    assert "keys are centered: " in log and spread(found, wanted) < 1.2 * spread(logits(start, "random_model", "tq3_0", "tq3_0", PLAIN)[0], wanted)
 
 
 def latent_model(tmp_path_factory, architecture):

@@ -701,6 +701,10 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         input->centers.push_back(center);
     }
 
+    const float gain = ggmlq_llama_center_gain(center->type_v);
+    if (v && gain != 1.0f && !ggml_is_contiguous(v)) { // a part of a product of Q, K and V, which SCALE refuses
+        v = ggml_cont(ctx, v);
+    }
     // What a GPU fuses stands side by side, so what it needs comes before (ggml-ggmlq-center-graph.h).
     ggml_build_forward_expand(gf, q);
     if (v) {
@@ -712,7 +716,6 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         ggml_build_forward_expand(gf, k_before);
         k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, ggml_reshape_2d(ctx, layer->part, 1, ggml_nelements(layer->part)), k_idxs);
     }
-    const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {
         v = ggml_scale(ctx, v, gain);
         ggml_build_forward_expand(gf, v);
