@@ -12,6 +12,11 @@ import numpy as np
 from .center import cos_sin, pairs
 
 MARK, VERSION = 0x63716767, 2
+NO_ROPE = 0xFFFFFFFF  # of a layer: rows of MLA
+
+
+class Unknown(ValueError):
+    """Of a kind that isn't read here; the message is a part of a sentence."""
 
 
 class Damaged(ValueError):
@@ -72,7 +77,7 @@ def checksum(data: bytes) -> int:
 
 
 def parse(data: bytes, rotates: bool) -> Centering:
-    """A calibration as a state has it. Damaged if it can't be one."""
+    """A calibration as a state has it. Damaged if it can't be one, Unknown if it is one of MLA."""
     at = 0
 
     def numbers(n: int) -> tuple[int, ...]:
@@ -101,6 +106,8 @@ def parse(data: bytes, rotates: bool) -> Centering:
     layers: list[Layer] = []
     for _ in range(min(n_layers, len(data))):
         index, rope, head_size, n_heads = numbers(4)
+        if rope == NO_ROPE:
+            raise Unknown(f"of rows without values (MLA) in layer {index}")
         if rope >= len(ropes) or not 0 < 2 * len(ropes[rope].turns) <= head_size:
             raise Damaged(f"with an unknown RoPE in layer {index}")
         layers.append(Layer(index, rope, values("<f4", n_heads, head_size), values("<f4", n_heads, head_size)))

@@ -284,6 +284,8 @@ def _scan_centering(reader: _Reader) -> _centered.Centering:
         return _centered.parse(data, rotates == 1)
     except _centered.Damaged as problem:
         raise StateError(f"found a calibration of centered keys before {reader.at} {problem}: damaged") from None
+    except _centered.Unknown as problem:
+        raise StateError(f"found a calibration of centered keys before {reader.at} {problem}") from None
 
 
 def _scan_rows(reader: _Reader, which: str, n_cells: int, transposed: bool) -> _Rows:

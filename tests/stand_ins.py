@@ -49,7 +49,7 @@ for side, name in (("k", k), ("v", v)):
     if not rules.get("old"):
         print(f"0.0.0.1 I kv: attn_rot_{{side}} = {{int(name not in ['f16', *rules.get('plain', [])] and not off)}}, n_embd_head_k_all = 64", file=sys.stderr)
 asked = os.environ.get("GGMLQ_KV_CENTER") or "auto"
-centers = rules.get("always_centers") or asked == "all" or asked == "auto" and k in ("tq3_0", "planar3")
+centers = rules.get("always_centers") or asked == "all" or (asked == "auto" or os.path.isfile(asked)) and k in ("tq3_0", "planar3")
 if centers and "not_centered" in rules:
     centers = print(f"0.0.0.1 W ggmlq_llama_center: keys are not centered: {{rules['not_centered']}}", file=sys.stderr)
 if centers:

@@ -96,7 +96,7 @@ int main(int argc, char ** argv) {
     const llama_vocab * vocab = llama_model_get_vocab(model);
     std::ifstream file(argv[5], std::ios::binary);
     const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-    std::vector<llama_token> tokens(text.size() + 8);
+    std::vector<llama_token> tokens(4*text.size() + 8); // a blank may be several
     tokens.resize(llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), true, false));
 
     std::vector<uint8_t> kept;

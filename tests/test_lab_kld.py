@@ -270,6 +270,21 @@ def test_centered_keys_are_measured_beside_plain_ones(machine: Machine):
 
 
 @needs_scripts
+def test_calibrations_of_files_are_measured_beside_the_automatic_one(machine: Machine, tmp_path: Path):
+    """Another pair is measured once. A file is known by what it holds, wherever it lies."""
+    for folder in "one", "two":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.kv.gguf").write_text("a calibration")
+    done = machine.run("--kv-center", f"auto,{tmp_path / 'one' / 'mine.kv.gguf'}", pairs="q8_0,tq3_0/f16")
+    name = "mine.kv.gguf 99ccd8b80969"
+    assert done.exit_code == 0 and "tq3_0 centered by mine.kv.gguf/f16" in done.output and "tq3_0 centered/f16" in done.output, done.output
+    assert [(row["k"], row["kv_center"], row["centered_layers"]) for row in machine.record()["rows"][1:]] == [("q8_0", "off", None), ("tq3_0", "auto", 2), ("tq3_0", name, 2)]
+    machine.calls()
+    done = machine.run("--kv-center", str(tmp_path / "two" / "mine.kv.gguf"), "--kept", pairs="tq3_0/f16")
+    assert done.exit_code == 0 and machine.record()["rows"][-1]["kv_center"] == name and machine.calls() == []
+
+
+@needs_scripts
 def test_keys_that_can_not_be_centered_are_said_and_not_shown_as_such(machine: Machine):
     machine.rules(not_centered="the cache of layer 0 lies on CUDA0, which can't")
     done = machine.run(pairs="tq3_0/f16")
@@ -400,7 +415,7 @@ def test_fewer_windows_than_asked_for_are_said(machine: Machine):
         (["--pairs", "q8_0,bogus"], 2, "cache type: found 'bogus', wanted one of tq3_0, planar3,"),
         (["--context", "100"], 2, "wanted numbers from 256 up"),
         (["--attn-rot", "maybe"], 2, "wanted some of on, off"),
-        (["--kv-center", "on"], 2, "wanted some of off, auto, all"),
+        (["--kv-center", "on"], 2, "wanted some of off, auto, all, and files that `pyggmlq calibrate` has made"),
         (["--tree", "."], 2, "wanted one way to get programs"),
     ],
 )

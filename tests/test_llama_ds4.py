@@ -32,6 +32,7 @@ pytestmark = pytest.mark.llama
 
 ROOT = Path(__file__).parents[1]
 PREFIX, MORE = 512, 64  # tokens that are cached, four windows of them; tokens that follow
+PLAIN = {"GGMLQ_KV_CENTER": "off"}
 LONG = 2560  # tokens that are cached where a GPU gathers the rows that a token sees
 SHAPES = {
     # Floats and all experts: what an error in the cache does isn't mixed with flips of 8-bit activations and of the routing.
@@ -272,7 +273,7 @@ def test_rows_of_576_are_as_far_off_as_those_of_other_types(ds4, model):
     here, and more where the indexer chooses other rows."""
     found = {}
     for kind in ("f16", "q4_0", "tq3_0"):
-        p = ds4(model, kind)
+        p = ds4(model, kind, PLAIN)
         p.do("prefix", PREFIX, 0)
         found[kind] = following(p)
     amplified = {kind: difference(found[kind], found["f16"]) / row_error(kind) for kind in ("q4_0", "tq3_0")}
@@ -284,12 +285,12 @@ def test_state_with_rows_of_576_is_converted(ds4, model, source, target, tmp_pat
     """They aren't rotated, although llama.cpp's log says `attn_rot_k = 1`; keys of an indexer are, whatever their type."""
     found = {}
     for kind in (source, target):
-        p = ds4(model, kind)
+        p = ds4(model, kind, PLAIN)
         p.do("prefix", PREFIX, 0)
         if kind == source:
             p.do("save", "session", tmp_path / "state", PREFIX, 0)
         found[kind] = following(p)
-    p = ds4(model, target)
+    p = ds4(model, target, PLAIN)
     assert p.ask("load", "session", tmp_path / "state", 0) == f"restored {PREFIX}"
     assert difference(following(p), found["f16"]) < 1.1 * difference(found["tq3_0"], found["f16"])
     assert f"the saved K cache is {source}, this context's is {target}: converting" in p.log()

@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=512, help="(default: %(default)s)")
     parser.add_argument("--context", type=int, default=131072, help="context length that the file claims (default: %(default)s)")
     parser.add_argument("--type", choices=sorted(_TYPES), default="f16", help="of the matrices (default: %(default)s)")
+    parser.add_argument("--mean", type=float, default=0, help="of embeddings, in their standard deviations; latents get one by it, values with RoPE don't (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     _check_sizes(parser, options, ("embd", "lora", "ff"))
@@ -84,18 +85,20 @@ def write(options: argparse.Namespace) -> None:
     def constant(name: str, value: float, n: int) -> None:
         writer.add_tensor(name, np.full(n, value, np.float32))
 
-    def matrix(name: str, *shape: int) -> None:
-        weights = random.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
+    def matrix(name: str, *shape: int, mean: float = 0, balanced: int = 0) -> None:
+        weights = random.standard_normal(shape, dtype=np.float32) + np.float32(mean)
+        weights[len(weights) - balanced :] -= weights[len(weights) - balanced :].mean(axis=-1, keepdims=True)
+        weights /= np.float32(np.sqrt(shape[-1]))
         writer.add_tensor(name, gguf.quants.quantize(weights, _TYPES[options.type]), raw_dtype=_TYPES[options.type])
 
-    matrix("token_embd.weight", options.vocab, options.embd)
+    matrix("token_embd.weight", options.vocab, options.embd, mean=options.mean)
     for layer in range(options.layers):
         at = f"blk.{layer}."
         constant(at + "attn_norm.weight", 1, options.embd)
         matrix(at + "attn_q_a.weight", options.lora, options.embd)
         constant(at + "attn_q_a_norm.weight", 1, options.lora)
         matrix(at + "attn_q_b.weight", options.heads * (HEAD + ROTATED), options.lora)
-        matrix(at + "attn_kv_a_mqa.weight", LATENT + ROTATED, options.embd)
+        matrix(at + "attn_kv_a_mqa.weight", LATENT + ROTATED, options.embd, balanced=ROTATED if options.mean else 0)
         constant(at + "attn_kv_a_norm.weight", 1, LATENT)
         matrix(at + "attn_k_b.weight", options.heads, LATENT, HEAD)
         matrix(at + "attn_v_b.weight", options.heads, HEAD, LATENT)

@@ -61,6 +61,11 @@ static std::vector<int32_t> ggmlq_llama_center_rope_facts(const ggmlq_llama_cent
     return facts;
 }
 
+// What of a layer's shape and RoPE its calibration depends on.
+static std::vector<int32_t> ggmlq_llama_center_facts(const ggmlq_llama_center & center, const ggmlq_llama_center_layer & layer) {
+    return layer.n_latent ? std::vector<int32_t> { (int32_t) layer.n_latent } : ggmlq_llama_center_rope_facts(center.ropes[layer.rope]);
+}
+
 static std::string ggmlq_llama_center_describe_rope(const std::vector<int32_t> & facts) {
     float values[6]; // from op_params[5] on
     memcpy(values, &facts[5], sizeof(values));
@@ -78,23 +83,26 @@ static const struct { const char * name; int64_t length; double e; bool is_cente
 // By the moments: the root mean square error of a layer's scores, as softmax gets them, with K of each type; 0 for a type that has no heads of this size.
 // The error of a stored row, e of its square, is spread evenly over the n values of its head, so that of a product with a query has the square
 // e/n (sum of q^2/s^2) (sum of s^2 k^2), k being what is stored, before its scale: with s^4 = q^2/variance, e/n (sum of the roots of q^2 variance)^2. What
-// rounding for queries takes off is left out.
-static std::vector<float> ggmlq_llama_center_score_error(const ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope) {
+// rounding for queries takes off is left out. Latents of MLA aren't scaled.
+static std::vector<float> ggmlq_llama_center_score_error(const ggmlq_llama_center_layer & layer, const std::vector<ggmlq_llama_center_rope> & ropes) {
     std::vector<float> errors;
+    const int64_t n_mean = layer.n_latent ? layer.n_latent : ropes[layer.rope].n_rot;
+    const auto partner = [&](int64_t i) { return layer.n_latent ? i : ggmlq_llama_center_partner(ropes[layer.rope], i); };
     for (const auto & type : GGMLQ_LLAMA_CENTER_TYPES) {
         double sum = 0;
         for (int64_t h = 0; h < layer.n_head_kv*layer.head_size; h += layer.head_size) {
-            double both = 0, of_query = 0, of_key = 0;
+            double both = 0, of_query = 0, of_key = 0, of_rest = 0;
             for (int64_t i = 0; i < layer.head_size; ++i) {
-                const auto pair_mean = [&](const std::function<double(int64_t)> & of) { return 0.5*(of(h + i) + of(h + ggmlq_llama_center_partner(rope, i))); };
+                const auto pair_mean = [&](const std::function<double(int64_t)> & of) { return 0.5*(of(h + i) + of(h + partner(i))); };
                 const double query  = pair_mean([&](int64_t j) { return layer.sum_qq[j]/layer.n_q; });
                 const double square = pair_mean([&](int64_t j) { return layer.sum_kk[j]/layer.n_k; });
-                const double mean   = pair_mean([&](int64_t j) { return j - h < rope.n_rot ? layer.sum_k[j]*layer.sum_k[j]/layer.n_k/layer.n_k : 0; });
+                const double mean   = pair_mean([&](int64_t j) { return j - h < n_mean ? layer.sum_k[j]*layer.sum_k[j]/layer.n_k/layer.n_k : 0; });
                 both     += std::sqrt(query*std::max(0.0, square - mean));
                 of_query += query;
                 of_key   += square;
+                of_rest  += std::max(0.0, square - mean);
             }
-            sum += type.e*(type.is_centered ? both*both : of_query*of_key)/layer.head_size/layer.n_head_kv;
+            sum += type.e*(!type.is_centered ? of_query*of_key : layer.n_latent ? of_query*of_rest : both*both)/layer.head_size/layer.n_head_kv;
         }
         errors.push_back(layer.head_size % type.length ? 0.0f : (float) (layer.kq_scale*std::sqrt(sum)));
     }
@@ -117,7 +125,7 @@ ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model
     ggmlq_llama_center_record record = { "", model.name, model.arch_name(), ggmlq_llama_center_fingerprint(model), text, {} };
     for (const auto * center : centers) {
         for (const auto & layer : center->layers) {
-            if (layer.rope < 0) {
+            if (!layer.is_centered()) {
                 continue;
             }
             const auto mean = [](const std::vector<double> & sums, int64_t n) {
@@ -127,9 +135,9 @@ ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model
                 }
                 return values;
             };
-            record.layers.push_back({ layer.il, layer.head_size, layer.n_head_kv, ggmlq_llama_center_rope_facts(center->ropes[layer.rope]),
+            record.layers.push_back({ layer.il, layer.head_size, layer.n_head_kv, ggmlq_llama_center_facts(*center, layer),
                 mean(layer.sum_k, layer.n_k), mean(layer.sum_kk, layer.n_k), mean(layer.sum_qq, layer.n_q),
-                ggmlq_llama_center_score_error(layer, center->ropes[layer.rope]) });
+                ggmlq_llama_center_score_error(layer, center->ropes) });
         }
     }
     return record;
@@ -143,15 +151,15 @@ void ggmlq_llama_center_apply(const ggmlq_llama_center_record & record, const ll
     }
     for (auto * center : centers) {
         for (auto & layer : center->layers) {
-            if (layer.rope < 0) {
+            if (!layer.is_centered()) {
                 continue;
             }
             const auto it = std::find_if(record.layers.begin(), record.layers.end(), [&](const auto & l) { return l.il == layer.il; });
             if (it == record.layers.end()) {
                 throw std::runtime_error(format("knows nothing of layer %d", layer.il));
             }
-            const auto facts = ggmlq_llama_center_rope_facts(center->ropes[layer.rope]);
-            if (it->rope.size() != facts.size() || it->head_size != layer.head_size || it->n_head_kv != layer.n_head_kv) {
+            const auto facts = ggmlq_llama_center_facts(*center, layer);
+            if (it->rope.size() != facts.size() || (layer.n_latent && it->rope != facts) || it->head_size != layer.head_size || it->n_head_kv != layer.n_head_kv) {
                 throw std::runtime_error(format("has another shape in layer %d", layer.il));
             }
             if (it->rope != facts) {
@@ -338,11 +346,11 @@ std::string ggmlq_llama_center_key(const llama_model & model, const std::string 
     for (const auto * center : centers) {
         add(&center->type_v, sizeof(center->type_v));
         for (const auto & layer : center->layers) {
-            const int64_t facts[] = { layer.il, layer.rope >= 0, layer.head_size, layer.n_head_kv, layer.n_head, layer.k->type };
+            const int64_t facts[] = { layer.il, layer.is_centered(), layer.head_size, layer.n_head_kv, layer.n_head, layer.k->type };
             add(facts, sizeof(facts));
-            if (layer.rope >= 0) {
-                const auto rope = ggmlq_llama_center_rope_facts(center->ropes[layer.rope]);
-                add(rope.data(), rope.size()*sizeof(int32_t));
+            if (layer.is_centered()) {
+                const auto more = ggmlq_llama_center_facts(*center, layer);
+                add(more.data(), more.size()*sizeof(int32_t));
             }
         }
     }

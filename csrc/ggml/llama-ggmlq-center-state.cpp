@@ -16,7 +16,7 @@ static constexpr uint32_t GGMLQ_LLAMA_CENTER_VERSION = 2;
 using ggmlq_llama_side = ggmlq_llama_center_restore::side;
 
 // --- a calibration as bytes: u32 ropes, for each u32 n_rot (0: of no centered layer), u32 neox, f32 magnitude, u64 turns[n_rot/2]; u32 layers, for each u32 layer,
-// u32 rope, u32 head size, u32 KV heads, f32 mean[head size * KV heads], f32 scale[the same], f32 mean square of queries[the same]
+// u32 rope (all bits: none, a row of MLA), u32 head size, u32 KV heads, f32 mean[head size * KV heads], f32 scale[the same], f32 mean square of queries[the same]
 
 template <typename T>
 static void ggmlq_llama_append(std::vector<uint8_t> & bytes, const T * values, size_t n) {
@@ -34,7 +34,7 @@ std::vector<uint8_t> ggmlq_llama_center_to_bytes(const ggmlq_llama_center & cent
         ggmlq_llama_append(bytes, &rope.magnitude, 1);
         ggmlq_llama_append(bytes, rope.turns.data(), rope.turns.size());
     }
-    const auto is_centered = [](const ggmlq_llama_center_layer & layer) { return layer.rope >= 0; };
+    const auto is_centered = [](const ggmlq_llama_center_layer & layer) { return layer.is_centered(); };
     number((uint32_t) std::count_if(center.layers.begin(), center.layers.end(), is_centered));
     for (const auto & layer : center.layers) {
         if (is_centered(layer)) {
@@ -87,7 +87,7 @@ static void ggmlq_llama_side_from_bytes(ggmlq_llama_side & side, std::vector<uin
         layer.head_size = number(most);
         layer.n_head_kv = number(most);
         const size_t n = (size_t) layer.head_size*layer.n_head_kv;
-        if (layer.rope >= side.ropes.size() || side.ropes[layer.rope].n_rot > layer.head_size || n > most/(3*sizeof(float))) {
+        if ((layer.has_rope() && (layer.rope >= side.ropes.size() || side.ropes[layer.rope].n_rot > layer.head_size)) || n > most/(3*sizeof(float))) {
             throw std::runtime_error("the calibration of the saved keys is damaged");
         }
         layer.mean.resize(n);
@@ -265,7 +265,7 @@ void ggmlq_llama_center_restore::adopt() {
         }
         for (const auto & layer : saved->layers) {
             for (auto & mine : center.layers) {
-                if (mine.rope >= 0 && mine.il == (int32_t) layer.il) {
+                if (mine.is_centered() && mine.il == (int32_t) layer.il) {
                     mine.mean  = layer.mean;
                     mine.scale = layer.scale;
                     mine.query = layer.query;
@@ -296,8 +296,10 @@ bool ggmlq_llama_center_restore::read_cells(llama_io_read_i & io, uint32_t strea
     }
     saved_parts = std::make_shared<parts>();
     for (const auto & layer : saved->layers) {
-        std::vector<uint8_t> part(idxs.size());
-        io.read(part.data(), part.size());
+        std::vector<uint8_t> part(idxs.size(), 1);
+        if (layer.has_rope()) {
+            io.read(part.data(), part.size());
+        }
         if (std::any_of(part.begin(), part.end(), [](uint8_t value) { return value > 1; })) {
             LLAMA_LOG_ERROR("%s: which keys of layer %u are centered is damaged in this state\n", __func__, layer.il);
             return false;
@@ -315,8 +317,11 @@ bool ggmlq_llama_center_restore::read_cells(llama_io_read_i & io, uint32_t strea
     const auto action = [&center = center, own_parts = own_parts, idxs, stream]() {
         size_t i = 0;
         for (const auto & layer : center.layers) {
-            if (layer.rope >= 0) {
-                const auto & part = (*own_parts)[i++];
+            if (!layer.is_centered()) {
+                continue;
+            }
+            const auto & part = (*own_parts)[i++];
+            if (layer.part) {
                 ggmlq_llama_set_cells(layer.part_stream[stream], idxs, std::vector<float>(part.begin(), part.end()));
             }
         }
@@ -332,7 +337,11 @@ bool ggmlq_llama_center_restore::converts(int32_t type_saved, const ggml_tensor 
 }
 
 // R mu of a cell, of all KV heads.
-static std::vector<float> ggmlq_llama_turned_mean(const ggmlq_llama_side::layer & layer, const ggmlq_llama_side::rope & rope, int32_t position) {
+static std::vector<float> ggmlq_llama_turned_mean(const ggmlq_llama_side::layer & layer, const std::vector<ggmlq_llama_side::rope> & ropes, int32_t position) {
+    if (!layer.has_rope()) {
+        return layer.mean;
+    }
+    const auto & rope = ropes[layer.rope];
     const size_t half = rope.n_rot/2;
     std::vector<float> c(rope.n_rot), result(layer.mean.size(), 0.0f);
     ggmlq_llama_center_row(rope.turns, rope.neox, position, c.data());
@@ -380,29 +389,29 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
         const size_t at_to   = to   ? to   - own->layers.data()   : 0;
         const ggmlq_llama_center_layer * layer_to = nullptr;
         for (const auto & layer : center.layers) {
-            if (to && layer.rope >= 0 && layer.il == (int32_t) il) {
+            if (to && layer.is_centered() && layer.il == (int32_t) il) {
                 layer_to = &layer;
             }
         }
-        const float gain = ggmlq_llama_center_gain(k->type);
+        const float gain = to && to->has_rope() ? ggmlq_llama_center_gain(k->type) : 1.0f;
         const auto rounds = layer_to ? layer_to->rounds : nullptr;
         change.change = [saved = saved, own = own, positions = positions, saved_parts = saved_parts, own_parts = own_parts, from, to, at_from, at_to, gain,
                 rounds](size_t row, float * x) {
             if (from) {
                 const bool part = (*saved_parts)[at_from][row] != 0;
-                const auto mean = ggmlq_llama_turned_mean(*from, saved->ropes[from->rope], positions[row]);
+                const auto mean = ggmlq_llama_turned_mean(*from, saved->ropes, positions[row]);
                 for (size_t j = 0; j < mean.size(); ++j) {
                     x[j] = x[j]/from->scale[j] + (part ? mean[j] : 0.0f);
                 }
             }
-            if (to) { // as ggmlq_llama_center_graph::apply does: the shorter of S k and S (k - R mu), longer by the gain, rounded for the queries
+            if (to) { // as ggmlq_llama_center_graph does: the shorter of S k and S (k - R mu), longer by the gain, rounded for the queries
                 double along = 0, square = 0;
-                const auto mean = ggmlq_llama_turned_mean(*to, own->ropes[to->rope], positions[row]);
+                const auto mean = ggmlq_llama_turned_mean(*to, own->ropes, positions[row]);
                 for (size_t j = 0; j < mean.size(); ++j) {
                     along  += (double) to->scale[j]*x[j]*to->scale[j]*mean[j];
                     square += (double) to->scale[j]*mean[j]*to->scale[j]*mean[j];
                 }
-                const bool part = along > square/2;
+                const bool part = !to->has_rope() || along > square/2;
                 (*own_parts)[at_to][row] = part;
                 for (size_t j = 0; j < mean.size(); ++j) {
                     x[j] = gain*to->scale[j]*(x[j] - (part ? mean[j] : 0.0f));
@@ -412,7 +421,7 @@ bool ggmlq_llama_center_restore::convert(llama_io_read_i & io, int32_t type_save
                 }
             }
         };
-        if (layer_to) {
+        if (layer_to && layer_to->part) {
             change.after = [own_parts = own_parts, at_to, tensor = layer_to->part_stream[stream], idxs]() {
                 const auto & part = (*own_parts)[at_to];
                 ggmlq_llama_set_cells(tensor, idxs, std::vector<float>(part.begin(), part.end()));

@@ -49,7 +49,7 @@ public:
     // One side of a restore: how keys are centered, or that they aren't.
     struct side {
         struct rope  { uint32_t n_rot; bool neox; float magnitude; std::vector<uint64_t> turns; };
-        struct layer { uint32_t il, rope, head_size, n_head_kv; std::vector<float> mean, scale, query; };
+        struct layer { uint32_t il, rope, head_size, n_head_kv; std::vector<float> mean, scale, query; bool has_rope() const { return rope != UINT32_MAX; } };
 
         bool active  = false;
         bool rotates = false;

@@ -151,11 +151,18 @@ static bool ggmlq_llama_center_rounds(const ggmlq_llama_center_layer & layer) {
 // The error of a logit, if the rounding error of a key is spread evenly over its head, goes with
 // (sum of q^2/s^2) * (sum of s^2 * variance), which is least for s^4 = q^2/variance. Rounding for queries moves the error to where q is small, and
 // could it do so without limit, s^2 = 1/variance would be best; 3 bits can't, and halfway between both is. Few tokens: so there is a floor under both.
-static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope) {
+static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const std::vector<ggmlq_llama_center_rope> & ropes) {
     const int64_t n_values = layer.head_size*layer.n_head_kv;
     layer.mean .assign(n_values, 0.0f);
     layer.scale.assign(n_values, 1.0f);
     layer.query.assign(n_values, 0.0f);
+    for (int64_t i = 0; i < layer.n_latent; ++i) {
+        layer.mean[i] = (float) (layer.sum_k[i]/layer.n_k);
+    }
+    if (layer.n_latent) { // which is V, too: no scale, no rounding for queries
+        return;
+    }
+    const auto & rope = ropes[layer.rope];
     const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
@@ -285,20 +292,24 @@ void ggmlq_llama_center::add_memory(std::map<ggml_backend_buffer_type_t, size_t>
 void ggmlq_llama_center::upload(bool dry) {
     measures = dry;
     std::vector<ggml_backend_buffer_type_t> bufts;
-    for (const auto & rope : ropes) {
-        if (std::find(bufts.begin(), bufts.end(), rope.buft) == bufts.end()) {
-            bufts.push_back(rope.buft);
+    for (const auto & layer : layers) {
+        if (layer.is_centered() && std::find(bufts.begin(), bufts.end(), ggmlq_llama_buft(layer.k)) == bufts.end()) {
+            bufts.push_back(ggmlq_llama_buft(layer.k));
         }
     }
     for (const auto buft : bufts) {
         size_t n_tensors = 0;
         for (const auto & layer : layers) {
-            n_tensors += layer.rope >= 0 ? 7 + 1 + 2 + layer.k->ne[2] : 0;
+            n_tensors += layer.rope >= 0 ? 7 + 1 + 2 + layer.k->ne[2] : layer.is_centered();
         }
         ggml_init_params params = { n_tensors*ggml_tensor_overhead(), nullptr, true };
         ggml_context_ptr ctx { ggml_init(params) };
         for (auto & layer : layers) {
-            if (layer.rope < 0 || ropes[layer.rope].buft != buft) {
+            if (!layer.is_centered() || ggmlq_llama_buft(layer.k) != buft) {
+                continue;
+            }
+            if (layer.n_latent) {
+                layer.latent_mu = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, layer.head_size);
                 continue;
             }
             layer.part    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, 1, layer.k->ne[1], layer.k->ne[2]);
@@ -357,6 +368,9 @@ void ggmlq_llama_center::fill() {
         set(rope.one, one);
     }
     for (auto & layer : layers) {
+        if (layer.n_latent) {
+            set(layer.latent_mu, layer.mean);
+        }
         if (layer.rope < 0) {
             continue;
         }
@@ -398,8 +412,9 @@ public:
     ggmlq_llama_center_calibration() { current = this; }
     ~ggmlq_llama_center_calibration() { current = nullptr; }
 
-    // Notes q and k of a layer, and whether it can be centered.
-    void watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int32_t il);
+    // Notes q and k of a layer, and whether it can be centered: the obstacle, if not. n_latent: values that are V too, or 0.
+    void watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int64_t n_latent, const std::string & obstacle,
+        int32_t il);
 
     // The next tokens are the first of a window.
     void start_window();
@@ -418,6 +433,8 @@ private:
     std::unordered_map<const ggml_tensor *, watched> nodes;
     std::vector<float> values;
 
+    void watch_nodes(ggmlq_llama_center * center, const ggmlq_llama_center_layer & layer, const ggml_tensor * q, const ggml_tensor * k);
+
     void take(const ggml_tensor * node, const watched & w);
 };
 
@@ -425,6 +442,9 @@ thread_local ggmlq_llama_center_calibration * ggmlq_llama_center_calibration::cu
 
 // Empty, or why keys that come as `k` stay as they are.
 static std::string ggmlq_llama_center_obstacle(const ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k) {
+    if (!k) {
+        return "its keys are stored by another layer";
+    }
     if (k->op != GGML_OP_ROPE || k->view_src) {
         return "its keys don't come straight from RoPE";
     }
@@ -444,7 +464,28 @@ static std::string ggmlq_llama_center_obstacle(const ggml_tensor * k_cache, cons
     return "";
 }
 
-void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int32_t il) {
+// The same of rows whose first values are V, too.
+static std::string ggmlq_llama_center_latent_obstacle(const ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, bool shifts) {
+    if (!shifts) {
+        return "its attention has sinks or caps scores";
+    }
+    if (k->op != GGML_OP_CONCAT || k->view_src || k->op_params[0] != 0 || k->src[0]->ne[0] != v->ne[0]) {
+        return "its rows aren't a latent and other values behind it";
+    }
+    if (k->type != GGML_TYPE_F32 || q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || k->ne[1] != 1 || k->ne[3] != 1 || q->ne[3] != 1 ||
+        q->ne[0] != k->ne[0] || k->ne[0] != k_cache->ne[0]) {
+        return "its queries or keys have an unusual shape";
+    }
+    return "";
+}
+
+void ggmlq_llama_center_calibration::watch_nodes(ggmlq_llama_center * center, const ggmlq_llama_center_layer & layer, const ggml_tensor * q, const ggml_tensor * k) {
+    nodes[layer.n_latent ? k : k->src[0]] = { center, layer.k, false };
+    nodes[q]                              = { center, layer.k, true };
+}
+
+void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int64_t n_latent,
+        const std::string & obstacle, int32_t il) {
     if (std::find(centers.begin(), centers.end(), center) == centers.end()) {
         centers.push_back(center);
     }
@@ -453,16 +494,14 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
         for (auto it = nodes.begin(); it != nodes.end();) {
             it = it->second.k_cache == k_cache ? nodes.erase(it) : std::next(it);
         }
-        if (layer->rope >= 0) {
-            nodes[k->src[0]] = { center, k_cache, false };
-            nodes[q]         = { center, k_cache, true };
+        if (layer->is_centered()) {
+            watch_nodes(center, *layer, q, k);
         }
         return;
     }
     if (layer) { // another layer that reads, or stores to, the same cache
-        if (layer->rope >= 0 && (k || q->ne[1] != layer->n_head || q->ne[0] != layer->head_size)) {
-            layer->rope   = -1;
-            layer->reason = "another layer uses its cache in another way";
+        if (layer->is_centered() && (k || n_latent != layer->n_latent || q->ne[1] != layer->n_head || q->ne[0] != layer->head_size)) {
+            layer->leave("another layer uses its cache in another way");
         }
         return;
     }
@@ -470,13 +509,22 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
     layer = &center->layers.back();
     layer->il = il;
     layer->k  = k_cache;
-    layer->reason = k ? ggmlq_llama_center_obstacle(k_cache, q, k) : "its keys are stored by another layer";
-    if (!layer->reason.empty()) {
+    layer->reason = obstacle;
+    if (!obstacle.empty()) {
         return;
     }
     layer->head_size = k->ne[0];
     layer->n_head_kv = k->ne[1];
     layer->n_head    = q->ne[1];
+    layer->n_latent  = n_latent;
+    const size_t n_values = layer->head_size*layer->n_head_kv;
+    layer->sum_k.assign(n_values, 0.0);
+    layer->sum_kk.assign(n_values, 0.0);
+    layer->sum_qq.assign(n_values, 0.0);
+    watch_nodes(center, *layer, q, k);
+    if (n_latent) {
+        return;
+    }
 
     ggmlq_llama_center_rope rope = {};
     memcpy(rope.params.data(), k->op_params, rope.params.size());
@@ -495,19 +543,12 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
         layer->rope = (int) center->ropes.size();
         center->ropes.push_back(rope);
     }
-    const size_t n_values = layer->head_size*layer->n_head_kv;
-    layer->sum_k.assign(n_values, 0.0);
-    layer->sum_kk.assign(n_values, 0.0);
-    layer->sum_qq.assign(n_values, 0.0);
-    nodes[k->src[0]] = { center, k_cache, false };
-    nodes[q]         = { center, k_cache, true };
 }
 
 void ggmlq_llama_center_calibration::watch_reader(const ggml_tensor * k_cache) {
     for (auto * center : centers) {
         if (auto * layer = center->find(k_cache)) {
-            layer->rope   = -1;
-            layer->reason = "another kind of attention reads its cache";
+            layer->leave("another kind of attention reads its cache");
         }
     }
 }
@@ -635,7 +676,7 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         return;
     }
     if (auto * calibration = ggmlq_llama_center_calibration::current) {
-        calibration->watch(center, k_cache, q, k, il);
+        calibration->watch(center, k_cache, q, k, 0, ggmlq_llama_center_obstacle(k_cache, q, k), il);
         terms.push_back({ k_cache, center, nullptr, nullptr });
         return;
     }
@@ -658,6 +699,10 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         input->centers.push_back(center);
     }
 
+    const float gain = ggmlq_llama_center_gain(center->type_v);
+    if (v && gain != 1.0f && !ggml_is_contiguous(v)) { // a part of a product of Q, K and V, which SCALE refuses
+        v = ggml_cont(ctx, v);
+    }
     // What a GPU fuses stands side by side, so what it needs comes before (ggml-ggmlq-center-graph.h).
     ggml_tensor * q_before = q->op == GGML_OP_ROPE ? q->src[0] : nullptr;
     if (q_before) {
@@ -675,7 +720,6 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     if (k) {
         k = ggmlq_ggml_center_k(ctx, gf, k_before, layer->s, layer->s_mu, layer->s_mu_2, ggml_reshape_2d(ctx, layer->part, 1, ggml_nelements(layer->part)), k_idxs);
     }
-    const float gain = ggmlq_llama_center_gain(center->type_v);
     if (v && gain != 1.0f) {
         v = ggml_scale(ctx, v, gain);
         ggml_build_forward_expand(gf, v);
@@ -693,6 +737,24 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     terms.push_back({ k_cache, center, layer, w });
 }
 
+void ggmlq_llama_center_graph::apply_latent(ggml_context * ctx, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor *& k,
+        const ggml_tensor * v, bool shifts, int32_t il) {
+    if (!center) {
+        return;
+    }
+    if (auto * calibration = ggmlq_llama_center_calibration::current) {
+        calibration->watch(center, k_cache, q, k, v->ne[0], ggmlq_llama_center_latent_obstacle(k_cache, q, k, v, shifts), il);
+        terms.push_back({ k_cache, center, nullptr, nullptr });
+        return;
+    }
+    const auto * layer = center->active ? center->find(k_cache) : nullptr;
+    if (!layer || !layer->n_latent) {
+        return;
+    }
+    k = ggml_sub(ctx, k, layer->latent_mu);
+    terms.push_back({ k_cache, center, layer, nullptr });
+}
+
 ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx, const ggml_tensor * k, float kq_scale) {
     const ggml_tensor * k_cache = k->view_src;
     const auto it = std::find_if(terms.begin(), terms.end(), [&](const pending & p) { return p.k_cache == k_cache; });
@@ -700,19 +762,22 @@ ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx
         if (auto * calibration = ggmlq_llama_center_calibration::current) {
             calibration->watch_reader(k_cache);
         }
-        return { nullptr, nullptr, nullptr, nullptr };
+        return {};
     }
     const pending p = *it;
     terms.erase(it);
-    if (!p.w) { // of the calibration
+    if (!p.layer) { // of the calibration
         p.center->find(k_cache)->kq_scale = kq_scale;
-        return { nullptr, nullptr, nullptr, nullptr };
+        return {};
+    }
+    if (p.layer->n_latent) {
+        return { nullptr, nullptr, nullptr, nullptr, ggml_view_1d(ctx, p.layer->latent_mu, p.layer->n_latent, 0) };
     }
     // the same cells and streams as the view of K
     ggml_tensor * part = p.layer->part;
     const size_t first_stream = k->view_offs/k_cache->nb[2], bytes = part->nb[2];
     return { &p.center->ropes[p.layer->rope], p.w, input->positions_of(ctx, *p.center, k),
-        ggml_view_4d(ctx, part, k->ne[2], 1, 1, k->ne[3], bytes, bytes, bytes, first_stream*bytes) };
+        ggml_view_4d(ctx, part, k->ne[2], 1, 1, k->ne[3], bytes, bytes, bytes, first_stream*bytes), nullptr };
 }
 
 // w as build_attn_mha makes q: [n_rot, queries, heads, streams].
@@ -746,6 +811,10 @@ ggml_tensor * ggmlq_llama_center_graph::add_to_scores(ggml_context * ctx, ggml_t
     ggml_tensor * rest = ggml_mul_mat(ctx, it->c, ggmlq_llama_center_by_stream(ctx, t.w, n_stream));
     ggml_prec_set_acc(rest, GGML_PREC_F32);
     return ggml_add(ctx, scores, ggml_mul(ctx, rest, ggml_cast(ctx, t.part, GGML_TYPE_F32)));
+}
+
+ggml_tensor * ggmlq_llama_center_graph::add_to_output(ggml_context * ctx, ggml_tensor * output, const term & t) {
+    return t.latent_mu ? ggml_add(ctx, output, t.latent_mu) : output; // since softmax weights have the sum 1
 }
 
 std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & positions_wanted) const {
@@ -862,8 +931,8 @@ static bool ggmlq_llama_center_takes(ggml_backend_dev_t dev, const ggmlq_llama_c
 }
 
 // Empty, or why attention on the device of this layer's cache can't add w . c.
-static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, const ggmlq_llama_center_rope & rope, const llama_cparams & cparams,
-        ggml_type type_v, int64_t head_size_v) {
+static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer & layer, const std::vector<ggmlq_llama_center_rope> & ropes,
+        const llama_cparams & cparams, ggml_type type_v, int64_t head_size_v) {
     ggml_backend_dev_t dev = ggmlq_llama_device(layer.k);
     if (!dev) {
         return "found no CPU back end";
@@ -872,10 +941,10 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
     if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
         return "the cache is spread over devices by heads (-sm tensor), and what belongs to all heads of a token would be, too: use -sm layer";
     }
-    if (!cparams.flash_attn) {
+    if (!cparams.flash_attn || layer.n_latent) {
         return "";
     }
-    const auto takes = [&](ggml_backend_dev_t device, ggml_type type) { return ggmlq_llama_center_takes(device, layer, rope, type_v, head_size_v, type); };
+    const auto takes = [&](ggml_backend_dev_t device, ggml_type type) { return ggmlq_llama_center_takes(device, layer, ropes[layer.rope], type_v, head_size_v, type); };
     if (!takes(dev, GGML_TYPE_I64)) {
         return name + " has no attention for centered keys of type " + ggml_type_name(layer.k->type) + " with values of type " + ggml_type_name(type_v) +
             ": turn flash attention off" + (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ? "" : " or keep the cache on the CPU (-nkvo)");
@@ -974,7 +1043,7 @@ private:
         }
         for (auto * center : centers) {
             for (const auto & layer : center->layers) {
-                const std::string unsupported = layer.rope < 0 || !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes[layer.rope],
+                const std::string unsupported = !layer.is_centered() || !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes,
                     cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
                 if (!unsupported.empty()) {
                     throw std::runtime_error(unsupported);
@@ -1101,9 +1170,8 @@ private:
     }
 
     static void leave_out_if(ggmlq_llama_center_layer & layer, bool is_unknown) {
-        if (layer.rope >= 0 && is_unknown) {
-            layer.rope   = -1;
-            layer.reason = "its queries or keys weren't computed";
+        if (layer.is_centered() && is_unknown) {
+            layer.leave("its queries or keys weren't computed");
         }
     }
 
@@ -1113,8 +1181,8 @@ private:
         std::vector<std::pair<std::string, std::vector<int32_t>>> layers_by_reason;
         for (const auto * center : centers) {
             for (const auto & layer : center->layers) {
-                n_centered += layer.rope >= 0;
-                if (layer.rope < 0) {
+                n_centered += layer.is_centered();
+                if (!layer.is_centered()) {
                     if (layers_by_reason.empty() || layers_by_reason.back().first != layer.reason) {
                         layers_by_reason.push_back({ layer.reason, {} });
                     }
@@ -1126,16 +1194,17 @@ private:
             left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
         }
         if (n_centered == 0) {
-            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none caches keys beside values (recurrent layers and MLA don't)" : left));
+            throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none has keys of a kind that is known here, as in recurrent models and DeepSeek-V4" : left));
         }
     }
 
     void activate(bool dry) {
         for (auto * center : centers) {
             for (auto & layer : center->layers) {
-                if (layer.rope >= 0 && !dry) {
-                    ggmlq_llama_center_fit(layer, center->ropes[layer.rope]);
+                if (layer.is_centered() && !dry) {
+                    ggmlq_llama_center_fit(layer, center->ropes);
                 }
+                center->rotates = center->rotates && !layer.n_latent; // no graph rotates rows of MLA
             }
             center->upload(dry);
         }

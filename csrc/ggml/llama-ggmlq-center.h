@@ -2,7 +2,7 @@
  *
  * ggmlq in llama: positional centering of keys (docs/CENTERING.md). A layer whose K is made by a RoPE node stores
  * S R (kappa - mu) instead of R kappa; the query is divided by S, and the score gets its missing part back as w . c, where c is known by the
- * position alone.
+ * position alone. Of MLA, the latent without RoPE is stored less its mean, which attention's output gets back.
  */
 #pragma once
 
@@ -69,8 +69,9 @@ int64_t ggmlq_llama_center_partner(const ggmlq_llama_center_rope & rope, int64_t
 struct ggmlq_llama_center_layer {
     int32_t       il;
     ggml_tensor * k;         // the cache
-    int           rope = -1; // index; -1: not centered, for this reason
-    std::string   reason;
+    int           rope = -1;    // index; -1: its keys aren't centered before RoPE
+    int64_t       n_latent = 0; // of MLA: the first values of a row, which have no RoPE and are V too
+    std::string   reason;       // if neither: why it isn't centered
     int64_t       head_size = 0, n_head_kv = 0, n_head = 0;
     float         kq_scale = 0; // of the calibration's graph: what attention multiplies scores by
 
@@ -95,6 +96,11 @@ struct ggmlq_llama_center_layer {
     ggml_tensor * s_inv   = nullptr; // F32 [head size, heads]: 1/scale
     ggml_tensor * mu_same = nullptr; // F32 [head size, heads]: for both values of a pair, the first of its mean
     ggml_tensor * mu_turn = nullptr; // F32 [head size, heads]: ... the second
+
+    ggml_tensor * latent_mu = nullptr; // F32 [head size], instead of these: the mean of a latent, 0 behind it
+
+    bool is_centered() const { return rope >= 0 || n_latent > 0; }
+    void leave(const std::string & why) { rope = -1; n_latent = 0; reason = why; }
 };
 
 // Of one KV cache.
@@ -147,14 +153,23 @@ public:
     void apply(ggml_context * ctx, ggml_cgraph * gf, const add_input_fn & add_input, ggmlq_llama_center * center,
         ggml_tensor * k_cache, ggml_tensor *& q, ggml_tensor *& k, ggml_tensor *& v, ggml_tensor * k_idxs, int32_t il);
 
-    // For attention with the view `k` of a cache, as get_k made it: w [n_rot, heads, tokens], positions and part [cells, 1, 1, streams], or nulls.
-    struct term { const ggmlq_llama_center_rope * rope; ggml_tensor * w; ggml_tensor * positions; ggml_tensor * part; };
+    // The same where V is a part of K (MLA), before K is stored. `shifts`: scores that all change by the same give the same attention, that is, it has no
+    // sinks and doesn't cap scores.
+    void apply_latent(ggml_context * ctx, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor *& k, const ggml_tensor * v,
+        bool shifts, int32_t il);
+
+    // For attention with the view `k` of a cache, as get_k made it: w [n_rot, heads, tokens], positions and part [cells, 1, 1, streams], or nulls;
+    // of MLA, only latent_mu [values of V].
+    struct term { const ggmlq_llama_center_rope * rope; ggml_tensor * w; ggml_tensor * positions; ggml_tensor * part; ggml_tensor * latent_mu; };
     // kq_scale: what attention multiplies scores by.
     term take(ggml_context * ctx, const ggml_tensor * k, float kq_scale);
 
     // Give the term to a FLASH_ATTN_EXT node, or add it to scores [cells, queries, heads, streams].
     static void   add_to_flash (ggml_context * ctx, ggml_tensor * attention, const term & t);
     ggml_tensor * add_to_scores(ggml_context * ctx, ggml_tensor * scores, const term & t);
+
+    // To attention's output, values of V in its first dimension.
+    static ggml_tensor * add_to_output(ggml_context * ctx, ggml_tensor * output, const term & t);
 
 private:
     struct pending { const ggml_tensor * k_cache; ggmlq_llama_center * center; const ggmlq_llama_center_layer * layer; ggml_tensor * w; };

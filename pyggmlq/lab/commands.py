@@ -63,6 +63,15 @@ def _words(text: str, allowed: List[str], what: str) -> List[str]:
     return list(dict.fromkeys(words))
 
 
+def _centers(text: str) -> List[str]:
+    from .runs import CENTERS
+
+    words = [word if word in CENTERS else str(Path(word).resolve()) for word in (word.strip() for word in text.split(","))]
+    if not all(word in CENTERS or Path(word).is_file() for word in words):
+        raise typer.BadParameter(f"--kv-center: found {text!r}, wanted some of {', '.join(CENTERS)}, and files that `pyggmlq calibrate` has made")
+    return list(dict.fromkeys(words))
+
+
 def _numbers(text: str, least: int, what: str) -> List[int]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) >= least for word in words):
@@ -120,7 +129,7 @@ _PROGRAMS = typer.Option(
     None, "--programs", exists=True, file_okay=False, resolve_path=True, help="Folder of programs that you have built; nothing is built then."
 )
 _ATTN_ROT = typer.Option("on", "--attn-rot", metavar="on,off", help="llama.cpp's own rotation of quantized caches.")
-_KV_CENTER = typer.Option("auto", "--kv-center", metavar="off,auto", help="Centered keys (docs/CENTERING.md): auto, llama.cpp's own default, for those of our types; off for none; all for any.")
+_KV_CENTER = typer.Option("auto", "--kv-center", metavar="off,auto", help="Centered keys (docs/CENTERING.md): auto, llama.cpp's own default, for those of our types; off for none; all for any; a file of `calibrate`.")
 _DEVICE = typer.Option("", "--device", help="llama.cpp's --device: where the model and its cache lie.")
 _LLAMA_ARGS = typer.Option("", "--llama-args", metavar="'..'", help="Further arguments of llama.cpp, e.g. '-ngl 99'.")
 _JSON = typer.Option(None, "--json", dir_okay=False, help="Write every figure to this file, after each run.")
@@ -158,7 +167,7 @@ def kld_command(
     if at_once and os.name == "nt":
         raise typer.BadParameter("--at-once: found Windows, whose programs can't inherit pipes by number, wanted Linux or macOS: leave it out")
     contexts = _numbers(context, 256, "--context")  # llama-perplexity gives no statistics on fewer
-    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _words(kv_center, ["off", "auto", "all"], "--kv-center")
+    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _centers(kv_center)
     with _working(work_dir, "kld") as (work, steps):
         chosen = _pairs(pairs, "--pairs") if pairs else kld.default_pairs()
         options = kld.Options(
@@ -339,7 +348,7 @@ def needle_command(
     contexts, places = _numbers(context, 128, "--context"), _numbers(depths, 0, "--depths")
     if max(places) > 100:
         raise typer.BadParameter(f"--depths: found {depths!r}, wanted percent of the haystack, 0 to 100")
-    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _words(kv_center, ["off", "auto", "all"], "--kv-center")
+    rotations, centers = _words(attn_rot, ["on", "off"], "--attn-rot"), _centers(kv_center)
     with _working(work_dir, "needle") as (work, steps):
         options = needle.Options(
             models=tuple(model), text=text, pairs=tuple(chosen), contexts=tuple(contexts), depths=tuple(places), needles=needles,

@@ -66,7 +66,7 @@ PLAIN = set(
 """Architectures, compared with llama.cpp, that keep the whole context in every layer. Others are taken for such, with a note."""
 
 UNTURNED = {"bloom", "gpt2", "gptj", "jais", "jamba", "mpt", "nemotron_h", "nemotron_h_moe", "refact"}
-"""Architectures without RoPE, whose keys aren't centered (docs/CENTERING.md); nor are those of MLA and of RoPE with several axes."""
+"""Architectures without RoPE, whose keys aren't centered (docs/CENTERING.md); nor are those of RoPE with several axes. MLA keeps a mean only, of a few KB a layer, which isn't counted."""
 
 
 @dataclass(frozen=True)

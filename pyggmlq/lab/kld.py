@@ -171,7 +171,7 @@ class _Grid:
                 yield one
 
     def _inputs(self, row: Row) -> dict[str, Any]:
-        return {**self.inputs, "n_ctx": row.n_ctx, **asdict(row.setting)}
+        return {**self.inputs, "n_ctx": row.n_ctx, **row.setting.facts()}
 
     def _measure(self, row: Row, logits: Path, tools: llama.Tools) -> dict[str, Any]:
         """Compare a pair with the distributions in `logits`; what is kept of it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -127,12 +127,12 @@ class _Grid:
             scores = [{"depth": one.depth, "nll": got.nll, "exact": got.exact, "tokens": got.n_context} for one, got in zip(asked, found)]
             return {"refused": setting.ignored(log), "scores": scores, "device": placement.device if placement else None}
 
-        found = self.steps.kept(name, {**self.inputs, "n_ctx": n_ctx, **asdict(setting)}, measure)
+        found = self.steps.kept(name, {**self.inputs, "n_ctx": n_ctx, **setting.facts()}, measure)
         scores, rows = [] if found["refused"] else found["scores"], []
         for depth in self.options.depths:
             mine = [one for one in scores if one["depth"] == depth]
             rows.append({
-                "model": self.subject.title, "n_ctx": n_ctx, "k": case.k, "v": case.v, **asdict(setting), "depth": depth, "needles": len(mine),
+                "model": self.subject.title, "n_ctx": n_ctx, "k": case.k, "v": case.v, **setting.facts(), "depth": depth, "needles": len(mine),
                 "nll": mean(one["nll"] for one in mine) if mine else None, "found": mean(one["exact"] for one in mine) if mine else None,
                 "nll_without": mean(one["nll"] for one in scores if one["depth"] is None) if mine else None,
                 "tokens": round(mean(one["tokens"] for one in mine)) if mine else None, "device": found.get("device"), "refused": found["refused"],

@@ -31,12 +31,18 @@ class Programs:
     """Further arguments of llama.cpp."""
 
 
+CENTERS = ("off", "auto", "all")
+"""Words of `--kv-center`, which takes files, too."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What llama.cpp does to the rows of a cache beside their types; as `attn_rot` and `--kv-center` have it."""
 
     attn_rot: str = "on"
     kv_center: str = "off"
+    """Of a file its name and the beginning of its SHA-256."""
+    center_file: Path | None = None
 
     def __str__(self) -> str:
         return "".join([", attn_rot off" if self.attn_rot == "off" else "", "" if self.kv_center == "off" else f", kv-center {self.kv_center}"])
@@ -44,7 +50,11 @@ class Setting:
     @property
     def environment(self) -> dict[str, str]:
         """Variables that tell llama.cpp's programs so, whatever the user's own say."""
-        return {"GGMLQ_KV_CENTER": self.kv_center, "LLAMA_ATTN_ROT_DISABLE": "1" if self.attn_rot == "off" else "0"}
+        return {"GGMLQ_KV_CENTER": str(self.center_file or self.kv_center), "LLAMA_ATTN_ROT_DISABLE": "1" if self.attn_rot == "off" else "0"}
+
+    def facts(self) -> dict[str, str]:
+        """For records, and for what a kept result depends on: not where a file lies."""
+        return {"attn_rot": self.attn_rot, "kv_center": self.kv_center}
 
     def ignored(self, log: str) -> str | None:
         """Why keys weren't centered though they should have been, by a program's `log`; None if they were, or shouldn't be."""
@@ -65,7 +75,7 @@ class Grid(Programs):
     rotations: tuple[str, ...]
     """Of `attn_rot`: "on", "off"."""
     centers: tuple[str, ...]
-    """Of `--kv-center`: "off"; "auto" for keys of our types, which leaves others as they are; "all" for those of any quantized type."""
+    """Of `--kv-center`: "off"; "auto" for keys of our types, which leaves others as they are; "all" for those of any quantized type; a path, as "auto"."""
 
     def settings(self) -> Iterator[tuple[Case, Setting]]:
         """The f16 reference, asked for or not; then every pair with every setting that can make a difference to it."""
@@ -73,12 +83,15 @@ class Grid(Programs):
         if "all" in self.centers and Case("f16", "f16") in self.pairs:  # what the arithmetic of centering does by itself
             yield Case("f16", "f16"), Setting(kv_center="all")
         quantized = [case for case in self.pairs if not case.is_reference]
+        left = [center for center in self.centers if center not in ("off", "all")][:1] if "off" not in self.centers else []  # where others are measured
         for center in self.centers:
+            file = None if center in CENTERS else Path(center)
+            name = f"{file.name} {fetch.sha256(file)[:12]}" if file else center
             for rotation in self.rotations:
                 for case in quantized:
-                    if center != "auto" or case.k in OURS:
-                        yield case, Setting(rotation, center)
-                    elif "off" not in self.centers:
+                    if center in ("off", "all") or case.k in OURS:
+                        yield case, Setting(rotation, name, file)
+                    elif center in left:
                         yield case, Setting(rotation, "off")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from .runs import CENTERS
+
 
 def _table(title: str | None, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
@@ -99,7 +101,8 @@ def needle(rows: Sequence[dict[str, Any]], model: str, n_ctx: int) -> Table:
 
 def key(row: dict[str, Any]) -> str:
     """What K is stored as: its type, and whether it was centered (records before that could be have no word on it)."""
-    return row["k"] + (" centered" if row.get("kv_center", "off") != "off" else "")
+    center = row.get("kv_center", "off")
+    return row["k"] + ("" if center == "off" else " centered" if center in CENTERS else f" centered by {center.rsplit(' ', 1)[0]}")
 
 
 def pair(row: dict[str, Any]) -> str:
