@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import _thread
+import functools
 import os
 import shutil
 import sys
@@ -199,14 +200,16 @@ def test_an_interruption_ends_what_runs_side_by_side():
             check()
             time.sleep(0.01)
 
-    def interrupt(descriptor, check):
+    def interrupt(descriptor, check, delay):
+        time.sleep(delay)
         _thread.interrupt_main()
         forever(descriptor, check)
 
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        pipes.run(forever, [interrupt, forever])
-    assert threading.active_count() == before
+    for i in range(25):  # wherever the main thread is
+        with pytest.raises(KeyboardInterrupt):
+            pipes.run(forever, [functools.partial(interrupt, delay=i * 0.0002), forever])
+        assert threading.active_count() == before
     writer, found = pipes.run(forever, [lambda descriptor, check: 7])
     assert isinstance(writer.error, pipes.Stopped) and found[0].value == 7, "a writer that nobody reads is ended"
 

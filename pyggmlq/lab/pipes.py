@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +35,31 @@ def run(write: Work, read: Sequence[Work]) -> tuple[Outcome, list[Outcome]]:
 
     All go as fast as the slowest reader. A reader that ends early is left out from then on; without any the writer is stopped.
     """
-    stop = threading.Event()
-    executor = ThreadPoolExecutor(1)  # signals reach the main thread alone, so that threads and pipes are complete once they are begun
+    stop, done = threading.Event(), []
+
+    def work() -> None:
+        outcome = Outcome()
+        try:
+            outcome.value = _side_by_side(write, read, stop)
+        except BaseException as error:
+            outcome.error = error
+        done.append(outcome)
+
+    # Signals reach the main thread alone. It takes no lock while the others run: an exception between the taking of a lock and what gives it back keeps it for good.
+    thread = threading.Thread(target=work)
     try:
-        done = executor.submit(_side_by_side, write, read, stop)
-        while not done.done():
-            wait([done], timeout=0.5)  # not for good: a signal must be seen
+        thread.start()
+        while not done:
+            time.sleep(0.02)
     finally:
         stop.set()
-        executor.shutdown()
-    return done.result()
+        while not done and thread.ident is not None:
+            time.sleep(0.02)
+        if thread.ident is not None:
+            thread.join()
+    if done[0].error is not None:
+        raise done[0].error
+    return done[0].value
 
 
 def _side_by_side(write: Work, read: Sequence[Work], stop: threading.Event) -> tuple[Outcome, list[Outcome]]:
