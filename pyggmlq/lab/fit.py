@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _gguf_file
+from .._ggmlq import lib
 from .._pairs import OURS, Case, bits_per_value, block_size
 from . import LabError
 
@@ -126,7 +127,7 @@ class Model:
             layers = [layer for layer in self.layers if layer.k_values and layer.windowed == bool(windowed)]
             cells = [self.cells(layer, n_ctx, n_ubatch) for layer in layers]
             if cells and n_rot:
-                found += 2 * sum(cells) + sum(layer.k_values // layer.head_k * _feedback_bytes(layer.head_k) for layer in layers)
+                found += 2 * sum(cells) + sum(layer.k_values // layer.head_k * 2 * lib.ggmlq_feedback_values(layer.head_k) for layer in layers)
         return found
 
     def work_bytes(self, case: Case, n_ctx: int, n_ubatch: int = 512) -> int:
@@ -165,12 +166,6 @@ class Model:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low * PAD
-
-
-def _feedback_bytes(head_size: int) -> int:
-    """Of halves in blocks of 32 x 32 on and above the diagonal (ggmlq-values.h)."""
-    planes = head_size // 32
-    return 2 * 32 * 32 * planes * (planes + 1) // 2
 
 
 def _padded(n: int) -> int:
