@@ -185,6 +185,15 @@ def test_three_bits_lose_less(start, model, k, attention):  # noqa: F811
     assert centered < plain / 2, (centered, plain)
 
 
+@pytest.mark.parametrize("k, attention, most", [("q4_0", "on", 1 / 2), ("q4_0", "off", 1 / 2), ("q8_0", "on", 1.2), ("q8_0", "off", 1.2)])
+def test_keys_of_llama_cpps_types(start, k, attention, most):  # noqa: F811
+    """On request (`all`). What q8_0 loses is less than what these models answer to any other rounding with."""
+    reference = logits(start, "smollm2", "f16", "f16", PLAIN)[0]
+    plain = kld(reference, logits(start, "smollm2", k, "f16", PLAIN, attention)[0]).mean()
+    found, log = logits(start, "smollm2", k, "f16", CENTERED, attention)
+    assert "keys are centered: 30 layers" in log and 0 < kld(reference, found).mean() < most * plain + 0.001 * (k == "q8_0"), plain
+
+
 def test_keys_of_tq3_0_are_rotated_where_they_are_centered(start):  # noqa: F811
     """By llama.cpp's attn_rot, which is left out for this type otherwise: its switch changes nothing then."""
     off = {"LLAMA_ATTN_ROT_DISABLE": "1"}
@@ -475,6 +484,15 @@ def test_a_server_keeps_its_prompts(programs, smollm2, calibrated, monkeypatch, 
     assert again["timings"]["prompt_n"] < first["timings"]["prompt_n"], "the restored tokens were computed again"
     assert again["content"] == first["content"] and len(first["content"].split()) > 5
     assert "keys are centered by the saved calibration" in (tmp_path / "server-tq3_0-tq3_0.log").read_text(errors="replace")
+
+
+def test_a_draft_model_has_a_calibration_of_its_own(programs, smollm2, tmp_path):  # noqa: F811
+    """Two contexts of one server. The draft is the model itself, so nearly all that it says is taken."""
+    draft = ("--spec-type", "draft-simple", "--spec-draft-model", smollm2, "--spec-draft-type-k", "tq3_0", "--spec-draft-type-v", "f16", "-lv", "4")
+    with llama_server(programs, smollm2, tmp_path, "tq3_0", "tq3_0", *draft) as request:
+        timings = request("/completion", {"prompt": PROMPT, "n_predict": 48, "temperature": 0})["timings"]
+    log = (tmp_path / "server-tq3_0-tq3_0.log").read_text(errors="replace")
+    assert log.count("keys are centered: 30 layers") == 2 and timings["draft_n_accepted"] > timings["draft_n"] / 2 > 0, timings
 
 
 # --- a calibration in a file ------------------------------------------------------------------------------------------
