@@ -625,6 +625,31 @@ GGMLQ_DEVICE void ggmlq_turn_pair(float & a, float & b, float2 angle) {
 #endif
 }
 
+/* Eight values of a head whose pairs are among them, as two quads at at[]: unit u has those from 8u on, or where halves of n_rot values are paired (`neox`) two times four, n_rot/2 apart;
+ * behind n_rot there are no pairs. */
+struct ggmlq_rope_unit {
+    bool     turns, apart;
+    uint32_t at[2];
+};
+
+GGMLQ_DEVICE struct ggmlq_rope_unit ggmlq_rope_unit_of(uint32_t u, int n_rot, bool neox) {
+    const bool turns = (int) (8*u) < n_rot, apart = turns && neox;
+    const struct ggmlq_rope_unit unit = { turns, apart, { apart ? 4*u : 8*u, apart ? (uint32_t) n_rot/2 + 4*u : 8*u + 4 } };
+    return unit;
+}
+
+/* Its pairs, numbers 4u to 4u + 3 of the head. */
+GGMLQ_DEVICE void ggmlq_turn_unit(float a[4], float b[4], bool apart, const float2 angle[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (apart) {
+            ggmlq_turn_pair(a[i], b[i], angle[i]);
+        } else {
+            ggmlq_turn_pair((i < 2 ? a : b)[i % 2*2], (i < 2 ? a : b)[i % 2*2 + 1], angle[i]);
+        }
+    }
+}
+
 /* What doesn't depend on the position. */
 GGMLQ_DEVICE float ggmlq_rope_power(const struct ggmlq_cuda_rope & r, int pair) { return powf(r.theta_scale, (float) pair); }
 
@@ -638,8 +663,8 @@ GGMLQ_DEVICE float2 ggmlq_rope_angle(const struct ggmlq_cuda_rope & r, int32_t p
     return make_float2(cosf(angle)*r.attn_factor, sinf(angle)*r.attn_factor);
 }
 
-/* llama.cpp's own rotation of every 64, 128 or 256 values; four threads hold 32 of them, the next 32 are in the next four. Its steps and their order, and so the bits. */
-GGMLQ_DEVICE void ggmlq_turn_planes(float v[2][4], int lane, int length, float scale) {
+/* llama.cpp's own rotation of every `length` values (64, 128, 256). A thread holds two quads, `apart` values from each other; the next quads are in the next thread. Its steps and their order, and so the bits. */
+GGMLQ_DEVICE void ggmlq_turn_quads(float v[2][4], int lane, int length, int apart, float scale) {
     for (int i = 0; i < 8; ++i) {
         v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], scale);
     }
@@ -647,17 +672,22 @@ GGMLQ_DEVICE void ggmlq_turn_planes(float v[2][4], int lane, int length, float s
         ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
         ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
     }
-    for (int mask = 1; 8*mask < length; mask *= 2) {
-        if (mask == 4) {
+    for (int distance = 4, mask = 1; distance < length; distance *= 2) {
+        if (distance == apart) {
             for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]);                            /* 16 */
+                ggmlq_butterfly(v[0][i], v[1][i]);
             }
+            continue;
         }
-        for (int i = 0; i < 8; ++i) {                                         /* 4, 8, 32, 64, 128 */
+        for (int i = 0; i < 8; ++i) {
             const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
             v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
         }
+        mask *= 2;
     }
 }
+
+/* The same of planes, of which four threads hold one. */
+GGMLQ_DEVICE void ggmlq_turn_planes(float v[2][4], int lane, int length, float scale) { ggmlq_turn_quads(v, lane, length, 16, scale); }
 
 #endif

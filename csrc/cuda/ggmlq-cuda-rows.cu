@@ -36,7 +36,7 @@ encode_rows(const struct encodings<n> all) {
     encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= SMALL_GRID);
 }
 
-/* Queries of a launch that stores keys after RoPE; eight values a thread, whose pairs are among them: 8u to 8u + 7 of a head, or with `neox` two times four, n_rot/2 apart. */
+/* Queries of a launch that stores keys after RoPE; a ggmlq_rope_unit a thread. */
 struct roped_queries {
     const float * q;
     float       * out;
@@ -48,11 +48,10 @@ struct roped_queries {
 };
 
 GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bool let_next_start) {
-    const uint32_t number = part*THREADS + threadIdx.x, unit = number < b.n_units ? number : b.n_units - 1;
-    const uint32_t row = divide(unit, b.units_of_head), token = divide(row, b.heads), u = unit - row*b.units_of_head.d;
-    const int  lane  = threadIdx.x % 32, half = b.rope.n_rot/2;
-    const bool turns = (int) (8*u) < b.rope.n_rot, apart = turns && b.rope.neox;
-    const int64_t first = (int64_t) row*8*b.units_of_head.d, at[2] = { first + (apart ? 4*u : 8*u), first + (apart ? half + 4*u : 8*u + 4) };
+    const uint32_t number = part*THREADS + threadIdx.x, mine = number < b.n_units ? number : b.n_units - 1;
+    const uint32_t row = divide(mine, b.units_of_head), token = divide(row, b.heads), u = mine - row*b.units_of_head.d;
+    const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, b.rope.n_rot, b.rope.neox);
+    const int64_t first = (int64_t) row*8*b.units_of_head.d;
     float v[2][4], power[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -63,52 +62,24 @@ GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bo
     }
     ggmlq_wait_for_previous();
     for (int h = 0; h < 2; ++h) {
-        ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + at[h]), 4, v[h]);
+        ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + first + unit.at[h]), 4, v[h]);
     }
-    if (turns) {
+    if (unit.turns) {
         const int32_t position = b.rope.positions[token];
+        float2 angle[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float2 angle = ggmlq_rope_angle(b.rope, position, 4*u + i, power[i]);
-            if (apart) {
-                ggmlq_turn_pair(v[0][i], v[1][i], angle);
-            } else {
-                ggmlq_turn_pair(v[i/2][i % 2*2], v[i/2][i % 2*2 + 1], angle);
-            }
+            angle[i] = ggmlq_rope_angle(b.rope, position, 4*u + i, power[i]);
         }
+        ggmlq_turn_unit(v[0], v[1], unit.apart, angle);
     }
-    if (b.turned) { /* steps and order of llama.cpp's kernel */
-        const bool far = b.rope.neox; /* of a thread's two times four values; else side by side */
-        for (int i = 0; i < 8; ++i) {
-            v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], b.turn_scale);
-        }
-        for (int h = 0; h < 2; ++h) {
-            ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
-            ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
-        }
-        if (!far) {
-            for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]); /* 4 */
-            }
-        }
-        const int end = far && b.turned > half ? half : b.turned;
-        for (int mask = 1; (far ? 4 : 8)*mask < end; mask *= 2) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
-                v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
-            }
-        }
-        if (far && b.turned > half) {
-            for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]); /* half of the head */
-            }
-        }
+    if (b.turned) {
+        ggmlq_turn_quads(v, threadIdx.x % 32, b.turned, b.rope.neox ? b.rope.n_rot/2 : 4, b.turn_scale);
     }
     if (number < b.n_units) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.out + at[h]), v[h]);
+            ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.out + first + unit.at[h]), v[h]);
         }
     }
 }
@@ -337,10 +308,6 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
     return encode_all<GGMLQ_TYPE_PLANAR3, 3, true>(all, to ? 3 : 2, stream);
 }
 
-static bool can_rope(const struct ggmlq_cuda_rope * r, int64_t head_size) {
-    return r->positions && r->n_rot > 0 && r->n_rot % 8 == 0 && r->n_rot <= head_size && head_size % 8 == 0;
-}
-
 int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
     const int type = p->rows[0].type;
     int64_t sum = 0;
@@ -362,7 +329,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
     if (k->type != GGMLQ_CUDA_F32) {
         return GGMLQ_ERROR_TYPE;
     }
-    if (sum*ggmlq_type_info_get(type)->block_length > WIDE_VALUES || p->head_size < 1 || k->ne[0] % p->head_size != 0 || k->ne[2] != 1 || k->ne[3] != 1 || !can_rope(&p->k_rope, p->head_size) ||
+    if (sum*ggmlq_type_info_get(type)->block_length > WIDE_VALUES || p->head_size < 1 || k->ne[0] % p->head_size != 0 || k->ne[2] != 1 || k->ne[3] != 1 || !ggmlq_can_rope(&p->k_rope, p->head_size) ||
         k->nb[1] != 4*k->ne[0]) {
         return GGMLQ_ERROR_SHAPE;
     }
@@ -370,7 +337,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
         return GGMLQ_OK;
     }
     const int64_t head = p->q_ne[0], turned = p->turned[2], half = p->q_rope.n_rot/2, most = INT32_MAX/2;
-    if (head < 1 || p->q_ne[1] < 1 || p->q_ne[2] < 1 || head > most || p->q_ne[1] > most/head || p->q_ne[2] > most/head/p->q_ne[1] || !can_rope(&p->q_rope, head) ||
+    if (head < 1 || p->q_ne[1] < 1 || p->q_ne[2] < 1 || head > most || p->q_ne[1] > most/head || p->q_ne[2] > most/head/p->q_ne[1] || !ggmlq_can_rope(&p->q_rope, head) ||
         (uintptr_t) p->q % 16 != 0 || (uintptr_t) p->q_out % 16 != 0) {
         return GGMLQ_ERROR_SHAPE;
     }
@@ -466,19 +433,9 @@ int ggmlq_cuda_decode_rotated(const struct ggmlq_cuda_view * dst, const struct g
 }
 
 static int rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool back, void * stream) {
-    if (!ggmlq_is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    const int64_t length = ggmlq_type_info_get(type)->block_length;
-    int error = ggmlq_check_view(dst, length);
-    error = error ? error : ggmlq_check_view(src, length);
+    const int error = ggmlq_check_rotation(type, dst, src);
     if (error) {
         return error;
-    }
-    for (int i = 0; i < 4; ++i) {
-        if (dst->ne[i] != src->ne[i]) {
-            return GGMLQ_ERROR_SHAPE;
-        }
     }
     const int64_t n = count_blocks(src, GGMLQ_PLANE);
     if (n <= 0) {
