@@ -24,16 +24,16 @@ const char * ggmlq_cuda_error_text(int error) {
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
 /* MANY_PLANES: from so many of planar3 on, a thread decodes the four of a block. WIDE_VALUES: up to so many a call, a warp a block is faster (48
- * tokens of 8 heads of 128, on an H100). SMALL_GRID: the next kernel's thread blocks that come early take places at random, which a larger grid
+ * tokens of 8 heads of 128, on an H100). SMALL_GRID, SMALL_WIDE_GRID: the next kernel's thread blocks that come early take places at random, which a larger grid
  * of theirs then lacks: 512 tokens took 9 instead of 5 us. */
-enum { THREADS = ENCODE_THREADS, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64, MANY_PLANES = 16384 };
+enum { THREADS = ENCODE_THREADS, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64, SMALL_WIDE_GRID = 200, MANY_PLANES = 16384 };
 
 /* So many encodings in one launch, as planes of the grid. */
 template <int n> struct encodings { struct encoding e[n]; };
 
 template <int type, bool wide, int n, bool turns> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct encodings<n> all) {
-    encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= SMALL_GRID);
+    encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= (wide ? SMALL_WIDE_GRID : SMALL_GRID));
 }
 
 /* Queries of a launch that stores keys after RoPE; a ggmlq_rope_unit a thread. */
@@ -59,6 +59,9 @@ GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bo
     }
     if (let_next_start) {
         ggmlq_let_next_start();
+    }
+    if (part*THREADS >= b.n_units) { /* keys and values have more */
+        return;
     }
     ggmlq_wait_for_previous();
     for (int h = 0; h < 2; ++h) {
@@ -92,7 +95,7 @@ struct roped_rows {
 };
 
 template <int type> static __global__ void __launch_bounds__(THREADS) store_roped(const struct roped_rows all) {
-    const bool let_next_start = gridDim.x*gridDim.y <= SMALL_GRID, turns = type == GGMLQ_TYPE_PLANAR3;
+    const bool let_next_start = gridDim.x*gridDim.y <= SMALL_WIDE_GRID, turns = type == GGMLQ_TYPE_PLANAR3;
     if (blockIdx.y < 2) {
         encode_block<type, true, turns>(all.e[blockIdx.y], blockIdx.x, let_next_start, &all.rope[blockIdx.y]);
     } else {
@@ -163,7 +166,7 @@ rotate_rows(const struct walk dst, const struct walk src, uint32_t n_planes, boo
 static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
 
 template <int type, bool wide, int n, bool turns> static void launch_encode(const struct encodings<n> & all, int planes, int64_t most, void * stream) {
-    const dim3 grid(grid_of(most, ggmlq_encoder<type, wide>::THREADS), planes);
+    const dim3 grid(encode_grid<type, wide>(most), planes);
     if (!ggmlq_launch_early<encode_rows<type, wide, n, turns>>(grid, THREADS, (cudaStream_t) stream, all)) {
         encode_rows<type, wide, n, turns><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
     }
@@ -346,8 +349,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
 }
 
 template <int type> static int launch_roped(const struct roped_rows & all, uint32_t q_blocks, void * stream) {
-    enum { EACH = ggmlq_encoder<type, true>::THREADS };
-    const unsigned int k_blocks = grid_of(all.e[0].n_blocks, EACH), v_blocks = grid_of(all.e[1].n_blocks, EACH), most = k_blocks > v_blocks ? k_blocks : v_blocks;
+    const uint32_t k_blocks = encode_grid<type, true>(all.e[0].n_blocks), v_blocks = encode_grid<type, true>(all.e[1].n_blocks), most = k_blocks > v_blocks ? k_blocks : v_blocks;
     const dim3 grid(most > q_blocks ? most : q_blocks, q_blocks ? 3 : 2);
     if (!ggmlq_launch_early<store_roped<type>>(grid, THREADS, (cudaStream_t) stream, all)) {
         store_roped<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
