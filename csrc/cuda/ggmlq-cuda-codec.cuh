@@ -646,10 +646,13 @@ template <> struct ggmlq_encoder<GGMLQ_TYPE_PLANAR3, true> {
         ggmlq_butterfly(v[0], v[1]); ggmlq_butterfly(v[2], v[3]);
         ggmlq_butterfly(v[0], v[2]); ggmlq_butterfly(v[1], v[3]);
 #pragma unroll
-        for (int mask = 1; mask < 32; mask *= 2) {
-            for (int i = 0; i < VALUES && 4*mask < length; ++i) {
+        for (int mask = 1; mask < 16; mask *= 2) {
+            for (int i = 0; i < VALUES; ++i) {
                 ggmlq_butterfly_lanes(v[i], lane, mask);
             }
+        }
+        for (int i = 0; i < VALUES && length == 128; ++i) {
+            ggmlq_butterfly_lanes(v[i], lane, 16);
         }
     }
 
