@@ -187,7 +187,7 @@ template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const 
     ggmlq_keep(to.base);
     ggmlq_keep(to.row_bytes);
     ggmlq_keep(to.n_rows);
-    if (part*BLOCKS >= e.n_blocks) { /* another plane of the grid has more */
+    if (wide && part*BLOCKS >= e.n_blocks) { /* another plane of the grid has more */
         return;
     }
     ggmlq_wait_for_previous();
