@@ -335,7 +335,8 @@ template <int type, bool wide> struct ggmlq_encoder { /* `wide`: tq3_0 only */
     enum { TQ3_0 = type == GGMLQ_TYPE_TQ3_0,
            GROUP = wide ? 8 : ggmlq_cache_type<type>::LENGTH/16, /* threads that hold a block */
            THREADS = wide ? 32 : GROUP, STARTS = wide ? 1 : 3,
-           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, LANES = 8/GROUP };
+           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, LANES = 8/GROUP,
+           SHARED = 1 }; /* floats that a thread block needs in shared memory; none */
 
     /* The first lane of sums of a thread: its n-th value is this + n % LANES + 8*(n/LANES) of the block. */
     static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : 4*(lane % 2); }
@@ -519,7 +520,7 @@ template <int type, bool wide> struct ggmlq_encoder { /* `wide`: tq3_0 only */
     struct constants {};
     static __device__ __forceinline__ constants load_constants(int) { return {}; }
 
-    static __device__ __forceinline__ fields encode(float v[VALUES], int lane, const constants &) {
+    static __device__ __forceinline__ fields encode(float v[VALUES], int lane, const constants &, float *) {
         uint32_t max = 0;
         for (int i = 0; i < VALUES; ++i) {
             const uint32_t bits = __float_as_uint(v[i]) & 0x7fffffff;
@@ -630,8 +631,9 @@ template <int type, bool wide> struct ggmlq_encoder { /* `wide`: tq3_0 only */
 };
 
 template <> struct ggmlq_encoder<GGMLQ_TYPE_PLANAR3, true> {
-    enum { THREADS = 128, GROUP = 32, VALUES = 4,
-           STRIDE = 20 }; /* floats between lanes of sums in shared memory: 16 in use, on other banks than those of other lanes */
+    enum { THREADS = 128, GROUP = 32, VALUES = 4, WARPS = 4,
+           STRIDE = 20, /* floats between lanes of sums in shared memory: 16 in use, on other banks than those of other lanes */
+           SUMS   = 2*8*STRIDE, SHARED = WARPS*(SUMS + 1) };
     typedef ggmlq_cache_type<GGMLQ_TYPE_PLANAR3> T;
 
     static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
@@ -687,7 +689,7 @@ template <> struct ggmlq_encoder<GGMLQ_TYPE_PLANAR3, true> {
     }
 
     /* All but which start is best: its error; sums: of the warp. */
-    static __device__ __forceinline__ float encode_from(float start, float v[VALUES], int lane, const constants & turns, float sums[2][8*STRIDE], fields & f) {
+    static __device__ __forceinline__ float encode_from(float start, float v[VALUES], int lane, const constants & turns, float sums[SUMS], fields & f) {
         uint32_t max = 0;
         for (int i = 0; i < VALUES; ++i) {
             const uint32_t bits = __float_as_uint(v[i]) & 0x7fffffff;
@@ -706,7 +708,7 @@ template <> struct ggmlq_encoder<GGMLQ_TYPE_PLANAR3, true> {
             key[i]  = ggmlq_key(y[i]);
             part[i] = ggmlq_mul(y[i], y[i]);
         }
-        const float base = ggmlq_div_safe(ggmlq_sqrt(ggmlq_mul(sum_of(part, lane, sums[0]), 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
+        const float base = ggmlq_div_safe(ggmlq_sqrt(ggmlq_mul(sum_of(part, lane, sums), 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
         float step = ggmlq_mul(start, base);
         struct ggmlq_bounds b;
 #pragma unroll 1 /* less to fetch: in a model, other kernels' instructions took the place of these */
@@ -718,13 +720,13 @@ template <> struct ggmlq_encoder<GGMLQ_TYPE_PLANAR3, true> {
                 part[i]  = ggmlq_mul(fabsf(y[i]), level[i]);
                 squares  = fmaf(level[i], level[i], squares); /* integers below 2^24: exact in any order */
             }
-            step = ggmlq_div_safe(sum_of(part, lane, sums[pass % 2]), (float) (int) ggmlq_sum_of_lanes((uint32_t) (int) squares));
+            step = ggmlq_div_safe(sum_of(part, lane, sums + pass % 2*8*STRIDE), (float) (int) ggmlq_sum_of_lanes((uint32_t) (int) squares));
         }
         for (int i = 0; i < VALUES; ++i) {
             const float d = ggmlq_sub(fabsf(y[i]), ggmlq_mul(step, level[i]));
             part[i] = ggmlq_mul(d, d);
         }
-        const float error = sum_of(part, lane, sums[0]);
+        const float error = sum_of(part, lane, sums);
 
         uint32_t low_bits = 0, high_bits = 0;
         for (int i = 0; i < VALUES; ++i) {
@@ -742,13 +744,12 @@ template <> struct ggmlq_encoder<GGMLQ_TYPE_PLANAR3, true> {
         return error;
     }
 
-    static __device__ __forceinline__ fields encode(float v[VALUES], int lane, const constants & turns) {
-        __shared__ __align__(16) float sums[4][2][8*STRIDE];
-        __shared__ float errors[4];
-        const int warp = threadIdx.x/32 % 4;
+    static __device__ __forceinline__ fields encode(float v[VALUES], int lane, const constants & turns, float shared[SHARED]) {
+        float * const errors = shared + WARPS*SUMS;
+        const int warp = threadIdx.x/32 % WARPS;
         fields f = {};
         if (warp < 3 || !ggmlq_warps_alone) {
-            const float error = encode_from(warp == 0 ? 0.8f : warp == 1 ? 1.0f : 1.2f, v, lane, turns, sums[warp], f);
+            const float error = encode_from(warp == 0 ? 0.8f : warp == 1 ? 1.0f : 1.2f, v, lane, turns, shared + warp*SUMS, f);
             if (lane == 0) {
                 errors[warp] = error;
             }

@@ -288,7 +288,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
         return;
     }
     if (blockIdx.x >= n_keys) {
-        encode_block<type, true, type == GGMLQ_TYPE_PLANAR3>(b.v, blockIdx.x - n_keys, early);
+        encode_block<type, true, type == GGMLQ_TYPE_PLANAR3>(b.v, blockIdx.x - n_keys, early, (float *) tiles);
         return;
     }
     if (early) {

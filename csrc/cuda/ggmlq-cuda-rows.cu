@@ -33,7 +33,8 @@ template <int n> struct encodings { struct encoding e[n]; };
 
 template <int type, bool wide, int n, bool turns> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct encodings<n> all) {
-    encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= (wide ? SMALL_WIDE_GRID : SMALL_GRID));
+    __shared__ __align__(16) float shared[ggmlq_encoder<type, wide>::SHARED];
+    encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= (wide ? SMALL_WIDE_GRID : SMALL_GRID), shared);
 }
 
 /* Queries of a launch that stores keys after RoPE; a ggmlq_rope_unit a thread. */
@@ -97,7 +98,8 @@ struct roped_rows {
 template <int type> static __global__ void __launch_bounds__(THREADS) store_roped(const struct roped_rows all) {
     const bool let_next_start = gridDim.x*gridDim.y <= SMALL_WIDE_GRID, turns = type == GGMLQ_TYPE_PLANAR3;
     if (blockIdx.y < 2) {
-        encode_block<type, true, turns>(all.e[blockIdx.y], blockIdx.x, let_next_start, &all.rope[blockIdx.y]);
+        __shared__ __align__(16) float shared[ggmlq_encoder<type, true>::SHARED];
+        encode_block<type, true, turns>(all.e[blockIdx.y], blockIdx.x, let_next_start, shared, &all.rope[blockIdx.y]);
     } else {
         rope_queries(all.q, blockIdx.x, let_next_start);
     }

@@ -164,8 +164,10 @@ template <int COUNT> GGMLQ_DEVICE void load_roped(const struct roped_values<COUN
     __syncthreads();
 }
 
-/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. `roped`: NULL: no RoPE. */
-template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start, const struct roping * roped = NULL) {
+/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. shared: of the
+ * thread block, on a multiple of 16 bytes; memory that a kernel has for something else, too, or fewer thread blocks fit. `roped`: NULL: no RoPE. */
+template <int type, bool wide, bool turns>
+GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start, float shared[ggmlq_encoder<type, wide>::SHARED], const struct roping * roped = NULL) {
     typedef ggmlq_encoder<type, wide> E;
     enum { BLOCKS = ENCODE_THREADS/E::THREADS, LENGTH = ggmlq_cache_type<type>::LENGTH, ROPED = BLOCKS*LENGTH/ENCODE_THREADS };
     const int lane = threadIdx.x % 32;
@@ -217,7 +219,7 @@ template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const 
             return;
         }
     }
-    const typename E::fields fields = E::encode(v, lane, constants);
+    const typename E::fields fields = E::encode(v, lane, constants, shared);
     uint8_t * out = target_address(to, raw, e.index.bytes);
     E::store(fields, lane, number < e.n_blocks ? out : NULL);
 }
