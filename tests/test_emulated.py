@@ -112,7 +112,7 @@ PLANTED = {
     "lane index": ("cuda/ggmlq-cuda-codec.cuh", "ggmlq_flip_quad(v[h], 16*h + 4*t);", "ggmlq_flip_quad(v[h], 16*h + 4*(t ^ 1));", "rows", "rotation"),
     "half of a wave": ("cuda/ggmlq-cuda-deps.cuh", "__shfl_xor(value, mask, 32)", "__shfl_xor(value, mask ^ 32, 64)", "rows", "encoder"),
     "table entry": ("ggmlq-tables.h", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 14,", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 15,", "rows", "decoder"),
-    "another start": ("cuda/ggmlq-cuda-codec.cuh", "f.best  = warp == best;", "f.best  = warp == 1;", "rows", "encoder"),
+    "another start": ("cuda/ggmlq-cuda-codec.cuh", "2 : error1 < error0 ? 1 : 0;", "2 : error1 > error0 ? 1 : 0;", "rows", "set_rows"),
     "feedback to itself": ("cuda/ggmlq-cuda-round.cu", "lane > k + i ?", "lane >= k + i ?", "round", "rounded"),
     "missing barrier": (
         "cuda/ggmlq-cuda-attend-plain.cu", "                    __syncthreads();\n                }\n            }\n        }\n\n        const int64_t row0",
