@@ -1,20 +1,28 @@
 /* SPDX-License-Identifier: MIT
  *
- * See ggmlq-cuda-f16.h. A thread has 32 values of a row, a warp 32 adjacent ones of that kind: of 8 KV heads of 128, those of a token.
+ * See ggmlq-cuda-f16.h. A thread has 32 adjacent values (a plane) of a row, always the same ones of one token after the other: of 8 KV heads of 128, the 32 threads of a warp have those of a token.
  *
- * What centered keys lack costs cosines and sines once for all heads of a token, and a Walsh-Hadamard transform, of which five steps are a thread's own.
+ * What centered keys lack is computed in pairs of halves, about as exact as the f16 rows that it is added to: cosines and sines once for all heads of a token, in shared memory; the mean in registers;
+ * five steps of a Walsh-Hadamard transform among a thread's own values, the others by shuffles.
  */
 #include "ggmlq-cuda-rows.cuh"
 #include "ggmlq-cuda-f16.h"
 
-enum { THREADS = 256, PLANE = GGMLQ_PLANE, TABLE = 2048 /* pairs of all tokens of a block */ };
+enum { THREADS = 256, PLANE = GGMLQ_PLANE, WORDS = PLANE/2,
+       ROUNDS = 6,           /* tokens of a thread, where there are many: what it prepares pays from there on */
+       BLOCKS = 264,         /* of threads, where rows are few */
+       TABLE = 12288,        /* halves: cosines and sines for the values of a head, of all tokens of a block of threads */
+       MOST_VALUES = 8192, MOST_CENTERED = 2048, /* of a head */
+       MEAN_STRIDE = WORDS + 1 /* words, so that threads read their planes from different banks */ };
 
 struct rows_to_f16 {
     const uint8_t * from;
     uint8_t       * to;
     int64_t from_nb[3], to_nb[3];
-    struct divider planes, planes_of_token;
-    uint32_t n_tokens, at_once; /* tokens of a block of threads */
+    struct divider planes;    /* of a head */
+    uint32_t n_tokens, units; /* planes of a token */
+    uint32_t slots, at_once;  /* tokens side by side, and all, of a block of threads */
+    uint32_t chunks;          /* blocks of threads that a token's planes take */
 };
 
 struct mean_of_keys {
@@ -31,6 +39,10 @@ struct conversion {
     struct rows_to_f16 r[2];
     struct mean_of_keys m;
 };
+
+/* Two halves in a word. */
+GGMLQ_DEVICE uint32_t word_of(__half2 h)     { uint32_t word; memcpy(&word, &h, 4); return word; }
+GGMLQ_DEVICE __half2  halves_of(uint32_t w)  { __half2 h; memcpy(&h, &w, 4); return h; }
 
 /* Half-distances 1 to 16, not normalized. */
 GGMLQ_DEVICE void transform(float v[PLANE]) {
@@ -110,47 +122,103 @@ template <> struct plane<GGMLQ_CUDA_F16> {
     }
 };
 
-/* Values number*32 and up of the mean of a head, at the position that the table is of. */
-GGMLQ_DEVICE void turned_mean(const struct mean_of_keys & m, const float * mean, const float2 * table, uint32_t number, float v[PLANE]) {
-    const int pairs = (int) m.pairs.d;
+/* Cosines and sines of a token, times the factor of its part: for value i of a head what its mean is multiplied by, and what that of the other value of its pair. Chunks of eight values, in
+ * the order in which threads that have adjacent planes read them: those at 8*chunk of all planes, then the next. */
+GGMLQ_DEVICE int table_at(int value, int planes) { return (value/8 % 4*planes + value/PLANE)*8 + value % 8; }
+
+GGMLQ_DEVICE void fill_table(const struct mean_of_keys & m, __half * table, int planes, uint32_t first, uint32_t tokens, uint32_t seq) {
+    const int length = PLANE*planes, pairs = (int) m.pairs.d, rest = length - 2*pairs;
+    for (uint32_t i = threadIdx.x; i < tokens*m.pairs.d; i += THREADS) {
+        const uint32_t token = divide(i, m.pairs);
+        const int      pair  = (int) (i - token*m.pairs.d), a = m.halves ? pair : 2*pair, b = m.halves ? pair + pairs : a + 1;
+        const float    part  = m.part ? ggmlq_half_value(*(const uint16_t *) (m.part + seq*m.part_stride + 2*(int64_t) (first + token))) : 1.0f;
+        const float2   turn  = ggmlq_positional(*(const int32_t *) (m.positions + seq*m.positions_stride + 4*(int64_t) (first + token)), m.turns[pair]);
+        const float    by    = part*m.factor, sine = by*turn.y;
+        __half * const own = table + token*2*length, * const other = own + length, cosine = __float2half_rn(by*turn.x);
+        own[table_at(a, planes)]   = cosine;
+        own[table_at(b, planes)]   = cosine;
+        other[table_at(a, planes)] = __float2half_rn(-sine);
+        other[table_at(b, planes)] = __float2half_rn(sine);
+    }
+    for (uint32_t i = threadIdx.x; rest > 0 && i < tokens*rest; i += THREADS) {
+        const uint32_t token = i/rest, value = 2*pairs + i%rest;
+        table[token*2*length + table_at(value, planes)] = table[token*2*length + length + table_at(value, planes)] = __float2half_rn(0.0f);
+    }
+}
+
+/* The mean of a plane, and of the other value of each one's pair. */
+struct mean_words { uint32_t own[WORDS], other[WORDS]; };
+
+/* By way of shared memory, where a block of threads puts the planes that it works on. */
+GGMLQ_DEVICE void load_mean(const struct mean_of_keys & m, uint32_t * shared, int planes, uint32_t first_unit, uint32_t units, uint32_t unit, struct mean_words & words) {
+    for (uint32_t i = threadIdx.x; i < units*WORDS; i += THREADS) {
+        const float2 two = ((const float2 *) m.mean)[first_unit*WORDS + i];
+        shared[i/WORDS*MEAN_STRIDE + i%WORDS] = word_of(__floats2half2_rn(two.x, two.y));
+    }
+    __syncthreads();
+    const int      at = (int) (first_unit + unit) % planes*PLANE, pairs = (int) m.pairs.d;
+    const uint32_t * head = shared + ((int) unit - at/PLANE)*MEAN_STRIDE; /* blocks of threads have whole heads */
 #pragma unroll
-    for (int j = 0; j < PLANE; j += 4) {
-        const int at = (int) number*PLANE + j;
-        if (at >= 2*pairs) {
-            v[j] = v[j + 1] = v[j + 2] = v[j + 3] = 0.0f;
-        } else if (m.halves) {
-            const bool  first = at < pairs;
-            const int   other = first ? at + pairs : at - pairs;
-            const float4 a = *(const float4 *) (mean + at), b = *(const float4 *) (mean + other);
-            const float4 * cs = (const float4 *) (table + (first ? at : other));
-            const float4 cs0 = cs[0], cs1 = cs[1];
-            const float sign = first ? -1.0f : 1.0f;
-            v[j]     = cs0.x*a.x + sign*cs0.y*b.x;
-            v[j + 1] = cs0.z*a.y + sign*cs0.w*b.y;
-            v[j + 2] = cs1.x*a.z + sign*cs1.y*b.z;
-            v[j + 3] = cs1.z*a.w + sign*cs1.w*b.w;
-        } else {
-            const float4 a = *(const float4 *) (mean + at), cs = *(const float4 *) (table + at/2);
-            v[j]     = cs.x*a.x - cs.y*a.y;
-            v[j + 1] = cs.y*a.x + cs.x*a.y;
-            v[j + 2] = cs.z*a.z - cs.w*a.w;
-            v[j + 3] = cs.w*a.z + cs.z*a.w;
+    for (int i = 0; i < WORDS; ++i) {
+        words.own[i] = shared[unit*MEAN_STRIDE + i];
+        uint16_t other[2];
+        for (int k = 0; k < 2; ++k) {
+            const int value = at + 2*i + k, partner = value >= 2*pairs ? value : !m.halves ? value ^ 1 : value < pairs ? value + pairs : value - pairs;
+            other[k] = (uint16_t) (head[partner/PLANE*MEAN_STRIDE + partner % PLANE/2] >> 16*(partner % 2));
+        }
+        words.other[i] = other[0] | (uint32_t) other[1] << 16;
+    }
+}
+
+/* What a key lacks of the plane `number` of its head. */
+GGMLQ_DEVICE void turned_mean(const struct mean_words & mean, const __half * table, int planes, uint32_t number, int turned, int lane, __half2 u[WORDS]) {
+    const uint4 * own = (const uint4 *) table + number, * other = own + PLANE/8*planes;
+#pragma unroll
+    for (int chunk = 0; chunk < 4; ++chunk) {
+        const uint4 a = own[chunk*planes], b = other[chunk*planes];
+        const uint32_t by[4] = { a.x, a.y, a.z, a.w }, by_other[4] = { b.x, b.y, b.z, b.w };
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            u[4*chunk + i] = __hfma2(halves_of(by_other[i]), halves_of(mean.other[4*chunk + i]), __hmul2(halves_of(by[i]), halves_of(mean.own[4*chunk + i])));
+        }
+    }
+    if (turned == 0) {
+        return;
+    }
+    const __half2 plus_minus = __floats2half2_rn(1.0f, -1.0f);
+#pragma unroll
+    for (int i = 0; i < WORDS; ++i) {
+        u[i] = __hfma2(__high2half2(u[i]), plus_minus, __low2half2(u[i])); /* half-distance 1 */
+    }
+#pragma unroll
+    for (int half = 1; half < WORDS; half *= 2) { /* 2 to 16 */
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            if ((i & half) == 0) {
+                const __half2 a = u[i], b = u[i | half];
+                u[i]        = __hadd2(a, b);
+                u[i | half] = __hsub2(a, b);
+            }
+        }
+    }
+    for (int mask = 1; PLANE*mask < turned; mask *= 2) {
+        const float sign = lane & mask ? -1.0f : 1.0f;
+        const __half2 signs = __floats2half2_rn(sign, sign);
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            u[i] = __hfma2(signs, u[i], halves_of(ggmlq_shuffle_xor(word_of(u[i]), mask)));
         }
     }
 }
 
-GGMLQ_DEVICE uint32_t two_halves(float a, float b) {
-    return __half_as_ushort(__float2half_rn(a)) | (uint32_t) __half_as_ushort(__float2half_rn(b)) << 16;
-}
-
 /* 64 bytes of each of four threads: each stores 16 of all four, side by side, where whole sectors of memory are written. All threads; NULL: not this one's. */
-GGMLQ_DEVICE void store_planes(uint8_t * to, const float v[PLANE], int lane) {
+GGMLQ_DEVICE void store_planes(uint8_t * to, const __half2 h[WORDS], int lane) {
     float words[4][4]; /* [word][16 bytes] */
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            words[w][i] = __uint_as_float(two_halves(v[8*i + 2*w], v[8*i + 2*w + 1]));
+            words[w][i] = __uint_as_float(word_of(h[4*i + w]));
         }
         ggmlq_transpose(words[w], lane, 1, 2);
     }
@@ -165,56 +233,44 @@ GGMLQ_DEVICE void store_planes(uint8_t * to, const float v[PLANE], int lane) {
 }
 
 template <int type, bool centered> static __global__ void __launch_bounds__(THREADS, centered ? 2 : 3) to_f16(const struct conversion c) {
-    __shared__ __align__(16) float2 table[centered ? TABLE : 2]; /* [token][pair] */
+    __shared__ __align__(16) __half table[centered ? TABLE : 8]; /* [token][own, other][value] */
+    __shared__ uint32_t means[centered ? THREADS*MEAN_STRIDE : 1];
     const struct rows_to_f16 & r = c.r[blockIdx.y];
     const bool with_mean = centered && blockIdx.y == 0;
-    const int  lane = threadIdx.x % 32;
-    const uint32_t first = blockIdx.x*r.at_once, seq = blockIdx.z;
-    ggmlq_wait_for_previous();
+    const int  lane = threadIdx.x % 32, planes = (int) r.planes.d;
+    const uint32_t group = blockIdx.x/r.chunks, chunk = blockIdx.x - group*r.chunks, first = group*r.at_once, seq = blockIdx.z;
     if (first >= r.n_tokens) {
         return;
     }
-    const uint32_t tokens = r.n_tokens - first < r.at_once ? r.n_tokens - first : r.at_once, units = tokens*r.planes_of_token.d;
+    const uint32_t per_chunk = r.chunks == 1 ? r.units : THREADS/r.planes.d*r.planes.d, first_unit = chunk*per_chunk;
+    const uint32_t units = r.units - first_unit < per_chunk ? r.units - first_unit : per_chunk, tokens = r.n_tokens - first < r.at_once ? r.n_tokens - first : r.at_once;
+    const uint32_t slot = threadIdx.x/units, unit = threadIdx.x - slot*units;
+    const uint32_t head = divide(first_unit + unit, r.planes), at = first_unit + unit - head*r.planes.d;
+    const uint8_t * from = r.from + head*r.from_nb[1] + seq*r.from_nb[2];
+    uint8_t       * to   = r.to   + head*r.to_nb[1]   + seq*r.to_nb[2] + 2*PLANE*at;
+    ggmlq_wait_for_previous();
+    struct mean_words mean;
     if (with_mean) {
-        for (uint32_t i = threadIdx.x; i < tokens*c.m.pairs.d; i += THREADS) {
-            const uint32_t token = divide(i, c.m.pairs), pair = i - token*c.m.pairs.d;
-            const float part = c.m.part ? ggmlq_half_value(*(const uint16_t *) (c.m.part + seq*c.m.part_stride + 2*(int64_t) (first + token))) : 1.0f;
-            const float2 row = ggmlq_positional(*(const int32_t *) (c.m.positions + seq*c.m.positions_stride + 4*(int64_t) (first + token)), c.m.turns[pair]);
-            const float  by  = part*c.m.factor;
-            table[i] = make_float2(by*row.x, by*row.y);
-        }
-        __syncthreads();
+        fill_table(c.m, table, planes, first, tokens, seq);
+        load_mean(c.m, means, planes, first_unit, units, unit, mean); /* with a barrier that the table needs too */
     }
-    for (uint32_t base = 0; base < units; base += THREADS) {
-        const uint32_t number = base + threadIdx.x, unit = number < units ? number : units - 1; /* shuffles need all threads */
-        const uint32_t token = divide(unit, r.planes_of_token), of_token = unit - token*r.planes_of_token.d;
-        const uint32_t head = divide(of_token, r.planes), at = of_token - head*r.planes.d;
-        const int64_t  n = first + token;
+    for (uint32_t base = 0; base < tokens; base += r.slots) {
+        const bool     mine  = slot < r.slots && base + slot < tokens; /* shuffles need the others, too */
+        const uint32_t token = mine ? base + slot : tokens - 1;
         struct plane<type> p;
-        p.load(r.from + n*r.from_nb[0] + head*r.from_nb[1] + seq*r.from_nb[2], at);
-        float v[PLANE];
+        p.load(from + (int64_t) (first + token)*r.from_nb[0], at);
+        __half2 u[WORDS];
         if (with_mean) {
-            float u[PLANE];
-            turned_mean(c.m, c.m.mean + head*r.planes.d*PLANE, table + token*c.m.pairs.d, at, u);
-            if (c.m.turned) {
-                transform(u);
-                for (int mask = 1; PLANE*mask < c.m.turned; mask *= 2) {
-                    const float sign = lane & mask ? -1.0f : 1.0f;
-#pragma unroll
-                    for (int i = 0; i < PLANE; ++i) {
-                        u[i] = fmaf(sign, u[i], ggmlq_shuffle_xor(u[i], mask));
-                    }
-                }
-            }
-            p.decode(at, v);
-#pragma unroll
-            for (int i = 0; i < PLANE; ++i) {
-                v[i] += u[i];
-            }
-        } else {
-            p.decode(at, v);
+            turned_mean(mean, table + token*2*PLANE*planes, planes, at, c.m.turned, lane, u);
         }
-        store_planes(number < units ? r.to + n*r.to_nb[0] + head*r.to_nb[1] + seq*r.to_nb[2] + 2*PLANE*at : NULL, v, lane);
+        float v[PLANE];
+        p.decode(at, v);
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            const __half2 h = __floats2half2_rn(v[2*i], v[2*i + 1]);
+            u[i] = with_mean ? __hadd2(h, u[i]) : h;
+        }
+        store_planes(mine ? to + (int64_t) (first + token)*r.to_nb[0] : NULL, u, lane);
     }
 }
 
@@ -238,7 +294,7 @@ static int check_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_
             return GGMLQ_ERROR_SHAPE;
         }
     }
-    return !on_16(values) || (rows->type == GGMLQ_CUDA_F16 && !on_16(rows)) || rows->ne[3] > 65535 ||
+    return !on_16(values) || (rows->type == GGMLQ_CUDA_F16 && !on_16(rows)) || rows->ne[3] > 65535 || rows->ne[0] > MOST_VALUES ||
         (rows->ne[2] > 0 && rows->ne[0] > INT32_MAX/2/rows->ne[2]) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
@@ -254,10 +310,10 @@ int ggmlq_cuda_to_f16_check(const struct ggmlq_cuda_f16_rows * p) {
     }
     const int64_t length = p->rows[0].ne[0], pairs = p->term->n_pairs;
     const bool can_turn = p->turned == 0 || ((p->turned & (p->turned - 1)) == 0 && p->turned >= 2*PLANE && p->turned <= 32*PLANE && length % p->turned == 0);
-    return pairs < 1 || pairs % 4 != 0 || 2*pairs > length || pairs > TABLE || (uintptr_t) p->mean % 16 != 0 || !can_turn ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+    return pairs < 1 || 2*pairs > length || length > MOST_CENTERED || (uintptr_t) p->mean % 16 != 0 || !can_turn ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
-static struct rows_to_f16 make_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, int64_t pairs) {
+static struct rows_to_f16 make_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, bool centered) {
     struct rows_to_f16 r;
     r.from = (const uint8_t *) rows->data;
     r.to   = (uint8_t *) values->data;
@@ -265,15 +321,15 @@ static struct rows_to_f16 make_rows(const struct ggmlq_cuda_view * values, const
         r.from_nb[i] = rows->nb[i + 1];
         r.to_nb[i]   = values->nb[i + 1];
     }
-    const int64_t planes = rows->ne[0]/PLANE, planes_of_token = planes*rows->ne[2];
-    r.planes          = make_divider(planes);
-    r.planes_of_token = make_divider(planes_of_token);
-    r.n_tokens        = (uint32_t) rows->ne[1];
-    int64_t at_once = planes_of_token < THREADS ? THREADS/planes_of_token : 1;
-    if (pairs > 0 && at_once*pairs > TABLE) {
-        at_once = TABLE/pairs;
-    }
-    r.at_once = (uint32_t) at_once;
+    const int64_t planes = rows->ne[0]/PLANE, units = planes*rows->ne[2], per_chunk = units <= THREADS ? units : THREADS/planes*planes; /* whole heads */
+    r.planes   = make_divider(planes);
+    r.n_tokens = (uint32_t) rows->ne[1];
+    r.units    = (uint32_t) units;
+    r.chunks   = (uint32_t) ((units + per_chunk - 1)/per_chunk);
+    const int64_t most = centered ? TABLE/2/rows->ne[0] : ROUNDS*THREADS, slots = THREADS/per_chunk < most ? THREADS/per_chunk : most, rounds = most/slots < ROUNDS ? most/slots : ROUNDS;
+    const int64_t enough = (rows->ne[1] + BLOCKS*slots - 1)/(BLOCKS*slots); /* rounds that leave every multiprocessor some blocks */
+    r.slots   = (uint32_t) slots;
+    r.at_once = (uint32_t) (slots*(enough < 1 ? 1 : enough < rounds ? enough : rounds));
     return r;
 }
 
@@ -286,7 +342,7 @@ template <int type, bool centered> static void launch(const struct conversion & 
 template <bool centered> static int convert(int type, const struct conversion & c, int parts, int64_t seqs, void * stream) {
     uint32_t blocks = 0;
     for (int i = 0; i < parts; ++i) {
-        const uint32_t n = (c.r[i].n_tokens + c.r[i].at_once - 1)/c.r[i].at_once;
+        const uint32_t n = (c.r[i].n_tokens + c.r[i].at_once - 1)/c.r[i].at_once*c.r[i].chunks;
         blocks = n > blocks ? n : blocks;
     }
     if (blocks == 0 || seqs == 0) {
@@ -312,7 +368,7 @@ int ggmlq_cuda_to_f16(const struct ggmlq_cuda_f16_rows * p, void * stream) {
         const struct ggmlq_cuda_view * rows = &p->rows[i];
         empty[i] = !p->wanted[i] || rows->ne[0] == 0 || rows->ne[1] == 0 || rows->ne[2] == 0 || rows->ne[3] == 0;
         if (!empty[i]) {
-            c.r[i] = make_rows(&p->values[i], rows, i == 0 && p->term ? p->term->n_pairs : 0);
+            c.r[i] = make_rows(&p->values[i], rows, i == 0 && p->term);
         }
     }
     if (p->term) {

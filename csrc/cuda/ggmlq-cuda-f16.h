@@ -15,7 +15,7 @@ extern "C" {
  * rows: a cache type or f16 [length, tokens, heads, sequences], length a multiple of 32; values: f16, the same shape; f16 lies on multiples of 16 bytes, and f16 rows may be the values.
  *
  * term: NULL, or mean is what centered keys (docs/CENTERING.md) lack: F32 [length, heads], contiguous, on multiples of 16 bytes. To every key belongs factor * part of its token * the mean, whose pairs are
- * turned as the token's position says (ggmlq_attend_params: n_pairs, a multiple of 4, pairs_are_halves, turns, positions, part and their strides; 2*n_pairs values of the mean count), then every
+ * turned as the token's position says (ggmlq_attend_params: n_pairs, pairs_are_halves, turns, positions, part and their strides; 2*n_pairs values of the mean count), then every
  * `turned` values by a Walsh-Hadamard transform over the square root of that (llama.cpp's attn_rot), 64, 128, 256, 512 or 1024; 0: not. */
 struct ggmlq_cuda_f16_rows {
     int           wanted[2];

@@ -655,7 +655,7 @@ int main() {
     check({ T, T, 64, 64, 32, 1, 4, 10, 40, 1, false, 30, 0, false }); /* no softcap there */
     check({ T, T, 512, 512, 512, 1, 2, 9, 20, 1, false, 0, 0, true, 512 });
     check({ T, T, 192, 192, 192, 1, 2, 9, 20, 1, false, 0, 0, false }); /* upstream has none */
-    check({ T, T, 128, 128, 36, 2, 2, 9, 20, 1, false, 0, 0, false });  /* pairs not in fours */
+    check({ T, T, 128, 128, 36, 2, 2, 9, 20, 1, false, 0, 0, true, 64 });
     check({ H, H, 64, 64, 64, 2, 2, 9, 40, 2, true, 0, 0, true });
     check({ H, T, 80, 96, 80, 2, 2, 9, 40, 1, false, 0, 0, false });    /* no whole planes */
     check({ Q, H, 64, 64, 64, 2, 2, 9, 40, 1, false, 0, 0, true, 64 });
