@@ -114,9 +114,9 @@ PLANTED = {
     "half of a wave": ("cuda/ggmlq-cuda-deps.cuh", "__shfl_xor(value, mask, 32)", "__shfl_xor(value, mask ^ 32, 64)", "rows", "encoder"),
     "table entry": ("ggmlq-tables.h", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 14,", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 15,", "rows", "decoder"),
     "feedback to itself": ("cuda/ggmlq-cuda-round.cu", "lane > k + i ?", "lane >= k + i ?", "round", "rounded"),
-    "other value of a pair": ("cuda/ggmlq-cuda-f16.cu", "value < pairs ? value + pairs", "value <= pairs ? value + pairs", "f16", "f16"),
+    "other value of a pair": ("cuda/ggmlq-cuda-f16.cu", "word < half ? word + half", "word <= half ? word + half", "f16", "f16"),
     "transform": ("cuda/ggmlq-cuda-f16.cu", "PLANE*mask < turned; mask *= 2", "PLANE*mask < turned/2; mask *= 2", "f16", "f16"),
-    "cosines of a block of threads": ("cuda/ggmlq-cuda-f16.cu", "    __syncthreads();\n    const int      at", "    const int      at", "f16", "f16"),
+    "cosines of a block of threads": ("cuda/ggmlq-cuda-f16.cu", "    __syncthreads();\n    const uint32_t at", "    const uint32_t at", "f16", "f16"),
     "missing barrier": (
         "cuda/ggmlq-cuda-attend-plain.cu", "                    __syncthreads();\n                }\n            }\n        }\n\n        const int64_t row0",
         "                }\n            }\n        }\n\n        const int64_t row0", "attend-plain", "attention",

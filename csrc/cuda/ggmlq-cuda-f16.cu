@@ -2,7 +2,7 @@
  *
  * See ggmlq-cuda-f16.h. A thread has 32 adjacent values (a plane) of a row, always the same ones of one token after the other: of 8 KV heads of 128, the 32 threads of a warp have those of a token.
  *
- * What centered keys lack is computed in pairs of halves, about as exact as the f16 rows that it is added to: cosines and sines once for all heads of a token, in shared memory; the mean in registers;
+ * All is computed in pairs of halves, some roundings less exact than the rows that it gives. What centered keys lack: cosines and sines once for all heads of a token, in shared memory; the mean in registers;
  * five steps of a Walsh-Hadamard transform among a thread's own values, the others by shuffles.
  */
 #include "ggmlq-cuda-rows.cuh"
@@ -15,10 +15,18 @@ enum { THREADS = 256, PLANE = GGMLQ_PLANE, WORDS = PLANE/2,
        MOST_VALUES = 8192, MOST_CENTERED = 2048, /* of a head */
        MEAN_STRIDE = WORDS + 1 /* words, so that threads read their planes from different banks */ };
 
+/* Blocks of threads that a multiprocessor is to hold, plain and centered. */
+#if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA) /* where the number means something else */
+enum { AT_LEAST_PLAIN = 1, AT_LEAST_CENTERED = 1 };
+#else
+enum { AT_LEAST_PLAIN = 5, AT_LEAST_CENTERED = 3 };
+#endif
+
 struct rows_to_f16 {
     const uint8_t * from;
     uint8_t       * to;
-    int64_t from_nb[3], to_nb[3];
+    uint32_t from_row, to_row; /* bytes from a token to the next */
+    int64_t from_head, to_head, from_seq, to_seq;
     struct divider planes;    /* of a head */
     uint32_t n_tokens, units; /* planes of a token */
     uint32_t slots, at_once;  /* tokens side by side, and all, of a block of threads */
@@ -45,59 +53,85 @@ GGMLQ_DEVICE uint32_t word_of(__half2 h)     { uint32_t word; memcpy(&word, &h, 
 GGMLQ_DEVICE __half2  halves_of(uint32_t w)  { __half2 h; memcpy(&h, &w, 4); return h; }
 
 /* Half-distances 1 to 16, not normalized. */
-GGMLQ_DEVICE void transform(float v[PLANE]) {
+GGMLQ_DEVICE void transform(__half2 v[WORDS]) {
+    const __half2 plus_minus = __floats2half2_rn(1.0f, -1.0f);
 #pragma unroll
-    for (int half = 1; half < PLANE; half *= 2) {
+    for (int i = 0; i < WORDS; ++i) {
+        v[i] = __hfma2(__high2half2(v[i]), plus_minus, __low2half2(v[i]));
+    }
 #pragma unroll
-        for (int i = 0; i < PLANE; ++i) {
+    for (int half = 1; half < WORDS; half *= 2) {
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
             if ((i & half) == 0) {
-                const float a = v[i], b = v[i | half];
-                v[i]        = a + b;
-                v[i | half] = a - b;
+                const __half2 a = v[i], b = v[i | half];
+                v[i]        = __hadd2(a, b);
+                v[i | half] = __hsub2(a, b);
             }
         }
     }
 }
 
-/* Rows of `type` hold nothing but planes of it, so the number of one says where its values are. */
+/* Four levels, signed bytes, times a power of 2: exactly, since 1024 + 128 + level is put together from bytes. */
+GGMLQ_DEVICE void levels_to_halves(uint32_t levels, float unit, __half2 v[2]) {
+    const uint32_t shifted = levels ^ 0x80808080u;
+    const __half2  factor = __floats2half2_rn(unit, unit), offset = __floats2half2_rn(-1152.0f*unit, -1152.0f*unit);
+    v[0] = __hfma2(halves_of(ggmlq_byte_perm(shifted, 0x64646464u, 0x4140)), factor, offset);
+    v[1] = __hfma2(halves_of(ggmlq_byte_perm(shifted, 0x64646464u, 0x4342)), factor, offset);
+}
+
+/* The cosines and sines of planar3 as halves. */
+enum { TURNS = 64 };
+
+/* What is loaded of a plane, and its values, which are still to be multiplied. Levels come as fractions, so that what they are multiplied by has no smaller exponent than the values themselves. */
 template <int type> struct plane {
     typedef ggmlq_cache_type<type> T;
+    static constexpr float FRACTION = type == GGMLQ_TYPE_TQ3_0 ? 1.0f/256 : 1.0f/128;
     uint32_t q[2], s;
     uint16_t scale;
 
     __device__ __forceinline__ void load(const uint8_t * row, uint32_t number) {
-        const uint8_t * block = row + number/T::PLANES*T::BYTES;
-        const int at = number % T::PLANES;
-        q[0]  = ggmlq_read_u32(block + T::Q_AT + 8*at);
-        q[1]  = ggmlq_read_u32(block + T::Q_AT + 8*at + 4);
-        s     = ggmlq_read_u32(block + T::S_AT + 4*at);
-        scale = ggmlq_read_u16(block + T::SCALE_AT);
+        const uint8_t  * block = row + number/T::PLANES*T::BYTES;
+        const int        at = number % T::PLANES;
+        const uint16_t * q16 = (const uint16_t *) (block + T::Q_AT + 8*at), * s16 = (const uint16_t *) (block + T::S_AT + 4*at);
+        q[0]  = q16[0] | (uint32_t) q16[1] << 16;
+        q[1]  = q16[2] | (uint32_t) q16[3] << 16;
+        s     = s16[0] | (uint32_t) s16[1] << 16;
+        scale = *(const uint16_t *) (block + T::SCALE_AT);
     }
 
-    __device__ __forceinline__ void decode(uint32_t number, float v[PLANE]) const {
+    __device__ __forceinline__ void decode(uint32_t number, const uint32_t * turns, __half2 v[WORDS]) const {
 #pragma unroll
-        for (int j = 0; j < PLANE; j += 4) {
-            ggmlq_levels_to_floats(ggmlq_unpack_quad<type>(q[j/4 % 2], s, j/4 % 2, j/8), v + j);
+        for (int i = 0; i < WORDS; i += 2) {
+            levels_to_halves(ggmlq_unpack_quad<type>(q[i/2 % 2], s, i/2 % 2, i/4), FRACTION, v + i);
         }
-        const float unit = ggmlq_half_value(scale)*T::UNIT;
         if (type == GGMLQ_TYPE_TQ3_0) {
-            transform(v); /* of integers, exactly */
-            const float norm = unit*GGMLQ_CUDA_NORM32;
+            transform(v);
+            return;
+        }
+        const uint4 * turns_of_plane = (const uint4 *) (turns + number % T::PLANES*WORDS);
+        const __half2 plus_minus = __floats2half2_rn(1.0f, -1.0f);
 #pragma unroll
-            for (int j = 0; j < PLANE; ++j) {
-                v[j] *= GGMLQ_TQ3_0_SIGNS >> j & 1 ? -norm : norm;
-            }
-        } else {
-            const float4 * turns = (const float4 *) ggmlq_cos_sin[number % T::PLANES*(PLANE/2)];
+        for (int i = 0; i < WORDS; i += 4) {
+            const uint4 four = turns_of_plane[i/4];
+            const uint32_t turn[4] = { four.x, four.y, four.z, four.w };
 #pragma unroll
-            for (int j = 0; j < PLANE; j += 4) {
-                const float4 cs = turns[j/4];
-                const float a = unit*v[j], b = unit*v[j + 1], c = unit*v[j + 2], d = unit*v[j + 3];
-                v[j]     = cs.x*a + cs.y*b;
-                v[j + 1] = cs.x*b - cs.y*a;
-                v[j + 2] = cs.z*c + cs.w*d;
-                v[j + 3] = cs.z*d - cs.w*c;
+            for (int k = 0; k < 4; ++k) { /* (x, y) -> (c x + s y, c y - s x) */
+                const __half2 cs = halves_of(turn[k]), swapped = halves_of(ggmlq_byte_perm(word_of(v[i + k]), 0, 0x1032));
+                v[i + k] = __hfma2(swapped, __hmul2(__high2half2(cs), plus_minus), __hmul2(v[i + k], __low2half2(cs)));
             }
+        }
+    }
+
+    /* Values multiplied, plus u. */
+    __device__ __forceinline__ void add(const __half2 v[WORDS], bool plus, __half2 u[WORDS]) const {
+        const float unit = ggmlq_half_value(scale)*(T::UNIT/FRACTION*(type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_CUDA_NORM32 : 1.0f));
+        const __half2 same = __floats2half2_rn(unit, unit), different = __floats2half2_rn(-unit, unit);
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            const int     signs = type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TQ3_0_SIGNS >> 2*i & 3 : 0; /* 1: of the first of two */
+            const __half2 by = signs == 1 || signs == 2 ? different : same, x = signs < 2 ? v[i] : __hneg2(v[i]);
+            u[i] = plus ? __hfma2(x, by, u[i]) : __hmul2(x, by);
         }
     }
 };
@@ -110,14 +144,14 @@ template <> struct plane<GGMLQ_CUDA_F16> {
             h[i] = ((const uint4 *) (row + 2*PLANE*number))[i];
         }
     }
-    __device__ __forceinline__ void decode(uint32_t, float v[PLANE]) const {
-#pragma unroll
+    __device__ __forceinline__ void decode(uint32_t, const uint32_t *, __half2 v[WORDS]) const {
         for (int i = 0; i < 4; ++i) {
-            const uint32_t words[4] = { h[i].x, h[i].y, h[i].z, h[i].w };
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                v[8*i + k] = ggmlq_half_value((uint16_t) (words[k/2] >> 16*(k % 2)));
-            }
+            v[4*i] = halves_of(h[i].x); v[4*i + 1] = halves_of(h[i].y); v[4*i + 2] = halves_of(h[i].z); v[4*i + 3] = halves_of(h[i].w);
+        }
+    }
+    __device__ __forceinline__ void add(const __half2 v[WORDS], bool plus, __half2 u[WORDS]) const {
+        for (int i = 0; i < WORDS; ++i) {
+            u[i] = plus ? __hadd2(v[i], u[i]) : v[i];
         }
     }
 };
@@ -146,28 +180,31 @@ GGMLQ_DEVICE void fill_table(const struct mean_of_keys & m, __half * table, int 
     }
 }
 
-/* The mean of a plane, and of the other value of each one's pair. */
-struct mean_words { uint32_t own[WORDS], other[WORDS]; };
+/* The mean of a plane: in registers, and, of the other value of each one's pair, in shared memory, since registers of both would halve the threads that a multiprocessor holds. */
+struct mean_words { uint32_t own[WORDS]; const uint32_t * other; };
 
-/* By way of shared memory, where a block of threads puts the planes that it works on. */
-GGMLQ_DEVICE void load_mean(const struct mean_of_keys & m, uint32_t * shared, int planes, uint32_t first_unit, uint32_t units, uint32_t unit, struct mean_words & words) {
+/* shared: MEAN_STRIDE words a thread, where a block of threads first puts all planes that it works on. */
+GGMLQ_DEVICE void load_mean(const struct mean_of_keys & m, uint32_t * shared, uint32_t planes, uint32_t first_unit, uint32_t units, uint32_t unit, struct mean_words & mean) {
     for (uint32_t i = threadIdx.x; i < units*WORDS; i += THREADS) {
         const float2 two = ((const float2 *) m.mean)[first_unit*WORDS + i];
         shared[i/WORDS*MEAN_STRIDE + i%WORDS] = word_of(__floats2half2_rn(two.x, two.y));
     }
     __syncthreads();
-    const int      at = (int) (first_unit + unit) % planes*PLANE, pairs = (int) m.pairs.d;
-    const uint32_t * head = shared + ((int) unit - at/PLANE)*MEAN_STRIDE; /* blocks of threads have whole heads */
+    const uint32_t at = (first_unit + unit)%planes*WORDS, half = m.pairs.d/2, * head = shared + (unit - at/WORDS)*MEAN_STRIDE; /* blocks of threads have whole heads */
+    uint32_t other[WORDS];
+#pragma unroll
+    for (uint32_t i = 0; i < WORDS; ++i) {
+        const uint32_t word = at + i, partner = !m.halves ? word : word < half ? word + half : word < 2*half ? word - half : word;
+        other[i]    = ggmlq_byte_perm(head[partner + partner/WORDS], 0, m.halves ? 0x3210 : 0x1032);
+        mean.own[i] = shared[unit*MEAN_STRIDE + i];
+    }
+    __syncthreads();
+    uint32_t * mine = shared + threadIdx.x*MEAN_STRIDE;
 #pragma unroll
     for (int i = 0; i < WORDS; ++i) {
-        words.own[i] = shared[unit*MEAN_STRIDE + i];
-        uint16_t other[2];
-        for (int k = 0; k < 2; ++k) {
-            const int value = at + 2*i + k, partner = value >= 2*pairs ? value : !m.halves ? value ^ 1 : value < pairs ? value + pairs : value - pairs;
-            other[k] = (uint16_t) (head[partner/PLANE*MEAN_STRIDE + partner % PLANE/2] >> 16*(partner % 2));
-        }
-        words.other[i] = other[0] | (uint32_t) other[1] << 16;
+        mine[i] = other[i];
     }
+    mean.other = mine;
 }
 
 /* What a key lacks of the plane `number` of its head. */
@@ -185,22 +222,8 @@ GGMLQ_DEVICE void turned_mean(const struct mean_words & mean, const __half * tab
     if (turned == 0) {
         return;
     }
-    const __half2 plus_minus = __floats2half2_rn(1.0f, -1.0f);
-#pragma unroll
-    for (int i = 0; i < WORDS; ++i) {
-        u[i] = __hfma2(__high2half2(u[i]), plus_minus, __low2half2(u[i])); /* half-distance 1 */
-    }
-#pragma unroll
-    for (int half = 1; half < WORDS; half *= 2) { /* 2 to 16 */
-#pragma unroll
-        for (int i = 0; i < WORDS; ++i) {
-            if ((i & half) == 0) {
-                const __half2 a = u[i], b = u[i | half];
-                u[i]        = __hadd2(a, b);
-                u[i | half] = __hsub2(a, b);
-            }
-        }
-    }
+    transform(u);
+#pragma unroll 1
     for (int mask = 1; PLANE*mask < turned; mask *= 2) {
         const float sign = lane & mask ? -1.0f : 1.0f;
         const __half2 signs = __floats2half2_rn(sign, sign);
@@ -232,9 +255,10 @@ GGMLQ_DEVICE void store_planes(uint8_t * to, const __half2 h[WORDS], int lane) {
     }
 }
 
-template <int type, bool centered> static __global__ void __launch_bounds__(THREADS, centered ? 2 : 3) to_f16(const struct conversion c) {
+template <int type, bool centered> static __global__ void __launch_bounds__(THREADS, centered ? AT_LEAST_CENTERED : AT_LEAST_PLAIN) to_f16(const struct conversion c) {
     __shared__ __align__(16) __half table[centered ? TABLE : 8]; /* [token][own, other][value] */
     __shared__ uint32_t means[centered ? THREADS*MEAN_STRIDE : 1];
+    __shared__ __align__(16) uint32_t turns[type == GGMLQ_TYPE_PLANAR3 ? TURNS : 4];
     const struct rows_to_f16 & r = c.r[blockIdx.y];
     const bool with_mean = centered && blockIdx.y == 0;
     const int  lane = threadIdx.x % 32, planes = (int) r.planes.d;
@@ -246,38 +270,42 @@ template <int type, bool centered> static __global__ void __launch_bounds__(THRE
     const uint32_t units = r.units - first_unit < per_chunk ? r.units - first_unit : per_chunk, tokens = r.n_tokens - first < r.at_once ? r.n_tokens - first : r.at_once;
     const uint32_t slot = threadIdx.x/units, unit = threadIdx.x - slot*units;
     const uint32_t head = divide(first_unit + unit, r.planes), at = first_unit + unit - head*r.planes.d;
-    const uint8_t * from = r.from + head*r.from_nb[1] + seq*r.from_nb[2];
-    uint8_t       * to   = r.to   + head*r.to_nb[1]   + seq*r.to_nb[2] + 2*PLANE*at;
+    const uint8_t * from = r.from + (int64_t) first*r.from_row + head*r.from_head + seq*r.from_seq;
+    uint8_t       * to   = r.to   + (int64_t) first*r.to_row   + head*r.to_head   + seq*r.to_seq + 2*PLANE*at;
+    if (type == GGMLQ_TYPE_PLANAR3) {
+        if (threadIdx.x < TURNS) {
+            turns[threadIdx.x] = word_of(__floats2half2_rn(ggmlq_cos_sin[threadIdx.x][0], ggmlq_cos_sin[threadIdx.x][1]));
+        }
+        __syncthreads();
+    }
     ggmlq_wait_for_previous();
     struct mean_words mean;
     if (with_mean) {
         fill_table(c.m, table, planes, first, tokens, seq);
         load_mean(c.m, means, planes, first_unit, units, unit, mean); /* with a barrier that the table needs too */
     }
+#pragma unroll 1
     for (uint32_t base = 0; base < tokens; base += r.slots) {
         const bool     mine  = slot < r.slots && base + slot < tokens; /* shuffles need the others, too */
         const uint32_t token = mine ? base + slot : tokens - 1;
         struct plane<type> p;
-        p.load(from + (int64_t) (first + token)*r.from_nb[0], at);
+        p.load(from + (uint64_t) token*r.from_row, at);
         __half2 u[WORDS];
         if (with_mean) {
             turned_mean(mean, table + token*2*PLANE*planes, planes, at, c.m.turned, lane, u);
         }
-        float v[PLANE];
-        p.decode(at, v);
-#pragma unroll
-        for (int i = 0; i < WORDS; ++i) {
-            const __half2 h = __floats2half2_rn(v[2*i], v[2*i + 1]);
-            u[i] = with_mean ? __hadd2(h, u[i]) : h;
-        }
-        store_planes(mine ? to + (int64_t) (first + token)*r.to_nb[0] : NULL, u, lane);
+        __half2 v[WORDS];
+        p.decode(at, turns, v);
+        p.add(v, with_mean, u);
+        store_planes(mine ? to + (uint64_t) token*r.to_row : NULL, u, lane);
     }
 }
 
 /* --- launches --------------------------------------------------------------------------------------------------- */
 
-static bool on_16(const struct ggmlq_cuda_view * v) {
-    return ((uintptr_t) v->data | (uintptr_t) v->nb[1] | (uintptr_t) v->nb[2] | (uintptr_t) v->nb[3]) % 16 == 0;
+/* Rows lie on multiples of so many bytes. */
+static bool aligned(const struct ggmlq_cuda_view * v) {
+    return ((uintptr_t) v->data | (uintptr_t) v->nb[1] | (uintptr_t) v->nb[2] | (uintptr_t) v->nb[3]) % (v->type == GGMLQ_CUDA_F16 ? 16 : 2) == 0;
 }
 
 static int check_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows) {
@@ -290,11 +318,11 @@ static int check_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_
         return error;
     }
     for (int i = 0; i < 4; ++i) {
-        if (rows->ne[i] != values->ne[i]) {
+        if (rows->ne[i] != values->ne[i] || rows->nb[1] < 0 || rows->nb[1] > INT32_MAX || values->nb[1] < 0 || values->nb[1] > INT32_MAX) {
             return GGMLQ_ERROR_SHAPE;
         }
     }
-    return !on_16(values) || (rows->type == GGMLQ_CUDA_F16 && !on_16(rows)) || rows->ne[3] > 65535 || rows->ne[0] > MOST_VALUES ||
+    return !aligned(values) || !aligned(rows) || rows->ne[3] > 65535 || rows->ne[0] > MOST_VALUES ||
         (rows->ne[2] > 0 && rows->ne[0] > INT32_MAX/2/rows->ne[2]) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
@@ -310,17 +338,19 @@ int ggmlq_cuda_to_f16_check(const struct ggmlq_cuda_f16_rows * p) {
     }
     const int64_t length = p->rows[0].ne[0], pairs = p->term->n_pairs;
     const bool can_turn = p->turned == 0 || ((p->turned & (p->turned - 1)) == 0 && p->turned >= 2*PLANE && p->turned <= 32*PLANE && length % p->turned == 0);
-    return pairs < 1 || 2*pairs > length || length > MOST_CENTERED || (uintptr_t) p->mean % 16 != 0 || !can_turn ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
+    return pairs < 1 || pairs % 2 != 0 || 2*pairs > length || length > MOST_CENTERED || (uintptr_t) p->mean % 16 != 0 || !can_turn ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
 static struct rows_to_f16 make_rows(const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * rows, bool centered) {
     struct rows_to_f16 r;
     r.from = (const uint8_t *) rows->data;
     r.to   = (uint8_t *) values->data;
-    for (int i = 0; i < 3; ++i) {
-        r.from_nb[i] = rows->nb[i + 1];
-        r.to_nb[i]   = values->nb[i + 1];
-    }
+    r.from_row  = (uint32_t) rows->nb[1];
+    r.to_row    = (uint32_t) values->nb[1];
+    r.from_head = rows->nb[2];
+    r.to_head   = values->nb[2];
+    r.from_seq  = rows->nb[3];
+    r.to_seq    = values->nb[3];
     const int64_t planes = rows->ne[0]/PLANE, units = planes*rows->ne[2], per_chunk = units <= THREADS ? units : THREADS/planes*planes; /* whole heads */
     r.planes   = make_divider(planes);
     r.n_tokens = (uint32_t) rows->ne[1];

@@ -12,10 +12,10 @@ extern "C" {
 #endif
 
 /* values <- decoded rows, with the rotation of their type undone, of K (index 0) and V (index 1), as far as they are wanted; in one launch if they have one type.
- * rows: a cache type or f16 [length, tokens, heads, sequences], length a multiple of 32; values: f16, the same shape; f16 lies on multiples of 16 bytes, and f16 rows may be the values.
+ * rows: a cache type or f16 [length, tokens, heads, sequences], length a multiple of 32; values: f16, the same shape; f16 lies on multiples of 16 bytes, a cache type on even addresses, and f16 rows may be the values.
  *
  * term: NULL, or mean is what centered keys (docs/CENTERING.md) lack: F32 [length, heads], contiguous, on multiples of 16 bytes. To every key belongs factor * part of its token * the mean, whose pairs are
- * turned as the token's position says (ggmlq_attend_params: n_pairs, pairs_are_halves, turns, positions, part and their strides; 2*n_pairs values of the mean count), then every
+ * turned as the token's position says (ggmlq_attend_params: n_pairs, an even number, pairs_are_halves, turns, positions, part and their strides; 2*n_pairs values of the mean count), then every
  * `turned` values by a Walsh-Hadamard transform over the square root of that (llama.cpp's attn_rot), 64, 128, 256, 512 or 1024; 0: not. */
 struct ggmlq_cuda_f16_rows {
     int           wanted[2];

@@ -1293,7 +1293,7 @@ static void check_f16_case(const struct f16_case & c) {
                     lacks[first + (j | half)] = (x - y)*std::sqrt(0.5);
                 }
             }
-            double square = 0, square_lacks = 0; /* of the latter all is computed in halves */
+            double square = 0, square_lacks = 0; /* all is computed in halves */
             for (int64_t j = 0; j < n; ++j) {
                 square       += decoded[j]*(double) decoded[j];
                 square_lacks += lacks[j]*lacks[j]/(2*(double) std::max<int64_t>(1, c.pairs));
@@ -1305,7 +1305,8 @@ static void check_f16_case(const struct f16_case & c) {
                     require(c.in_place && i == 0 ? value == 0x7777 : value == 0x7e01, "%s: written behind a row: %04x", text, value);
                     continue;
                 }
-                const double wanted = decoded[j] + lacks[j], error = std::fabs(ggmlq_half_to_float(value) - wanted), bound = (std::fabs(wanted) + (c.pairs && i == 0 ? std::fabs(decoded[j]) + 16*std::sqrt(square_lacks) : 0))/2048 + 64*U*std::sqrt(square) + 6e-8;
+                const double wanted = decoded[j] + lacks[j], error = std::fabs(ggmlq_half_to_float(value) - wanted), terms = type[i] == GGMLQ_TYPE_F16 ? 0 : 3*std::fabs(decoded[j]) + 3*std::sqrt(square/(double) n),
+                    bound = (std::fabs(wanted) + terms + 16*std::sqrt(square_lacks))/2048 + 1.5e-7;
                 require(error <= bound, "%s: value %lld of token %lld, head %lld: %g, wanted %g", text, (long long) j, (long long) t, (long long) h, ggmlq_half_to_float(value), wanted);
                 worst_f16 = std::max(worst_f16, error/bound);
             }
@@ -1321,7 +1322,7 @@ static std::string check_f16() {
         check_f16_case({ k, v, 128, 128, 37, 8, 1, 0, 0, false, false, false });
         check_f16_case({ k, v, 128, 256, 37, 3, 2, 64, 128, true, true, k == H });
     }
-    for (int k : types) for (bool halves : { false, true }) for (int turned : { 0, 64, 128, 256 }) for (int64_t pairs : { 128, 60, 5 }) {
+    for (int k : types) for (bool halves : { false, true }) for (int turned : { 0, 64, 128, 256 }) for (int64_t pairs : { 128, 60, 6 }) {
         check_f16_case({ k, k == P ? T : P, 256, 128, 19, 2, 2, pairs, turned, halves, turned != 64, false });
     }
     for (int64_t length : { 32, 64, 96, 192, 320, 512, 576, 1024 }) for (int64_t n_kv : { 1, 130 }) { /* parts of blocks of threads, heads that aren't powers of 2 */
@@ -1344,7 +1345,7 @@ static std::string check_f16() {
     p.rows[0].ne[1] = 4;               refuses("fewer rows", GGMLQ_ERROR_SHAPE);
     p.rows[0].ne[1] = 5;
     p.term = &term;
-    for (int64_t pairs : { 0, 65 }) { term.n_pairs = pairs; refuses("pairs", GGMLQ_ERROR_SHAPE); }
+    for (int64_t pairs : { 0, 5, 66 }) { term.n_pairs = pairs; refuses("pairs", GGMLQ_ERROR_SHAPE); }
     term.n_pairs = 64;
     for (int turned : { 32, 96, 256 }) { p.turned = turned; refuses("turned", GGMLQ_ERROR_SHAPE); }
     char note[64];
