@@ -8,18 +8,16 @@
 #include "ggmlq-cuda-rows.cuh"
 #include "ggmlq-cuda-f16.h"
 
-enum { THREADS = 256, PLANE = GGMLQ_PLANE, WORDS = PLANE/2,
-       ROUNDS = 6,           /* tokens of a thread, where there are many: what it prepares pays from there on */
-       BLOCKS = 264,         /* of threads, where rows are few */
-       TABLE = 12288,        /* halves: cosines and sines for the values of a head, of all tokens of a block of threads */
-       MOST_VALUES = 8192, MOST_CENTERED = 2048, /* of a head */
-       MEAN_STRIDE = WORDS + 1 /* words, so that threads read their planes from different banks */ };
+/* Tokens of a thread, where there are many: of centered keys as many as make what it prepares pay; plain rows are as fast as memory with two. BLOCKS: of threads, where tokens are few. TABLE: halves,
+ * cosines and sines for the values of a head, of all tokens of a block of threads. MEAN_STRIDE: words, so that threads read their planes from different banks. MOST_..: values of a head. */
+enum { THREADS = 128, PLANE = GGMLQ_PLANE, WORDS = PLANE/2, ROUNDS_PLAIN = 2, ROUNDS_CENTERED = 6, BLOCKS = 528, TABLE = 8192, MEAN_STRIDE = WORDS + 1,
+       MOST_VALUES = THREADS*PLANE, MOST_CENTERED = TABLE/4 };
 
 /* Blocks of threads that a multiprocessor is to hold, plain and centered. */
 #if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA) /* where the number means something else */
 enum { AT_LEAST_PLAIN = 1, AT_LEAST_CENTERED = 1 };
 #else
-enum { AT_LEAST_PLAIN = 5, AT_LEAST_CENTERED = 3 };
+enum { AT_LEAST_PLAIN = 10, AT_LEAST_CENTERED = 6 };
 #endif
 
 struct rows_to_f16 {
@@ -356,7 +354,8 @@ static struct rows_to_f16 make_rows(const struct ggmlq_cuda_view * values, const
     r.n_tokens = (uint32_t) rows->ne[1];
     r.units    = (uint32_t) units;
     r.chunks   = (uint32_t) ((units + per_chunk - 1)/per_chunk);
-    const int64_t most = centered ? TABLE/2/rows->ne[0] : ROUNDS*THREADS, slots = THREADS/per_chunk < most ? THREADS/per_chunk : most, rounds = most/slots < ROUNDS ? most/slots : ROUNDS;
+    const int64_t most   = centered ? TABLE/2/rows->ne[0] : ROUNDS_PLAIN*THREADS, slots = THREADS/per_chunk < most ? THREADS/per_chunk : most; /* tokens at once, side by side */
+    const int64_t wanted = centered ? ROUNDS_CENTERED : ROUNDS_PLAIN, rounds = most/slots < wanted ? most/slots : wanted;
     const int64_t enough = (rows->ne[1] + BLOCKS*slots - 1)/(BLOCKS*slots); /* rounds that leave every multiprocessor some blocks */
     r.slots   = (uint32_t) slots;
     r.at_once = (uint32_t) (slots*(enough < 1 ? 1 : enough < rounds ? enough : rounds));
