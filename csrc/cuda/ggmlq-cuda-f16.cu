@@ -17,7 +17,11 @@ enum { THREADS = 128, PLANE = GGMLQ_PLANE, WORDS = PLANE/2, ROUNDS_PLAIN = 2, RO
 #if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA) /* where the number means something else */
 enum { AT_LEAST_PLAIN = 1, AT_LEAST_CENTERED = 1 };
 #else
+#    if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+enum { AT_LEAST_PLAIN = 8, AT_LEAST_CENTERED = 6 }; /* there are no more */
+#    else
 enum { AT_LEAST_PLAIN = 10, AT_LEAST_CENTERED = 6 };
+#    endif
 #endif
 
 struct rows_to_f16 {
