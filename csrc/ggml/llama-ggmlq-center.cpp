@@ -19,6 +19,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <map>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -974,6 +976,21 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
 
 static const char * const GGMLQ_LLAMA_CENTER_LOG = "ggmlq_llama_center";
 
+// "3, 7 to 9"
+static std::string ggmlq_llama_center_list(const std::set<int32_t> & layers) {
+    std::string list;
+    for (const int32_t first : layers) {
+        int32_t last = first;
+        while (layers.count(last + 1)) {
+            ++last;
+        }
+        if (!layers.count(first - 1)) {
+            list += (list.empty() ? "" : ", ") + std::to_string(first) + (last > first ? " to " + std::to_string(last) : "");
+        }
+    }
+    return list;
+}
+
 class ggmlq_llama_center_starting : public ggmlq_llama_center_start {
 public:
     ggmlq_llama_center_starting(llama_context & ctx, ggmlq_llama_center_mode mode) : ctx(ctx), model(ctx.get_model()), mode(mode) {}
@@ -1191,20 +1208,17 @@ private:
     void count() {
         n_centered = 0;
         left.clear();
-        std::vector<std::pair<std::string, std::vector<int32_t>>> layers_by_reason;
+        std::map<std::string, std::set<int32_t>> layers_by_reason; // a model with sliding windows has its layers in two caches
         for (const auto * center : centers) {
             for (const auto & layer : center->layers) {
                 n_centered += layer.is_centered();
                 if (!layer.is_centered()) {
-                    if (layers_by_reason.empty() || layers_by_reason.back().first != layer.reason) {
-                        layers_by_reason.push_back({ layer.reason, {} });
-                    }
-                    layers_by_reason.back().second.push_back(layer.il);
+                    layers_by_reason[layer.reason].insert(layer.il);
                 }
             }
         }
         for (const auto & [why, layers] : layers_by_reason) {
-            left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
+            left += (left.empty() ? "; not " : ", ") + ggmlq_llama_center_list(layers) + " (" + why + ")";
         }
         if (n_centered == 0) {
             throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none has keys of a kind that is known here, as in recurrent models and DeepSeek-V4" : left));
