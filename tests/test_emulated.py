@@ -90,6 +90,7 @@ def test_the_adapter_of_a_patched_tree(programs, llama_tree, tmp_path):
     text = adapter.read_text(encoding="utf-8")
     for right, wrong, seen in (
         ("rows.wanted[0] = of_k || p->n_pairs > 0;", "rows.wanted[0] = of_k;", "the result is another"),
+        ("rows.wanted[1] = of_v && f16.v_is_made;", "rows.wanted[1] = false;", "the result is another"), ("f16.v.data = f16.k.data;", "f16.v.data = (char *) f16.k.data + 2;", "the result is another"),
         ("rows.turned = ggml_get_op_params_i32(op, GGMLQ_GGML_ATTEND_MEAN_TURNED_AT);", "rows.turned = 0;", "the result is another"),
         ("ggml_get_op_params_f32(op, GGMLQ_GGML_ATTEND_MEAN_FACTOR_AT)", "1.0f", "the result is another"), ("m->rounded = s;", "m->rounded = -1;", "the result is another, stored with others"),
         ("if (!in_place && share_memory(out[o], in[k]))", "if (false)", "turned queries lie where V is read: they are done together"),

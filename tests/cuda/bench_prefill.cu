@@ -67,7 +67,7 @@ int main() {
     uint64_t * turns = (uint64_t *) allocate(8*128);
     const double copy = time_calls(stream, [&](int) { return (int) cudaMemcpyAsync(f16, rows, most/2, cudaMemcpyDeviceToDevice, stream); });
     printf("copy: %.0f GB/s\n", most/copy/1e3);
-    printf("%-8s %4s %7s %8s %8s %9s %9s %8s\n", "type", "head", "kv", "K and V", "GB/s", "centered", "adjacent", "by heads");
+    printf("%-8s %4s %7s %8s %8s %9s %9s\n", "type", "head", "kv", "K and V", "GB/s", "centered", "adjacent");
     for (const int type : { GGMLQ_TYPE_TQ3_0, GGMLQ_TYPE_PLANAR3 }) {
         for (const int64_t head : { 128, 64, 256 }) {
             if (type == GGMLQ_TYPE_PLANAR3 && head == 64) {
@@ -80,13 +80,12 @@ int main() {
                 term.turns            = turns;
                 term.positions        = positions;
                 term.part             = part;
-                /* `heads_at_once` of them from `first` on, always to the same place. */
-                auto call = [&](int i, bool centered, bool halves, int64_t first, int64_t heads_at_once) {
+                auto call = [&](int i, bool centered, bool halves) { /* always to the same place */
                     ggmlq_cuda_f16_rows p = {};
                     const int64_t bytes = row*heads*kv, of_call = (int64_t) i*2*bytes % (rows_bytes - 2*bytes);
                     for (int j = 0; j < 2; ++j) {
-                        p.rows[j]   = { rows + of_call/16*16 + j*bytes + first*row, type, { head, kv, heads_at_once, 1 }, { 0, row*heads, row, bytes } };
-                        p.values[j] = { f16 + j*2*head*kv*heads_at_once, GGMLQ_CUDA_F16, { head, kv, heads_at_once, 1 }, { 2, 2*head, 2*head*kv, 2*head*kv*heads_at_once } };
+                        p.rows[j]   = { rows + of_call/16*16 + j*bytes, type, { head, kv, heads, 1 }, { 0, row*heads, row, bytes } };
+                        p.values[j] = { f16 + j*2*head*kv*heads, GGMLQ_CUDA_F16, { head, kv, heads, 1 }, { 2, 2*head, 2*head*kv, 2*head*kv*heads } };
                     }
                     p.wanted[0] = p.wanted[1] = true;
                     p.mean   = mean;
@@ -96,18 +95,10 @@ int main() {
                     term.pairs_are_halves = halves;
                     return ggmlq_cuda_to_f16(&p, stream);
                 };
-                const double plain    = time_calls(stream, [&](int i) { return call(i, false, false, 0, heads); });
-                const double centered = time_calls(stream, [&](int i) { return call(i, true, true, 0, heads); });
-                const double adjacent = time_calls(stream, [&](int i) { return call(i, true, false, 0, heads); });
-                const int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(heads, (32 << 20)/(4*head*kv)));
-                const double by_heads = time_calls(stream, [&](int i) {
-                    int error = 0;
-                    for (int64_t first = 0; first < heads; first += at_once) {
-                        error |= call(i, true, true, first, at_once);
-                    }
-                    return error;
-                });
-                printf("%-8s %4d %7d %8.2f %8.0f %9.2f %9.2f %8.2f\n", ggmlq_type_info_get(type)->name, (int) head, (int) kv, plain, 2*kv*heads*(2*head + row)/plain/1e3, centered, adjacent, by_heads);
+                const double plain    = time_calls(stream, [&](int i) { return call(i, false, false); });
+                const double centered = time_calls(stream, [&](int i) { return call(i, true, true); });
+                const double adjacent = time_calls(stream, [&](int i) { return call(i, true, false); });
+                printf("%-8s %4d %7d %8.2f %8.0f %9.2f %9.2f\n", ggmlq_type_info_get(type)->name, (int) head, (int) kv, plain, 2*kv*heads*(2*head + row)/plain/1e3, centered, adjacent);
             }
         }
     }
