@@ -114,6 +114,7 @@ PLANTED = {
     "lane index": ("cuda/ggmlq-cuda-codec.cuh", "ggmlq_flip_quad(v[h], 16*h + 4*t);", "ggmlq_flip_quad(v[h], 16*h + 4*(t ^ 1));", "rows", "rotation"),
     "half of a wave": ("cuda/ggmlq-cuda-deps.cuh", "__shfl_xor(value, mask, 32)", "__shfl_xor(value, mask ^ 32, 64)", "rows", "encoder"),
     "table entry": ("ggmlq-tables.h", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 14,", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 15,", "rows", "decoder"),
+    "another start": ("cuda/ggmlq-cuda-codec.cuh", "f.best  = warp == best;", "f.best  = warp == 1;", "rows", "encoder"),
     "feedback to itself": ("cuda/ggmlq-cuda-round.cu", "lane > k + i ?", "lane >= k + i ?", "round", "rounded"),
     "other value of a pair": ("cuda/ggmlq-cuda-f16.cu", "word < half ? word + half", "word <= half ? word + half", "f16", "f16"),
     "transform": ("cuda/ggmlq-cuda-f16.cu", "PLANE*mask < turned; mask *= 2", "PLANE*mask < turned/2; mask *= 2", "f16", "f16"),

@@ -38,18 +38,14 @@ GGMLQ_DEVICE struct quad mul(const struct quad & a, const struct quad & b) {
     return r;
 }
 
-/* The four pairs of two times four values, the first of which is `pair`; `apart`: pair i is value i of both. */
-GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, uint32_t token, int pair, bool apart) {
+GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, uint32_t token, int u, bool apart) {
     const int32_t position = r.positions[token];
+    float2 angle[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const float2 angle = ggmlq_rope_angle(r, position, pair + i, ggmlq_rope_power(r, pair + i));
-        if (apart) {
-            ggmlq_turn_pair(x[0].v[i], x[1].v[i], angle);
-        } else {
-            ggmlq_turn_pair(x[i/2].v[2*(i%2)], x[i/2].v[2*(i%2) + 1], angle);
-        }
+        angle[i] = ggmlq_rope_angle(r, position, 4*u + i, ggmlq_rope_power(r, 4*u + i));
     }
+    ggmlq_turn_unit(x[0].v, x[1].v, apart, angle);
 }
 
 struct centering {
@@ -84,23 +80,22 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
     }
     const float part = sub(sum, *p.s_mu_2) > 0.0f ? 1.0f : 0.0f;
     const bool ropes = p.k_rope.positions != NULL;
-    for (uint32_t i = threadIdx.x; i < c.k_quads/2 && ropes; i += THREADS) { /* eight values, as of a query */
+    for (uint32_t i = threadIdx.x; i < c.k_quads/2 && ropes; i += THREADS) {
         const uint32_t head = i/(quads_of_head/2), u = i - head*(quads_of_head/2), first = 4*quads_of_head*head;
-        const bool     turns = (int) (8*u) < p.k_rope.n_rot, apart = turns && p.k_rope.neox;
-        const uint32_t at[2] = { apart ? 4*u : 8*u, apart ? (uint32_t) p.k_rope.n_rot/2 + 4*u : 8*u + 4 };
+        const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, p.k_rope.n_rot, p.k_rope.neox);
         struct quad x[2];
         for (int h = 0; h < 2; ++h) {
-            x[h] = mul(load(k + head*p.k.nb[1] + 4*at[h]), load(p.s + first + at[h]));
-            const struct quad mu = load(p.s_mu + first + at[h]);
+            x[h] = mul(load(k + head*p.k.nb[1] + 4*unit.at[h]), load(p.s + first + unit.at[h]));
+            const struct quad mu = load(p.s_mu + first + unit.at[h]);
             for (int j = 0; j < 4; ++j) {
                 x[h].v[j] = sub(x[h].v[j], mul(mu.v[j], part));
             }
         }
-        if (turns) {
-            rope(x, p.k_rope, token, 4*u, apart);
+        if (unit.turns) {
+            rope(x, p.k_rope, token, u, unit.apart);
         }
         for (int h = 0; h < 2; ++h) {
-            store(p.k_out + (int64_t) token*4*c.k_quads + first + at[h], x[h]);
+            store(p.k_out + (int64_t) token*4*c.k_quads + first + unit.at[h], x[h]);
         }
     }
     for (uint32_t i = threadIdx.x; i < c.k_quads && !ropes; i += THREADS) {
@@ -121,36 +116,29 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
     }
 }
 
-/* Two times 4 values of a head, whose pairs are among them. */
-GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t unit) {
+/* A ggmlq_rope_unit. */
+GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t number) {
     const struct ggmlq_cuda_centering & p = c.p;
     const uint32_t units_of_head = (uint32_t) p.q.ne[0]/8, heads = (uint32_t) p.q.ne[1];
-    const uint32_t row = unit/units_of_head, token = row/heads, head = row - token*heads, u = unit - row*units_of_head;
-    const bool     turns = (int) (8*u) < p.n_rot, apart = turns && p.neox;
-    const uint32_t at[2] = { apart ? 4*u : 8*u, apart ? (uint32_t) p.n_rot/2 + 4*u : 8*u + 4 };
+    const uint32_t row = number/units_of_head, token = row/heads, head = row - token*heads, u = number - row*units_of_head;
+    const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, p.n_rot, p.neox);
     const uint8_t * q = (const uint8_t *) p.q.data + token*p.q.nb[2] + head*p.q.nb[1];
     const int64_t factors = (int64_t) head*p.q.ne[0], out = (int64_t) row*p.q.ne[0];
     struct quad x[2], same[2], turned[2], inverse[2]; /* all are loaded before the first is stored: for all that compilers know, that changes what is loaded */
     for (int h = 0; h < 2; ++h) {
-        x[h]       = load(q + 4*at[h]);
-        same[h]    = load(p.mu_same + factors + at[h]);
-        turned[h]  = load(p.mu_turn + factors + at[h]);
-        inverse[h] = load(p.s_inv + factors + at[h]);
+        x[h]       = load(q + 4*unit.at[h]);
+        same[h]    = load(p.mu_same + factors + unit.at[h]);
+        turned[h]  = load(p.mu_turn + factors + unit.at[h]);
+        inverse[h] = load(p.s_inv + factors + unit.at[h]);
     }
-    if (turns && p.q_rope.positions) {
-        rope(x, p.q_rope, token, 4*u, apart);
+    if (unit.turns && p.q_rope.positions) {
+        rope(x, p.q_rope, token, u, unit.apart);
     }
     struct quad t[2] = { x[0], x[1] };
-    if (turns) {
+    if (unit.turns) {
         const float  angle  = p.turn*(float) p.positions[token];
-        const float2 angles = make_float2(cosf(angle), sinf(angle));
-        for (int i = 0; i < 4; ++i) {
-            if (apart) {
-                ggmlq_turn_pair(t[0].v[i], t[1].v[i], angles);
-            } else {
-                ggmlq_turn_pair(t[i/2].v[2*(i%2)], t[i/2].v[2*(i%2) + 1], angles);
-            }
-        }
+        const float2 turn   = make_float2(cosf(angle), sinf(angle)), all[4] = { turn, turn, turn, turn };
+        ggmlq_turn_unit(t[0].v, t[1].v, unit.apart, all);
     }
     for (int h = 0; h < 2; ++h) {
         const struct quad a = mul(x[h], same[h]), b = mul(t[h], turned[h]);
@@ -158,8 +146,8 @@ GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t unit) {
         for (int i = 0; i < 4; ++i) {
             w.v[i] = add(a.v[i], b.v[i]);
         }
-        store(p.w + out + at[h], w);
-        store(p.q_out + out + at[h], mul(x[h], inverse[h]));
+        store(p.w + out + unit.at[h], w);
+        store(p.q_out + out + unit.at[h], mul(x[h], inverse[h]));
     }
 }
 
@@ -206,8 +194,6 @@ static int check_tokens(const struct ggmlq_cuda_view * x, int64_t length) {
         (x->ne[1] > 0 && x->ne[2] > 0 && x->ne[0] > most/x->ne[1]/x->ne[2]) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
-static bool can_rope(const struct ggmlq_cuda_rope * r, int64_t head_size) { return r->n_rot > 0 && r->n_rot % 8 == 0 && r->n_rot <= head_size; }
-
 int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
     if (p->k.data) {
         const int error = check_tokens(&p->k, 4);
@@ -219,7 +205,7 @@ int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
             return GGMLQ_ERROR_SHAPE;
         }
     }
-    if (p->k.data && p->k_rope.positions && (p->k.ne[0] % 8 != 0 || !can_rope(&p->k_rope, p->k.ne[0]))) {
+    if (p->k.data && p->k_rope.positions && !ggmlq_can_rope(&p->k_rope, p->k.ne[0])) {
         return GGMLQ_ERROR_SHAPE;
     }
     if (p->q.data) {
@@ -227,7 +213,7 @@ int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
         if (error) {
             return error;
         }
-        if ((p->q_rope.positions && (!can_rope(&p->q_rope, p->q.ne[0]) || p->q_rope.n_rot != p->n_rot || !p->q_rope.neox != !p->neox)) ||
+        if ((p->q_rope.positions && (!ggmlq_can_rope(&p->q_rope, p->q.ne[0]) || p->q_rope.n_rot != p->n_rot || !p->q_rope.neox != !p->neox)) ||
             p->n_rot < 0 || p->n_rot > p->q.ne[0] || p->n_rot % 8 != 0 || !whole_quads(p->s_inv) || !whole_quads(p->mu_same) || !whole_quads(p->mu_turn) ||
             !whole_quads(p->q_out) || !whole_quads(p->w)) {
             return GGMLQ_ERROR_SHAPE;

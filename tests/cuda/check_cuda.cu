@@ -5,7 +5,7 @@
  *
  *   check_cuda                   everything; a line per group, exit 1 if one fails
  *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
- *   check_cuda --bench [rounded] times, or those of rounded keys alone; nothing is checked
+ *   check_cuda --bench [roped | rounded] times, or those of stores after RoPE or of rounded keys alone; nothing is checked
  *
  * Attention is held to a bound for float arithmetic, the plain kernel's: build with GGMLQ_CUDA_ATTEND_PLAIN_ONLY, or the group "attention" fails where the
  * tensor-core kernel with its 8-bit queries is chosen. That one is bench_attend's.
@@ -1707,6 +1707,45 @@ static __global__ void only_move(const float4 * values, const int64_t * index, u
     }
 }
 
+/* New tokens of 8 KV heads and 32 heads of 128, all turned by RoPE and for planar3 as llama.cpp does it. */
+static void bench_roped() {
+    enum { LAYERS = 32, MOST = 24, HEAD = 128, N = 8*HEAD, Q = 32*HEAD };
+    device_bytes kv(normals(2*MOST*N)), q(normals(MOST*Q)), q_out(MOST*Q*4);
+    std::vector<int32_t> positions(MOST);
+    std::vector<int64_t> index(MOST);
+    for (int i = 0; i < MOST; ++i) {
+        positions[i] = 1000 + i;
+        index[i]     = i;
+    }
+    device_bytes d_positions(positions), d_index(index);
+    for (int type : CACHE_TYPES) for (int64_t tokens : { 1, 8, (int) MOST }) {
+        device_bytes rows(2*LAYERS*MOST*row_bytes(type, N));
+        struct ggmlq_cuda_roped_rows p = {};
+        p.index_bytes = 8;
+        p.head_size   = HEAD;
+        p.k_rope      = p.q_rope = { (const int32_t *) d_positions.data(), NULL, HEAD, 0, powf(500000.0f, -2.0f/HEAD), 1.0f, 1.0f };
+        p.q           = (const float *) q.data();
+        p.q_out       = (float *) q_out.data();
+        p.q_ne[0] = HEAD; p.q_ne[1] = Q/HEAD; p.q_ne[2] = tokens;
+        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+            for (int i = 0; i < 2; ++i) {
+                const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+                spread(&p.rows[i], rows.data() + (2*layer + i)*MOST*row_bytes(type, N), type, N, MOST, 1, 1, 0);
+                spread(&p.values[i], kv.data() + i*MOST*N*4, GGMLQ_CUDA_F32, N, tokens, 1, 1, 0);
+                p.indices[i] = view(d_index.data(), 0, ne, nb);
+            }
+            for (int i = 0; i < 3 && type == GGMLQ_TYPE_PLANAR3; ++i) {
+                p.turned[i] = i == 1 ? 64 : 128;
+            }
+            if (ggmlq_cuda_store_roped(&p, stream)) {
+                printf("store_roped: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+                exit(1);
+            }
+        });
+        printf("store_roped %-8s %2lld tokens of 8 KV heads and 32 heads of 128 %9.2f us\n", type_name(type), (long long) tokens, us);
+    }
+}
+
 /* Keys of 1024 values that are rounded for queries, 32 layers' feedback; and with V and the queries of four times as many heads, all turned as llama.cpp does it. */
 static void bench_rounded() {
     enum { LAYERS = 32, MOST = 512 };
@@ -2075,17 +2114,23 @@ int main(int argc, char ** argv) {
     cuda(cudaGetDeviceProperties(&device, 0));
     printf("%s, compute capability %d.%d\n", device.name, device.major, device.minor);
     if (option == "--bench") {
-        if (argc < 3) {
+        const std::string what = argc > 2 ? argv[2] : "";
+        if (what.empty()) {
             bench();
         }
 #ifndef GGMLQ_CHECK_METAL
-        bench_rounded();
+        if (what != "rounded") {
+            bench_roped();
+        }
+        if (what != "roped") {
+            bench_rounded();
+        }
 #endif
         return 0;
     }
     quick = option == "--quick";
     if (!option.empty() && !quick) {
-        printf("usage: check_cuda [--quick [group [n]] | --bench [rounded]]\n");
+        printf("usage: check_cuda [--quick [group [n]] | --bench [roped | rounded]]\n");
         return 2;
     }
     only   = argc > 2 ? argv[2] : NULL;
