@@ -79,6 +79,20 @@ def test_turns_of_a_rope_give_its_rows(programs, tmp_path):  # noqa: F811
     assert [float(magnitude) for *_, magnitude in found] == pytest.approx([1, 1, 1, 1 + 0.1 * np.log(4), 1, 1.19], abs=1e-5)
 
 
+@pytest.mark.parametrize("model, k, v, more, env", [
+    ("smollm2", "tq3_0", "tq3_0", (), {}), ("gemma", "planar3", "f16", (), {}), ("gemma", "tq3_0", "tq3_0", (), {}), ("smollm2", "tq3_0", "f16", ("yarn",), {}),
+    ("smollm2", "q8_0", "f16", (), CENTERED), ("smollm2", "f16", "f16", (), CENTERED), ("smollm2", "tq3_0", "tq3_0", (), {"LLAMA_ATTN_ROT_DISABLE": "1"}),
+])  # fmt: skip
+def test_the_mean_adds_what_w_adds(programs, request, tmp_path, model, k, v, more, env):  # noqa: F811
+    """Of every node of attention: two ways to the same term, of which a GPU takes the other one for many queries."""
+    tree, binary = CACHE / "llama" / "0.3.36-patched", tmp_path / "center_mean_probe"
+    run([os.environ.get("CXX") or "c++", "-std=c++17", "-O1", *(f"-I{tree / folder}" for folder in ("src", "include", "ggml/include", "ggml/src")),
+         Path(__file__).with_name("center_mean_probe.cpp"), f"-L{programs}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{programs}", "-o", binary])  # fmt: skip
+    nodes, difference, term = run([binary, request.getfixturevalue(model), k, v, *more], env={**os.environ, **env}).stdout.splitlines()[-1].split()
+    assert int(nodes) == dict(smollm2=30, gemma=18)[model]
+    assert float(difference) < 1e-5 and float(term) > 0.1
+
+
 def test_keys_that_move(start):  # noqa: F811
     """K-shift changes positions and turns keys."""
     exact(start, "smollm2", actions=[("drop", 8, 64)], at=PREFIX - 64)

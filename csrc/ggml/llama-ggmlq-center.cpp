@@ -206,14 +206,20 @@ ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
     return nullptr;
 }
 
+// In what blocks llama.cpp rotates rows of K, as llama_kv_cache::build_input_k_rot chooses it; 0: not.
+static int64_t ggmlq_llama_center_hadamard(const ggmlq_llama_center_layer & layer, bool rotates) {
+    int64_t hadamard = rotates ? 64 : 0;
+    while (hadamard && layer.head_size % (2*hadamard) == 0) {
+        hadamard *= 2;
+    }
+    return hadamard;
+}
+
 static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, bool rotates) {
     if (!layer.feedback || layer.query.empty()) {
         return;
     }
-    int64_t hadamard = rotates ? 64 : 0; // as llama_kv_cache::build_input_k_rot chooses it
-    while (hadamard && layer.head_size % (2*hadamard) == 0) {
-        hadamard *= 2;
-    }
+    const int64_t hadamard = ggmlq_llama_center_hadamard(layer, rotates);
     std::vector<ggmlq_llama_round> rounds;
     for (int64_t h = 0; h < layer.n_head_kv; ++h) {
         std::vector<double> square(layer.head_size);
@@ -773,13 +779,17 @@ ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx
         return {};
     }
     if (p.layer->n_latent) {
-        return { nullptr, nullptr, nullptr, nullptr, ggml_view_1d(ctx, p.layer->latent_mu, p.layer->n_latent, 0) };
+        term t = {};
+        t.latent_mu = ggml_view_1d(ctx, p.layer->latent_mu, p.layer->n_latent, 0);
+        return t;
     }
     // the same cells and streams as the view of K
     ggml_tensor * part = p.layer->part;
     const size_t first_stream = k->view_offs/k_cache->nb[2], bytes = part->nb[2];
-    return { &p.center->ropes[p.layer->rope], p.w, input->positions_of(ctx, *p.center, k),
-        ggml_view_4d(ctx, part, k->ne[2], 1, 1, k->ne[3], bytes, bytes, bytes, first_stream*bytes), nullptr };
+    const auto & rope = p.center->ropes[p.layer->rope];
+    // a row is stored longer than what it stands for, and RoPE has a magnitude (YaRN)
+    return { &rope, p.w, input->positions_of(ctx, *p.center, k), ggml_view_4d(ctx, part, k->ne[2], 1, 1, k->ne[3], bytes, bytes, bytes, first_stream*bytes),
+        p.layer->s_mu, rope.magnitude/ggmlq_llama_center_gain(p.layer->k->type), (int32_t) ggmlq_llama_center_hadamard(*p.layer, p.center->rotates), nullptr };
 }
 
 // w as build_attn_mha makes q: [n_rot, queries, heads, streams].
@@ -795,7 +805,10 @@ void ggmlq_llama_center_graph::add_to_flash(ggml_context * ctx, ggml_tensor * at
         attention->src[GGMLQ_GGML_ATTEND_TURNS]     = t.rope->turns_there;
         attention->src[GGMLQ_GGML_ATTEND_POSITIONS] = t.positions;
         attention->src[GGMLQ_GGML_ATTEND_PART]      = t.part;
-        attention->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] = t.rope->neox;
+        attention->src[GGMLQ_GGML_ATTEND_MEAN]      = t.mean;
+        attention->op_params[GGMLQ_GGML_ATTEND_HALVES_AT]      = t.rope->neox;
+        attention->op_params[GGMLQ_GGML_ATTEND_MEAN_TURNED_AT] = t.rotated;
+        memcpy(&attention->op_params[GGMLQ_GGML_ATTEND_MEAN_FACTOR_AT], &t.mean_factor, sizeof(t.mean_factor));
     }
 }
 
