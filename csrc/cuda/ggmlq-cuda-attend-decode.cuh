@@ -799,6 +799,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int lane = at0.lane, warp = at0.warp, g = at0.g, t = at0.t, slice = at0.slice, group = at0.group, groups = at0.groups;
     const int head_kv = at0.head_kv, unit = at0.unit, seq = at0.seq, seq_kv = at0.seq_kv, first_column = at0.chunk*COLUMNS;
 
+    ggmlq_term_turns turns;
+    if constexpr (TERM) { /* on their way while addresses are found */
+        turns = ggmlq_term_load_turns<SLICE>(p, slices);
+    }
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
     const int tile0  = at0.tile0, tile1 = TERM ? at0.end(at0.group) : at0.tile1, tile_step = TERM ? 1 : groups; /* the first and the last tile of this group, or the block's */
 
@@ -862,22 +866,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
     };
-    /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
+    /* The term of centered keys. */
     typedef ggmlq_term<SLICE, COLUMNS> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
-    int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
-    uint32_t terms_end = 0; /* and how many there are */
-    uint32_t next_part = 0x3c00;
-    const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
-    auto load_next_position = [&](bool inner, int tile) {
-        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
-        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
-        next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
-        if (plan.has_parts) {
-            next_part = p.part[(LEAN ? part_at : seq_kv*plan.parts_step + of_tile) + token];
-        }
-    };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
@@ -891,15 +883,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (LEAN) {
                 load_next_mask(true, tile);
             }
-            if (TERM) {
-                load_next_position(true, tile);
-            }
         } else if (tile < tile1) {
             if (LEAN) {
                 load_next_mask(false, tile);
-            }
-            if (TERM) {
-                load_next_position(false, tile);
             }
             const int token = tile*ROWS, count = plan.n_kv - token;
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -995,6 +981,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             load_next_mask(w.first<TERM>() < inner1, w.first<TERM>());
         }
     };
+    ggmlq_term_window window;
     {
         if (threadIdx.x < COLUMNS && mask) {
             int token = 0, head = 0;
@@ -1010,7 +997,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         place_copies(at0);
         float first_query[AHEAD][2][4];
         if constexpr (TERM) {
-            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term); /* of turns, which that kernel doesn't write */
+            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(turns, plan, slices, term); /* of turns, which that kernel doesn't write */
         }
         ggmlq_wait_for_previous();
         if (plan.short_loop) {
@@ -1029,6 +1016,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         float2 first_w[4];
         if constexpr (TERM && W_FETCHED) {
             ggmlq_term_fetch_w<SLICE, COLUMNS>(first_w, p, plan, slices, threadIdx.x, first_column, head_kv, seq);
+        }
+        if constexpr (TERM) {
+            window.load(p, plan, seq_kv, at0.first<TERM>());
         }
         start_copies(at0);
         /* While the first tiles are on their way: */
@@ -1055,6 +1045,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
             place_copies(w);
             start_copies(w);
+            if constexpr (TERM) {
+                window.load(p, plan, seq_kv, at0.first<TERM>());
+            }
         }
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
@@ -1112,8 +1105,18 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         };
         int stage = 0, parity = 0;
+        int tile = at0.first<TERM>();
 #pragma unroll 1
-        for (int tile = TERM ? at0.first<TERM>() : tile0 + group; tile < tile1; tile += tile_step) {
+        do {
+        int end = tile1, terms_at = 0; /* where this lane's terms are, were they of tile 0 */
+        if constexpr (TERM) {
+            if (__ballot_sync(0xffffffffu, tile < tile1)) { /* all lanes alike, which the compiler sees by this alone */
+                end = min(tile1, tile + W::fill(p, term, plan, slices, window, seq_kv, tile));
+                terms_at = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes - 16*M::PITCH*tile + (BY_COLUMN ? t*M::PITCH + 4*g : k_token*M::PITCH + 8*t);
+            }
+        }
+#pragma unroll 1
+        for (; tile < end; tile += tile_step) {
             const mask_words mask_now = next_mask;
             uint32_t any = 0, differs = 0;
 #pragma unroll
@@ -1122,47 +1125,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
-            enum { FIND_EARLY = TERM && LEAN && TILES == 1 && K::PLANAR3 }; /* while the tile is on its way: tq3_0 was slower so, by 2 % */
-            int position = 0;
-            uint32_t part = 0;
-            const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
-            uint32_t row = 0, weighted = 0; /* of the terms, that of this lane's token; tokens whose part is neither 0 nor 1 */
-            auto find_terms = [&]() { /* sees to it that the warp has the terms of the tile, and where */
-                row = (uint32_t) position - (uint32_t) terms_from;
-                const bool unlike = (part != 0) & ((row >= terms_end) | (part != 0x3c00));
-                row = part == 0 ? ~0u : row; /* of zeros */
-                if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
-                    const bool none = (part & 0x7fff) == 0;
-                    if (__any_sync(0xffffffffu, row >= terms_end && !none)) {
-                        const int low = ggmlq_least(none ? INT32_MAX : position), high = ggmlq_largest(none ? INT32_MIN : position);
-                        if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
-                            terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
-                            terms_end  = plan.term_rows;
-                            W::make(term, plan, slices, terms_from);
-                            row = (uint32_t) position - (uint32_t) terms_from;
-                        } else {
-                            terms_end = 0;
-                            W::make_of_tokens(p, term, plan, slices, position);
-                            row = lane % 16;
-                        }
-                    }
-                    row = none ? ~0u : row;
-                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
-                }
-            };
-            if constexpr (FIND_EARLY) {
-                position = next_position;
-                part     = next_part;
-                if (!(lean_biased && __all_sync(0xffffffffu, differs == 0))) {
-                    find_terms();
-                }
-            }
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            if (TERM && !FIND_EARLY) {
-                position = next_position;
-                part     = next_part;
-            }
             copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
@@ -1193,40 +1157,21 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             auto load_terms = [&](float s[TILES][4]) {
-                if (!FIND_EARLY) {
-                    find_terms();
-                }
-                if constexpr (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
+                const uint8_t * const from = shared + terms_at + 16*M::PITCH*tile;
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, row, 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
+                for (int i = 0; i < TILES; ++i) {
+                    if (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
 #pragma unroll
-                        for (int i = 0; i < TILES; ++i) {
-                            s[i/2*2 + j/2][i%2*2 + j%2] = from[8*i];
+                        for (int j = 0; j < 4; ++j) {
+                            s[i/2*2 + j/2][i%2*2 + j%2] = *(const float *) (from + ggmlq_decode_token(j % 2 + 8*(j/2))*M::PITCH + 32*i);
                         }
-                    }
-                } else {
+                    } else {
 #pragma unroll
-                    for (int j = 0; j < 2; ++j) {
-                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, row, g + 8*j)*M::PITCH;
-#pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-                            const float2 two = *(const float2 *) (from + 32*n);
-                            s[n][2*j]     = two.x;
-                            s[n][2*j + 1] = two.y;
+                        for (int j = 0; j < 2; ++j) {
+                            const float2 two = *(const float2 *) (from + 8*j*M::PITCH + 32*i);
+                            s[i][2*j]     = two.x;
+                            s[i][2*j + 1] = two.y;
                         }
-                    }
-                }
-                if (__builtin_expect(weighted != 0, 0)) {
-                    const float mine = ggmlq_half_value((uint16_t) part);
-                    float f[4];
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) { /* of a fragment's rows g, g + 8; by column, of its columns 2t, 2t + 1, and those of the next fragment */
-                        f[i] = __shfl_sync(0xffffffffu, mine, BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2));
-                    }
-#pragma unroll
-                    for (int i = 0; i < 4*TILES; ++i) {
-                        s[i/4][i%4] *= BY_COLUMN ? f[i % 2 + 2*(i/4 % 2)] : f[i % 4/2];
                     }
                 }
             };
@@ -1595,6 +1540,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
+        if constexpr (TERM) {
+            window.load(p, plan, seq_kv, tile);
+        }
+        } while (TERM && __ballot_sync(0xffffffffu, tile < tile1));
         if constexpr (BY_COLUMN) {
             if (careful) {
                 check_scales(pending0, pending1, pending);
