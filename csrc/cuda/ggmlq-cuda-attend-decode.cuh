@@ -68,7 +68,6 @@ GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
 
 /* Of all lanes. */
 GGMLQ_DEVICE int ggmlq_least(int x) { return __reduce_min_sync(0xffffffffu, x); }
-GGMLQ_DEVICE int ggmlq_largest(int x) { return __reduce_max_sync(0xffffffffu, x); }
 
 #else
 
@@ -106,15 +105,13 @@ GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
-GGMLQ_DEVICE int ggmlq_largest(int x) {
+GGMLQ_DEVICE int ggmlq_least(int x) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-        x = max(x, __shfl_xor_sync(0xffffffffu, x, distance));
+        x = min(x, __shfl_xor_sync(0xffffffffu, x, distance));
     }
     return x;
 }
-
-GGMLQ_DEVICE int ggmlq_least(int x) { return ~ggmlq_largest(~x); }
 
 #endif
 
@@ -785,7 +782,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int slices = LEAN ? 1 : plan.slices;
     const bool v_in_k = LEAN ? false : plan.v_in_k;
     static_assert(!LEAN || (STAGES == 2 && TAIL == 0 && K::BYTE_VALUES), "lean: a mask is loaded with the next tile");
-    static_assert(!TERM || (STAGES == 2 && ROWS == 16), "positions are loaded with the next tile, two lanes a token");
+    static_assert(!TERM || ROWS == 16, "terms are counted in tiles of 16 tokens");
 
     /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
     float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* by column: in the loop, maxima of columns 16i + g, + 8 */
@@ -982,6 +979,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
     };
     ggmlq_term_window window;
+    int terms_end = tile1, terms_at = 0; /* the tile after those whose terms the warp has; where this lane's are, were they of tile 0 */
+    auto fill_terms = [&](int tile) {
+        if (__ballot_sync(0xffffffffu, tile < tile1)) { /* all lanes alike, which the compiler sees by this alone */
+            int at_row;
+            terms_end = min(tile1, tile + W::fill(p, term, plan, slices, window, seq_kv, tile, at_row));
+            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes - 16*M::PITCH*tile + (BY_COLUMN ? t*M::PITCH + 4*g : k_token*M::PITCH + 8*t);
+        }
+    };
     {
         if (threadIdx.x < COLUMNS && mask) {
             int token = 0, head = 0;
@@ -999,6 +1004,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if constexpr (TERM) {
             ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(turns, plan, slices, term); /* of turns, which that kernel doesn't write */
         }
+        enum { W_FETCHED = LEAN && COLUMNS*SLICE <= 8*32*WARPS };
+        ggmlq_term_w w_at;
+        if constexpr (TERM && W_FETCHED) {
+            w_at = ggmlq_term_w::place<SLICE, COLUMNS>(p, plan, slices, threadIdx.x, first_column, head_kv, seq);
+        }
         ggmlq_wait_for_previous();
         if (plan.short_loop) {
             ggmlq_let_next_start();
@@ -1012,10 +1022,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int i = 0; i < AHEAD; ++i) {
             ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
         }
-        enum { W_FETCHED = LEAN && COLUMNS*SLICE <= 8*32*WARPS };
         float2 first_w[4];
         if constexpr (TERM && W_FETCHED) {
-            ggmlq_term_fetch_w<SLICE, COLUMNS>(first_w, p, plan, slices, threadIdx.x, first_column, head_kv, seq);
+            w_at.fetch(first_w, p);
         }
         if constexpr (TERM) {
             window.load(p, plan, seq_kv, at0.first<TERM>());
@@ -1037,6 +1046,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
             }
         }
+        if constexpr (TERM) {
+            fill_terms(at0.first<TERM>());
+        }
     }
 
     /* The second pass is taken only if a sum isn't finite: then values that aren't are kept from columns that don't see them. */
@@ -1045,9 +1057,6 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
             place_copies(w);
             start_copies(w);
-            if constexpr (TERM) {
-                window.load(p, plan, seq_kv, at0.first<TERM>());
-            }
         }
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
@@ -1106,15 +1115,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         };
         int stage = 0, parity = 0;
         int tile = at0.first<TERM>();
+        int end = TERM ? careful ? tile : terms_end : tile1; /* before the second pass the terms are made anew */
 #pragma unroll 1
         do {
-        int end = tile1, terms_at = 0; /* where this lane's terms are, were they of tile 0 */
-        if constexpr (TERM) {
-            if (__ballot_sync(0xffffffffu, tile < tile1)) { /* all lanes alike, which the compiler sees by this alone */
-                end = min(tile1, tile + W::fill(p, term, plan, slices, window, seq_kv, tile));
-                terms_at = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes - 16*M::PITCH*tile + (BY_COLUMN ? t*M::PITCH + 4*g : k_token*M::PITCH + 8*t);
-            }
-        }
 #pragma unroll 1
         for (; tile < end; tile += tile_step) {
             const mask_words mask_now = next_mask;
@@ -1541,7 +1544,11 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
         if constexpr (TERM) {
-            window.load(p, plan, seq_kv, tile);
+            if (__ballot_sync(0xffffffffu, tile < tile1)) {
+                window.load(p, plan, seq_kv, tile);
+                fill_terms(tile);
+                end = terms_end;
+            }
         }
         } while (TERM && __ballot_sync(0xffffffffu, tile < tile1));
         if constexpr (BY_COLUMN) {

@@ -2,8 +2,8 @@
  *
  * The term part*<w, positional row> of centered keys (docs/CENTERING.md) in the decode kernel: docs/CUDA-ATTENTION.md, "Centered keys".
  *
- * Each warp has the terms of `rows` positions in a row, for all columns, in shared memory, and makes them anew when a tile has others: rows - 1 positions on, in a text. Around the middle of those
- * positions those of pairs of a distance d, before and after it, are E(d) - O(d) and E(d) + O(d); the E are products of cosines and the O of sines, which are a table of the block, with what w
+ * Each warp has the terms of its next `rows` tokens, for all columns, in shared memory, as floats. Where positions follow one another, as those of a text do, they come from the distances to the
+ * middle: the terms of a distance d, before and after it, are E(d) - O(d) and E(d) + O(d); the E are products of cosines and the O of sines, which are a table of the block, with what w
  * becomes when it is turned back by the middle. Slot s holds pairs 4s .. 4s + 3 of a slice, pair 4s + t in lanes t of four.
  */
 #ifndef GGMLQ_CUDA_ATTEND_TERM_CUH
@@ -100,37 +100,47 @@ template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_t
 }
 
 /* An item of w: four pairs of a column, what lane item % 32 has of 32 values; columns and pairs that aren't there are 0. */
-template <int SLICE, int COLUMNS> GGMLQ_DEVICE void ggmlq_term_fetch_w(float2 v[4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, int item, int first_column, int head_kv, int seq) {
-    const int pieces = slices*ggmlq_term_shape<SLICE, COLUMNS>::PIECES;
-    const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
-    int token = 0, head = 0;
-    ggmlq_decode_place_column(plan, column, token, head);
-    const uint8_t * const row = (const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2];
-    const int left = n < COLUMNS/8 && column < plan.columns ? (int) p.n_pairs - pair : 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        v[i] = make_float2(0.0f, 0.0f);
-    }
-    if (p.pairs_are_halves) {
-        const float * const first = (const float *) row + pair, * const second = first + p.n_pairs;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (4*i < left) {
-                v[i] = make_float2(first[4*i], second[4*i]);
-            }
-        }
-    } else {
-        const float * const both = (const float *) row + 2*pair;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (4*i < left) {
-                v[i] = make_float2(both[8*i], both[8*i + 1]);
-            }
-        }
-    }
-}
+struct ggmlq_term_w {
+    const float * from; /* its first pair's first value */
+    int left;           /* pairs from that on */
 
-/* w of all columns, times the factor of the scores. FETCHED: v is what fetch_w got for threadIdx.x, and no thread has a second item. */
+    template <int SLICE, int COLUMNS> static __device__ __forceinline__ ggmlq_term_w place(const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, int item, int first_column, int head_kv, int seq) {
+        const int pieces = slices*ggmlq_term_shape<SLICE, COLUMNS>::PIECES;
+        const int lane = item % 32, n = item/32/pieces, column = first_column + 8*n + lane/4, pair = 16*(item/32 - n*pieces) + lane % 4;
+        int token = 0, head = 0;
+        ggmlq_decode_place_column(plan, column, token, head);
+        const uint8_t * const row = (const uint8_t *) p.w + token*p.w_stride[0] + (head_kv*plan.group + head)*p.w_stride[1] + seq*p.w_stride[2];
+        ggmlq_term_w w;
+        w.from = (const float *) row + (p.pairs_are_halves ? pair : 2*pair);
+        w.left = n < COLUMNS/8 && column < plan.columns ? (int) p.n_pairs - pair : 0;
+        return w;
+    }
+
+    __device__ __forceinline__ void fetch(float2 v[4], const ggmlq_attend_params & p) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            v[i] = make_float2(0.0f, 0.0f);
+        }
+        if (p.pairs_are_halves) {
+            const float * const second = from + p.n_pairs;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (4*i < left) {
+                    v[i] = make_float2(from[4*i], second[4*i]);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (4*i < left) {
+                    v[i] = make_float2(from[8*i], from[8*i + 1]);
+                }
+            }
+        }
+    }
+};
+
+/* w of all columns, times the factor of the scores. FETCHED: v is what was fetched for threadIdx.x, and no thread has a second item. */
 template <int SLICE, int COLUMNS, bool FETCHED> GGMLQ_DEVICE void ggmlq_term_load_w(float2 v[4], const ggmlq_attend_params & p, const ggmlq_decode_plan & plan, int slices, uint8_t * term, int first_column, int head_kv, int seq,
                                                                      float factor) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
@@ -138,7 +148,7 @@ template <int SLICE, int COLUMNS, bool FETCHED> GGMLQ_DEVICE void ggmlq_term_loa
 #pragma unroll 1
     for (int item = threadIdx.x; item < COLUMNS/8*slices*M::PIECES*32; item += blockDim.x) {
         if (!FETCHED) {
-            ggmlq_term_fetch_w<SLICE, COLUMNS>(v, p, plan, slices, item, first_column, head_kv, seq);
+            ggmlq_term_w::place<SLICE, COLUMNS>(p, plan, slices, item, first_column, head_kv, seq).fetch(v, p);
         }
         uint32_t halves[2][2]; /* of a pair the first or second value; of two pairs at once */
 #pragma unroll
@@ -266,8 +276,8 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
         __syncwarp();
     }
 
-    /* Of 16 tokens, position being that of token `lane` (below 16), in the first rows of the terms: positional rows are computed, 32 pairs at a time. */
-    static __device__ __forceinline__ void make_of_tokens(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, int position) {
+    /* Of 16 tokens, position being that of token `lane` (below 16), in the rows from at_row on, 0 or behind the first ROWS_BYTES: positional rows are computed, 32 pairs at a time. */
+    static __device__ __forceinline__ void make_of_tokens(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, int position, int at_row) {
         const int thread = ggmlq_thread_anew(), lane = thread % 32, warp = thread/32, slice = slices == 1 ? 0 : warp % slices;
         uint8_t * const rows = term + plan.term_warps_at + warp*plan.term_warp_bytes; /* 128 bytes each; 16 bytes number i of row r lie at place i ^ r % 8, which spreads them over the banks */
         const uint8_t * const w = term + M::w_at(slices) + slice*M::W_BYTES + 16*lane;
@@ -279,15 +289,22 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
         }
 #pragma unroll 1
         for (int first = 0; first < SLICE/2; first += 32) {
-            const int pair = slice*(SLICE/2) + first + lane;
-            const uint64_t turn = first + lane < SLICE/2 && pair < (int) p.n_pairs ? p.turns[pair] : 0;
+            /* a lane has the pairs of two slots, of every other token: 16 bytes of a row are cosines of four lanes, the next 16 sines, as w has them */
+            const int two = lane/4 % 4, in_slice = first + 8*two + lane % 4, pair = slice*(SLICE/2) + in_slice;
+            uint64_t turns[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                turns[i] = in_slice + 4*i < SLICE/2 && pair + 4*i < (int) p.n_pairs ? p.turns[pair + 4*i] : 0;
+            }
             __syncwarp();
-#pragma unroll 4
-            for (int i = 0; i < 16; ++i) {
-                const float2 at = ggmlq_term_turn((uint32_t) ((uint64_t) (int64_t) __shfl_sync(0xffffffffu, position, i)*turn >> 32));
-                __half * const to = (__half *) (rows + 128*i + 4*(lane % 4) + 2*(lane/4 % 2)); /* 16 bytes of cosines of two slots, then sines, as w has them */
-                to[8*((lane/8*2)     ^ (i % 8))] = __float2half_rn(GGMLQ_TERM_UNIT*at.x);
-                to[8*((lane/8*2 + 1) ^ (i % 8))] = __float2half_rn(GGMLQ_TERM_UNIT*at.y);
+#pragma unroll 2
+            for (int k = 0; k < 8; ++k) {
+                const int i = 2*k + lane/16;
+                const uint64_t at = (uint64_t) (int64_t) __shfl_sync(0xffffffffu, position, i);
+                const float2 turn0 = ggmlq_term_turn((uint32_t) (at*turns[0] >> 32)), turn1 = ggmlq_term_turn((uint32_t) (at*turns[1] >> 32));
+                uint8_t * const to = rows + 128*i + 4*(lane % 4);
+                *(uint32_t *) (to + 16*((2*two)     ^ (i % 8))) = ggmlq_half2_bits(__floats2half2_rn(GGMLQ_TERM_UNIT*turn0.x, GGMLQ_TERM_UNIT*turn1.x));
+                *(uint32_t *) (to + 16*((2*two + 1) ^ (i % 8))) = ggmlq_half2_bits(__floats2half2_rn(GGMLQ_TERM_UNIT*turn0.y, GGMLQ_TERM_UNIT*turn1.y));
             }
             __syncwarp();
 #pragma unroll
@@ -305,7 +322,7 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
             }
         }
         __syncwarp();
-        uint8_t * const to = rows + lane/4*M::PITCH + 8*(lane % 4);
+        uint8_t * const to = rows + (at_row + lane/4)*M::PITCH + 8*(lane % 4);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
             *(float2 *) (to + 32*n)              = make_float2(s[n][0], s[n][1]);
@@ -314,43 +331,71 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
         __syncwarp();
     }
 
-    /* Of the tokens from tile's first one on, times their parts, a row for each. Returns of how many tiles: all that fit if their positions follow one another (tokens without a part may have any),
-     * or those before the first that breaks that, or one. */
-    static __device__ __forceinline__ int fill(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, const ggmlq_term_window & window, int seq_kv, int tile) {
+    /* Of the tokens from tile's first one on, times their parts, a row for each from at_row on. Returns of how many tiles: all that fit if their positions follow one another (tokens without a part may
+     * have any), or those before the first that breaks that, or some that all break it. */
+    static __device__ __forceinline__ int fill(const ggmlq_attend_params & p, uint8_t * term, const ggmlq_decode_plan & plan, int slices, const ggmlq_term_window & window, int seq_kv, int tile, int & at_row) {
         enum { EACH = ggmlq_term_window::EACH };
         const int thread = ggmlq_thread_anew(), lane = thread % 32;
         uint32_t position[EACH];
-        int first = INT32_MAX; /* the position that token 0 has, if all follow one another */
-        uint32_t zero = 0;
+        uint32_t zero = 0; /* which rows become 0 */
         bool unlike[EACH], any_unlike = false, odd = false;
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             position[i] = window.position[i] - (uint32_t) (32*i + lane);
             zero |= window.part[i] == 0 ? 1u << i : 0;
             odd  |= window.part[i] != 0 && window.part[i] != 0x3c00;
-            first = window.part[i] != 0 ? min(first, (int) position[i]) : first;
         }
-        first = ggmlq_least(first);
+        int first = ggmlq_least(window.part[0] != 0 ? (int) position[0] : INT32_MAX); /* the position of token 0, if they follow one another */
+        if (__builtin_expect(first == INT32_MAX, 0)) { /* the first two tiles have no part, most likely */
+#pragma unroll
+            for (int i = 0; i < EACH; ++i) {
+                first = window.part[i] != 0 ? min(first, (int) position[i]) : first;
+            }
+            first = ggmlq_least(first);
+        }
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             unlike[i] = window.part[i] != 0 && (int) position[i] != first;
             any_unlike |= unlike[i];
         }
         const uint32_t weighted = __ballot_sync(0xffffffffu, odd);
-        int count = first > INT32_MAX - (plan.term_rows - 1) ? 0 : plan.term_rows/16; /* on both sides of an overflow they don't */
-        if (__builtin_expect(__ballot_sync(0xffffffffu, any_unlike) != 0, 0) && count > 0) {
+        int count = plan.term_rows/16;
+        if (__builtin_expect(__ballot_sync(0xffffffffu, any_unlike) != 0, 0)) {
 #pragma unroll
             for (int i = EACH - 1; i >= 0; --i) {
                 const uint32_t where = __ballot_sync(0xffffffffu, unlike[i]);
                 count = where ? 2*i + ((where & 0xffff) == 0) : count;
             }
         }
+        if (first > INT32_MAX - (plan.term_rows - 1)) { /* on both sides of an overflow they don't; or no token has a part, and all become 0 */
+            count = __ballot_sync(0xffffffffu, zero != (1u << EACH) - 1) ? 0 : count;
+            first = 0;
+        }
+        at_row = 0;
         if (__builtin_expect(count > 0, 1)) {
             make(term, plan, slices, first);
-        } else {
-            make_of_tokens(p, term, plan, slices, (int) window.position[0]);
+        } else { /* of all tiles in a row of which that is so, as far as there is room beside what is computed with */
+            enum { BEHIND = (M::ROWS_BYTES + M::PITCH - 1)/M::PITCH };
+            const int room = plan.term_warp_bytes/(16*M::PITCH) - (BEHIND + 15)/16;
+            uint32_t broken = 0;
+#pragma unroll
+            for (int i = 0; i < EACH; ++i) {
+                const uint32_t next = __shfl_down_sync(0xffffffffu, position[i], 1), next_part = __shfl_down_sync(0xffffffffu, window.part[i], 1);
+                const uint32_t where = __ballot_sync(0xffffffffu, lane % 16 != 15 && window.part[i] != 0 && next_part != 0 && next != position[i]);
+                broken |= (where & 0xffff ? 1u << 2*i : 0) | (where >> 16 ? 2u << 2*i : 0);
+            }
+            count  = max(1, min(room, __ffs(~broken) - 1));
+            at_row = room > 0 ? (int) BEHIND : 0;
+#pragma unroll 1
+            for (int i = 0; i < count; ++i) {
+                make_of_tokens(p, term, plan, slices, p.positions[seq_kv*plan.positions_step + min(16*(tile + i) + lane % 16, plan.n_kv - 1)], at_row + 16*i);
+            }
+#pragma unroll
+            for (int i = 0; i < EACH; ++i) {
+                zero &= 2*i + lane/16 < count ? ~0u : ~(1u << i);
+            }
         }
-        float4 * const row = (float4 *) (term + plan.term_warps_at + thread/32*plan.term_warp_bytes + lane*M::PITCH);
+        float4 * const row = (float4 *) (term + plan.term_warps_at + thread/32*plan.term_warp_bytes + (at_row + lane)*M::PITCH);
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             if ((zero >> i & 1) && (i == 0 || 32*i < plan.term_rows)) {
@@ -361,7 +406,7 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
             }
         }
         if (__builtin_expect(weighted != 0, 0)) { /* loaded again rather than kept so long */
-            const int token = 16*tile + lane, end = min(16*tile + plan.term_rows, plan.n_kv);
+            const int token = 16*tile + lane, end = min(16*(tile + count), plan.n_kv);
             const uint16_t * const parts = p.part + (seq_kv*plan.parts_step + token);
 #pragma unroll 1
             for (int i = 0; token + 32*i < end; ++i) {
@@ -374,7 +419,7 @@ template <int SLICE, int COLUMNS> struct ggmlq_term {
             }
         }
         __syncwarp();
-        return count > 0 ? count : 1;
+        return count;
     }
 };
 
