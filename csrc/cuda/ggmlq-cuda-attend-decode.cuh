@@ -982,9 +982,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     int terms_end = tile1, terms_at = 0; /* the tile after those whose terms the warp has; where this lane's are, were they of tile 0 */
     auto fill_terms = [&](int tile) {
         if (__ballot_sync(0xffffffffu, tile < tile1)) { /* all lanes alike, which the compiler sees by this alone */
+            const ggmlq_decode_place w = LEAN ? at0 : ggmlq_decode_place::here<WARPS, LEAN>(plan); /* others have no registers for it */
             int at_row;
-            terms_end = min(tile1, tile + W::fill(p, term, plan, slices, window, seq_kv, tile, at_row));
-            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes - 16*M::PITCH*tile + (BY_COLUMN ? t*M::PITCH + 4*g : k_token*M::PITCH + 8*t);
+            terms_end = min(tile1, tile + W::fill(p, term, plan, slices, window, w.seq_kv, tile, at_row));
+            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + w.warp*plan.term_warp_bytes - 16*M::PITCH*tile + (BY_COLUMN ? w.t*M::PITCH + 4*w.g : ggmlq_decode_token(w.g)*M::PITCH + 8*w.t);
         }
     };
     {
@@ -1545,7 +1546,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         }
         if constexpr (TERM) {
             if (__ballot_sync(0xffffffffu, tile < tile1)) {
-                window.load(p, plan, seq_kv, tile);
+                window.load(p, plan, (LEAN ? at0 : ggmlq_decode_place::here<WARPS, LEAN>(plan)).seq_kv, tile);
                 fill_terms(tile);
                 end = terms_end;
             }
