@@ -68,6 +68,7 @@ GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
 
 /* Of all lanes. */
 GGMLQ_DEVICE int ggmlq_least(int x) { return __reduce_min_sync(0xffffffffu, x); }
+GGMLQ_DEVICE int ggmlq_largest(int x) { return __reduce_max_sync(0xffffffffu, x); }
 
 #else
 
@@ -105,13 +106,15 @@ GGMLQ_DEVICE void ggmlq_mma_f16(float c[4], const uint32_t a[4], uint2 b) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
-GGMLQ_DEVICE int ggmlq_least(int x) {
+GGMLQ_DEVICE int ggmlq_largest(int x) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-        x = min(x, __shfl_xor_sync(0xffffffffu, x, distance));
+        x = max(x, __shfl_xor_sync(0xffffffffu, x, distance));
     }
     return x;
 }
+
+GGMLQ_DEVICE int ggmlq_least(int x) { return ~ggmlq_largest(~x); }
 
 #endif
 
@@ -867,6 +870,21 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     typedef ggmlq_term<SLICE, COLUMNS> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
+    /* With 8 columns a tile's terms are those of its tokens. With more, where a warp has half of a scheduler and nothing hides what it waits for, it looks its tokens up by position: position and part of
+     * this lane's token of the next tile, decode_token(lane % 16), are loaded with that. */
+    enum { BY_TOKEN = TILES == 1, BY_POSITION = TERM && !BY_TOKEN };
+    int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
+    uint32_t positions_end = 0; /* and how many there are */
+    uint32_t next_part = 0x3c00;
+    const int position_at = LEAN && BY_POSITION ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && BY_POSITION ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
+    auto load_next_position = [&](bool inner, int tile) {
+        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
+        const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
+        next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
+        if (plan.has_parts) {
+            next_part = p.part[(LEAN ? part_at : seq_kv*plan.parts_step + of_tile) + token];
+        }
+    };
     auto copy_tile = [&](int tile, int at) { /* at: the stage's first byte in the pipeline */
         const uint32_t to = ggmlq_shared_address(pipe) + at;
         if (__builtin_expect(tile < inner1, 1)) {
@@ -880,9 +898,15 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (LEAN) {
                 load_next_mask(true, tile);
             }
+            if (BY_POSITION) {
+                load_next_position(true, tile);
+            }
         } else if (tile < tile1) {
             if (LEAN) {
                 load_next_mask(false, tile);
+            }
+            if (BY_POSITION) {
+                load_next_position(false, tile);
             }
             const int token = tile*ROWS, count = plan.n_kv - token;
             const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -985,7 +1009,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const ggmlq_decode_place w = LEAN ? at0 : ggmlq_decode_place::here<WARPS, LEAN>(plan); /* others have no registers for it */
             int at_row;
             terms_end = min(tile1, tile + W::fill(p, term, plan, slices, window, w.seq_kv, tile, at_row));
-            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + w.warp*plan.term_warp_bytes - 16*M::PITCH*tile + (BY_COLUMN ? w.t*M::PITCH + 4*w.g : ggmlq_decode_token(w.g)*M::PITCH + 8*w.t);
+            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + w.warp*plan.term_warp_bytes - 16*M::PITCH*tile + ggmlq_decode_token(w.g)*M::PITCH + 8*w.t;
         }
     };
     {
@@ -1027,7 +1051,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if constexpr (TERM && W_FETCHED) {
             w_at.fetch(first_w, p);
         }
-        if constexpr (TERM) {
+        if constexpr (TERM && BY_TOKEN) {
             window.load(p, plan, seq_kv, at0.first<TERM>());
         }
         start_copies(at0);
@@ -1047,7 +1071,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
             }
         }
-        if constexpr (TERM) {
+        if constexpr (TERM && BY_TOKEN) {
             fill_terms(at0.first<TERM>());
         }
     }
@@ -1116,7 +1140,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         };
         int stage = 0, parity = 0;
         int tile = at0.first<TERM>();
-        int end = TERM ? careful ? tile : terms_end : tile1; /* before the second pass the terms are made anew */
+        int end = TERM && BY_TOKEN ? careful ? tile : terms_end : tile1; /* before the second pass the terms are made anew */
 #pragma unroll 1
         do {
 #pragma unroll 1
@@ -1129,8 +1153,39 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
+            int position = 0;
+            uint32_t part = 0;
+            const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
+            uint32_t row = 0, weighted = 0; /* of the terms, that of this lane's token; tokens whose part is neither 0 nor 1 */
+            auto find_terms = [&]() { /* sees to it that the warp has the terms of the tile, and where */
+                row = (uint32_t) position - (uint32_t) terms_from;
+                const bool unlike = (part != 0) & ((row >= positions_end) | (part != 0x3c00));
+                row = part == 0 ? ~0u : row; /* of zeros */
+                if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
+                    const bool none = (part & 0x7fff) == 0;
+                    if (__any_sync(0xffffffffu, row >= positions_end && !none)) {
+                        const int low = ggmlq_least(none ? INT32_MAX : position), high = ggmlq_largest(none ? INT32_MIN : position);
+                        if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
+                            terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
+                            positions_end  = plan.term_rows;
+                            W::make(term, plan, slices, terms_from);
+                            row = (uint32_t) position - (uint32_t) terms_from;
+                        } else {
+                            positions_end = 0;
+                            W::make_of_tokens(p, term, plan, slices, position, 0);
+                            row = lane % 16;
+                        }
+                    }
+                    row = none ? ~0u : row;
+                    weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
+                }
+            };
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
+            if (BY_POSITION) {
+                position = next_position;
+                part     = next_part;
+            }
             copy_tile(tile + (STAGES - 1)*tile_step, stage == 0 ? (STAGES - 1)*S::STAGE_BYTES : stage - S::STAGE_BYTES);
             const int turn_at = stage;
             const uint8_t * const k_tile = pipe + stage, * const from = shared + stage;
@@ -1161,21 +1216,48 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             auto load_terms = [&](float s[TILES][4]) {
-                const uint8_t * const from = shared + terms_at + 16*M::PITCH*tile;
+                if constexpr (BY_TOKEN) {
+                    const uint8_t * const from = shared + terms_at + 16*M::PITCH*tile;
 #pragma unroll
-                for (int i = 0; i < TILES; ++i) {
-                    if (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
+                    for (int j = 0; j < 2; ++j) {
+                        const float2 two = *(const float2 *) (from + 8*j*M::PITCH);
+                        s[0][2*j]     = two.x;
+                        s[0][2*j + 1] = two.y;
+                    }
+                    return;
+                }
+                find_terms();
+                if constexpr (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
 #pragma unroll
-                        for (int j = 0; j < 4; ++j) {
-                            s[i/2*2 + j/2][i%2*2 + j%2] = *(const float *) (from + ggmlq_decode_token(j % 2 + 8*(j/2))*M::PITCH + 32*i);
+                    for (int j = 0; j < 4; ++j) {
+                        const float * const from = (const float *) (shared + terms + (int) __shfl_sync(0xffffffffu, row, 2*t + j % 2 + 8*(j/2))*M::PITCH) + g;
+#pragma unroll
+                        for (int i = 0; i < TILES; ++i) {
+                            s[i/2*2 + j/2][i%2*2 + j%2] = from[8*i];
                         }
-                    } else {
+                    }
+                } else {
 #pragma unroll
-                        for (int j = 0; j < 2; ++j) {
-                            const float2 two = *(const float2 *) (from + 8*j*M::PITCH + 32*i);
-                            s[i][2*j]     = two.x;
-                            s[i][2*j + 1] = two.y;
+                    for (int j = 0; j < 2; ++j) {
+                        const uint8_t * const from = shared + terms + 8*t + (int) __shfl_sync(0xffffffffu, row, g + 8*j)*M::PITCH;
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            const float2 two = *(const float2 *) (from + 32*n);
+                            s[n][2*j]     = two.x;
+                            s[n][2*j + 1] = two.y;
                         }
+                    }
+                }
+                if (__builtin_expect(weighted != 0, 0)) {
+                    const float mine = ggmlq_half_value((uint16_t) part);
+                    float f[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) { /* of a fragment's rows g, g + 8; by column, of its columns 2t, 2t + 1, and those of the next fragment */
+                        f[i] = __shfl_sync(0xffffffffu, mine, BY_COLUMN ? 2*t + i % 2 + 8*(i/2) : g + 8*(i % 2));
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4*TILES; ++i) {
+                        s[i/4][i%4] *= BY_COLUMN ? f[i % 2 + 2*(i/4 % 2)] : f[i % 4/2];
                     }
                 }
             };
@@ -1544,14 +1626,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
-        if constexpr (TERM) {
+        if constexpr (TERM && BY_TOKEN) {
             if (__ballot_sync(0xffffffffu, tile < tile1)) {
                 window.load(p, plan, (LEAN ? at0 : ggmlq_decode_place::here<WARPS, LEAN>(plan)).seq_kv, tile);
                 fill_terms(tile);
                 end = terms_end;
             }
         }
-        } while (TERM && __ballot_sync(0xffffffffu, tile < tile1));
+        } while (TERM && BY_TOKEN && __ballot_sync(0xffffffffu, tile < tile1));
         if constexpr (BY_COLUMN) {
             if (careful) {
                 check_scales(pending0, pending1, pending);

@@ -19,17 +19,18 @@ template <int SLICE, int COLUMNS> struct ggmlq_term_shape {
         PIECES = SLICE/32, /* 16 bytes a lane: four slots */
         W_BYTES = 512*PIECES, /* 8 columns of a slice */
         TURN_PITCH = 16*(PIECES | 1), TURN_BYTES = 4*TURN_PITCH, /* a row for each lane of four */
-        KEPT = COLUMNS == 8, /* w as turned, in registers */
         PITCH = 32*(COLUMNS/8 | 1), /* of the terms; rows in a row lie in different banks */
+        KEPT = COLUMNS == 8, /* w as turned, in registers */
+        ZERO_BYTES = COLUMNS == 8 ? 0 : (int) PITCH, /* a row of zeros, number -1, for tokens without a part: with more columns those are looked up by position */
         ROWS_BYTES = 2048 /* of a warp's 16 tokens, see make_of_tokens */
     };
     static constexpr __host__ __device__ int larger(int a, int b)            { return a > b ? a : b; }
     static constexpr __host__ __device__ int w_at(int slices)                { return 4*SLICE*slices; }
     static constexpr __host__ __device__ int table_at(int slices)            { return w_at(slices) + COLUMNS/8*slices*W_BYTES; }
     static constexpr __host__ __device__ int table_pitch(int slices)         { return 2*SLICE*slices + 16; } /* an odd number of 16 bytes: rows in a row lie in different banks */
-    static constexpr __host__ __device__ int warps_at(int slices, int rows)  { return table_at(slices) + rows/2*table_pitch(slices); }
+    static constexpr __host__ __device__ int warps_at(int slices, int rows)  { return table_at(slices) + rows/2*table_pitch(slices) + ZERO_BYTES; }
     static constexpr __host__ __device__ int turned_at(int rows)             { return larger((rows - 16)*PITCH, TURN_BYTES); } /* of a warp; the last rows of terms are written once it isn't needed */
-    static constexpr __host__ __device__ int warp_bytes(int rows)            { return larger(ROWS_BYTES, larger(turned_at(rows) + (KEPT ? 0 : COLUMNS/8*W_BYTES), rows*PITCH)); }
+    static constexpr __host__ __device__ int warp_bytes(int rows)            { return larger(ROWS_BYTES, larger(turned_at(rows) + (KEPT ? 0 : COLUMNS/8*W_BYTES), rows*PITCH)) + ZERO_BYTES; }
     static constexpr __host__ __device__ int bytes(int slices, int warps, int rows) { return warps_at(slices, rows) + warps*warp_bytes(rows); }
 };
 
@@ -66,6 +67,9 @@ template <int SLICE> GGMLQ_DEVICE ggmlq_term_turns ggmlq_term_load_turns(const g
 template <int SLICE, int COLUMNS, int WARPS> GGMLQ_DEVICE void ggmlq_term_make_table(const ggmlq_term_turns & turns, const ggmlq_decode_plan & plan, int slices, uint8_t * term) {
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     const int twos = SLICE/4*slices, runs = 32*WARPS/twos, run = threadIdx.x/twos, two = threadIdx.x - run*twos, rows = plan.term_rows/2, count = (rows + runs - 1)/runs, row = run*count;
+    if (M::ZERO_BYTES > 0 && threadIdx.x % 32 < M::ZERO_BYTES/16) {
+        ((uint4 *) (term + plan.term_warps_at + threadIdx.x/32*plan.term_warp_bytes - M::ZERO_BYTES))[threadIdx.x % 32] = make_uint4(0, 0, 0, 0);
+    }
     if (run < runs) {
         float2 at[2], before[2];
         float twice[2];
