@@ -785,7 +785,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int slices = LEAN ? 1 : plan.slices;
     const bool v_in_k = LEAN ? false : plan.v_in_k;
     static_assert(!LEAN || (STAGES == 2 && TAIL == 0 && K::BYTE_VALUES), "lean: a mask is loaded with the next tile");
-    static_assert(!TERM || ROWS == 16, "terms are counted in tiles of 16 tokens");
+    static_assert(!TERM || (STAGES == 2 && ROWS == 16), "terms are of tiles of 16 tokens, and positions may be loaded with the next tile");
 
     /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
     float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* by column: in the loop, maxima of columns 16i + g, + 8 */

@@ -2,7 +2,7 @@
  *
  * The term part*<w, positional row> of centered keys (docs/CENTERING.md) in the decode kernel: docs/CUDA-ATTENTION.md, "Centered keys".
  *
- * Each warp has the terms of its next `rows` tokens, for all columns, in shared memory, as floats. Where positions follow one another, as those of a text do, they come from the distances to the
+ * Each warp has the terms of `rows` positions in a row, for all columns, in shared memory, as floats: with 8 columns those of its next tokens, with more those that tiles are looked up in. Where positions follow one another, as those of a text do, they come from the distances to the
  * middle: the terms of a distance d, before and after it, are E(d) - O(d) and E(d) + O(d); the E are products of cosines and the O of sines, which are a table of the block, with what w
  * becomes when it is turned back by the middle. Slot s holds pairs 4s .. 4s + 3 of a slice, pair 4s + t in lanes t of four.
  */
