@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from ._attend_params import attend_params
 from ._ggmlq import ffi, lib
 from ._types import type_info
 
@@ -128,33 +129,7 @@ def get_rows(rows, indices, type, out):
 
 
 def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, n_threads, out, term=None):
-    def strides(array):  # (sequence, head, token, value) -> token, head, sequence
-        return [array.strides[2], array.strides[1], array.strides[0]]
-
-    p = ffi.new("struct ggmlq_attend_params *")
-    p.type_k, p.type_v = type_info(type_k).id, type_info(type_v).id
-    p.head_size_k, p.head_size_v = q.shape[3], out.shape[3]
-    p.n_kv, p.n_queries = k.shape[2], q.shape[2]
-    p.n_heads, p.n_heads_kv = q.shape[1], k.shape[1]
-    p.n_seqs, p.n_seqs_kv = q.shape[0], k.shape[0]
-    p.q, p.q_stride = _pointer(q), strides(q)
-    p.k, p.k_stride = _pointer(k), strides(k)
-    p.v, p.v_stride = _pointer(v), strides(v)
-    p.out, p.out_stride = _pointer(out), strides(out)
-    if mask is not None:
-        p.mask, p.mask_stride = _pointer(mask), strides(mask)
-        p.mask_heads, p.mask_seqs = mask.shape[1], mask.shape[0]
-    if sinks is not None:
-        p.sinks = _pointer(sinks)
-    if term is not None:
-        p.n_pairs, p.pairs_are_halves = len(term.turns), term.neox
-        p.w, p.w_stride = _pointer(term.w, "float *"), strides(term.w)
-        p.turns = _pointer(term.turns, "uint64_t *")
-        p.positions, p.positions_stride = _pointer(term.positions, "int32_t *"), term.positions.strides[0]
-        if term.part is not None:
-            p.part, p.part_stride = _pointer(term.part, "uint16_t *"), term.part.strides[0]
-    p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
-
+    p = attend_params(ffi, _pointer, q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, out, term)
     workspace_bytes = lib.ggmlq_attend_workspace_bytes(p, n_threads)
     _run(min(workspace_bytes, 0))
     workspace = np.empty(workspace_bytes // 4, np.float32)

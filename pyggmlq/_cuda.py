@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 
+from ._attend_params import attend_params
 from ._cuda_array import CudaArray
 from ._cuda_array import find_not_finite as _find_not_finite
 from ._cuda_driver import PLATFORM, STREAM, check, describe_device, ffi, lib, on_device, wait
@@ -232,7 +233,7 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
     of_term = () if term is None else (term.w, term.turns, term.positions, term.part)
     with _Call(*(array for array in (q, k, v, mask, sinks, out, *of_term) if array is not None)) as call:
         p = attend_params(
-            call.read(q), call.read(k), call.read(v), type_k, type_v, None if mask is None else call.read(mask),
+            ffi, CudaArray.pointer, call.read(q), call.read(k), call.read(v), type_k, type_v, None if mask is None else call.read(mask),
             None if sinks is None else call.read(sinks), scale, max_bias, logit_softcap, call.write(out),
             None if term is None else Term(*(a if a is None or isinstance(a, bool) else call.read(a) for a in term)),
         )  # fmt: skip
@@ -249,35 +250,3 @@ def flash_attn(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_soft
 def attend_kernel(p):
     """Name of the kernel that runs these parameters."""
     return ffi.string(lib.ggmlq_cuda_attend_kernel(p)).decode()
-
-
-def attend_params(q, k, v, type_k, type_v, mask, sinks, scale, max_bias, logit_softcap, out, term=None):
-    """struct ggmlq_attend_params of arrays on the device, all with four axes: sequence, head, token, value."""
-
-    def strides(array):
-        return [array.strides[2], array.strides[1], array.strides[0]]
-
-    p = ffi.new("struct ggmlq_attend_params *")
-    p.type_k, p.type_v = type_info(type_k).id, type_info(type_v).id
-    p.head_size_k, p.head_size_v = q.shape[3], out.shape[3]
-    p.n_kv, p.n_queries = k.shape[2], q.shape[2]
-    p.n_heads, p.n_heads_kv = q.shape[1], k.shape[1]
-    p.n_seqs, p.n_seqs_kv = q.shape[0], k.shape[0]
-    p.q, p.q_stride = ffi.cast("float *", q.address), strides(q)
-    p.k, p.k_stride = k.pointer(), strides(k)
-    p.v, p.v_stride = v.pointer(), strides(v)
-    p.out, p.out_stride = ffi.cast("float *", out.address), strides(out)
-    if mask is not None:
-        p.mask, p.mask_stride = ffi.cast("uint16_t *", mask.address), strides(mask)
-        p.mask_heads, p.mask_seqs = mask.shape[1], mask.shape[0]
-    if sinks is not None:
-        p.sinks = ffi.cast("float *", sinks.address)
-    if term is not None:
-        p.n_pairs, p.pairs_are_halves = term.turns.shape[0], term.neox
-        p.w, p.w_stride = ffi.cast("float *", term.w.address), strides(term.w)
-        p.turns = ffi.cast("uint64_t *", term.turns.address)
-        p.positions, p.positions_stride = ffi.cast("int32_t *", term.positions.address), term.positions.strides[0]
-        if term.part is not None:
-            p.part, p.part_stride = ffi.cast("uint16_t *", term.part.address), term.part.strides[0]
-    p.scale, p.max_bias, p.logit_softcap = scale, max_bias, logit_softcap
-    return p

@@ -362,22 +362,8 @@ class Tools:
 
         The file takes about ``chunks * n_ctx * vocabulary`` bytes.
         """
-        log = self._run(
-            name,
-            "llama-perplexity",
-            "-lv",
-            "4",
-            "-m",
-            model,
-            "-f",
-            text,
-            "--chunks",
-            chunks,
-            "--kl-divergence-base",
-            logits,
-            *self._window(n_ctx),
-            *_cache("f16", "f16"),
-        )
+        arguments = ["-f", text, "--chunks", chunks, "--kl-divergence-base", logits]
+        log = self._perplexity(name, model, arguments, "f16", "f16", n_ctx)
         result = parse_perplexity(log)
         if result is None:
             raise ToolError(f"llama-perplexity printed no estimate ({last_error(log)})", self._log(name))
@@ -385,19 +371,7 @@ class Tools:
 
     def divergence(self, name: str, model: Path, logits: Path, k: str, v: str, *, n_ctx: int) -> tuple[Divergence, str]:
         """Compare a run with the cache types `k` and `v` with the distributions in `logits`; return also the log."""
-        log = self._run(
-            name,
-            "llama-perplexity",
-            "-lv",
-            "4",
-            "-m",
-            model,
-            "--kl-divergence",
-            "--kl-divergence-base",
-            logits,
-            *self._window(n_ctx),
-            *_cache(k, v),
-        )
+        log = self._perplexity(name, model, ["--kl-divergence", "--kl-divergence-base", logits], k, v, n_ctx)
         result = parse_divergence(log)
         if result is None:
             raise ToolError(f"llama-perplexity printed no divergence ({last_error(log)})", self._log(name))
@@ -425,6 +399,11 @@ class Tools:
         log = self._run(name, "llama-ggmlq-lab", "score", cases, *words)
         found = re.findall(r"^case \d+ (\d+) (\S+) (\d+) (\d+)$", log, re.MULTILINE)
         return [Score(int(n), float(nll), int(top), int(before)) for n, nll, top, before in found], log
+
+    def _perplexity(self, name: str, model: Path, arguments: list[object], k: str, v: str, n_ctx: int) -> str:
+        return self._run(
+            name, "llama-perplexity", "-lv", "4", "-m", model, *arguments, *self._window(n_ctx), *_cache(k, v)
+        )  # fmt: skip
 
     def _window(self, n_ctx: int) -> tuple[object, ...]:
         """A window in one call, cut into batches of llama.cpp's default size, on which the cache of sliding windows depends."""

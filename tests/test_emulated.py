@@ -27,7 +27,7 @@ import build
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or build.compilers() is None, reason="the emulator needs Linux and a C++ compiler"
 )
-GROUPS = ["encoder", "decoder", "rotation", "set_rows", "rounded", "get_rows", "copy", "mul_mat", "center", "attention", "selected", "indexer", "errors"]
+GROUPS = ["encoder", "decoder", "rotation", "set_rows", "rounded", "get_rows", "copy", "mul_mat", "center", "f16", "attention", "selected", "indexer", "errors"]
 
 
 def check(program, group, wave=32, order="forward", one_of=1):
@@ -89,8 +89,10 @@ def test_the_adapter_of_a_patched_tree(programs, llama_tree, tmp_path):
     adapter = tree / "ggml" / "src" / "ggml-cuda" / "ggml-cuda-ggmlq.cu"
     text = adapter.read_text(encoding="utf-8")
     for right, wrong, seen in (
-        ("first*group*p->w_stride[1]", "first*p->w_stride[1]", "the result is another"), ("first*group*(int64_t) sizeof(float)", "0", "the result is another"),
-        ("return p->n_heads_kv; /* ALiBi", "return 1; /* ALiBi", "the result is another"), ("m->rounded = s;", "m->rounded = -1;", "the result is another, stored with others"),
+        ("rows.wanted[0] = of_k || p->n_pairs > 0;", "rows.wanted[0] = of_k;", "the result is another"),
+        ("rows.wanted[1] = of_v && f16.v_is_made;", "rows.wanted[1] = false;", "the result is another"), ("f16.v.data = f16.k.data;", "f16.v.data = (char *) f16.k.data + 2;", "the result is another"),
+        ("rows.turned = ggml_get_op_params_i32(op, GGMLQ_GGML_ATTEND_MEAN_TURNED_AT);", "rows.turned = 0;", "the result is another"),
+        ("ggml_get_op_params_f32(op, GGMLQ_GGML_ATTEND_MEAN_FACTOR_AT)", "1.0f", "the result is another"), ("m->rounded = s;", "m->rounded = -1;", "the result is another, stored with others"),
         ("if (!in_place && share_memory(out[o], in[k]))", "if (false)", "turned queries lie where V is read: they are done together"),
         ("if (!in_place && share_memory(m.out[o], m.in[k]))", "if (false)", "keys move by one token: another result"),
         ("if (uses != ggml_node_get_use_count(graph, i) ||", "if (", "scaled keys are read elsewhere: another result"),
@@ -112,7 +114,11 @@ PLANTED = {
     "lane index": ("cuda/ggmlq-cuda-codec.cuh", "ggmlq_flip_quad(v[h], 16*h + 4*t);", "ggmlq_flip_quad(v[h], 16*h + 4*(t ^ 1));", "rows", "rotation"),
     "half of a wave": ("cuda/ggmlq-cuda-deps.cuh", "__shfl_xor(value, mask, 32)", "__shfl_xor(value, mask ^ 32, 64)", "rows", "encoder"),
     "table entry": ("ggmlq-tables.h", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 14,", "TQ3_0_FIELD_LEVELS_INIT { -123, -43, 15,", "rows", "decoder"),
+    "another start": ("cuda/ggmlq-cuda-codec.cuh", "f.best  = warp == best;", "f.best  = warp == 1;", "rows", "encoder"),
     "feedback to itself": ("cuda/ggmlq-cuda-round.cu", "lane > k + i ?", "lane >= k + i ?", "round", "rounded"),
+    "other value of a pair": ("cuda/ggmlq-cuda-f16.cu", "word < half ? word + half", "word <= half ? word + half", "f16", "f16"),
+    "transform": ("cuda/ggmlq-cuda-f16.cu", "PLANE*mask < turned; mask *= 2", "PLANE*mask < turned/2; mask *= 2", "f16", "f16"),
+    "cosines of a block of threads": ("cuda/ggmlq-cuda-f16.cu", "    __syncthreads();\n    const uint32_t at", "    const uint32_t at", "f16", "f16"),
     "missing barrier": (
         "cuda/ggmlq-cuda-attend-plain.cu", "                    __syncthreads();\n                }\n            }\n        }\n\n        const int64_t row0",
         "                }\n            }\n        }\n\n        const int64_t row0", "attend-plain", "attention",

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,6 +77,20 @@ def test_turns_of_a_rope_give_its_rows(programs, tmp_path):  # noqa: F811
     assert [name for name, *_ in found] == ["neighbours", "halves", "scaled", "yarn", "factors", "magnitude"]
     assert all(float(worst) < 1 for _, worst, _ in found), found
     assert [float(magnitude) for *_, magnitude in found] == pytest.approx([1, 1, 1, 1 + 0.1 * np.log(4), 1, 1.19], abs=1e-5)
+
+
+@pytest.mark.parametrize("model, k, v, more, env", [
+    ("smollm2", "tq3_0", "tq3_0", (), {}), ("gemma", "planar3", "f16", (), {}), ("gemma", "tq3_0", "tq3_0", (), {}), ("smollm2", "tq3_0", "f16", ("yarn",), {}),
+    ("smollm2", "q8_0", "f16", (), CENTERED), ("smollm2", "f16", "f16", (), CENTERED), ("smollm2", "tq3_0", "tq3_0", (), {"LLAMA_ATTN_ROT_DISABLE": "1"}),
+])  # fmt: skip
+def test_the_mean_adds_what_w_adds(programs, request, tmp_path, model, k, v, more, env):  # noqa: F811
+    """Of every node of attention: two ways to the same term, of which a GPU takes the other one for many queries."""
+    tree, binary = CACHE / "llama" / "0.3.36-patched", tmp_path / "center_mean_probe"
+    run([os.environ.get("CXX") or "c++", "-std=c++17", "-O1", *(f"-I{tree / folder}" for folder in ("src", "include", "ggml/include", "ggml/src")),
+         Path(__file__).with_name("center_mean_probe.cpp"), f"-L{programs}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{programs}", "-o", binary])  # fmt: skip
+    nodes, difference, term = run([binary, request.getfixturevalue(model), k, v, *more], env={**os.environ, **env}).stdout.splitlines()[-1].split()
+    assert int(nodes) == dict(smollm2=30, gemma=18)[model]
+    assert float(difference) < 1e-5 and float(term) > 0.1
 
 
 def test_keys_that_move(start):  # noqa: F811
@@ -183,6 +199,15 @@ def test_three_bits_lose_less(start, model, k, attention):  # noqa: F811
     assert centered < plain / 2, (centered, plain)
 
 
+@pytest.mark.parametrize("k, attention, most", [("q4_0", "on", 1 / 2), ("q4_0", "off", 1 / 2), ("q8_0", "on", 1.2), ("q8_0", "off", 1.2)])
+def test_keys_of_llama_cpps_types(start, k, attention, most):  # noqa: F811
+    """On request (`all`). What q8_0 loses is less than what these models answer to any other rounding with."""
+    reference = logits(start, "smollm2", "f16", "f16", PLAIN)[0]
+    plain = kld(reference, logits(start, "smollm2", k, "f16", PLAIN, attention)[0]).mean()
+    found, log = logits(start, "smollm2", k, "f16", CENTERED, attention)
+    assert "keys are centered: 30 layers" in log and 0 < kld(reference, found).mean() < most * plain + 0.001 * (k == "q8_0"), plain
+
+
 def test_keys_of_tq3_0_are_rotated_where_they_are_centered(start):  # noqa: F811
     """By llama.cpp's attn_rot, which is left out for this type otherwise: its switch changes nothing then."""
     off = {"LLAMA_ATTN_ROT_DISABLE": "1"}
@@ -239,6 +264,7 @@ def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):
     others = set(folder.iterdir()) - {file}
     assert len(others) == 2 and file.read_bytes() == good
     for broken, sentence in ((good[:-900] + b"?" + good[-899:], "is damaged: its checksum is wrong: it is made anew"),
+                             (good.replace(b"blk.7.rope", b"blk.7.ropf"), "is damaged: its checksum is wrong: it is made anew"),
                              (good[:700], "is no calibration of centered keys, or damaged: it is made anew"),
                              (others.pop().read_bytes(), "by another name: it is made anew")):  # fmt: skip
         file.write_bytes(broken)
@@ -254,18 +280,41 @@ def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):
     centered("calibrating", "(not kept in a file)", env={**env, "GGMLQ_KV_CENTER_CACHE": "off"})
 
 
+def test_a_calibration_that_a_full_disk_cuts_off_is_not_kept(programs, smollm2, calibrated, tmp_path):  # noqa: F811
+    """Played by a limit of file sizes, a few bytes below what is wanted: they are still in C's buffer when ggml has written everything."""
+    resource = pytest.importorskip("resource")
+
+    def kept(folder, most):
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+        env = {**os.environ, **calibrated("auto", 0), "GGMLQ_KV_CENTER_CACHE": str(folder)}
+        done = subprocess.run([programs / "llama-completion", "-m", smollm2, *"-p hi -n 1 -c 512 -no-cnv -lv 4 -ctk tq3_0 -fa on".split()], env=env, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=limit, text=True, errors="replace")  # fmt: skip
+        assert done.returncode == 0 and "keys are centered: 30 layers" in done.stdout, done.stdout
+        return list(folder.iterdir()), done.stdout
+
+    (file,), _ = kept(tmp_path / "kept", resource.RLIM_INFINITY)
+    files, log = kept(tmp_path / "full", file.stat().st_size - 10)
+    assert files == [] and re.search(r"not kept in a file: '.*' can't be written: what was written is damaged: .*is the disk full", log), log
+
+
 def test_keys_are_rounded_for_queries_at_any_position(start, calibrated, tmp_path):  # noqa: F811
     """A calibration a quarter turn further on has the mean squares of each RoPE pair of queries the other way round: the same bits."""
     folder = tmp_path / "kept"
     found, _ = logits(start, "smollm2", "tq3_0", "f16", {**calibrated("auto", 0), "GGMLQ_KV_CENTER_CACHE": str(folder)})
     (path,) = folder.iterdir()
-    file, data = gguf.GGUFReader(path, "r+"), b""
+    file = gguf.GGUFReader(path, "r+")
+    sum_said = file.fields["ggmlq.checksum"].parts[-1]
+    sum_said[:] = ord("0")
+    data = bytes(file.data[: file.data_offset])
     for tensor in file.tensors:
         if tensor.name.endswith("q_squares"):
             assert np.abs(np.log(tensor.data[:, ::2] / tensor.data[:, 1::2])).max() > 0.5
             tensor.data[:] = tensor.data.reshape(-1, 2)[:, ::-1].reshape(tensor.data.shape)
         data += tensor.name.encode() + tensor.data.tobytes()
-    file.fields["ggmlq.checksum"].parts[-1][:] = np.frombuffer(f"{checksum(data):016x}".encode(), np.uint8)
+    sum_said[:] = np.frombuffer(f"{checksum(data):016x}".encode(), np.uint8)
     file.data.flush()
     turned, log = logits(start, "smollm2", "tq3_0", "f16", {"GGMLQ_KV_CENTER": str(path)})
     assert "as a file says" in log and np.array_equal(found, turned)
@@ -451,6 +500,15 @@ def test_a_server_keeps_its_prompts(programs, smollm2, calibrated, monkeypatch, 
     assert "keys are centered by the saved calibration" in (tmp_path / "server-tq3_0-tq3_0.log").read_text(errors="replace")
 
 
+def test_a_draft_model_has_a_calibration_of_its_own(programs, smollm2, tmp_path):  # noqa: F811
+    """Two contexts of one server. The draft is the model itself, so nearly all that it says is taken."""
+    draft = ("--spec-type", "draft-simple", "--spec-draft-model", smollm2, "--spec-draft-type-k", "tq3_0", "--spec-draft-type-v", "f16", "-lv", "4")
+    with llama_server(programs, smollm2, tmp_path, "tq3_0", "tq3_0", *draft) as request:
+        timings = request("/completion", {"prompt": PROMPT, "n_predict": 48, "temperature": 0})["timings"]
+    log = (tmp_path / "server-tq3_0-tq3_0.log").read_text(errors="replace")
+    assert log.count("keys are centered: 30 layers") == 2 and timings["draft_n_accepted"] > timings["draft_n"] / 2 > 0, timings
+
+
 # --- a calibration in a file ------------------------------------------------------------------------------------------
 
 
@@ -553,6 +611,21 @@ def test_the_text_of_a_calibration(start, tmp_path):  # noqa: F811
 def sinks(random_models):
     """MLA with them."""
     return random_models / "hy_v4-moe.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm3(tmp_path_factory):
+    """Of random weights: its fourth and eighth layer have no RoPE."""
+    path = tmp_path_factory.mktemp("smollm3") / "random.gguf"
+    shape = "--layers 9 --heads 2 --heads-kv 1 --head-size 64 --ff 128 --type f16 --architecture smollm3"
+    run([sys.executable, Path(__file__).parents[1] / "tools" / "make_random_gguf.py", path, *shape.split()])
+    return path
+
+
+def test_layers_that_stay_as_they_are_are_named(start, smollm3):
+    with start("smollm3", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": "auto"}) as p:
+        pass
+    assert re.search(r"keys are centered: 7 layers, .*; not 3, 7 \(its keys don't come straight from RoPE\)$", p.log(), re.MULTILINE), p.log()[-2000:]
 
 
 @pytest.mark.parametrize("random_model", ["deepseek4-moe"], indirect=True)

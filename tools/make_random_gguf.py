@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes a GGUF file of the llama architecture, of any shape, with random weights: for speed and shapes only.
+"""Writes a GGUF file of any shape, of the llama architecture or another one with its tensors, with random weights: for speed and shapes only.
 
     python3 tools/make_random_gguf.py random.gguf --layers 8 --heads 16 --heads-kv 8 --ff 4096 --type q8_0
     llama-bench -m random.gguf -fa 1 -d 4096 -ctk f16,tq3_0 -ctv f16,tq3_0
@@ -26,6 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with status 2 if the shape can't be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--architecture", choices=["llama", "smollm3"], default="llama", help="smollm3: every fourth layer has no RoPE (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--heads", type=int, default=16, help="query heads (default: %(default)s)")
     parser.add_argument("--heads-kv", type=int, default=4, help="(default: %(default)s)")
@@ -56,7 +57,7 @@ def _check_sizes(parser: argparse.ArgumentParser, options: argparse.Namespace, w
 
 def write(options: argparse.Namespace) -> None:
     """Write the file."""
-    writer = gguf.GGUFWriter(options.output, "llama")
+    writer = gguf.GGUFWriter(options.output, options.architecture)
     writer.add_name(f"random weights, {options.layers} layers, {options.heads}/{options.heads_kv} heads of {options.head_size}")
     writer.add_file_type(_FILE_TYPES[options.type])
     writer.add_context_length(options.context)

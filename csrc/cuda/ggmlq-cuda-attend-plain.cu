@@ -101,6 +101,25 @@ static __device__ __forceinline__ bool load_tile(int type, const uint8_t * rows,
     return odd;
 }
 
+/* sums[i] += a slice of the thread's token times one of the warp's i-th query. */
+template <int n> static __device__ __forceinline__ void add_products(float sums[n], const float token[SLICE], const float * queries, int width, int n_rows) {
+#pragma unroll 4
+    for (int d = 0; d < SLICE; d += 4) {
+        const float4 key = *(const float4 *) (token + d);
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const int row = threadIdx.x/32 + WARPS*i;
+            if (row < n_rows) {
+                const float4 q = *(const float4 *) (queries + row*width + d);
+                sums[i] = fmaf(key.x, q.x, sums[i]);
+                sums[i] = fmaf(key.y, q.y, sums[i]);
+                sums[i] = fmaf(key.z, q.z, sums[i]);
+                sums[i] = fmaf(key.w, q.w, sums[i]);
+            }
+        }
+    }
+}
+
 /* `count` query rows -> q[row][width], rotated as K is. */
 template <int type> static __device__ __forceinline__ void rotate_queries(float * q, int width, int n, int count) {
     const int lane = threadIdx.x % 32, t = lane % 4, planes = n/GGMLQ_PLANE;
@@ -228,20 +247,7 @@ attend(const struct work w) {
             for (int j = 0; j < nk; j += SLICE) {
                 load_tile(p.type_k, k + from*p.k_stride[0], p.k_stride[0], count, j, nk, tile);
                 __syncthreads();
-#pragma unroll 4
-                for (int d = 0; d < SLICE; d += 4) {
-                    const float4 key = *(const float4 *) &tile[lane][d];
-#pragma unroll
-                    for (int i = 0; i < ROWS_PER_WARP; ++i) {
-                        if (warp + WARPS*i < n_rows) {
-                            const float4 q = *(const float4 *) &query[(warp + WARPS*i)*width + j + d];
-                            score[i] = fmaf(key.x, q.x, score[i]);
-                            score[i] = fmaf(key.y, q.y, score[i]);
-                            score[i] = fmaf(key.z, q.z, score[i]);
-                            score[i] = fmaf(key.w, q.w, score[i]);
-                        }
-                    }
-                }
+                add_products<ROWS_PER_WARP>(score, tile[lane], query + j, width, n_rows);
                 __syncthreads();
             }
             if constexpr (TERM) {
@@ -272,20 +278,7 @@ attend(const struct work w) {
                         *(float2 *) &term_query[r][2*pair] = v;
                     }
                     __syncthreads();
-#pragma unroll 4
-                    for (int d = 0; d < SLICE; d += 4) {
-                        const float4 key = *(const float4 *) &tile[lane][d];
-#pragma unroll
-                        for (int i = 0; i < ROWS_PER_WARP; ++i) {
-                            if (warp + WARPS*i < n_rows) {
-                                const float4 q = *(const float4 *) &term_query[warp + WARPS*i][d];
-                                term[i] = fmaf(key.x, q.x, term[i]);
-                                term[i] = fmaf(key.y, q.y, term[i]);
-                                term[i] = fmaf(key.z, q.z, term[i]);
-                                term[i] = fmaf(key.w, q.w, term[i]);
-                            }
-                        }
-                    }
+                    add_products<ROWS_PER_WARP>(term, tile[lane], &term_query[0][0], SLICE, n_rows);
                     __syncthreads();
                 }
                 const float factor = !part ? 1.0f : lane < count ? ggmlq_half_value(part[lane]) : 0.0f;

@@ -6,96 +6,7 @@
 #include "ggmlq-cuda-center.h"
 #include "ggmlq-cuda-checks.h"
 
-enum { THREADS = 256, MOST_BLOCKS = 1 << 20 };
-
-static constexpr float UNIT = 256.0f; /* a product of w and 16 bits of range to either side */
-
-struct rows {
-    uint8_t * data; /* of value `at` */
-    int64_t   ne[4], nb[4];
-    int64_t   count; /* threads with work */
-};
-
-/* A thread computes a value once and writes it for all heads. */
-static __global__ void __launch_bounds__(THREADS) fill_keys(const struct rows r, const struct ggmlq_attend_params p) {
-    const int64_t step = (int64_t) gridDim.x*THREADS;
-    for (int64_t i = (int64_t) blockIdx.x*THREADS + threadIdx.x; i < r.count; i += step) {
-        const int64_t j = i % r.ne[0], token = i/r.ne[0] % r.ne[1], seq = i/r.ne[0]/r.ne[1];
-        float x = 0.0f;
-        if (j < 2*p.n_pairs) {
-            const float part = p.part ? ggmlq_half_value(*(const uint16_t *) ((const uint8_t *) p.part + seq*p.part_stride + 2*token)) : 1.0f;
-            const float2 row = ggmlq_positional(*(const int32_t *) ((const uint8_t *) p.positions + seq*p.positions_stride + 4*token), p.turns[p.pairs_are_halves ? j % p.n_pairs : j/2]);
-            x = UNIT*part*((p.pairs_are_halves ? j < p.n_pairs : j % 2 == 0) ? row.x : row.y);
-        }
-        uint8_t * to = r.data + 2*j + token*r.nb[1] + seq*r.nb[3];
-        for (int64_t head = 0; head < r.ne[2]; ++head) {
-            *(__half *) (to + head*r.nb[2]) = __float2half_rn(x);
-        }
-    }
-}
-
-static __global__ void __launch_bounds__(THREADS) fill_queries(const struct rows r, const struct ggmlq_attend_params p) {
-    const int64_t step = (int64_t) gridDim.x*THREADS;
-    for (int64_t i = (int64_t) blockIdx.x*THREADS + threadIdx.x; i < r.count; i += step) {
-        const int64_t j = i % r.ne[0], token = i/r.ne[0] % r.ne[1], head = i/r.ne[0]/r.ne[1] % r.ne[2], seq = i/r.ne[0]/r.ne[1]/r.ne[2];
-        const float x = j < 2*p.n_pairs ? *(const float *) ((const uint8_t *) p.w + token*p.w_stride[0] + head*p.w_stride[1] + seq*p.w_stride[2] + 4*j) : 0.0f;
-        *(float *) (r.data + 4*j + token*r.nb[1] + head*r.nb[2] + seq*r.nb[3]) = x*(1.0f/UNIT);
-    }
-}
-
-static int check(const struct ggmlq_cuda_view * v, int type, int64_t at, const struct ggmlq_attend_params * p) {
-    if (v->type != type) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    const int error = ggmlq_check_view(v, 1);
-    return error ? error : p->n_pairs < 1 || at < 0 || 2*p->n_pairs > v->ne[0] - at ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
-}
-
-static struct rows rows_of(const struct ggmlq_cuda_view * v, int64_t at) {
-    struct rows r;
-    r.data = (uint8_t *) v->data + at*v->nb[0];
-    for (int i = 0; i < 4; ++i) {
-        r.ne[i] = v->ne[i];
-        r.nb[i] = v->nb[i];
-    }
-    r.ne[0] -= at;
-    return r;
-}
-
-static unsigned int blocks_of(int64_t count) {
-    const int64_t blocks = (count + THREADS - 1)/THREADS;
-    return (unsigned int) (blocks < (int64_t) MOST_BLOCKS ? blocks : (int64_t) MOST_BLOCKS);
-}
-
-int ggmlq_cuda_center_keys(const struct ggmlq_cuda_view * keys, int64_t at, const struct ggmlq_attend_params * p, void * stream) {
-    const int error = check(keys, GGMLQ_CUDA_F16, at, p);
-    if (error) {
-        return error;
-    }
-    struct rows r = rows_of(keys, at);
-    r.count = r.ne[0]*r.ne[1]*r.ne[3];
-    if (r.count*r.ne[2] == 0) {
-        return GGMLQ_OK;
-    }
-    fill_keys<<<blocks_of(r.count), THREADS, 0, (cudaStream_t) stream>>>(r, *p);
-    return ggmlq_cuda_launched();
-}
-
-int ggmlq_cuda_center_queries(const struct ggmlq_cuda_view * queries, int64_t at, const struct ggmlq_attend_params * p, void * stream) {
-    const int error = check(queries, GGMLQ_CUDA_F32, at, p);
-    if (error) {
-        return error;
-    }
-    struct rows r = rows_of(queries, at);
-    r.count = r.ne[0]*r.ne[1]*r.ne[2]*r.ne[3];
-    if (r.count == 0) {
-        return GGMLQ_OK;
-    }
-    fill_queries<<<blocks_of(r.count), THREADS, 0, (cudaStream_t) stream>>>(r, *p);
-    return ggmlq_cuda_launched();
-}
-
-/* --- new tokens ------------------------------------------------------------------------------------------------- */
+enum { THREADS = 256 };
 
 /* As the surrounding build rounds in kernels with a single operation: llama.cpp's -use_fast_math flushes subnormals in them. */
 #if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA)
@@ -127,18 +38,14 @@ GGMLQ_DEVICE struct quad mul(const struct quad & a, const struct quad & b) {
     return r;
 }
 
-/* The four pairs of two times four values, the first of which is `pair`; `apart`: pair i is value i of both. */
-GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, uint32_t token, int pair, bool apart) {
+GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, uint32_t token, int u, bool apart) {
     const int32_t position = r.positions[token];
+    float2 angle[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const float2 angle = ggmlq_rope_angle(r, position, pair + i, ggmlq_rope_power(r, pair + i));
-        if (apart) {
-            ggmlq_turn_pair(x[0].v[i], x[1].v[i], angle);
-        } else {
-            ggmlq_turn_pair(x[i/2].v[2*(i%2)], x[i/2].v[2*(i%2) + 1], angle);
-        }
+        angle[i] = ggmlq_rope_angle(r, position, 4*u + i, ggmlq_rope_power(r, 4*u + i));
     }
+    ggmlq_turn_unit(x[0].v, x[1].v, apart, angle);
 }
 
 struct centering {
@@ -173,23 +80,22 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
     }
     const float part = sub(sum, *p.s_mu_2) > 0.0f ? 1.0f : 0.0f;
     const bool ropes = p.k_rope.positions != NULL;
-    for (uint32_t i = threadIdx.x; i < c.k_quads/2 && ropes; i += THREADS) { /* eight values, as of a query */
+    for (uint32_t i = threadIdx.x; i < c.k_quads/2 && ropes; i += THREADS) {
         const uint32_t head = i/(quads_of_head/2), u = i - head*(quads_of_head/2), first = 4*quads_of_head*head;
-        const bool     turns = (int) (8*u) < p.k_rope.n_rot, apart = turns && p.k_rope.neox;
-        const uint32_t at[2] = { apart ? 4*u : 8*u, apart ? (uint32_t) p.k_rope.n_rot/2 + 4*u : 8*u + 4 };
+        const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, p.k_rope.n_rot, p.k_rope.neox);
         struct quad x[2];
         for (int h = 0; h < 2; ++h) {
-            x[h] = mul(load(k + head*p.k.nb[1] + 4*at[h]), load(p.s + first + at[h]));
-            const struct quad mu = load(p.s_mu + first + at[h]);
+            x[h] = mul(load(k + head*p.k.nb[1] + 4*unit.at[h]), load(p.s + first + unit.at[h]));
+            const struct quad mu = load(p.s_mu + first + unit.at[h]);
             for (int j = 0; j < 4; ++j) {
                 x[h].v[j] = sub(x[h].v[j], mul(mu.v[j], part));
             }
         }
-        if (turns) {
-            rope(x, p.k_rope, token, 4*u, apart);
+        if (unit.turns) {
+            rope(x, p.k_rope, token, u, unit.apart);
         }
         for (int h = 0; h < 2; ++h) {
-            store(p.k_out + (int64_t) token*4*c.k_quads + first + at[h], x[h]);
+            store(p.k_out + (int64_t) token*4*c.k_quads + first + unit.at[h], x[h]);
         }
     }
     for (uint32_t i = threadIdx.x; i < c.k_quads && !ropes; i += THREADS) {
@@ -210,36 +116,29 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
     }
 }
 
-/* Two times 4 values of a head, whose pairs are among them. */
-GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t unit) {
+/* A ggmlq_rope_unit. */
+GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t number) {
     const struct ggmlq_cuda_centering & p = c.p;
     const uint32_t units_of_head = (uint32_t) p.q.ne[0]/8, heads = (uint32_t) p.q.ne[1];
-    const uint32_t row = unit/units_of_head, token = row/heads, head = row - token*heads, u = unit - row*units_of_head;
-    const bool     turns = (int) (8*u) < p.n_rot, apart = turns && p.neox;
-    const uint32_t at[2] = { apart ? 4*u : 8*u, apart ? (uint32_t) p.n_rot/2 + 4*u : 8*u + 4 };
+    const uint32_t row = number/units_of_head, token = row/heads, head = row - token*heads, u = number - row*units_of_head;
+    const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, p.n_rot, p.neox);
     const uint8_t * q = (const uint8_t *) p.q.data + token*p.q.nb[2] + head*p.q.nb[1];
     const int64_t factors = (int64_t) head*p.q.ne[0], out = (int64_t) row*p.q.ne[0];
     struct quad x[2], same[2], turned[2], inverse[2]; /* all are loaded before the first is stored: for all that compilers know, that changes what is loaded */
     for (int h = 0; h < 2; ++h) {
-        x[h]       = load(q + 4*at[h]);
-        same[h]    = load(p.mu_same + factors + at[h]);
-        turned[h]  = load(p.mu_turn + factors + at[h]);
-        inverse[h] = load(p.s_inv + factors + at[h]);
+        x[h]       = load(q + 4*unit.at[h]);
+        same[h]    = load(p.mu_same + factors + unit.at[h]);
+        turned[h]  = load(p.mu_turn + factors + unit.at[h]);
+        inverse[h] = load(p.s_inv + factors + unit.at[h]);
     }
-    if (turns && p.q_rope.positions) {
-        rope(x, p.q_rope, token, 4*u, apart);
+    if (unit.turns && p.q_rope.positions) {
+        rope(x, p.q_rope, token, u, unit.apart);
     }
     struct quad t[2] = { x[0], x[1] };
-    if (turns) {
+    if (unit.turns) {
         const float  angle  = p.turn*(float) p.positions[token];
-        const float2 angles = make_float2(cosf(angle), sinf(angle));
-        for (int i = 0; i < 4; ++i) {
-            if (apart) {
-                ggmlq_turn_pair(t[0].v[i], t[1].v[i], angles);
-            } else {
-                ggmlq_turn_pair(t[i/2].v[2*(i%2)], t[i/2].v[2*(i%2) + 1], angles);
-            }
-        }
+        const float2 turn   = make_float2(cosf(angle), sinf(angle)), all[4] = { turn, turn, turn, turn };
+        ggmlq_turn_unit(t[0].v, t[1].v, unit.apart, all);
     }
     for (int h = 0; h < 2; ++h) {
         const struct quad a = mul(x[h], same[h]), b = mul(t[h], turned[h]);
@@ -247,8 +146,8 @@ GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t unit) {
         for (int i = 0; i < 4; ++i) {
             w.v[i] = add(a.v[i], b.v[i]);
         }
-        store(p.w + out + at[h], w);
-        store(p.q_out + out + at[h], mul(x[h], inverse[h]));
+        store(p.w + out + unit.at[h], w);
+        store(p.q_out + out + unit.at[h], mul(x[h], inverse[h]));
     }
 }
 
@@ -295,8 +194,6 @@ static int check_tokens(const struct ggmlq_cuda_view * x, int64_t length) {
         (x->ne[1] > 0 && x->ne[2] > 0 && x->ne[0] > most/x->ne[1]/x->ne[2]) ? GGMLQ_ERROR_SHAPE : GGMLQ_OK;
 }
 
-static bool can_rope(const struct ggmlq_cuda_rope * r, int64_t head_size) { return r->n_rot > 0 && r->n_rot % 8 == 0 && r->n_rot <= head_size; }
-
 int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
     if (p->k.data) {
         const int error = check_tokens(&p->k, 4);
@@ -308,7 +205,7 @@ int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
             return GGMLQ_ERROR_SHAPE;
         }
     }
-    if (p->k.data && p->k_rope.positions && (p->k.ne[0] % 8 != 0 || !can_rope(&p->k_rope, p->k.ne[0]))) {
+    if (p->k.data && p->k_rope.positions && !ggmlq_can_rope(&p->k_rope, p->k.ne[0])) {
         return GGMLQ_ERROR_SHAPE;
     }
     if (p->q.data) {
@@ -316,7 +213,7 @@ int ggmlq_cuda_center_check(const struct ggmlq_cuda_centering * p) {
         if (error) {
             return error;
         }
-        if ((p->q_rope.positions && (!can_rope(&p->q_rope, p->q.ne[0]) || p->q_rope.n_rot != p->n_rot || !p->q_rope.neox != !p->neox)) ||
+        if ((p->q_rope.positions && (!ggmlq_can_rope(&p->q_rope, p->q.ne[0]) || p->q_rope.n_rot != p->n_rot || !p->q_rope.neox != !p->neox)) ||
             p->n_rot < 0 || p->n_rot > p->q.ne[0] || p->n_rot % 8 != 0 || !whole_quads(p->s_inv) || !whole_quads(p->mu_same) || !whole_quads(p->mu_turn) ||
             !whole_quads(p->q_out) || !whole_quads(p->w)) {
             return GGMLQ_ERROR_SHAPE;

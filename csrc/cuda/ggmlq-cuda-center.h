@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Centered keys (docs/CENTERING.md): new tokens' keys, values and queries; and attention kernels that know nothing of centering, such as llama.cpp's f16
- * kernels, with rows [k | part*c | 0] and [q | w | 0], c being positional rows (ggmlq.h); c is multiplied and w divided by a power of two, so that halves hold w as well. Conventions of ggmlq-cuda.h.
+ * Centered keys (docs/CENTERING.md): new tokens' keys, values and queries. Conventions of ggmlq-cuda.h.
  */
 #ifndef GGMLQ_CUDA_CENTER_H
 #define GGMLQ_CUDA_CENTER_H
@@ -11,11 +10,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Fill values `at` and up of every row. keys: f16 [length, n_kv, any number of heads, n_seqs_kv]; queries: f32 [length, n_queries, heads, n_seqs], heads
- * from p->w on. Of p: w, positions, part, their strides, turns, and pairs, at most (length - at)/2. Cells that were never written hold anything: where part is 0, so is the row. */
-GGMLQ_CUDA_API int ggmlq_cuda_center_keys   (const struct ggmlq_cuda_view * keys,    int64_t at, const struct ggmlq_attend_params * p, void * stream);
-GGMLQ_CUDA_API int ggmlq_cuda_center_queries(const struct ggmlq_cuda_view * queries, int64_t at, const struct ggmlq_attend_params * p, void * stream);
 
 /* What centering does to new tokens, in one launch; `data` NULL: not that part. Values are floats, views [head size, heads, tokens] with a multiple of 4 of
  * them in a head; k_out, v_out, q_out and w are contiguous, and so are the factors, of as many values as a token. All addresses and strides are multiples of

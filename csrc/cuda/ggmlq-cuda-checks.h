@@ -56,6 +56,24 @@ static inline int ggmlq_check_indices(const struct ggmlq_cuda_view * rows, const
     return GGMLQ_OK;
 }
 
+static inline int ggmlq_check_rotation(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src) {
+    if (!ggmlq_is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
+        return GGMLQ_ERROR_TYPE;
+    }
+    const int64_t length = ggmlq_type_info_get(type)->block_length;
+    int error = ggmlq_check_view(dst, length);
+    error = error ? error : ggmlq_check_view(src, length);
+    for (int i = 0; i < 4 && !error; ++i) {
+        error = dst->ne[i] == src->ne[i] ? GGMLQ_OK : GGMLQ_ERROR_SHAPE;
+    }
+    return error;
+}
+
+/* A thread turns the pairs of eight values. */
+static inline bool ggmlq_can_rope(const struct ggmlq_cuda_rope * r, int64_t head_size) {
+    return r->positions && r->n_rot > 0 && r->n_rot % 8 == 0 && r->n_rot <= head_size && head_size % 8 == 0;
+}
+
 /* Heads side by side, feedback of each; what a device wants of sizes and addresses beyond that is its own. */
 static inline int ggmlq_check_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values,
                                                    const struct ggmlq_cuda_view * indices, int index_bytes, const struct ggmlq_cuda_view * feedback) {

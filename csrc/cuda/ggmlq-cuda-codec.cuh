@@ -190,6 +190,11 @@ GGMLQ_DEVICE void ggmlq_butterfly(float & a, float & b) {
     a = sum;
 }
 
+/* With the lane whose number differs in the bit `mask`. */
+GGMLQ_DEVICE void ggmlq_butterfly_lanes(float & v, int lane, int mask) {
+    v = ggmlq_fma(lane & mask ? -1.0f : 1.0f, v, ggmlq_shuffle_xor(v, mask));
+}
+
 /* Quads in, columns out. */
 GGMLQ_DEVICE void ggmlq_hadamard(float v[2][4], int lane) {
 #pragma unroll
@@ -214,9 +219,10 @@ GGMLQ_DEVICE void ggmlq_flip_quad(float v[4], int j) {
     }
 }
 
-/* Turns the two pairs of the quad at value j of a planar3 block; direction -1: back. */
-GGMLQ_DEVICE void ggmlq_turn_quad(float v[4], int j, float direction) {
-    const float4 cs = *(const float4 *) ggmlq_cos_sin[j/2];
+/* Turns the two pairs of the quad at value j of a planar3 block, which are turned by cs; direction -1: back. */
+GGMLQ_DEVICE float4 ggmlq_turns_of_quad(int j) { return *(const float4 *) ggmlq_cos_sin[j/2]; }
+
+GGMLQ_DEVICE void ggmlq_turn_quad(float v[4], const float4 & cs, float direction) {
     const float s0 = direction*cs.y, s1 = direction*cs.w;
     const float y0 = ggmlq_sub(ggmlq_mul(cs.x, v[0]), ggmlq_mul(s0, v[1]));
     const float y2 = ggmlq_sub(ggmlq_mul(cs.z, v[2]), ggmlq_mul(s1, v[3]));
@@ -234,7 +240,7 @@ template <int type> GGMLQ_DEVICE void ggmlq_rotate_plane(float v[2][4], int lane
         if (type == GGMLQ_TYPE_TQ3_0) {
             ggmlq_flip_quad(v[h], 16*h + 4*t);
         } else {
-            ggmlq_turn_quad(v[h], 32*plane + 16*h + 4*t, 1.0f);
+            ggmlq_turn_quad(v[h], ggmlq_turns_of_quad(32*plane + 16*h + 4*t), 1.0f);
         }
     }
     if (type == GGMLQ_TYPE_TQ3_0) {
@@ -256,7 +262,7 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
         if (type == GGMLQ_TYPE_TQ3_0) {
             ggmlq_flip_quad(v[h], 16*h + 4*t);
         } else {
-            ggmlq_turn_quad(v[h], 32*plane + 16*h + 4*t, -1.0f);
+            ggmlq_turn_quad(v[h], ggmlq_turns_of_quad(32*plane + 16*h + 4*t), -1.0f);
         }
     }
 }
@@ -267,23 +273,77 @@ template <int type> GGMLQ_DEVICE void ggmlq_unrotate_plane(float v[2][4], int la
  * Many blocks: threads hold 16 values each and try the three starts side by side:
  *   tq3_0    thread t of 2 holds the values j with j % 8 in 4t..4t+3
  *   planar3  thread t of 8 holds the values j with j % 8 = 4*(t % 2) + t/2
- * Few blocks (`wide`), where time is the length of a thread's work: a warp a block, in four groups of 8 threads, of which each tries one start (the
- * last repeats one); then all go on with the best. Thread t of 8 holds what it does above for planar3.
+ * Few blocks (`wide`), where time is the length of a thread's work: a thread has four values and tries one start.
+ *   tq3_0    a warp a block, in four groups of 8 threads (the last repeats a start), of which thread t holds the values j with j % 8 as in planar3's above; then all go on with the best
+ *   planar3  a thread block a block, each warp a start (the last repeats one), thread t of 32 holds the quad at 4t; the warp whose start is best stores
  * So each lane of FORMAT.md's sums is added up by one thread, in ascending order. More values a thread would repeat less, but such code
  * waits for its own instructions (docs/CUDA.md). */
-template <int type, bool wide> struct ggmlq_encoder {
+template <int type, bool wide> struct ggmlq_encoder;
+
+constexpr float GGMLQ_KEY_SCALE = 1152921504606846976.0f; /* 2^60 */
+
+/* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
+ * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
+GGMLQ_DEVICE float ggmlq_key(float y) {
+    const uint32_t bits = __float_as_uint(y);
+    return ggmlq_mul(fabsf(__uint_as_float(bits + 1 - (bits >> 31))), GGMLQ_KEY_SCALE);
+}
+
+/* Of a start: the boundaries of magnitudes, scaled as the keys are. */
+struct ggmlq_bounds { float b[3]; };
+GGMLQ_DEVICE struct ggmlq_bounds ggmlq_bounds_of(float step) {
+    constexpr float B1 = ggmlq_boundaries[4]*GGMLQ_KEY_SCALE, B2 = ggmlq_boundaries[5]*GGMLQ_KEY_SCALE, B3 = ggmlq_boundaries[6]*GGMLQ_KEY_SCALE;
+    return { { ggmlq_mul(B1, step), ggmlq_mul(B2, step), ggmlq_mul(B3, step) } };
+}
+
+/* The magnitude of the level. */
+GGMLQ_DEVICE float ggmlq_level_of(float key, const struct ggmlq_bounds & b) {
+    constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
+    return ggmlq_pick(key, b.b[0], b.b[1], b.b[2], L0, L1, L2, L3);
+}
+
+/* Of a block, by the bits of its largest magnitude: 2^(e-1) <= that < 2^e. `down`: of the factor 2^-e, that part which is a float, subnormal ones included. */
+struct ggmlq_size {
+    bool  finite, coded;
+    int   e;
+    float down;
+};
+
+GGMLQ_DEVICE struct ggmlq_size ggmlq_size_of(uint32_t max) {
+    const bool finite = max < 0x7f800000, coded = finite && max != 0;
+    const int e = !coded ? 0 : max >= 0x00800000 ? (int) (max >> 23) - 126 : -117 - __clz((int) max);
+    return { finite, coded, e, __uint_as_float(e > 126 ? 0x00800000u >> (e - 126) : (uint32_t) (127 - (e < -127 ? -127 : e)) << 23) };
+}
+
+/* The other part. */
+template <int n> GGMLQ_DEVICE void ggmlq_lift(float v[n], const struct ggmlq_size & size) {
+    if (size.e < -127) {
+        for (int i = 0; i < n; ++i) {
+            v[i] = ggmlq_mul(v[i], __uint_as_float((uint32_t) -size.e << 23));
+        }
+    }
+}
+
+template <int type> GGMLQ_DEVICE uint32_t ggmlq_scale_of(const struct ggmlq_size & size, float step) {
+    const int e = size.e, up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
+    const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
+    const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
+    return size.coded ? __half_as_ushort(__float2half_rn(fminf(scaled, 65504.0f))) : size.finite ? 0 : 0x7e00;
+}
+
+template <int type, bool wide> struct ggmlq_encoder { /* `wide`: tq3_0 only */
     enum { TQ3_0 = type == GGMLQ_TYPE_TQ3_0,
            GROUP = wide ? 8 : ggmlq_cache_type<type>::LENGTH/16, /* threads that hold a block */
            THREADS = wide ? 32 : GROUP, STARTS = wide ? 1 : 3,
-           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, LANES = 8/GROUP };
-    static constexpr float KEY_SCALE = 1152921504606846976.0f; /* 2^60 */
+           VALUES = ggmlq_cache_type<type>::LENGTH/GROUP, LANES = 8/GROUP,
+           SHARED = 1 }; /* floats that a thread block needs in shared memory; none */
 
     /* The first lane of sums of a thread: its n-th value is this + n % LANES + 8*(n/LANES) of the block. */
     static __device__ __forceinline__ int first_lane(int lane) { return GROUP == 8 ? 4*(lane % 2) + lane/2 % 4 : 4*(lane % 2); }
 
     static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
         const bool f32     = value_type == GGMLQ_CUDA_F32;
-        const int  run     = wide && TQ3_0 ? 1 : 4; /* adjacent values; planar3's quads are turned before they change hands */
+        const int  run     = wide ? 1 : 4; /* adjacent values; planar3's quads are turned before they change hands */
         const int  apart   = TQ3_0 ? 8 : 32;
         const uint8_t * at = block + (run == 1 ? first_lane(lane) : 4*(lane % GROUP))*(f32 ? 4 : 2);
         const bool aligned = ((uintptr_t) at & (f32 ? 4*run - 1 : 2*run - 1)) == 0;
@@ -329,8 +389,7 @@ template <int type, bool wide> struct ggmlq_encoder {
         }
         for (int mask = 1; mask < 8; mask *= 2) { /* 4, 8, 16 */
             for (int i = 0; i < VALUES; ++i) {
-                const float other = ggmlq_shuffle_xor(v[i], mask);
-                v[i] = lane & mask ? ggmlq_sub(other, v[i]) : ggmlq_add(v[i], other);
+                ggmlq_butterfly_lanes(v[i], lane, mask);
             }
         }
         for (int i = 0; i < 4; ++i) {
@@ -358,22 +417,14 @@ template <int type, bool wide> struct ggmlq_encoder {
         return ggmlq_add(ggmlq_add(fold(sum[0]), fold(sum[2 % LANES])), ggmlq_add(fold(sum[1 % LANES]), fold(sum[3 % LANES])));
     }
 
-    /* Of a start: the boundaries of magnitudes, scaled as the keys are. */
-    struct bounds { float b[3]; };
-    static __device__ __forceinline__ bounds bounds_of(float step) {
-        constexpr float B1 = ggmlq_boundaries[4]*KEY_SCALE, B2 = ggmlq_boundaries[5]*KEY_SCALE, B3 = ggmlq_boundaries[6]*KEY_SCALE;
-        return { { ggmlq_mul(B1, step), ggmlq_mul(B2, step), ggmlq_mul(B3, step) } };
-    }
-
     /* One pass of all starts side by side, which don't wait for each other: steps -> new steps, and the levels. */
     static __device__ __forceinline__ void improve(const float y[VALUES], const float key[VALUES], float step[STARTS], float level[STARTS][VALUES]) {
-        constexpr float L0 = ggmlq_levels[4], L1 = ggmlq_levels[5], L2 = ggmlq_levels[6], L3 = ggmlq_levels[7];
         float sum[STARTS][LANES], squares[STARTS];
         for (int start = 0; start < STARTS; ++start) {
-            const bounds b = bounds_of(step[start]);
+            const struct ggmlq_bounds b = ggmlq_bounds_of(step[start]);
             float square = 0.0f;
             for (int n = 0; n < VALUES; ++n) {
-                const float l = ggmlq_pick(key[n], b.b[0], b.b[1], b.b[2], L0, L1, L2, L3), product = ggmlq_mul(fabsf(y[n]), l);
+                const float l = ggmlq_level_of(key[n], b), product = ggmlq_mul(fabsf(y[n]), l);
                 level[start][n] = l;
                 sum[start][n % LANES] = n < LANES ? product : ggmlq_add(sum[start][n % LANES], product);
                 square = fmaf(l, l, square); /* integers below 2^24: exact in any order */
@@ -390,12 +441,9 @@ template <int type, bool wide> struct ggmlq_encoder {
     static __device__ __forceinline__ float search(const float y[VALUES], int lane, uint32_t index[2]) {
         const float starts[3] = { 0.8f, 1.0f, 1.2f };
 
-        /* Levels and boundaries mirror each other, so all is done with magnitudes. On a boundary a value belongs to the upper
-         * cell: a positive one's key is the next larger float. Keys are scaled for ggmlq_pick. */
         float key[VALUES], square_sum[LANES];
         for (int n = 0; n < VALUES; ++n) {
-            const uint32_t bits = __float_as_uint(y[n]);
-            key[n] = ggmlq_mul(fabsf(__uint_as_float(bits + 1 - (bits >> 31))), KEY_SCALE);
+            key[n] = ggmlq_key(y[n]);
             const float square = ggmlq_mul(y[n], y[n]);
             square_sum[n % LANES] = n < LANES ? square : ggmlq_add(square_sum[n % LANES], square);
         }
@@ -440,7 +488,7 @@ template <int type, bool wide> struct ggmlq_encoder {
             }
         }
 
-        const bounds b = bounds_of(best_from);
+        const struct ggmlq_bounds b = ggmlq_bounds_of(best_from);
         index[0] = index[1] = 0;
         for (int c = 0; c < VALUES/4; ++c) {
             float nibbles = 3.5f*(1 + 16 + 256 + 4096); /* index = 3.5 +- (cell + 0.5) */
@@ -469,7 +517,10 @@ template <int type, bool wide> struct ggmlq_encoder {
     /* What a thread has of a block: bytes of the 2-bit planes, the bits of the 1-bit planes of the same values, the scale. */
     struct fields { uint32_t two, one, scale; };
 
-    static __device__ __forceinline__ fields encode(float v[VALUES], int lane) {
+    struct constants {};
+    static __device__ __forceinline__ constants load_constants(int) { return {}; }
+
+    static __device__ __forceinline__ fields encode(float v[VALUES], int lane, const constants &, float *) {
         uint32_t max = 0;
         for (int i = 0; i < VALUES; ++i) {
             const uint32_t bits = __float_as_uint(v[i]) & 0x7fffffff;
@@ -479,26 +530,18 @@ template <int type, bool wide> struct ggmlq_encoder {
             const uint32_t other = ggmlq_shuffle_xor(max, mask);
             max = other > max ? other : max;
         }
-        const bool finite = max < 0x7f800000;
-        const bool coded  = finite && max != 0;
-
-        /* 2^(e-1) <= max < 2^e. Of the factor 2^-e, that part which is a float, subnormal ones included. */
-        const int e = !coded ? 0 : max >= 0x00800000 ? (int) (max >> 23) - 126 : -117 - __clz((int) max);
-        const float down = __uint_as_float(e > 126 ? 0x00800000u >> (e - 126) : (uint32_t) (127 - (e < -127 ? -127 : e)) << 23);
-        if (e < -127) {
-            for (int i = 0; i < VALUES; ++i) {
-                v[i] = ggmlq_mul(v[i], __uint_as_float((uint32_t) -e << 23));
-            }
-        }
+        const struct ggmlq_size size = ggmlq_size_of(max);
+        const float down = size.down;
+        ggmlq_lift<VALUES>(v, size);
 
         float y[VALUES];
-        if (TQ3_0 && wide) {
+        if (wide) {
             const int first = first_lane(lane);
             for (int i = 0; i < VALUES; ++i) {
                 v[i] = ggmlq_mul(v[i], __uint_as_float(__float_as_uint(down) ^ GGMLQ_TQ3_0_SIGNS >> (8*i + first) << 31));
-                v[i] = ggmlq_fma(first & 1 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 2)); /* half-distance 1 */
-                v[i] = ggmlq_fma(first & 2 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 4)); /* 2 */
-                v[i] = ggmlq_fma(first & 4 ? -1.0f : 1.0f, v[i], ggmlq_shuffle_xor(v[i], 1)); /* 4 */
+                ggmlq_butterfly_lanes(v[i], lane, 2); /* half-distance 1 */
+                ggmlq_butterfly_lanes(v[i], lane, 4); /* 2 */
+                ggmlq_butterfly_lanes(v[i], lane, 1); /* 4 */
             }
         } else if (TQ3_0) {
             const int t = lane % 2;
@@ -514,7 +557,7 @@ template <int type, bool wide> struct ggmlq_encoder {
                 ggmlq_butterfly(v[i], v[i + 1]); ggmlq_butterfly(v[i + 2], v[i + 3]); /* 1 */
                 ggmlq_butterfly(v[i], v[i + 2]); ggmlq_butterfly(v[i + 1], v[i + 3]); /* 2 */
                 for (int n = i; n < i + 4; ++n) {                                     /* 4 */
-                    v[n] = ggmlq_fma(t ? -1.0f : 1.0f, v[n], ggmlq_shuffle_xor(v[n], 1));
+                    ggmlq_butterfly_lanes(v[n], lane, 1);
                 }
             }
         } else {
@@ -522,7 +565,7 @@ template <int type, bool wide> struct ggmlq_encoder {
                 for (int n = i; n < i + 4; ++n) {
                     v[n] = ggmlq_mul(v[n], down);
                 }
-                ggmlq_turn_quad(v + i, 8*i + 4*(lane % 8), 1.0f);
+                ggmlq_turn_quad(v + i, ggmlq_turns_of_quad(8*i + 4*(lane % 8)), 1.0f);
                 ggmlq_transpose(v + i, lane, 2, 4);
             }
         }
@@ -539,13 +582,10 @@ template <int type, bool wide> struct ggmlq_encoder {
 
         uint32_t index[2];
         const float step = search(y, lane, index);
-        const int up_excess = e < -126 ? e + 126 : e > 127 ? e - 127 : 0;
-        const float up = __uint_as_float((uint32_t) (127 + up_excess) << 23), up2 = __uint_as_float((uint32_t) (127 + e - up_excess) << 23);
-        const float scaled = ggmlq_mul(ggmlq_mul(ggmlq_mul(step, 1.0f/ggmlq_cache_type<type>::UNIT), up), up2);
         fields f;
-        f.scale = coded ? __half_as_ushort(__float2half_rn(fminf(scaled, 65504.0f))) : finite ? 0 : 0x7e00;
-        f.two = coded ? pack(index, TQ3_0 ? 1 : 0, 3, false) : 0;
-        f.one = coded ? pack(index, TQ3_0 ? 0 : 2, 1, true)  : 0;
+        f.scale = ggmlq_scale_of<type>(size, step);
+        f.two = size.coded ? pack(index, TQ3_0 ? 1 : 0, 3, false) : 0;
+        f.one = size.coded ? pack(index, TQ3_0 ? 0 : 2, 1, true)  : 0;
         return f;
     }
 
@@ -553,9 +593,9 @@ template <int type, bool wide> struct ggmlq_encoder {
     static __device__ __forceinline__ void store(const fields & f, int lane, uint8_t * block) {
         typedef ggmlq_cache_type<type> T;
         const int first = first_lane(lane), w = lane % 2;
-        uint32_t two = f.two, one = f.one << ggmlq_sign_bit(TQ3_0 && wide ? first : 4*w, 0);
+        uint32_t two = f.two, one = f.one << ggmlq_sign_bit(wide ? first : 4*w, 0);
         one |= ggmlq_shuffle_xor(one, 1);
-        if (TQ3_0 && wide) {
+        if (wide) {
             one |= ggmlq_shuffle_xor(one, 2);
             one |= ggmlq_shuffle_xor(one, 4);
         }
@@ -566,7 +606,7 @@ template <int type, bool wide> struct ggmlq_encoder {
         if (block == NULL || lane % THREADS >= GROUP) {
             return;
         }
-        if (TQ3_0 && wide) {
+        if (wide) {
             block[T::Q_AT + first] = (uint8_t) two;
             if (lane < 3) {
                 ggmlq_write_u16(block + T::S_AT + 2*lane, lane == 0 ? one : lane == 1 ? one >> 16 : f.scale);
@@ -586,6 +626,151 @@ template <int type, bool wide> struct ggmlq_encoder {
             if (lane % 8 == 0) {
                 ggmlq_write_u16(block + T::SCALE_AT, f.scale);
             }
+        }
+    }
+};
+
+template <> struct ggmlq_encoder<GGMLQ_TYPE_PLANAR3, true> {
+    enum { THREADS = 128, GROUP = 32, VALUES = 4, WARPS = 4,
+           STRIDE = 20, /* floats between lanes of sums in shared memory: 16 in use, on other banks than those of other lanes */
+           SUMS   = 2*8*STRIDE, SHARED = WARPS*(SUMS + 1) };
+    typedef ggmlq_cache_type<GGMLQ_TYPE_PLANAR3> T;
+
+    static __device__ __forceinline__ void load(int value_type, const uint8_t * block, int lane, float v[VALUES]) {
+        ggmlq_load_floats(value_type, block + 4*lane*(value_type == GGMLQ_CUDA_F32 ? 4 : 2), 4, v);
+    }
+
+    /* As in the encoder of many blocks. */
+    static __device__ __forceinline__ void turn(float v[VALUES], int lane, int length, float scale) {
+        for (int i = 0; i < VALUES; ++i) {
+            v[i] = ggmlq_mul(v[i], scale);
+        }
+        ggmlq_butterfly(v[0], v[1]); ggmlq_butterfly(v[2], v[3]);
+        ggmlq_butterfly(v[0], v[2]); ggmlq_butterfly(v[1], v[3]);
+#pragma unroll
+        for (int mask = 1; mask < 16; mask *= 2) {
+            for (int i = 0; i < VALUES; ++i) {
+                ggmlq_butterfly_lanes(v[i], lane, mask);
+            }
+        }
+        for (int i = 0; i < VALUES && length == 128; ++i) {
+            ggmlq_butterfly_lanes(v[i], lane, 16);
+        }
+    }
+
+    /* FORMAT.md's sum of a warp's values, in all of its threads; shared: of the warp, not what the call before was given. */
+    static __device__ __forceinline__ float sum_of(const float x[VALUES], int lane, float shared[8*STRIDE]) {
+        for (int i = 0; i < VALUES; ++i) {
+            shared[(4*(lane % 2) + i)*STRIDE + lane/2] = x[i];
+        }
+        ggmlq_sync_warp();
+        const float4 * mine = (const float4 *) (shared + lane % 8*STRIDE);
+        float sum = 0.0f;
+        for (int i = 0; i < 4; ++i) {
+            const float4 four = mine[i];
+            sum = i == 0 ? four.x : ggmlq_add(sum, four.x);
+            sum = ggmlq_add(ggmlq_add(ggmlq_add(sum, four.y), four.z), four.w);
+        }
+        for (int mask = 4; mask > 0; mask /= 2) {
+            sum = ggmlq_add(sum, ggmlq_shuffle_xor(sum, mask));
+        }
+        return sum;
+    }
+
+    /* Of 32 values: bytes of the 2-bit planes and bits of the 1-bit planes, put together from the threads that have them; `best`: the warp's start is. */
+    struct fields { uint32_t two, one, scale; bool best; };
+
+    /* What encoding needs besides the values. */
+    typedef float4 constants;
+    static __device__ __forceinline__ constants load_constants(int lane) {
+        float4 turns = ggmlq_turns_of_quad(4*lane);
+        ggmlq_keep(turns.x); ggmlq_keep(turns.y); ggmlq_keep(turns.z); ggmlq_keep(turns.w);
+        return turns;
+    }
+
+    /* All but which start is best: its error; sums: of the warp. */
+    static __device__ __forceinline__ float encode_from(float start, float v[VALUES], int lane, const constants & turns, float sums[SUMS], fields & f) {
+        uint32_t max = 0;
+        for (int i = 0; i < VALUES; ++i) {
+            const uint32_t bits = __float_as_uint(v[i]) & 0x7fffffff;
+            max = bits > max ? bits : max;
+        }
+        const struct ggmlq_size size = ggmlq_size_of(ggmlq_max_of_lanes(max));
+        ggmlq_lift<VALUES>(v, size);
+        for (int i = 0; i < VALUES; ++i) {
+            v[i] = ggmlq_mul(v[i], size.down);
+        }
+        ggmlq_turn_quad(v, turns, 1.0f);
+
+        float y[VALUES], key[VALUES], level[VALUES], part[VALUES];
+        for (int i = 0; i < VALUES; ++i) {
+            y[i]    = ggmlq_add(v[i], 0.0f); /* +0 for -0 */
+            key[i]  = ggmlq_key(y[i]);
+            part[i] = ggmlq_mul(y[i], y[i]);
+        }
+        const float base = ggmlq_div_safe(ggmlq_sqrt(ggmlq_mul(sum_of(part, lane, sums), 1.0f/T::LENGTH)), GGMLQ_LEVEL_SIGMA);
+        float step = ggmlq_mul(start, base);
+        struct ggmlq_bounds b;
+#pragma unroll 1 /* less to fetch: in a model, other kernels' instructions took the place of these */
+        for (int pass = 1; pass < 4; ++pass) {
+            float squares = 0.0f;
+            b = ggmlq_bounds_of(step);
+            for (int i = 0; i < VALUES; ++i) {
+                level[i] = ggmlq_level_of(key[i], b);
+                part[i]  = ggmlq_mul(fabsf(y[i]), level[i]);
+                squares  = fmaf(level[i], level[i], squares); /* integers below 2^24: exact in any order */
+            }
+            step = ggmlq_div_safe(sum_of(part, lane, sums + pass % 2*8*STRIDE), (float) (int) ggmlq_sum_of_lanes((uint32_t) (int) squares));
+        }
+        for (int i = 0; i < VALUES; ++i) {
+            const float d = ggmlq_sub(fabsf(y[i]), ggmlq_mul(step, level[i]));
+            part[i] = ggmlq_mul(d, d);
+        }
+        const float error = sum_of(part, lane, sums);
+
+        uint32_t low_bits = 0, high_bits = 0;
+        for (int i = 0; i < VALUES; ++i) {
+            const uint32_t cell = (key[i] > b.b[0]) + (key[i] > b.b[1]) + (key[i] > b.b[2]), minus = __float_as_uint(y[i]) >> 31;
+            low_bits  |= (minus ? 3 - cell : cell) << 8*i; /* the index is 3 - cell or 4 + cell */
+            high_bits |= (1 - minus) << 8*i;
+        }
+        f.two   = size.coded ? low_bits << 2*(lane/2 % 4) : 0;
+        f.one   = size.coded ? high_bits << ggmlq_sign_bit(4*(lane % 2), lane/2 % 4) : 0;
+        f.scale = ggmlq_scale_of<GGMLQ_TYPE_PLANAR3>(size, step);
+        for (int mask = 4; mask > 0; mask /= 2) {
+            f.one |= ggmlq_shuffle_xor(f.one, mask);
+            f.two |= mask > 1 ? ggmlq_shuffle_xor(f.two, mask) : 0;
+        }
+        return error;
+    }
+
+    static __device__ __forceinline__ fields encode(float v[VALUES], int lane, const constants & turns, float shared[SHARED]) {
+        float * const errors = shared + WARPS*SUMS;
+        const int warp = threadIdx.x/32 % WARPS;
+        fields f = {};
+        if (warp < 3 || !ggmlq_warps_alone) {
+            const float error = encode_from(warp == 0 ? 0.8f : warp == 1 ? 1.0f : 1.2f, v, lane, turns, shared + warp*SUMS, f);
+            if (lane == 0) {
+                errors[warp] = error;
+            }
+        }
+        __syncthreads();
+        const float error0 = errors[0], error1 = errors[1], error2 = errors[2];
+        const int   best   = error2 < (error1 < error0 ? error1 : error0) ? 2 : error1 < error0 ? 1 : 0; /* the first of equals */
+        f.best = warp == best;
+        return f;
+    }
+
+    static __device__ __forceinline__ void store(const fields & f, int lane, uint8_t * block) {
+        const int plane = lane/8, w = lane % 2, half = lane % 8/2; /* of a plane, the first four threads store halves of words of fields, the next two halves of the signs */
+        if (block == NULL || !f.best) {
+            return;
+        }
+        if (half < 3) {
+            const int at = half < 2 ? T::Q_AT + 8*plane + 4*w + 2*half : T::S_AT + 4*plane + 2*w;
+            ggmlq_write_u16(block + at, half < 2 ? f.two >> 16*half : f.one >> 16*w);
+        } else if (lane == 6) {
+            ggmlq_write_u16(block + T::SCALE_AT, f.scale);
         }
     }
 };
@@ -625,6 +810,31 @@ GGMLQ_DEVICE void ggmlq_turn_pair(float & a, float & b, float2 angle) {
 #endif
 }
 
+/* Eight values of a head whose pairs are among them, as two quads at at[]: unit u has those from 8u on, or where halves of n_rot values are paired (`neox`) two times four, n_rot/2 apart;
+ * behind n_rot there are no pairs. */
+struct ggmlq_rope_unit {
+    bool     turns, apart;
+    uint32_t at[2];
+};
+
+GGMLQ_DEVICE struct ggmlq_rope_unit ggmlq_rope_unit_of(uint32_t u, int n_rot, bool neox) {
+    const bool turns = (int) (8*u) < n_rot, apart = turns && neox;
+    const struct ggmlq_rope_unit unit = { turns, apart, { apart ? 4*u : 8*u, apart ? (uint32_t) n_rot/2 + 4*u : 8*u + 4 } };
+    return unit;
+}
+
+/* Its pairs, numbers 4u to 4u + 3 of the head. */
+GGMLQ_DEVICE void ggmlq_turn_unit(float a[4], float b[4], bool apart, const float2 angle[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (apart) {
+            ggmlq_turn_pair(a[i], b[i], angle[i]);
+        } else {
+            ggmlq_turn_pair((i < 2 ? a : b)[i % 2*2], (i < 2 ? a : b)[i % 2*2 + 1], angle[i]);
+        }
+    }
+}
+
 /* What doesn't depend on the position. */
 GGMLQ_DEVICE float ggmlq_rope_power(const struct ggmlq_cuda_rope & r, int pair) { return powf(r.theta_scale, (float) pair); }
 
@@ -638,8 +848,8 @@ GGMLQ_DEVICE float2 ggmlq_rope_angle(const struct ggmlq_cuda_rope & r, int32_t p
     return make_float2(cosf(angle)*r.attn_factor, sinf(angle)*r.attn_factor);
 }
 
-/* llama.cpp's own rotation of every 64, 128 or 256 values; four threads hold 32 of them, the next 32 are in the next four. Its steps and their order, and so the bits. */
-GGMLQ_DEVICE void ggmlq_turn_planes(float v[2][4], int lane, int length, float scale) {
+/* llama.cpp's own rotation of every `length` values (64, 128, 256). A thread holds two quads, `apart` values from each other; the next quads are in the next thread. Its steps and their order, and so the bits. */
+GGMLQ_DEVICE void ggmlq_turn_quads(float v[2][4], int lane, int length, int apart, float scale) {
     for (int i = 0; i < 8; ++i) {
         v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], scale);
     }
@@ -647,17 +857,21 @@ GGMLQ_DEVICE void ggmlq_turn_planes(float v[2][4], int lane, int length, float s
         ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
         ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
     }
-    for (int mask = 1; 8*mask < length; mask *= 2) {
-        if (mask == 4) {
+    for (int distance = 4, mask = 1; distance < length; distance *= 2) {
+        if (distance == apart) {
             for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]);                            /* 16 */
+                ggmlq_butterfly(v[0][i], v[1][i]);
             }
+            continue;
         }
-        for (int i = 0; i < 8; ++i) {                                         /* 4, 8, 32, 64, 128 */
-            const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
-            v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
+        for (int i = 0; i < 8; ++i) {
+            ggmlq_butterfly_lanes(v[i/4][i % 4], lane, mask);
         }
+        mask *= 2;
     }
 }
+
+/* The same of planes, of which four threads hold one. */
+GGMLQ_DEVICE void ggmlq_turn_planes(float v[2][4], int lane, int length, float scale) { ggmlq_turn_quads(v, lane, length, 16, scale); }
 
 #endif

@@ -87,6 +87,14 @@ GGMLQ_DEVICE void ggmlq_keep(uint64_t & x) {
 #endif
 }
 
+GGMLQ_DEVICE void ggmlq_keep(float & x) {
+#ifdef GGMLQ_EARLY_LAUNCH
+    asm volatile("" : "+f"(x));
+#else
+    (void) x;
+#endif
+}
+
 /* The next kernel, if it is of that kind too, may be put on the device as soon as all threads have said so, or ended. */
 GGMLQ_DEVICE void ggmlq_let_next_start(void) {
 #if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -169,6 +177,34 @@ template <typename T> GGMLQ_DEVICE T ggmlq_shuffle(T value, int lane) {
     return __shfl_sync(0xffffffffu, value, lane, 32);
 #endif
 }
+
+#if !defined(GGMLQ_HIP) && !defined(GGMLQ_MUSA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+GGMLQ_DEVICE uint32_t ggmlq_max_of_lanes(uint32_t value) { return __reduce_max_sync(0xffffffffu, value); }
+GGMLQ_DEVICE uint32_t ggmlq_sum_of_lanes(uint32_t value) { return __reduce_add_sync(0xffffffffu, value); }
+#else
+GGMLQ_DEVICE uint32_t ggmlq_max_of_lanes(uint32_t value) {
+    for (int mask = 1; mask < 32; mask *= 2) {
+        const uint32_t other = ggmlq_shuffle_xor(value, mask);
+        value = other > value ? other : value;
+    }
+    return value;
+}
+GGMLQ_DEVICE uint32_t ggmlq_sum_of_lanes(uint32_t value) {
+    for (int mask = 1; mask < 32; mask *= 2) {
+        value += ggmlq_shuffle_xor(value, mask);
+    }
+    return value;
+}
+#endif
+
+/* Behind it a warp sees what its threads have written to shared memory. Where warps aren't alone in this, all threads of the block call it. */
+#if defined(GGMLQ_HIP) || defined(GGMLQ_MUSA)
+constexpr bool ggmlq_warps_alone = false;
+GGMLQ_DEVICE void ggmlq_sync_warp(void) { __syncthreads(); }
+#else
+constexpr bool ggmlq_warps_alone = true;
+GGMLQ_DEVICE void ggmlq_sync_warp(void) { __syncwarp(); }
+#endif
 
 /* 16 bytes from global to shared memory, both on such addresses; there once the thread has called the other function, for others behind a barrier. */
 GGMLQ_DEVICE void ggmlq_copy_16(void * shared, const void * global) {

@@ -288,7 +288,7 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
         return;
     }
     if (blockIdx.x >= n_keys) {
-        encode_block<type, true, type == GGMLQ_TYPE_PLANAR3>(b.v, blockIdx.x - n_keys, early);
+        encode_block<type, true, type == GGMLQ_TYPE_PLANAR3>(b.v, blockIdx.x - n_keys, early, (float *) tiles);
         return;
     }
     if (early) {
@@ -547,7 +547,7 @@ int ggmlq_cuda_store_new(const struct ggmlq_cuda_new_rows * p, void * stream) {
     struct beside_keys b = {};
     if (p->v.data) {
         const int64_t n = make_encoding(&b.v, p->v_rows.type, &p->v, &p->v_rows, make_index(&p->v_indices, p->index_bytes, p->v_rows.ne[1]), p->v_turned);
-        b.v_blocks = (uint32_t) ((n + ENCODE_THREADS/32 - 1)/(ENCODE_THREADS/32)); /* a warp a block */
+        b.v_blocks = p->v_rows.type == GGMLQ_TYPE_TQ3_0 ? encode_grid<GGMLQ_TYPE_TQ3_0, true>(n) : encode_grid<GGMLQ_TYPE_PLANAR3, true>(n);
     }
     if (p->q) {
         b.q        = p->q;

@@ -24,19 +24,20 @@ const char * ggmlq_cuda_error_text(int error) {
 /* --- kernels ---------------------------------------------------------------------------------------------------- */
 
 /* MANY_PLANES: from so many of planar3 on, a thread decodes the four of a block. WIDE_VALUES: up to so many a call, a warp a block is faster (48
- * tokens of 8 heads of 128, on an H100). SMALL_GRID: the next kernel's thread blocks that come early take places at random, which a larger grid
+ * tokens of 8 heads of 128, on an H100). SMALL_GRID, SMALL_WIDE_GRID: the next kernel's thread blocks that come early take places at random, which a larger grid
  * of theirs then lacks: 512 tokens took 9 instead of 5 us. */
-enum { THREADS = ENCODE_THREADS, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64, MANY_PLANES = 16384 };
+enum { THREADS = ENCODE_THREADS, PLANE_THREADS = 4, WIDE_VALUES = 49152, SMALL_GRID = 64, SMALL_WIDE_GRID = 200, MANY_PLANES = 16384 };
 
 /* So many encodings in one launch, as planes of the grid. */
 template <int n> struct encodings { struct encoding e[n]; };
 
 template <int type, bool wide, int n, bool turns> static __global__ void __launch_bounds__(THREADS)
 encode_rows(const struct encodings<n> all) {
-    encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= SMALL_GRID);
+    __shared__ __align__(16) float shared[ggmlq_encoder<type, wide>::SHARED];
+    encode_block<type, wide, turns>(all.e[n == 1 ? 0 : blockIdx.y], blockIdx.x, gridDim.x*gridDim.y <= (wide ? SMALL_WIDE_GRID : SMALL_GRID), shared);
 }
 
-/* Queries of a launch that stores keys after RoPE; eight values a thread, whose pairs are among them: 8u to 8u + 7 of a head, or with `neox` two times four, n_rot/2 apart. */
+/* Queries of a launch that stores keys after RoPE; a ggmlq_rope_unit a thread. */
 struct roped_queries {
     const float * q;
     float       * out;
@@ -48,11 +49,10 @@ struct roped_queries {
 };
 
 GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bool let_next_start) {
-    const uint32_t number = part*THREADS + threadIdx.x, unit = number < b.n_units ? number : b.n_units - 1;
-    const uint32_t row = divide(unit, b.units_of_head), token = divide(row, b.heads), u = unit - row*b.units_of_head.d;
-    const int  lane  = threadIdx.x % 32, half = b.rope.n_rot/2;
-    const bool turns = (int) (8*u) < b.rope.n_rot, apart = turns && b.rope.neox;
-    const int64_t first = (int64_t) row*8*b.units_of_head.d, at[2] = { first + (apart ? 4*u : 8*u), first + (apart ? half + 4*u : 8*u + 4) };
+    const uint32_t number = part*THREADS + threadIdx.x, mine = number < b.n_units ? number : b.n_units - 1;
+    const uint32_t row = divide(mine, b.units_of_head), token = divide(row, b.heads), u = mine - row*b.units_of_head.d;
+    const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, b.rope.n_rot, b.rope.neox);
+    const int64_t first = (int64_t) row*8*b.units_of_head.d;
     float v[2][4], power[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -61,54 +61,29 @@ GGMLQ_DEVICE void rope_queries(const struct roped_queries & b, uint32_t part, bo
     if (let_next_start) {
         ggmlq_let_next_start();
     }
+    if (part*THREADS >= b.n_units) { /* keys and values have more */
+        return;
+    }
     ggmlq_wait_for_previous();
     for (int h = 0; h < 2; ++h) {
-        ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + at[h]), 4, v[h]);
+        ggmlq_load_floats(GGMLQ_CUDA_F32, (const uint8_t *) (b.q + first + unit.at[h]), 4, v[h]);
     }
-    if (turns) {
+    if (unit.turns) {
         const int32_t position = b.rope.positions[token];
+        float2 angle[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float2 angle = ggmlq_rope_angle(b.rope, position, 4*u + i, power[i]);
-            if (apart) {
-                ggmlq_turn_pair(v[0][i], v[1][i], angle);
-            } else {
-                ggmlq_turn_pair(v[i/2][i % 2*2], v[i/2][i % 2*2 + 1], angle);
-            }
+            angle[i] = ggmlq_rope_angle(b.rope, position, 4*u + i, power[i]);
         }
+        ggmlq_turn_unit(v[0], v[1], unit.apart, angle);
     }
-    if (b.turned) { /* steps and order of llama.cpp's kernel */
-        const bool far = b.rope.neox; /* of a thread's two times four values; else side by side */
-        for (int i = 0; i < 8; ++i) {
-            v[i/4][i % 4] = ggmlq_mul(v[i/4][i % 4], b.turn_scale);
-        }
-        for (int h = 0; h < 2; ++h) {
-            ggmlq_butterfly(v[h][0], v[h][1]); ggmlq_butterfly(v[h][2], v[h][3]); /* half-distance 1 */
-            ggmlq_butterfly(v[h][0], v[h][2]); ggmlq_butterfly(v[h][1], v[h][3]); /* 2 */
-        }
-        if (!far) {
-            for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]); /* 4 */
-            }
-        }
-        const int end = far && b.turned > half ? half : b.turned;
-        for (int mask = 1; (far ? 4 : 8)*mask < end; mask *= 2) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const float mine = v[i/4][i % 4], other = ggmlq_shuffle_xor(mine, mask);
-                v[i/4][i % 4] = lane & mask ? ggmlq_sub(other, mine) : ggmlq_add(mine, other);
-            }
-        }
-        if (far && b.turned > half) {
-            for (int i = 0; i < 4; ++i) {
-                ggmlq_butterfly(v[0][i], v[1][i]); /* half of the head */
-            }
-        }
+    if (b.turned) {
+        ggmlq_turn_quads(v, threadIdx.x % 32, b.turned, b.rope.neox ? b.rope.n_rot/2 : 4, b.turn_scale);
     }
     if (number < b.n_units) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.out + at[h]), v[h]);
+            ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) (b.out + first + unit.at[h]), v[h]);
         }
     }
 }
@@ -121,9 +96,10 @@ struct roped_rows {
 };
 
 template <int type> static __global__ void __launch_bounds__(THREADS) store_roped(const struct roped_rows all) {
-    const bool let_next_start = gridDim.x*gridDim.y <= SMALL_GRID, turns = type == GGMLQ_TYPE_PLANAR3;
+    const bool let_next_start = gridDim.x*gridDim.y <= SMALL_WIDE_GRID, turns = type == GGMLQ_TYPE_PLANAR3;
     if (blockIdx.y < 2) {
-        encode_block<type, true, turns>(all.e[blockIdx.y], blockIdx.x, let_next_start, &all.rope[blockIdx.y]);
+        __shared__ __align__(16) float shared[ggmlq_encoder<type, true>::SHARED];
+        encode_block<type, true, turns>(all.e[blockIdx.y], blockIdx.x, let_next_start, shared, &all.rope[blockIdx.y]);
     } else {
         rope_queries(all.q, blockIdx.x, let_next_start);
     }
@@ -192,7 +168,7 @@ rotate_rows(const struct walk dst, const struct walk src, uint32_t n_planes, boo
 static unsigned int grid_of(int64_t n, int each) { return (unsigned int) ((n*each + THREADS - 1)/THREADS); }
 
 template <int type, bool wide, int n, bool turns> static void launch_encode(const struct encodings<n> & all, int planes, int64_t most, void * stream) {
-    const dim3 grid(grid_of(most, ggmlq_encoder<type, wide>::THREADS), planes);
+    const dim3 grid(encode_grid<type, wide>(most), planes);
     if (!ggmlq_launch_early<encode_rows<type, wide, n, turns>>(grid, THREADS, (cudaStream_t) stream, all)) {
         encode_rows<type, wide, n, turns><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
     }
@@ -337,10 +313,6 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
     return encode_all<GGMLQ_TYPE_PLANAR3, 3, true>(all, to ? 3 : 2, stream);
 }
 
-static bool can_rope(const struct ggmlq_cuda_rope * r, int64_t head_size) {
-    return r->positions && r->n_rot > 0 && r->n_rot % 8 == 0 && r->n_rot <= head_size && head_size % 8 == 0;
-}
-
 int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
     const int type = p->rows[0].type;
     int64_t sum = 0;
@@ -362,7 +334,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
     if (k->type != GGMLQ_CUDA_F32) {
         return GGMLQ_ERROR_TYPE;
     }
-    if (sum*ggmlq_type_info_get(type)->block_length > WIDE_VALUES || p->head_size < 1 || k->ne[0] % p->head_size != 0 || k->ne[2] != 1 || k->ne[3] != 1 || !can_rope(&p->k_rope, p->head_size) ||
+    if (sum*ggmlq_type_info_get(type)->block_length > WIDE_VALUES || p->head_size < 1 || k->ne[0] % p->head_size != 0 || k->ne[2] != 1 || k->ne[3] != 1 || !ggmlq_can_rope(&p->k_rope, p->head_size) ||
         k->nb[1] != 4*k->ne[0]) {
         return GGMLQ_ERROR_SHAPE;
     }
@@ -370,7 +342,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
         return GGMLQ_OK;
     }
     const int64_t head = p->q_ne[0], turned = p->turned[2], half = p->q_rope.n_rot/2, most = INT32_MAX/2;
-    if (head < 1 || p->q_ne[1] < 1 || p->q_ne[2] < 1 || head > most || p->q_ne[1] > most/head || p->q_ne[2] > most/head/p->q_ne[1] || !can_rope(&p->q_rope, head) ||
+    if (head < 1 || p->q_ne[1] < 1 || p->q_ne[2] < 1 || head > most || p->q_ne[1] > most/head || p->q_ne[2] > most/head/p->q_ne[1] || !ggmlq_can_rope(&p->q_rope, head) ||
         (uintptr_t) p->q % 16 != 0 || (uintptr_t) p->q_out % 16 != 0) {
         return GGMLQ_ERROR_SHAPE;
     }
@@ -379,8 +351,7 @@ int ggmlq_cuda_store_roped_check(const struct ggmlq_cuda_roped_rows * p) {
 }
 
 template <int type> static int launch_roped(const struct roped_rows & all, uint32_t q_blocks, void * stream) {
-    enum { EACH = ggmlq_encoder<type, true>::THREADS };
-    const unsigned int k_blocks = grid_of(all.e[0].n_blocks, EACH), v_blocks = grid_of(all.e[1].n_blocks, EACH), most = k_blocks > v_blocks ? k_blocks : v_blocks;
+    const uint32_t k_blocks = encode_grid<type, true>(all.e[0].n_blocks), v_blocks = encode_grid<type, true>(all.e[1].n_blocks), most = k_blocks > v_blocks ? k_blocks : v_blocks;
     const dim3 grid(most > q_blocks ? most : q_blocks, q_blocks ? 3 : 2);
     if (!ggmlq_launch_early<store_roped<type>>(grid, THREADS, (cudaStream_t) stream, all)) {
         store_roped<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(all);
@@ -466,19 +437,9 @@ int ggmlq_cuda_decode_rotated(const struct ggmlq_cuda_view * dst, const struct g
 }
 
 static int rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool back, void * stream) {
-    if (!ggmlq_is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    const int64_t length = ggmlq_type_info_get(type)->block_length;
-    int error = ggmlq_check_view(dst, length);
-    error = error ? error : ggmlq_check_view(src, length);
+    const int error = ggmlq_check_rotation(type, dst, src);
     if (error) {
         return error;
-    }
-    for (int i = 0; i < 4; ++i) {
-        if (dst->ne[i] != src->ne[i]) {
-            return GGMLQ_ERROR_SHAPE;
-        }
     }
     const int64_t n = count_blocks(src, GGMLQ_PLANE);
     if (n <= 0) {

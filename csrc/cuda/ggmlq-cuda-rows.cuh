@@ -124,30 +124,37 @@ struct roping {
     uint32_t n_values;
 };
 
-/* The values of a thread block's encoders after RoPE -> shared memory, the same few for each thread. */
-template <int COUNT> GGMLQ_DEVICE void load_roped(const struct roping & r, const float * from, uint32_t first, float values[COUNT*ENCODE_THREADS]) {
-    float    power[COUNT], mine[COUNT];
+/* The values of a thread block's encoders after RoPE -> shared memory, the same few for each thread: what is known before the kernel's wait, and the rest. */
+template <int COUNT> struct roped_values {
+    float    power[COUNT];
     int      pair[COUNT], other[COUNT]; /* where the pair's other value lies; 0: there is none */
-    uint32_t at[COUNT];
+    uint32_t at[COUNT], token[COUNT];
+};
+
+template <int COUNT> GGMLQ_DEVICE void place_roped(struct roped_values<COUNT> & v, const struct roping & r, uint32_t first) {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
         const uint32_t number = first + i*ENCODE_THREADS + threadIdx.x;
-        at[i] = number < r.n_values ? number : r.n_values - 1;
-        const uint32_t of_row = at[i] - divide(at[i], r.row)*r.row.d;
+        v.at[i]    = number < r.n_values ? number : r.n_values - 1;
+        v.token[i] = divide(v.at[i], r.row);
+        const uint32_t of_row = v.at[i] - v.token[i]*r.row.d;
         const int of_head = (int) (of_row - divide(of_row, r.head)*r.head.d), half = r.rope.n_rot/2;
-        pair[i]  = !r.rope.neox ? of_head/2 : of_head < half ? of_head : of_head - half;
-        other[i] = of_head >= 2*half ? 0 : !r.rope.neox ? 1 - 2*(of_head % 2) : of_head < half ? half : -half;
-        power[i] = ggmlq_rope_power(r.rope, pair[i]);
+        v.pair[i]  = !r.rope.neox ? of_head/2 : of_head < half ? of_head : of_head - half;
+        v.other[i] = of_head >= 2*half ? 0 : !r.rope.neox ? 1 - 2*(of_head % 2) : of_head < half ? half : -half;
+        v.power[i] = ggmlq_rope_power(r.rope, v.pair[i]);
     }
-    ggmlq_wait_for_previous();
+}
+
+template <int COUNT> GGMLQ_DEVICE void load_roped(const struct roped_values<COUNT> & v, const struct roping & r, const float * from, float values[COUNT*ENCODE_THREADS]) {
+    float mine[COUNT];
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
-        mine[i] = from[at[i]];
-        if (other[i] != 0) {
-            const float its = from[at[i] + other[i]];
-            float a = other[i] > 0 ? mine[i] : its, b = other[i] > 0 ? its : mine[i];
-            ggmlq_turn_pair(a, b, ggmlq_rope_angle(r.rope, r.rope.positions[divide(at[i], r.row)], pair[i], power[i]));
-            mine[i] = other[i] > 0 ? a : b;
+        mine[i] = from[v.at[i]];
+        if (v.other[i] != 0) {
+            const float its = from[v.at[i] + v.other[i]];
+            float a = v.other[i] > 0 ? mine[i] : its, b = v.other[i] > 0 ? its : mine[i];
+            ggmlq_turn_pair(a, b, ggmlq_rope_angle(r.rope, r.rope.positions[v.token[i]], v.pair[i], v.power[i]));
+            mine[i] = v.other[i] > 0 ? a : b;
         }
     }
 #pragma unroll
@@ -157,15 +164,24 @@ template <int COUNT> GGMLQ_DEVICE void load_roped(const struct roping & r, const
     __syncthreads();
 }
 
-/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. `roped`: NULL: no RoPE. */
-template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start, const struct roping * roped = NULL) {
+/* By thread block number `part` of those that do it: its first access to memory that the call was given is behind ggmlq_wait_for_previous. shared: of the
+ * thread block, on a multiple of 16 bytes; memory that a kernel has for something else, too, or fewer thread blocks fit. `roped`: NULL: no RoPE. */
+template <int type, bool wide, bool turns>
+GGMLQ_DEVICE void encode_block(const struct encoding & e, uint32_t part, bool let_next_start, float shared[ggmlq_encoder<type, wide>::SHARED], const struct roping * roped = NULL) {
     typedef ggmlq_encoder<type, wide> E;
+    enum { BLOCKS = ENCODE_THREADS/E::THREADS, LENGTH = ggmlq_cache_type<type>::LENGTH, ROPED = BLOCKS*LENGTH/ENCODE_THREADS };
     const int lane = threadIdx.x % 32;
-    const uint32_t number = part*(ENCODE_THREADS/E::THREADS) + threadIdx.x/E::THREADS;
+    const uint32_t number = BLOCKS == 1 ? part : part*BLOCKS + threadIdx.x/E::THREADS;
     const uint32_t block  = number < e.n_blocks ? number : e.n_blocks - 1; /* threads without work follow the last one: shuffles need them */
     const struct place p  = place_of(e.values, block);
     uint64_t in = (uint64_t) address(e.values, p, p.i1);
     struct target to = target_of(e.encoded, e.index, block, p);
+    const bool ropes = roped && roped->rope.positions;
+    struct roped_values<ROPED> places;
+    if (ropes) {
+        place_roped(places, *roped, part*BLOCKS*LENGTH);
+    }
+    const typename E::constants constants = E::load_constants(lane);
     if (let_next_start) {
         ggmlq_let_next_start();
     }
@@ -173,33 +189,37 @@ template <int type, bool wide, bool turns> GGMLQ_DEVICE void encode_block(const 
     ggmlq_keep(to.base);
     ggmlq_keep(to.row_bytes);
     ggmlq_keep(to.n_rows);
+    if (wide && part*BLOCKS >= e.n_blocks) { /* another plane of the grid has more */
+        return;
+    }
+    ggmlq_wait_for_previous();
+    struct raw_index raw; /* loaded early: compilers compute the address from it before they encode */
     float v[E::VALUES];
-    if (roped && roped->rope.positions) {
-        enum { BLOCKS = ENCODE_THREADS/E::THREADS, LENGTH = ggmlq_cache_type<type>::LENGTH };
+    if (ropes) {
+        raw = load_index(to, e.index.bytes);
         __shared__ __align__(16) float values[BLOCKS*LENGTH];
-        load_roped<BLOCKS*LENGTH/ENCODE_THREADS>(*roped, (const float *) e.values.data, part*BLOCKS*LENGTH, values);
+        load_roped(places, *roped, (const float *) e.values.data, values);
         E::load(GGMLQ_CUDA_F32, (const uint8_t *) (values + threadIdx.x/E::THREADS*LENGTH), lane, v);
     } else {
-        ggmlq_wait_for_previous();
         if (e.values.type == GGMLQ_CUDA_F32) {
             E::load(GGMLQ_CUDA_F32, (const uint8_t *) in, lane, v);
         } else {
             E::load(GGMLQ_CUDA_F16, (const uint8_t *) in, lane, v);
         }
+        raw = load_index(to, e.index.bytes);
     }
     if constexpr (turns) {
         if (e.turned != 0) {
             E::turn(v, lane, e.turned, e.turn_scale);
         }
         if (e.encoded.type == GGMLQ_CUDA_F32) {
-            for (int i = 0; i < E::VALUES && number < e.n_blocks && lane % E::THREADS < E::GROUP; i += 4) {
+            for (int i = 0; i < E::VALUES && number < e.n_blocks && threadIdx.x % E::THREADS < E::GROUP; i += 4) {
                 ggmlq_store_floats(GGMLQ_CUDA_F32, (uint8_t *) to.base + 4*(8*i + 4*(lane % E::GROUP)), v + i);
             }
             return;
         }
     }
-    const struct raw_index raw = load_index(to, e.index.bytes);
-    const typename E::fields fields = E::encode(v, lane);
+    const typename E::fields fields = E::encode(v, lane, constants, shared);
     uint8_t * out = target_address(to, raw, e.index.bytes);
     E::store(fields, lane, number < e.n_blocks ? out : NULL);
 }
@@ -240,6 +260,12 @@ static inline struct walk make_walk(const struct ggmlq_cuda_view * v, int type) 
 static inline struct row_index make_index(const struct ggmlq_cuda_view * v, int bytes, int64_t n_rows) {
     const struct row_index index = { (const uint8_t *) v->data, bytes, v->nb[0], v->nb[1], v->nb[2], n_rows, (uint32_t) v->ne[1], (uint32_t) v->ne[2] };
     return index;
+}
+
+/* Thread blocks that encode n blocks. */
+template <int type, bool wide> static uint32_t encode_grid(int64_t n) {
+    enum { BLOCKS = ENCODE_THREADS/ggmlq_encoder<type, wide>::THREADS };
+    return (uint32_t) ((n + BLOCKS - 1)/BLOCKS);
 }
 
 /* Blocks to encode, or an error. `type`: of the blocks; rows may also be floats. */

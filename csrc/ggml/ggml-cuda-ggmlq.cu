@@ -9,6 +9,7 @@
 #include "ggml-ggmlq-attend.h"
 #include "ggml-impl.h"
 #include "ggmlq-cuda-center.h"
+#include "ggmlq-cuda-f16.h"
 #include "ggmlq-cuda-sparse.h"
 
 static_assert((int) GGML_TYPE_F32 == (int) GGMLQ_CUDA_F32 && (int) GGML_TYPE_F16 == (int) GGMLQ_CUDA_F16 &&
@@ -854,17 +855,20 @@ static bool is_part_of(const ggml_tensor * v, const ggml_tensor * k) {
         v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2] && v->nb[3] == k->nb[3];
 }
 
-/* The same attention in the rotated space, with K and V in f16: what upstream's kernels are given. Addresses come later. */
+/* The same attention with K and V in f16, and keys whole: what upstream's kernels are given. Addresses come later. */
 struct attention_f16 {
-    ggml_tensor q, k, v, dst;
-    bool        v_is_k;
+    ggml_tensor k, v, dst;
+    bool        k_is_made, v_is_k, v_is_made;
 
     /* Copies point at each other, and so must stay where they are. */
-    explicit attention_f16(const ggml_tensor * op) : v_is_k(is_part_of(op->src[2], op->src[1])) {
+    attention_f16(const ggml_tensor * op, bool centered) {
+        const ggml_tensor * k_rows = op->src[1], * v_rows = op->src[2];
+        k_is_made = centered || k_rows->type != GGML_TYPE_F16;
+        v_is_k    = !centered && is_part_of(v_rows, k_rows);
+        v_is_made = !v_is_k && v_rows->type != GGML_TYPE_F16;
         dst = *op;
-        q   = ggmlq_ggml_is_cache_type(op->src[1]->type) ? contiguous_like(op->src[0], GGML_TYPE_F32, nullptr) : *op->src[0];
-        k   = op->src[1]->type == GGML_TYPE_F16 ? *op->src[1] : contiguous_like(op->src[1], GGML_TYPE_F16, nullptr);
-        v   = op->src[2]->type == GGML_TYPE_F16 ? *op->src[2] : contiguous_like(op->src[2], GGML_TYPE_F16, nullptr);
+        k   = k_is_made ? contiguous_like(k_rows, GGML_TYPE_F16, nullptr) : *k_rows;
+        v   = v_is_made || (v_is_k && k_is_made) ? contiguous_like(v_rows, GGML_TYPE_F16, nullptr) : *v_rows;
         if (v_is_k) {
             for (int i = 0; i < 4; ++i) {
                 v.nb[i] = k.nb[i];
@@ -872,13 +876,35 @@ struct attention_f16 {
             v.view_src  = &k;
             v.view_offs = 0;
         }
-        dst.src[0] = &q;
         dst.src[1] = &k;
         dst.src[2] = &v;
+        for (const int source : { GGMLQ_GGML_ATTEND_W, GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS, GGMLQ_GGML_ATTEND_PART, GGMLQ_GGML_ATTEND_MEAN }) {
+            dst.src[source] = nullptr;
+        }
     }
     attention_f16(const attention_f16 &) = delete;
     attention_f16 & operator=(const attention_f16 &) = delete;
 };
+
+/* What our kernels make of it: rows of our types, and keys whole that are centered. Those of other types are f16 by then. */
+static ggmlq_cuda_f16_rows made_by_us(const ggml_tensor * op, const ggmlq_attend_params * p, const attention_f16 & f16) {
+    ggmlq_cuda_f16_rows rows = {};
+    const ggml_tensor * mean = op->src[GGMLQ_GGML_ATTEND_MEAN];
+    const bool of_k = ggmlq_ggml_is_cache_type(op->src[1]->type), of_v = ggmlq_ggml_is_cache_type(op->src[2]->type);
+    rows.wanted[0] = of_k || p->n_pairs > 0;
+    rows.wanted[1] = of_v && f16.v_is_made;
+    rows.values[0] = view_of(&f16.k);
+    rows.values[1] = view_of(&f16.v);
+    rows.rows[0]   = of_k || op->src[1]->type == GGML_TYPE_F16 ? view_of(op->src[1]) : rows.values[0];
+    rows.rows[1]   = view_of(op->src[2]);
+    if (p->n_pairs > 0) {
+        rows.term   = p;
+        rows.mean   = (const float *) mean->data;
+        rows.factor = ggml_get_op_params_f32(op, GGMLQ_GGML_ATTEND_MEAN_FACTOR_AT);
+        rows.turned = ggml_get_op_params_i32(op, GGMLQ_GGML_ATTEND_MEAN_TURNED_AT);
+    }
+    return rows;
+}
 
 static bool can_become_f16(const ggml_tensor * rows) {
     if (!whole_blocks(rows)) {
@@ -892,186 +918,52 @@ static bool can_become_f16(const ggml_tensor * rows) {
         rows->nb[1] % block_bytes == 0 && rows->nb[2] % block_bytes == 0 && rows->nb[3] % block_bytes == 0;
 }
 
-static void to_f16_rotated(ggml_backend_cuda_context & ctx, const ggml_tensor * f16, const ggml_tensor * rows) {
-    if (ggmlq_ggml_is_cache_type(rows->type)) {
-        const ggmlq_cuda_view to = view_of(f16), from = view_of(rows);
-        require_ok(ggmlq_cuda_decode_rotated(&to, &from, ctx.stream()), __func__);
-    } else {
-        const int64_t block_bytes = (int64_t) ggml_type_size(rows->type);
-        ggml_get_to_fp16_nc_cuda(rows->type)(rows->data, (half *) f16->data, rows->ne[0], rows->ne[1], rows->ne[2], rows->ne[3],
-            rows->nb[1]/block_bytes, rows->nb[2]/block_bytes, rows->nb[3]/block_bytes, ctx.stream());
-    }
+/* Keys are centered by a mean that the node tells, as graphs of libllama do. */
+static bool knows_mean(const ggml_tensor * op) {
+    const ggml_tensor * k = op->src[1], * mean = op->src[GGMLQ_GGML_ATTEND_MEAN];
+    return mean && mean->type == GGML_TYPE_F32 && ggml_is_contiguous(mean) && mean->ne[0] == k->ne[0] && mean->ne[1] == k->ne[2] && mean->ne[2] == 1 && mean->ne[3] == 1;
 }
 
-static void attend_f16(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    const ggml_tensor * q = dst->src[0];
+static bool can_become_f16(const ggml_tensor * op, const ggmlq_attend_params * p, const attention_f16 & f16) {
+    if (!can_become_f16(op->src[1]) || !can_become_f16(op->src[2])) {
+        return false;
+    }
+    const ggmlq_cuda_f16_rows rows = made_by_us(op, p, f16);
+    return ggmlq_cuda_to_f16_check(&rows) == GGMLQ_OK;
+}
+
+/* Rows of upstream's types. */
+static void to_f16(ggml_backend_cuda_context & ctx, const ggml_tensor * f16, const ggml_tensor * rows) {
+    const int64_t block_bytes = (int64_t) ggml_type_size(rows->type);
+    ggml_get_to_fp16_nc_cuda(rows->type)(rows->data, (half *) f16->data, rows->ne[0], rows->ne[1], rows->ne[2], rows->ne[3],
+        rows->nb[1]/block_bytes, rows->nb[2]/block_bytes, rows->nb[3]/block_bytes, ctx.stream());
+}
+
+static void attend_f16(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const ggmlq_attend_params * p) {
     const ggml_tensor * k = dst->src[1];
     const ggml_tensor * v = dst->src[2];
-    attention_f16 f16(dst);
+    attention_f16 f16(dst, p->n_pairs > 0);
 
-    ggml_cuda_pool_alloc<float> q_buffer(ctx.pool());
-    ggml_cuda_pool_alloc<half>  k_buffer(ctx.pool());
-    ggml_cuda_pool_alloc<half>  v_buffer(ctx.pool());
-
-    if (ggmlq_ggml_is_cache_type(k->type)) {
-        f16.q.data = q_buffer.alloc(ggml_nelements(q));
-        const ggmlq_cuda_view to = view_of(&f16.q), from = view_of(q);
-        require_ok(ggmlq_cuda_rotate((int) k->type, &to, &from, ctx.stream()), __func__);
-    }
-    if (k->type != GGML_TYPE_F16) {
+    ggml_cuda_pool_alloc<half> k_buffer(ctx.pool());
+    ggml_cuda_pool_alloc<half> v_buffer(ctx.pool());
+    if (f16.k_is_made) {
         f16.k.data = k_buffer.alloc(ggml_nelements(k));
-        to_f16_rotated(ctx, &f16.k, k);
+        if (!ggmlq_ggml_is_cache_type(k->type) && k->type != GGML_TYPE_F16) {
+            to_f16(ctx, &f16.k, k);
+        }
     }
+    if (f16.v_is_made) {
+        f16.v.data = v_buffer.alloc(ggml_nelements(v));
+        if (!ggmlq_ggml_is_cache_type(v->type)) {
+            to_f16(ctx, &f16.v, v);
+        }
+    }
+    const ggmlq_cuda_f16_rows rows = made_by_us(dst, p, f16);
+    require_ok(ggmlq_cuda_to_f16(&rows, ctx.stream()), __func__);
     if (f16.v_is_k) {
         f16.v.data = f16.k.data;
-    } else if (v->type != GGML_TYPE_F16) {
-        f16.v.data = v_buffer.alloc(ggml_nelements(v));
-        to_f16_rotated(ctx, &f16.v, v);
     }
-
     ggml_cuda_flash_attn_ext(ctx, &f16.dst);
-
-    if (ggmlq_ggml_is_cache_type(v->type)) {
-        const ggmlq_cuda_view out = view_of(dst);
-        require_ok(ggmlq_cuda_unrotate((int) v->type, &out, &out, ctx.stream()), __func__);
-    }
-}
-
-/* The same of centered keys (docs/CENTERING.md): rows [k | part*c | 0] and [q | w | 0], c being positional rows, of a length that upstream has kernels for. It is also that of a row of V,
- * whose values past its end are those of the next row, and are dropped from the result. */
-static const int64_t WIDE_HEADS[] = { 64, 80, 96, 112, 128, 256, 512 };
-
-/* 0: none is long enough. */
-static int64_t wide_head(const ggmlq_attend_params * p) {
-    for (const int64_t size : WIDE_HEADS) {
-        if (p->head_size_k + 2*p->n_pairs <= size && p->head_size_v <= size) {
-            return size;
-        }
-    }
-    return 0;
-}
-
-/* All KV heads, or so many that rows take no more memory than those of all heads that aren't centered. */
-static int64_t wide_heads_at_once(const ggmlq_attend_params * p, int64_t size) {
-    if (p->max_bias != 0.0f || p->mask_heads > 1) {
-        return p->n_heads_kv; /* ALiBi, or a mask a head: upstream numbers the heads that it is given */
-    }
-    const int64_t heads = p->n_heads_kv*(p->head_size_k + p->head_size_v)/(size + p->head_size_v);
-    return heads < 1 ? 1 : heads;
-}
-
-/* What upstream's kernels are given of `heads` KV heads. Addresses come later. */
-struct attention_wide {
-    ggml_tensor q, k, v, dst, sinks;
-
-    attention_wide(const ggml_tensor * op, int64_t size, int64_t heads) {
-        const int64_t group = op->src[0]->ne[2]/op->src[1]->ne[2];
-        q   = slice(op->src[0], GGML_TYPE_F32, size, heads*group);
-        k   = slice(op->src[1], GGML_TYPE_F16, size, heads);
-        v   = slice(op->src[2], GGML_TYPE_F16, op->src[2]->ne[0], heads);
-        v.ne[0] = size; /* strides stay */
-        dst = *op;
-        dst.ne[0] = size;
-        dst.ne[1] = heads*group;
-        dst = contiguous_like(&dst, GGML_TYPE_F32, nullptr);
-        dst.src[0] = &q;
-        dst.src[1] = &k;
-        dst.src[2] = &v;
-        if (op->src[4]) {
-            sinks = *op->src[4];
-            sinks.ne[0] = heads*group;
-            dst.src[4] = &sinks;
-        }
-        for (const int source : { GGMLQ_GGML_ATTEND_W, GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS, GGMLQ_GGML_ATTEND_PART }) {
-            dst.src[source] = nullptr;
-        }
-    }
-    attention_wide(const attention_wide &) = delete;
-    attention_wide & operator=(const attention_wide &) = delete;
-
-private:
-    static ggml_tensor slice(const ggml_tensor * tensor, ggml_type type, int64_t size, int64_t heads) {
-        ggml_tensor t = *tensor;
-        t.ne[0] = size;
-        t.ne[2] = heads;
-        return contiguous_like(&t, type, nullptr);
-    }
-};
-
-static bool can_be_widened(const ggml_tensor * op, const ggmlq_attend_params * p) {
-    const ggml_type type = op->src[1]->type;
-    return (ggmlq_ggml_is_cache_type(type) || type == GGML_TYPE_F16) && can_become_f16(op->src[1]) && can_become_f16(op->src[2]) && wide_head(p) != 0;
-}
-
-/* Heads from `first` on. */
-static ggml_tensor heads_of(const ggml_tensor * tensor, int64_t first, int64_t count) {
-    ggml_tensor t = *tensor;
-    t.ne[2] = count;
-    t.data  = (char *) t.data + first*(int64_t) t.nb[2];
-    return t;
-}
-
-static void attend_wide(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const ggmlq_attend_params * p) {
-    const ggml_tensor * q = dst->src[0];
-    const ggml_tensor * k = dst->src[1];
-    const ggml_tensor * v = dst->src[2];
-    const int64_t size = wide_head(p), most = wide_heads_at_once(p, size), group = p->n_heads/p->n_heads_kv;
-
-    ggml_cuda_pool_alloc<float> q_buffer(ctx.pool());
-    ggml_cuda_pool_alloc<half>  k_buffer(ctx.pool());
-    ggml_cuda_pool_alloc<half>  v_buffer(ctx.pool());
-    ggml_cuda_pool_alloc<float> out_buffer(ctx.pool());
-    for (int64_t first = 0; first < p->n_heads_kv; first += most) {
-        const int64_t heads = first + most < p->n_heads_kv ? most : p->n_heads_kv - first;
-        attention_wide wide(dst, size, heads);
-        if (first == 0) {
-            q_buffer.alloc(ggml_nelements(&wide.q));
-            k_buffer.alloc(ggml_nelements(&wide.k));
-            v_buffer.alloc(p->head_size_v*wide.v.ne[1]*wide.v.ne[2]*wide.v.ne[3] + size);
-            out_buffer.alloc(ggml_nelements(&wide.dst));
-        }
-        wide.q.data   = q_buffer.get();
-        wide.k.data   = k_buffer.get();
-        wide.v.data   = v_buffer.get();
-        wide.dst.data = out_buffer.get();
-        wide.sinks.data = dst->src[4] ? (char *) dst->src[4]->data + first*group*(int64_t) sizeof(float) : nullptr;
-
-        const ggml_tensor q_from = heads_of(q, first*group, heads*group), k_from = heads_of(k, first, heads), v_from = heads_of(v, first, heads);
-        ggml_tensor q_to = wide.q, k_to = wide.k, v_to = wide.v, out_from = wide.dst;
-        q_to.ne[0] = q->ne[0];
-        k_to.ne[0] = k->ne[0];
-        v_to.ne[0] = out_from.ne[0] = v->ne[0];
-        if (ggmlq_ggml_is_cache_type(k->type)) {
-            const ggmlq_cuda_view to = view_of(&q_to), from = view_of(&q_from);
-            require_ok(ggmlq_cuda_rotate((int) k->type, &to, &from, ctx.stream()), __func__);
-            to_f16_rotated(ctx, &k_to, &k_from);
-        } else {
-            ggml_cuda_cpy(ctx, &q_from, &q_to);
-            ggml_cuda_cpy(ctx, &k_from, &k_to);
-        }
-        if (v->type == GGML_TYPE_F16) {
-            ggml_cuda_cpy(ctx, &v_from, &v_to);
-        } else {
-            to_f16_rotated(ctx, &v_to, &v_from);
-        }
-        ggmlq_attend_params part = *p;
-        part.w = (const float *) ((const char *) p->w + first*group*p->w_stride[1]);
-        const ggmlq_cuda_view keys = view_of(&wide.k), queries = view_of(&wide.q);
-        require_ok(ggmlq_cuda_center_keys   (&keys,    k->ne[0], &part, ctx.stream()), __func__);
-        require_ok(ggmlq_cuda_center_queries(&queries, q->ne[0], &part, ctx.stream()), __func__);
-
-        ggml_cuda_flash_attn_ext(ctx, &wide.dst);
-
-        ggml_tensor out = *dst; /* heads are before tokens */
-        out.ne[1] = heads*group;
-        out.data  = (char *) dst->data + first*group*(int64_t) dst->nb[1];
-        if (ggmlq_ggml_is_cache_type(v->type)) {
-            const ggmlq_cuda_view to = view_of(&out), from = view_of(&out_from);
-            require_ok(ggmlq_cuda_unrotate((int) v->type, &to, &from, ctx.stream()), __func__);
-        } else {
-            ggml_cuda_cpy(ctx, &out_from, &out);
-        }
-    }
 }
 
 /* What attention_supported doesn't look at, and upstream's models don't have: its kernels for 576 read K in place of V, whatever V is,
@@ -1083,7 +975,7 @@ static bool f16_kernels_take(int64_t head_size, int64_t head_size_v, bool v_is_k
     return head_size != 576 || v_is_k;
 }
 
-enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_SELECTED, ATTENTION_F16, ATTENTION_WIDE };
+enum attention_way { ATTENTION_REFUSED, ATTENTION_OURS, ATTENTION_SELECTED, ATTENTION_F16 };
 
 /* Gathering pays where few of many rows are seen: on an H100 from 2048 rows for one query token (docs/DEEPSEEK.md); each further token costs
  * the dense kernel that much again. More queries than this share a tile of the dense kernels, or go through f16, and their gathered rows
@@ -1110,17 +1002,9 @@ static attention_way choose_attention(int device, const ggml_tensor * dst, const
     if (ours && strcmp(ggmlq_cuda_attend_kernel(p), "plain") != 0) {
         return ATTENTION_OURS;
     }
-    if (p->n_pairs > 0) {
-        if (can_be_widened(dst, p)) {
-            const int64_t size = wide_head(p), most = wide_heads_at_once(p, size);
-            const attention_wide wide(dst, size, most < p->n_heads_kv ? most : p->n_heads_kv);
-            if (f16_kernels_take(size, size, false, p->logit_softcap) && attention_supported(device, &wide.dst)) {
-                return ATTENTION_WIDE;
-            }
-        }
-    } else if (can_become_f16(dst->src[1]) && can_become_f16(dst->src[2])) {
-        const attention_f16 f16(dst);
-        if (f16_kernels_take(f16.k.ne[0], f16.v.ne[0], f16.v_is_k, p->logit_softcap) && attention_supported(device, &f16.dst)) {
+    if (p->n_pairs == 0 || knows_mean(dst)) {
+        const attention_f16 f16(dst, p->n_pairs > 0);
+        if (can_become_f16(dst, p, f16) && f16_kernels_take(f16.k.ne[0], f16.v.ne[0], f16.v_is_k, p->logit_softcap) && attention_supported(device, &f16.dst)) {
             return ATTENTION_F16;
         }
     }
@@ -1149,10 +1033,7 @@ bool ggmlq_ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor
             require_ok(ggmlq_cuda_attend_selected(&p, most, workspace.get(), ctx.stream()), __func__);
         } break;
         case ATTENTION_F16:
-            attend_f16(ctx, dst);
-            break;
-        case ATTENTION_WIDE:
-            attend_wide(ctx, dst, &p);
+            attend_f16(ctx, dst, &p);
             break;
         case ATTENTION_REFUSED:
             GGML_ABORT("%s: K %s and V %s were refused by supports_op", __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type));

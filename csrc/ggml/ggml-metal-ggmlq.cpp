@@ -267,7 +267,7 @@ struct attention_wide {
             to.sinks.data  = (char *) to.sinks.data + first*group*(int64_t) sizeof(float);
             to.op.src[4]   = &to.sinks;
         }
-        for (int i : { GGMLQ_GGML_ATTEND_W, GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS, GGMLQ_GGML_ATTEND_PART }) {
+        for (int i : { GGMLQ_GGML_ATTEND_W, GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS, GGMLQ_GGML_ATTEND_PART, GGMLQ_GGML_ATTEND_MEAN }) {
             to.op.src[i] = nullptr;
         }
 #ifdef GGMLQ_GGML_N_KV_MAX_AT

@@ -21,7 +21,8 @@
 #include <stdexcept>
 
 static const char * const GGMLQ_LLAMA_CENTER_ARCH = "ggmlq-kv-center";
-static constexpr uint32_t GGMLQ_LLAMA_CENTER_FILE_VERSION = 2;
+static const char * const GGMLQ_LLAMA_CENTER_CHECKSUM = "ggmlq.checksum";
+static constexpr uint32_t GGMLQ_LLAMA_CENTER_FILE_VERSION = 3;
 
 struct ggmlq_llama_gguf_deleter { void operator()(gguf_context * file) const { gguf_free(file); } };
 using ggmlq_llama_gguf = std::unique_ptr<gguf_context, ggmlq_llama_gguf_deleter>;
@@ -109,8 +110,11 @@ static std::vector<float> ggmlq_llama_center_score_error(const ggmlq_llama_cente
     return errors;
 }
 
-static std::string ggmlq_llama_center_sum(const gguf_context * file, ggml_context * ctx) { // of all tensors
-    std::vector<uint8_t> bytes;
+// Of all that a file says, but for this checksum itself, which is zeros meanwhile, and of all tensors.
+static std::string ggmlq_llama_center_sum(gguf_context * file, ggml_context * ctx) {
+    gguf_set_val_str(file, GGMLQ_LLAMA_CENTER_CHECKSUM, "0000000000000000");
+    std::vector<uint8_t> bytes(gguf_get_meta_size(file));
+    gguf_get_meta_data(file, bytes.data());
     for (int64_t i = 0; i < gguf_get_n_tensors(file); ++i) {
         const char * name = gguf_get_tensor_name(file, i);
         const ggml_tensor * t = ggml_get_tensor(ctx, name);
@@ -213,23 +217,29 @@ void ggmlq_llama_center_save(const std::string & path, const ggmlq_llama_center_
         add("k_squares", layer.k_square);
         add("q_squares", layer.query);
     }
-    gguf_set_val_str(file.get(), "ggmlq.checksum", ggmlq_llama_center_sum(file.get(), ctx.get()).c_str());
+    gguf_set_val_str(file.get(), GGMLQ_LLAMA_CENTER_CHECKSUM, ggmlq_llama_center_sum(file.get(), ctx.get()).c_str());
 
     // several processes may write the same file: each its own, and the last one stays
     const std::string part = path + format(".%llx.part", (unsigned long long) (ggml_time_us() ^ (int64_t) (uintptr_t) file.get()));
     const auto target = std::filesystem::u8path(path), source = std::filesystem::u8path(part);
-    std::error_code problem;
+    const auto refuse = [&](const std::string & reason) {
+        std::error_code ignored;
+        std::filesystem::remove(source, ignored);
+        throw std::runtime_error("'" + path + "' can't be written: " + reason);
+    };
     errno = 0;
     if (!gguf_write_to_file(file.get(), part.c_str(), false)) {
-        const std::string reason = errno ? strerror(errno) : "is the disk full?";
-        std::filesystem::remove(source, problem);
-        throw std::runtime_error("'" + path + "' can't be written: " + reason);
+        refuse(errno ? strerror(errno) : "is the disk full?");
     }
+    try {
+        ggmlq_llama_center_load(part); // since ggml overlooks it if the last bytes don't reach a full disk
+    } catch (const std::exception & error) {
+        refuse(std::string("what was written ") + error.what() + "; is the disk full?");
+    }
+    std::error_code problem;
     std::filesystem::rename(source, target, problem);
     if (problem) {
-        const std::string reason = problem.message();
-        std::filesystem::remove(source, problem);
-        throw std::runtime_error("'" + path + "' can't be written: " + reason);
+        refuse(problem.message());
     }
 }
 
@@ -262,7 +272,11 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
     data = nullptr;
     file.reset(gguf_init_from_file(path.c_str(), params));
     ctx.reset(data);
-    if (!file || text("ggmlq.checksum") != ggmlq_llama_center_sum(file.get(), ctx.get())) {
+    if (!file) {
+        refuse("is damaged: it ends too early");
+    }
+    const std::string checksum = text(GGMLQ_LLAMA_CENTER_CHECKSUM);
+    if (checksum != ggmlq_llama_center_sum(file.get(), ctx.get())) {
         refuse("is damaged: its checksum is wrong");
     }
     ggmlq_llama_center_record record = { text("ggmlq.key"), text("ggmlq.model.name"), text("ggmlq.model.architecture"), text("ggmlq.model.fingerprint"),

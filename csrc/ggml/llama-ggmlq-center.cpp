@@ -19,6 +19,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <map>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -204,14 +206,20 @@ ggmlq_llama_center_layer * ggmlq_llama_center::find(const ggml_tensor * k) {
     return nullptr;
 }
 
+// In what blocks llama.cpp rotates rows of K, as llama_kv_cache::build_input_k_rot chooses it; 0: not.
+static int64_t ggmlq_llama_center_hadamard(const ggmlq_llama_center_layer & layer, bool rotates) {
+    int64_t hadamard = rotates ? 64 : 0;
+    while (hadamard && layer.head_size % (2*hadamard) == 0) {
+        hadamard *= 2;
+    }
+    return hadamard;
+}
+
 static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, bool rotates) {
     if (!layer.feedback || layer.query.empty()) {
         return;
     }
-    int64_t hadamard = rotates ? 64 : 0; // as llama_kv_cache::build_input_k_rot chooses it
-    while (hadamard && layer.head_size % (2*hadamard) == 0) {
-        hadamard *= 2;
-    }
+    const int64_t hadamard = ggmlq_llama_center_hadamard(layer, rotates);
     std::vector<ggmlq_llama_round> rounds;
     for (int64_t h = 0; h < layer.n_head_kv; ++h) {
         std::vector<double> square(layer.head_size);
@@ -771,13 +779,17 @@ ggmlq_llama_center_graph::term ggmlq_llama_center_graph::take(ggml_context * ctx
         return {};
     }
     if (p.layer->n_latent) {
-        return { nullptr, nullptr, nullptr, nullptr, ggml_view_1d(ctx, p.layer->latent_mu, p.layer->n_latent, 0) };
+        term t = {};
+        t.latent_mu = ggml_view_1d(ctx, p.layer->latent_mu, p.layer->n_latent, 0);
+        return t;
     }
     // the same cells and streams as the view of K
     ggml_tensor * part = p.layer->part;
     const size_t first_stream = k->view_offs/k_cache->nb[2], bytes = part->nb[2];
-    return { &p.center->ropes[p.layer->rope], p.w, input->positions_of(ctx, *p.center, k),
-        ggml_view_4d(ctx, part, k->ne[2], 1, 1, k->ne[3], bytes, bytes, bytes, first_stream*bytes), nullptr };
+    const auto & rope = p.center->ropes[p.layer->rope];
+    // a row is stored longer than what it stands for, and RoPE has a magnitude (YaRN)
+    return { &rope, p.w, input->positions_of(ctx, *p.center, k), ggml_view_4d(ctx, part, k->ne[2], 1, 1, k->ne[3], bytes, bytes, bytes, first_stream*bytes),
+        p.layer->s_mu, rope.magnitude/ggmlq_llama_center_gain(p.layer->k->type), (int32_t) ggmlq_llama_center_hadamard(*p.layer, p.center->rotates), nullptr };
 }
 
 // w as build_attn_mha makes q: [n_rot, queries, heads, streams].
@@ -793,7 +805,10 @@ void ggmlq_llama_center_graph::add_to_flash(ggml_context * ctx, ggml_tensor * at
         attention->src[GGMLQ_GGML_ATTEND_TURNS]     = t.rope->turns_there;
         attention->src[GGMLQ_GGML_ATTEND_POSITIONS] = t.positions;
         attention->src[GGMLQ_GGML_ATTEND_PART]      = t.part;
-        attention->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] = t.rope->neox;
+        attention->src[GGMLQ_GGML_ATTEND_MEAN]      = t.mean;
+        attention->op_params[GGMLQ_GGML_ATTEND_HALVES_AT]      = t.rope->neox;
+        attention->op_params[GGMLQ_GGML_ATTEND_MEAN_TURNED_AT] = t.rotated;
+        memcpy(&attention->op_params[GGMLQ_GGML_ATTEND_MEAN_FACTOR_AT], &t.mean_factor, sizeof(t.mean_factor));
     }
 }
 
@@ -960,6 +975,21 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
 }
 
 static const char * const GGMLQ_LLAMA_CENTER_LOG = "ggmlq_llama_center";
+
+// "3, 7 to 9"
+static std::string ggmlq_llama_center_list(const std::set<int32_t> & layers) {
+    std::string list;
+    for (const int32_t first : layers) {
+        int32_t last = first;
+        while (layers.count(last + 1)) {
+            ++last;
+        }
+        if (!layers.count(first - 1)) {
+            list += (list.empty() ? "" : ", ") + std::to_string(first) + (last > first ? " to " + std::to_string(last) : "");
+        }
+    }
+    return list;
+}
 
 class ggmlq_llama_center_starting : public ggmlq_llama_center_start {
 public:
@@ -1178,20 +1208,17 @@ private:
     void count() {
         n_centered = 0;
         left.clear();
-        std::vector<std::pair<std::string, std::vector<int32_t>>> layers_by_reason;
+        std::map<std::string, std::set<int32_t>> layers_by_reason; // a model with sliding windows has its layers in two caches
         for (const auto * center : centers) {
             for (const auto & layer : center->layers) {
                 n_centered += layer.is_centered();
                 if (!layer.is_centered()) {
-                    if (layers_by_reason.empty() || layers_by_reason.back().first != layer.reason) {
-                        layers_by_reason.push_back({ layer.reason, {} });
-                    }
-                    layers_by_reason.back().second.push_back(layer.il);
+                    layers_by_reason[layer.reason].insert(layer.il);
                 }
             }
         }
         for (const auto & [why, layers] : layers_by_reason) {
-            left += (left.empty() ? "; not " : ", ") + std::to_string(layers.front()) + (layers.size() > 1 ? " to " + std::to_string(layers.back()) : "") + " (" + why + ")";
+            left += (left.empty() ? "; not " : ", ") + ggmlq_llama_center_list(layers) + " (" + why + ")";
         }
         if (n_centered == 0) {
             throw std::runtime_error("found no layer that can be" + (left.empty() ? ": none has keys of a kind that is known here, as in recurrent models and DeepSeek-V4" : left));

@@ -158,9 +158,15 @@ public:
     void apply_latent(ggml_context * ctx, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor *& k, const ggml_tensor * v,
         bool shifts, int32_t il);
 
-    // For attention with the view `k` of a cache, as get_k made it: w [n_rot, heads, tokens], positions and part [cells, 1, 1, streams], or nulls;
-    // of MLA, only latent_mu [values of V].
-    struct term { const ggmlq_llama_center_rope * rope; ggml_tensor * w; ggml_tensor * positions; ggml_tensor * part; ggml_tensor * latent_mu; };
+    // For attention with the view `k` of a cache, as get_k made it: w [n_rot, heads, tokens], positions and part [cells, 1, 1, streams], the mean [head size, KV heads] and what it is multiplied and
+    // turned by (ggml-ggmlq-center.h), or nulls; of MLA, only latent_mu [values of V].
+    struct term {
+        const ggmlq_llama_center_rope * rope;
+        ggml_tensor * w, * positions, * part, * mean;
+        float         mean_factor;
+        int32_t       rotated;
+        ggml_tensor * latent_mu;
+    };
     // kq_scale: what attention multiplies scores by.
     term take(ggml_context * ctx, const ggml_tensor * k, float kq_scale);
 

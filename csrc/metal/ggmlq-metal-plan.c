@@ -255,19 +255,9 @@ int ggmlq_metal_copy_rows(const struct ggmlq_cuda_view * dst, const struct ggmlq
 }
 
 int ggmlq_metal_rotate(int type, const struct ggmlq_cuda_view * dst, const struct ggmlq_cuda_view * src, bool back, struct ggmlq_metal_launch * launch) {
-    if (!ggmlq_is_cache_type(type) || dst->type != GGMLQ_CUDA_F32 || src->type != GGMLQ_CUDA_F32) {
-        return GGMLQ_ERROR_TYPE;
-    }
-    const int64_t length = ggmlq_type_info_get(type)->block_length;
-    int error = ggmlq_check_view(dst, length);
-    error = error ? error : ggmlq_check_view(src, length);
+    const int error = ggmlq_check_rotation(type, dst, src);
     if (error) {
         return error;
-    }
-    for (int i = 0; i < 4; ++i) {
-        if (dst->ne[i] != src->ne[i]) {
-            return GGMLQ_ERROR_SHAPE;
-        }
     }
     const int64_t n = count(src, src->ne[0]/PLANE);
     if (n < 0) {

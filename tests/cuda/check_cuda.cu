@@ -5,7 +5,7 @@
  *
  *   check_cuda                   everything; a line per group, exit 1 if one fails
  *   check_cuda --quick [group [n]]  the same on less data; of the cases of attention every n-th
- *   check_cuda --bench [rounded] times, or those of rounded keys alone; nothing is checked
+ *   check_cuda --bench [roped | rounded] times, or those of stores after RoPE or of rounded keys alone; nothing is checked
  *
  * Attention is held to a bound for float arithmetic, the plain kernel's: build with GGMLQ_CUDA_ATTEND_PLAIN_ONLY, or the group "attention" fails where the
  * tensor-core kernel with its 8-bit queries is chosen. That one is bench_attend's.
@@ -30,6 +30,7 @@
 #include "ggmlq-cuda-sparse.h"
 #ifndef GGMLQ_CHECK_METAL
 #    include "ggmlq-cuda-center.h"
+#    include "ggmlq-cuda-f16.h"
 #endif
 
 static const double U = 1.0/16777216.0; /* unit roundoff of float32 */
@@ -1211,48 +1212,145 @@ static void check_attention_case(const struct attention_case & c) {
 }
 
 #ifndef GGMLQ_CHECK_METAL
-/* ggmlq-cuda-center.h: what is filled in is the product, rounded to a half; nothing else is written. */
-static void check_widened(int64_t length, int64_t at, int64_t term, bool with_part) {
-    const int64_t n_kv = 37, heads_kv = 2, seqs_kv = 2, n_queries = 3, heads = 4, seqs = 4, pairs = term/2;
-    std::vector<uint16_t> part(n_kv*seqs_kv);
-    for (auto & value : part) { value = random_below(3) == 0 ? 0 : 0x3c00; }
-    const std::vector<float> w = normals(heads*n_queries*seqs*(term + 1));
-    const std::vector<uint64_t> turns = make_turns(pairs);
-    const std::vector<int32_t> positions = make_positions(n_kv*seqs_kv);
-    device_bytes d_turns(turns), d_positions(positions), dpart(part), dw(w);
-    struct ggmlq_attend_params p = {};
-    p.w = (const float *) dw.data(); p.w_stride[0] = 4*(term + 1)*heads; p.w_stride[1] = 4*(term + 1); p.w_stride[2] = p.w_stride[0]*n_queries;
-    p.n_pairs = pairs; p.pairs_are_halves = with_part; p.turns = (const uint64_t *) d_turns.data();
-    p.positions = (const int32_t *) d_positions.data(); p.positions_stride = 4*n_kv;
-    p.part = with_part ? (const uint16_t *) dpart.data() : NULL; p.part_stride = 2*n_kv;
+/* Rows of K and V as f16 against double precision; nothing else is written. */
+struct f16_case {
+    int type_k, type_v;
+    int64_t length_k, length_v, n_kv, heads, seqs, pairs; /* no pairs: plain keys */
+    int  turned;
+    bool halves, with_part, in_place;
+};
 
-    struct ggmlq_cuda_view keys, queries;
-    device_bytes dk(std::vector<uint16_t>(1 + (length + 2)*n_kv*heads_kv*seqs_kv, 0x7e01)), dq(std::vector<uint32_t>(1 + (length + 1)*n_queries*heads*seqs, 0x7fc00001));
-    const int64_t ne_k[4] = { length, n_kv, heads_kv, seqs_kv }, nb_k[4] = { 2, 2*(length + 2)*heads_kv, 2*(length + 2), 2*(length + 2)*heads_kv*n_kv };
-    const int64_t ne_q[4] = { length, n_queries, heads, seqs }, nb_q[4] = { 4, 4*(length + 1), 4*(length + 1)*n_queries, 4*(length + 1)*n_queries*heads };
-    keys    = view(dk.data(), GGMLQ_CUDA_F16, ne_k, nb_k);
-    queries = view(dq.data(), GGMLQ_CUDA_F32, ne_q, nb_q);
-    ok(ggmlq_cuda_center_keys(&keys, at, &p, NULL));
-    ok(ggmlq_cuda_center_queries(&queries, at, &p, NULL));
-    const std::vector<uint16_t> k = dk.host<uint16_t>();
-    const std::vector<uint32_t> q = dq.host<uint32_t>();
-    for (int64_t s = 0; s < seqs_kv; ++s) for (int64_t t = 0; t < n_kv; ++t) for (int64_t h = 0; h < heads_kv; ++h) for (int64_t j = 0; j < length + 2; ++j) {
-        const uint16_t found = k[(s*nb_k[3] + h*nb_k[2] + t*nb_k[1])/2 + j];
-        const float factor = with_part ? ggmlq_half_to_float(part[s*n_kv + t]) : 1;
-        const int64_t pair = with_part ? (j - at) % pairs : (j - at)/2;
-        const double wanted = j >= at && j - at < term ? 256*factor*positional(positions[s*n_kv + t], turns[pair], (int) (with_part ? (j - at)/pairs : (j - at) % 2)) : 0;
-        const double error  = std::fabs(ggmlq_half_to_float(found) - wanted);
-        require(j < at || j >= length ? found == 0x7e01 : error <= std::fabs(wanted)/2048 + 256*8*U*factor, "keys of %lld, value %lld: %04x, wanted %g", (long long) length, (long long) j, found, wanted);
+static double worst_f16;
+
+static void check_f16_case(const struct f16_case & c) {
+    char text[200];
+    snprintf(text, sizeof(text), "%s %s, %lld heads of %lld and %lld, %lld tokens, %lld pairs, %s, turned by %d", type_name(c.type_k), type_name(c.type_v), (long long) c.heads, (long long) c.length_k,
+             (long long) c.length_v, (long long) c.n_kv, (long long) c.pairs, c.halves ? "halves" : "side by side", c.turned);
+    const int64_t length[2] = { c.length_k, c.length_v };
+    const int type[2] = { c.type_k, c.type_v };
+    struct ggmlq_cuda_f16_rows p = {};
+    std::vector<uint8_t> rows[2];
+    std::unique_ptr<device_bytes> d_rows[2], d_values[2];
+    for (int i = 0; i < 2; ++i) {
+        const int64_t gap = type[i] == GGMLQ_TYPE_F16 ? 16 : 2; /* behind every row */
+        p.wanted[i] = i == 0 || type[1] >= 0;
+        if (!p.wanted[i]) {
+            continue;
+        }
+        const int64_t row = row_bytes(type[i], length[i]) + gap, to = 2*length[i] + 16;
+        rows[i].assign(row*c.n_kv*c.heads*c.seqs, 0x77);
+        for (int64_t r = 0; r < c.n_kv*c.heads*c.seqs; ++r) {
+            std::vector<float> unused(length[i]);
+            make_rows(type[i], length[i], rows[i].data() + r*row, unused.data());
+        }
+        d_rows[i].reset(new device_bytes(rows[i]));
+        const int64_t ne[4] = { length[i], c.n_kv, c.heads, c.seqs }, nb_rows[4] = { 2, row*c.heads, row, row*c.heads*c.n_kv }, nb_values[4] = { 2, to, to*c.n_kv, to*c.n_kv*c.heads };
+        d_values[i].reset(new device_bytes(std::vector<uint16_t>(to/2*c.n_kv*c.heads*c.seqs, 0x7e01)));
+        p.rows[i]   = view(d_rows[i]->data(), type[i], ne, nb_rows);
+        p.values[i] = c.in_place && i == 0 ? p.rows[i] : view(d_values[i]->data(), GGMLQ_CUDA_F16, ne, nb_values);
     }
-    for (int64_t s = 0; s < seqs; ++s) for (int64_t h = 0; h < heads; ++h) for (int64_t t = 0; t < n_queries; ++t) for (int64_t j = 0; j < length + 1; ++j) {
-        const uint32_t bits = q[(s*nb_q[3] + h*nb_q[2] + t*nb_q[1])/4 + j];
-        float found;
-        memcpy(&found, &bits, 4);
-        const float wanted = j - at < term ? w[((s*n_queries + t)*heads + h)*(term + 1) + std::max<int64_t>(j - at, 0)]/256 : 0;
-        require(j < at || j >= length ? bits == 0x7fc00001 : found == wanted, "queries of %lld, value %lld: %g, wanted %g", (long long) length, (long long) j, found, wanted);
+    const std::vector<float> mean = normals(c.length_k*c.heads);
+    const std::vector<uint64_t> turns = make_turns(c.pairs);
+    const std::vector<int32_t> positions = make_positions(c.n_kv*c.seqs);
+    std::vector<uint16_t> part(c.n_kv*c.seqs);
+    for (auto & value : part) { value = random_below(3) == 0 ? 0 : 0x3c00; }
+    device_bytes d_mean(mean), d_turns(turns), d_positions(positions), d_part(part);
+    struct ggmlq_attend_params term = {};
+    term.n_pairs = c.pairs; term.pairs_are_halves = c.halves; term.turns = (const uint64_t *) d_turns.data();
+    term.positions = (const int32_t *) d_positions.data(); term.positions_stride = 4*c.n_kv;
+    term.part = c.with_part ? (const uint16_t *) d_part.data() : NULL; term.part_stride = 2*c.n_kv;
+    p.mean   = (const float *) d_mean.data();
+    p.factor = 0.7f;
+    p.turned = c.turned;
+    p.term   = c.pairs ? &term : NULL;
+    ok(ggmlq_cuda_to_f16(&p, NULL));
+    for (int i = 0; i < 2; ++i) {
+        if (!p.wanted[i]) {
+            continue;
+        }
+        const std::vector<uint16_t> found = (c.in_place && i == 0 ? d_rows[i] : d_values[i])->host<uint16_t>();
+        const int64_t n = length[i], row = p.rows[i].nb[2];
+        for (int64_t s = 0; s < c.seqs; ++s) for (int64_t t = 0; t < c.n_kv; ++t) for (int64_t h = 0; h < c.heads; ++h) {
+            const uint8_t * from = rows[i].data() + ((s*c.n_kv + t)*c.heads + h)*row;
+            std::vector<float> decoded(n);
+            std::vector<double> lacks(n);
+            if (type[i] == GGMLQ_TYPE_F16) {
+                for (int64_t j = 0; j < n; ++j) { decoded[j] = from_16(GGMLQ_CUDA_F16, ((const uint16_t *) from)[j]); }
+            } else {
+                ggmlq_decode_row(type[i], from, decoded.data(), n);
+            }
+            const double factor = p.factor*(c.with_part ? ggmlq_half_to_float(part[s*c.n_kv + t]) : 1);
+            for (int64_t pair = 0; pair < c.pairs && i == 0; ++pair) {
+                const int64_t a = c.halves ? pair : 2*pair, b = c.halves ? pair + c.pairs : a + 1;
+                const double x = mean[h*n + a], y = mean[h*n + b], cosine = positional(positions[s*c.n_kv + t], turns[pair], 0), sine = positional(positions[s*c.n_kv + t], turns[pair], 1);
+                lacks[a] = factor*(x*cosine - y*sine);
+                lacks[b] = factor*(x*sine + y*cosine);
+            }
+            for (int64_t first = 0; first < n && c.turned && i == 0; first += c.turned) {
+                for (int64_t half = 1; half < c.turned; half *= 2) for (int64_t j = 0; j < c.turned; ++j) if ((j & half) == 0) {
+                    const double x = lacks[first + j], y = lacks[first + (j | half)];
+                    lacks[first + j]          = (x + y)*std::sqrt(0.5);
+                    lacks[first + (j | half)] = (x - y)*std::sqrt(0.5);
+                }
+            }
+            double square = 0, square_lacks = 0; /* all is computed in halves */
+            for (int64_t j = 0; j < n; ++j) {
+                square       += decoded[j]*(double) decoded[j];
+                square_lacks += lacks[j]*lacks[j]/(2*(double) std::max<int64_t>(1, c.pairs));
+            }
+            for (int64_t j = 0; j < n + 8; ++j) {
+                const int64_t at = s*p.values[i].nb[3] + h*p.values[i].nb[2] + t*p.values[i].nb[1] + 2*j;
+                const uint16_t value = found[at/2];
+                if (j >= n) {
+                    require(c.in_place && i == 0 ? value == 0x7777 : value == 0x7e01, "%s: written behind a row: %04x", text, value);
+                    continue;
+                }
+                const double wanted = decoded[j] + lacks[j], error = std::fabs(ggmlq_half_to_float(value) - wanted), terms = type[i] == GGMLQ_TYPE_F16 ? 0 : 3*std::fabs(decoded[j]) + 3*std::sqrt(square/(double) n),
+                    bound = (std::fabs(wanted) + terms + 16*std::sqrt(square_lacks))/2048 + 1.5e-7;
+                require(error <= bound, "%s: value %lld of token %lld, head %lld: %g, wanted %g", text, (long long) j, (long long) t, (long long) h, ggmlq_half_to_float(value), wanted);
+                worst_f16 = std::max(worst_f16, error/bound);
+            }
+        }
     }
-    require(ggmlq_cuda_center_keys(&queries, at, &p, NULL) == GGMLQ_ERROR_TYPE && ggmlq_cuda_center_queries(&keys, at, &p, NULL) == GGMLQ_ERROR_TYPE, "types exchanged");
-    require(ggmlq_cuda_center_keys(&keys, length - term + 2, &p, NULL) == GGMLQ_ERROR_SHAPE, "a row too short was taken");
+}
+
+static std::string check_f16() {
+    worst_f16 = 0;
+    const int T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGMLQ_TYPE_F16;
+    const int types[] = { T, P, H };
+    for (int k : types) for (int v : { T, P, -1 }) { /* one launch and two, K alone */
+        check_f16_case({ k, v, 128, 128, 37, 8, 1, 0, 0, false, false, false });
+        check_f16_case({ k, v, 128, 256, 37, 3, 2, 64, 128, true, true, k == H });
+    }
+    for (int k : types) for (bool halves : { false, true }) for (int turned : { 0, 64, 128, 256 }) for (int64_t pairs : { 128, 60, 6 }) {
+        check_f16_case({ k, k == P ? T : P, 256, 128, 19, 2, 2, pairs, turned, halves, turned != 64, false });
+    }
+    for (int64_t length : { 32, 64, 96, 192, 320, 512, 576, 1024 }) for (int64_t n_kv : { 1, 130 }) { /* parts of blocks of threads, heads that aren't powers of 2 */
+        check_f16_case({ T, T, length, 32, n_kv, 1, 1, 0, 0, false, false, false });
+        check_f16_case({ T, H, length, 64, n_kv, length < 512 ? 5 : 1, 1, length/2 - 8, length % 64 ? 0 : length == 512 || length == 1024 ? (int) length : 64, true, true, false });
+        check_f16_case({ H, T, length, 96, n_kv, 2, 1, length/2, 0, false, false, true });
+    }
+    check_f16_case({ P, P, 512, 128, 9, 40, 1, 256, 512, true, true, false }); /* more than a block of threads has of a token */
+    check_f16_case({ P, T, 128, 128, 0, 2, 1, 64, 128, true, true, false });
+    struct ggmlq_attend_params term = {};
+    struct ggmlq_cuda_f16_rows p = {};
+    const int64_t ne[4] = { 128, 5, 2, 1 }, nb[4] = { 2, 512, 256, 2560 }, odd[4] = { 2, 258, 1290, 2580 };
+    auto refuses = [&](const char * what, int error) { require(ggmlq_cuda_to_f16_check(&p) == error && ggmlq_cuda_to_f16(&p, NULL) == error, "%s: %d", what, ggmlq_cuda_to_f16_check(&p)); };
+    p.wanted[0] = 1;
+    p.values[0] = p.rows[0] = view(NULL, GGMLQ_CUDA_F16, ne, nb);
+    p.rows[0].type = GGMLQ_CUDA_F32;   refuses("rows of floats", GGMLQ_ERROR_TYPE);
+    p.rows[0].type = GGMLQ_TYPE_Q8_0;  refuses("rows of q8_0", GGMLQ_ERROR_TYPE);
+    p.rows[0] = view(NULL, GGMLQ_CUDA_F16, ne, odd); refuses("rows on odd addresses", GGMLQ_ERROR_SHAPE);
+    p.rows[0] = p.values[0];
+    p.rows[0].ne[1] = 4;               refuses("fewer rows", GGMLQ_ERROR_SHAPE);
+    p.rows[0].ne[1] = 5;
+    p.term = &term;
+    for (int64_t pairs : { 0, 5, 66 }) { term.n_pairs = pairs; refuses("pairs", GGMLQ_ERROR_SHAPE); }
+    term.n_pairs = 64;
+    for (int turned : { 32, 96, 256 }) { p.turned = turned; refuses("turned", GGMLQ_ERROR_SHAPE); }
+    char note[64];
+    snprintf(note, sizeof(note), "largest error %.4f of its bound", worst_f16);
+    return note;
 }
 #endif
 
@@ -1435,11 +1533,6 @@ static std::string check_attention() {
         check_attention_case({ P, P, 128, 128, n_kv, 2, 17, 1, 1, 1, n_kv > 2, n_kv > 2, 0, n_kv > 2 ? 8.0f : 0, 1, n_kv > 2, 0, 96 });
     }
     check_attention_case({ P, T, 128, 128, 600, 70, 4, 2, 3, 3, true, true, 0, 0, 0, true, 520, 64 });
-#ifndef GGMLQ_CHECK_METAL
-    check_widened(256, 128, 128, true);
-    check_widened(128, 64, 30, false);
-    check_widened(96, 32, 64, true);
-#endif
     if (!quick) {
         check_attention_case({ T, T, 128, 128, 20000, 1, 8, 1, 1, 1, true, false, 0, 0, 1, true });
         check_attention_case({ P, P, 128, 128, 20001, 2, 8, 2, 1, 1, false, true, 0, 0, 1, false });
@@ -1611,6 +1704,45 @@ static __global__ void only_move(const float4 * values, const int64_t * index, u
     uint16_t * out = (uint16_t *) (rows + row*bytes + 14*(block % blocks));
     for (int i = 0; i < 7; ++i) {
         out[i] = (uint16_t) (ggmlq_float_bits(sum) >> 2*i);
+    }
+}
+
+/* New tokens of 8 KV heads and 32 heads of 128, all turned by RoPE and for planar3 as llama.cpp does it. */
+static void bench_roped() {
+    enum { LAYERS = 32, MOST = 24, HEAD = 128, N = 8*HEAD, Q = 32*HEAD };
+    device_bytes kv(normals(2*MOST*N)), q(normals(MOST*Q)), q_out(MOST*Q*4);
+    std::vector<int32_t> positions(MOST);
+    std::vector<int64_t> index(MOST);
+    for (int i = 0; i < MOST; ++i) {
+        positions[i] = 1000 + i;
+        index[i]     = i;
+    }
+    device_bytes d_positions(positions), d_index(index);
+    for (int type : CACHE_TYPES) for (int64_t tokens : { 1, 8, (int) MOST }) {
+        device_bytes rows(2*LAYERS*MOST*row_bytes(type, N));
+        struct ggmlq_cuda_roped_rows p = {};
+        p.index_bytes = 8;
+        p.head_size   = HEAD;
+        p.k_rope      = p.q_rope = { (const int32_t *) d_positions.data(), NULL, HEAD, 0, powf(500000.0f, -2.0f/HEAD), 1.0f, 1.0f };
+        p.q           = (const float *) q.data();
+        p.q_out       = (float *) q_out.data();
+        p.q_ne[0] = HEAD; p.q_ne[1] = Q/HEAD; p.q_ne[2] = tokens;
+        const double us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+            for (int i = 0; i < 2; ++i) {
+                const int64_t ne[4] = { tokens, 1, 1, 1 }, nb[4] = { 8, 8*tokens, 8*tokens, 8*tokens };
+                spread(&p.rows[i], rows.data() + (2*layer + i)*MOST*row_bytes(type, N), type, N, MOST, 1, 1, 0);
+                spread(&p.values[i], kv.data() + i*MOST*N*4, GGMLQ_CUDA_F32, N, tokens, 1, 1, 0);
+                p.indices[i] = view(d_index.data(), 0, ne, nb);
+            }
+            for (int i = 0; i < 3 && type == GGMLQ_TYPE_PLANAR3; ++i) {
+                p.turned[i] = i == 1 ? 64 : 128;
+            }
+            if (ggmlq_cuda_store_roped(&p, stream)) {
+                printf("store_roped: %s\n", ggmlq_cuda_error_text(GGMLQ_ERROR_DEVICE));
+                exit(1);
+            }
+        });
+        printf("store_roped %-8s %2lld tokens of 8 KV heads and 32 heads of 128 %9.2f us\n", type_name(type), (long long) tokens, us);
     }
 }
 
@@ -1982,17 +2114,23 @@ int main(int argc, char ** argv) {
     cuda(cudaGetDeviceProperties(&device, 0));
     printf("%s, compute capability %d.%d\n", device.name, device.major, device.minor);
     if (option == "--bench") {
-        if (argc < 3) {
+        const std::string what = argc > 2 ? argv[2] : "";
+        if (what.empty()) {
             bench();
         }
 #ifndef GGMLQ_CHECK_METAL
-        bench_rounded();
+        if (what != "rounded") {
+            bench_roped();
+        }
+        if (what != "roped") {
+            bench_rounded();
+        }
 #endif
         return 0;
     }
     quick = option == "--quick";
     if (!option.empty() && !quick) {
-        printf("usage: check_cuda [--quick [group [n]] | --bench [rounded]]\n");
+        printf("usage: check_cuda [--quick [group [n]] | --bench [roped | rounded]]\n");
         return 2;
     }
     only   = argc > 2 ? argv[2] : NULL;
@@ -2007,6 +2145,7 @@ int main(int argc, char ** argv) {
     group("mul_mat",   check_mul_mat);
 #ifndef GGMLQ_CHECK_METAL
     group("center",    check_centering);
+    group("f16",       check_f16);
 #endif
     group("attention", check_attention);
     group("selected",  check_selected);

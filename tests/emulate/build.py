@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-KERNELS = ["rows", "round", "dot", "attend", "attend-plain", "attend-decode", "center", "sparse", "indexer", "memory"]
+KERNELS = ["rows", "round", "f16", "dot", "attend", "attend-plain", "attend-decode", "center", "sparse", "indexer", "memory"]
 FLAGS = [
     "-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE",  # fortified longjmp knows one stack only
     "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-D__HIP_PLATFORM_AMD__", "-DPYGGMLQ_CUDA_LIBRARY",

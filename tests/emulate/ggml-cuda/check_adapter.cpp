@@ -55,8 +55,9 @@ void ggml_cuda_cpy(ggml_backend_cuda_context &, const ggml_tensor * from, ggml_t
 static bool upstream_supports(int, const ggml_tensor * op) {
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2];
     static const int64_t sizes[] = { 64, 80, 96, 112, 128, 256, 512 };
-    return k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && q->ne[0] == k->ne[0] && v->ne[0] == k->ne[0] && op->ne[0] == v->ne[0] && op->ne[1] == q->ne[2] &&
-        op->ne[2] == q->ne[1] && op->ne[3] == q->ne[3] && q->ne[2] % k->ne[2] == 0 && k->ne[2] == v->ne[2] && std::find(std::begin(sizes), std::end(sizes), k->ne[0]) != std::end(sizes);
+    const bool in_k = k->ne[0] == 576 && v->ne[0] == 512 && v->view_src == k && v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2] && v->nb[3] == k->nb[3]; /* which takes K for V */
+    return k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && q->ne[0] == k->ne[0] && (in_k || (v->ne[0] == k->ne[0] && std::find(std::begin(sizes), std::end(sizes), k->ne[0]) != std::end(sizes))) && op->ne[0] == v->ne[0] && op->ne[1] == q->ne[2] &&
+        op->ne[2] == q->ne[1] && op->ne[3] == q->ne[3] && q->ne[2] % k->ne[2] == 0 && k->ne[2] == v->ne[2];
 }
 
 static double slope(double max_bias, int64_t heads, int64_t head) {
@@ -92,8 +93,7 @@ void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * op)
             const double weight = std::exp(score[i] - top);
             total += weight;
             for (int64_t j = 0; j < v->ne[0]; ++j) {
-                const uint8_t * at = (const uint8_t *) element(v, j, i, hk, sk);
-                out[j] += weight*ggml_fp16_to_fp32(*(const ggml_fp16_t *) at);
+                out[j] += weight*ggml_fp16_to_fp32(*(const ggml_fp16_t *) element(k->ne[0] == 576 ? k : v, j, i, hk, sk));
             }
         }
         for (int64_t j = 0; j < v->ne[0]; ++j) *(float *) element(op, j, h, t, s) = (float) (out[j]/total);
@@ -126,37 +126,75 @@ struct attention_case {
     bool sinks;
     float softcap, max_bias;
     bool upstream; /* wanted */
+    int turned = 0; /* how many values llama.cpp rotates */
+    bool with_mean = true, v_in_k = false;
 };
+
+/* Every `length` values by a Walsh-Hadamard transform over its root. */
+static void transform(float * x, int64_t n, int length) {
+    for (int64_t first = 0; first < n && length; first += length) {
+        for (int half = 1; half < length; half *= 2) for (int j = 0; j < length; ++j) if ((j & half) == 0) {
+            const float a = x[first + j], b = x[first + (j | half)];
+            x[first + j]          = (a + b)*0.70710678f;
+            x[first + (j | half)] = (a - b)*0.70710678f;
+        }
+    }
+}
+
+/* w of such queries and such a mean, as libllama's graphs compute it. */
+static ggml_tensor * w_of(ggml_context * ctx, const ggml_tensor * q, const ggml_tensor * mean, float factor, const attention_case & c, bool halves) {
+    ggml_tensor * w = make(ctx, GGML_TYPE_F32, c.n_rot, q->ne[1], q->ne[2], q->ne[3], true);
+    for (int64_t s = 0; s < q->ne[3]; ++s) for (int64_t h = 0; h < q->ne[2]; ++h) for (int64_t t = 0; t < q->ne[1]; ++t) {
+        std::vector<float> x(c.head);
+        for (int64_t j = 0; j < c.head; ++j) x[j] = *(float *) element(q, j, t, h, s);
+        transform(x.data(), c.head, c.turned);
+        for (int64_t pair = 0; pair < c.n_rot/2; ++pair) {
+            const int64_t a = halves ? pair : 2*pair, b = halves ? pair + c.n_rot/2 : a + 1;
+            const float m0 = factor**(float *) element(mean, a, h/c.group, 0, 0), m1 = factor**(float *) element(mean, b, h/c.group, 0, 0);
+            *(float *) element(w, a, t, h, s) = x[a]*m0 + x[b]*m1;
+            *(float *) element(w, b, t, h, s) = x[b]*m0 - x[a]*m1;
+        }
+    }
+    return w;
+}
 
 static void check(const attention_case & c) {
     char text[200];
-    snprintf(text, sizeof(text), "K %s V %s heads %d x %d of %d/%d, n_rot %d, %d queries, cap %g, alibi %g", ggml_type_name((ggml_type) c.type_k), ggml_type_name((ggml_type) c.type_v), (int) c.heads_kv,
-             (int) c.group, (int) c.head, (int) c.head_v, (int) c.n_rot, (int) c.queries, c.softcap, c.max_bias);
+    snprintf(text, sizeof(text), "K %s V %s heads %d x %d of %d/%d, n_rot %d, turned by %d, %d queries, cap %g, alibi %g", ggml_type_name((ggml_type) c.type_k), ggml_type_name((ggml_type) c.type_v), (int) c.heads_kv,
+             (int) c.group, (int) c.head, (int) c.head_v, (int) c.n_rot, c.turned, (int) c.queries, c.softcap, c.max_bias);
     current = text;
     ggml_init_params params = { 64u << 20, nullptr, false };
     ggml_context * ctx = ggml_init(params);
     const int64_t heads = c.heads_kv*c.group;
     ggml_tensor * q = make(ctx, GGML_TYPE_F32, c.head, c.queries, heads, c.seqs, true);
     ggml_tensor * k = make(ctx, (ggml_type) c.type_k, c.head, c.n_kv, c.heads_kv, c.seqs, true);
-    ggml_tensor * v = make(ctx, (ggml_type) c.type_v, c.head_v, c.n_kv, c.heads_kv, c.seqs, true);
+    ggml_tensor * v = c.v_in_k ? ggml_view_4d(ctx, k, c.head_v, c.n_kv, c.heads_kv, c.seqs, k->nb[1], k->nb[2], k->nb[3], 0) : make(ctx, (ggml_type) c.type_v, c.head_v, c.n_kv, c.heads_kv, c.seqs, true);
     ggml_tensor * mask = make(ctx, GGML_TYPE_F16, c.n_kv, c.queries, 1, c.seqs, false);
     for (int64_t i = 0; i < ggml_nelements(mask); ++i) ((ggml_fp16_t *) mask->data)[i] = ggml_fp32_to_fp16(i % 7 == 0 ? -INFINITY : -(float) (i % 5)/4);
     ggml_tensor * op = ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f/std::sqrt((float) c.head), c.max_bias, c.softcap);
     if (c.sinks) ggml_flash_attn_ext_add_sinks(op, make(ctx, GGML_TYPE_F32, heads, 1, 1, 1, false));
-    op->src[GGMLQ_GGML_ATTEND_W]    = make(ctx, GGML_TYPE_F32, c.n_rot, c.queries, heads, c.seqs, true);
-    op->src[GGMLQ_GGML_ATTEND_TURNS]     = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, c.n_rot/2);
-    op->src[GGMLQ_GGML_ATTEND_POSITIONS] = ggml_new_tensor_4d(ctx, GGML_TYPE_I32, c.n_kv, 1, 1, c.seqs);
-    op->src[GGMLQ_GGML_ATTEND_PART]      = make(ctx, GGML_TYPE_F16, c.n_kv, 1, 1, c.seqs, false);
-    op->op_params[GGMLQ_GGML_ATTEND_HALVES_AT] = c.head % 128 == 0;
-    for (int64_t i = 0; i < c.n_rot/2; ++i)       ((uint64_t *) op->src[GGMLQ_GGML_ATTEND_TURNS]->data)[i] = (uint64_t) std::ldexp(std::pow(10000, -2.0*i/c.n_rot)/6.283185307179586, 64);
-    for (int64_t i = 0; i < c.n_kv*c.seqs; ++i) ((int32_t *) op->src[GGMLQ_GGML_ATTEND_POSITIONS]->data)[i] = (int32_t) (3*i - 50);
-    for (int64_t i = 0; i < c.n_kv*c.seqs; ++i) ((uint16_t *) op->src[GGMLQ_GGML_ATTEND_PART]->data)[i] = i % 4 ? 0x3c00 : 0;
-
+    if (c.n_rot) {
+        const bool  halves = c.head % 128 == 0;
+        const float factor = 0.8f;
+        ggml_tensor * mean = make(ctx, GGML_TYPE_F32, c.head, c.heads_kv, 1, 1, false);
+        for (int64_t h = 0; h < c.heads_kv; ++h) std::fill_n((float *) element(mean, c.n_rot, h, 0, 0), c.head - c.n_rot, 0.0f);
+        op->src[GGMLQ_GGML_ATTEND_MEAN]      = c.with_mean ? mean : nullptr;
+        op->src[GGMLQ_GGML_ATTEND_W]         = w_of(ctx, q, mean, factor, c, halves);
+        op->src[GGMLQ_GGML_ATTEND_TURNS]     = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, c.n_rot/2);
+        op->src[GGMLQ_GGML_ATTEND_POSITIONS] = ggml_new_tensor_4d(ctx, GGML_TYPE_I32, c.n_kv, 1, 1, c.seqs);
+        op->src[GGMLQ_GGML_ATTEND_PART]      = make(ctx, GGML_TYPE_F16, c.n_kv, 1, 1, c.seqs, false);
+        op->op_params[GGMLQ_GGML_ATTEND_HALVES_AT]      = halves;
+        op->op_params[GGMLQ_GGML_ATTEND_MEAN_TURNED_AT] = c.turned;
+        memcpy(&op->op_params[GGMLQ_GGML_ATTEND_MEAN_FACTOR_AT], &factor, sizeof(factor));
+        for (int64_t i = 0; i < c.n_rot/2; ++i)       ((uint64_t *) op->src[GGMLQ_GGML_ATTEND_TURNS]->data)[i] = (uint64_t) std::ldexp(std::pow(10000, -2.0*i/c.n_rot)/6.283185307179586, 64);
+        for (int64_t i = 0; i < c.n_kv*c.seqs; ++i) ((int32_t *) op->src[GGMLQ_GGML_ATTEND_POSITIONS]->data)[i] = (int32_t) (3*i - 50);
+        for (int64_t i = 0; i < c.n_kv*c.seqs; ++i) ((uint16_t *) op->src[GGMLQ_GGML_ATTEND_PART]->data)[i] = i % 4 ? 0x3c00 : 0;
+    }
     require(ggmlq_ggml_cuda_involved(op) && ggmlq_ggml_cuda_supports_op(0, op, upstream_supports), "the node is refused");
     ggml_backend_cuda_context context;
     upstream_calls = 0;
     ggml_cuda_flash_attn_ext(context, op);
-    require((upstream_calls > 0) == c.upstream, upstream_calls ? "upstream was asked" : "upstream wasn't asked");
+    require(upstream_calls == c.upstream, upstream_calls ? "upstream was asked" : "upstream wasn't asked");
     const int64_t n = ggml_nelements(op);
     const std::vector<float> found((float *) op->data, (float *) op->data + n);
 
@@ -172,6 +210,7 @@ static void check(const attention_case & c) {
     }
     require(error < 1e-5*norm, "the result is another"); /* halves; without the term it is of the size of the norm */
     for (const int source : { GGMLQ_GGML_ATTEND_TURNS, GGMLQ_GGML_ATTEND_POSITIONS }) {
+        if (!c.n_rot) break;
         const ggml_type type = op->src[source]->type;
         op->src[source]->type = GGML_TYPE_F32;
         require(!ggmlq_ggml_cuda_supports_op(0, op, upstream_supports), "turns or positions of another type are taken");
@@ -607,18 +646,29 @@ int main() {
     for (int different = 0; different < O_CASES; ++different) check_turned_attention(different, P, 128, 2);
     check_turned_attention(O_NOTHING, P, 256, 1);
     check_turned_attention(O_NOTHING, Q, 64, 3);
-    check({ T, T, 128, 128, 128, 4, 2, 17, 70, 1, false, 0, 0, true }); /* several rounds of KV heads */
+    check({ T, T, 128, 128, 128, 4, 2, 17, 70, 1, false, 0, 0, true, 128 });
+    check({ T, T, 128, 128, 128, 4, 2, 17, 70, 1, false, 0, 0, false, 128, false }); /* no mean is told */
     check({ T, H, 128, 128, 128, 5, 3, 9, 40, 2, true, 0, 0, true });
-    check({ P, P, 128, 128, 64, 2, 4, 12, 33, 2, true, 20, 0, true });
-    check({ P, Q, 128, 128, 128, 3, 1, 9, 33, 1, false, 0, 8, true }); /* ALiBi: all heads at once */
-    check({ T, T, 64, 64, 64, 3, 3, 10, 40, 1, true, 0, 0, true });
-    check({ T, T, 64, 64, 32, 1, 4, 10, 40, 1, false, 0, 0, true });    /* 96 */
-    check({ T, T, 64, 64, 32, 1, 4, 10, 40, 1, false, 30, 0, false });  /* no softcap there */
-    check({ T, T, 256, 256, 256, 2, 2, 9, 40, 1, false, 0, 0, true });
-    check({ T, T, 512, 512, 512, 1, 2, 9, 20, 1, false, 0, 0, false }); /* none is long enough */
+    check({ P, P, 128, 128, 64, 2, 4, 12, 33, 2, true, 20, 0, true, 128 });
+    check({ P, Q, 128, 128, 128, 3, 1, 9, 33, 1, false, 0, 8, true, 64 });
+    check({ T, P, 256, 256, 256, 2, 2, 9, 40, 1, false, 0, 0, true, 256 });
+    check({ T, T, 64, 64, 64, 3, 3, 10, 40, 1, true, 0, 0, true, 64 });
+    check({ T, T, 64, 64, 32, 1, 4, 10, 40, 1, false, 0, 0, true });
+    check({ T, T, 64, 64, 32, 1, 4, 10, 40, 1, false, 30, 0, false }); /* no softcap there */
+    check({ T, T, 512, 512, 512, 1, 2, 9, 20, 1, false, 0, 0, true, 512 });
+    check({ T, T, 192, 192, 192, 1, 2, 9, 20, 1, false, 0, 0, false }); /* upstream has none */
+    check({ T, T, 128, 128, 36, 2, 2, 9, 20, 1, false, 0, 0, true, 64 });
     check({ H, H, 64, 64, 64, 2, 2, 9, 40, 2, true, 0, 0, true });
-    check({ H, T, 80, 96, 80, 2, 2, 9, 40, 1, false, 0, 0, true });
-    check({ Q, H, 64, 64, 64, 2, 2, 9, 40, 1, false, 0, 0, false });
+    check({ H, T, 80, 96, 80, 2, 2, 9, 40, 1, false, 0, 0, false });    /* no whole planes */
+    check({ Q, H, 64, 64, 64, 2, 2, 9, 40, 1, false, 0, 0, true, 64 });
+    check({ Q, T, 128, 128, 128, 2, 2, 9, 40, 2, false, 0, 0, true, 128 });
+    check({ T, T, 128, 128, 0, 4, 2, 17, 70, 1, false, 0, 0, true }); /* plain keys */
+    check({ T, P, 128, 128, 0, 2, 2, 9, 40, 2, true, 0, 8, true });
+    check({ P, H, 128, 128, 0, 2, 2, 9, 40, 2, false, 0, 0, true });
+    check({ Q, T, 64, 64, 0, 2, 2, 9, 40, 1, false, 0, 0, true });
+    check({ T, Q, 64, 64, 0, 2, 2, 9, 40, 1, false, 0, 0, true });
+    check({ T, T, 576, 512, 0, 1, 16, 9, 40, 1, false, 0, 0, true, 0, false, true });
+    check({ P, P, 512, 512, 0, 1, 16, 9, 40, 1, false, 0, 0, true, 0, false, true });
     check_store(T, 64, 3, 5);
     check_store(P, 128, 2, 3);
     check_turned_stores(P, 128, 3, V_TURNED);

@@ -28,3 +28,16 @@ static inline __half __float2half_rn(float value) {
     const int steps = (int) nearbyintf(ldexpf(magnitude, 10 - exponent)); /* up to 2048: then the next exponent */
     return { (uint16_t) (sign | ((exponent + 14)*1024 + steps)) };
 }
+
+struct __half2 { __half x, y; };
+static inline __half2 __floats2half2_rn(float x, float y) { return { __float2half_rn(x), __float2half_rn(y) }; }
+static inline __half2 __low2half2(__half2 h)              { return { h.x, h.x }; }
+static inline __half2 __high2half2(__half2 h)             { return { h.y, h.y }; }
+static inline __half2 __hneg2(__half2 h)                  { return { { (uint16_t) (h.x.bits ^ 0x8000) }, { (uint16_t) (h.y.bits ^ 0x8000) } }; }
+/* By way of floats, which have twice as many digits: but for some of fma's, rounded as if once. */
+static inline __half2 __hadd2(__half2 a, __half2 b)       { return __floats2half2_rn(__half2float(a.x) + __half2float(b.x), __half2float(a.y) + __half2float(b.y)); }
+static inline __half2 __hsub2(__half2 a, __half2 b)       { return __floats2half2_rn(__half2float(a.x) - __half2float(b.x), __half2float(a.y) - __half2float(b.y)); }
+static inline __half2 __hmul2(__half2 a, __half2 b)       { return __floats2half2_rn(__half2float(a.x)*__half2float(b.x), __half2float(a.y)*__half2float(b.y)); }
+static inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
+    return __floats2half2_rn(fmaf(__half2float(a.x), __half2float(b.x), __half2float(c.x)), fmaf(__half2float(a.y), __half2float(b.y), __half2float(c.y)));
+}
