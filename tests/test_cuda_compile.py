@@ -19,7 +19,7 @@ NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 ARCHITECTURE = "sm_90"
 
 # Bytes of stores. With 32 columns (the fourth argument, in eights) the decode kernels use all registers that a thread can have; with fewer, and all others, none is spilled.
-ALLOWED_SPILLS = {"ELi4ELi8ELi16ELi2ELi1ELi": 64}
+ALLOWED_SPILLS = {"ELi4ELi8ELi16ELi2ELi1ELi": 72}
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="found no nvcc, neither on the path nor in /usr/local/cuda/bin")
 

@@ -785,7 +785,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int slices = LEAN ? 1 : plan.slices;
     const bool v_in_k = LEAN ? false : plan.v_in_k;
     static_assert(!LEAN || (STAGES == 2 && TAIL == 0 && K::BYTE_VALUES), "lean: a mask is loaded with the next tile");
-    static_assert(!TERM || (STAGES == 2 && ROWS == 16), "positions are loaded with the next tile, two lanes a token");
+    static_assert(!TERM || (STAGES == 2 && ROWS == 16), "terms are of tiles of 16 tokens, and positions may be loaded with the next tile");
 
     /* Sums of weights times values; of weights times rests and, from [2] on, of the weights, as rounded to halves; maxima. */
     float o[TILES][M_TILES][4], sum[TILES][4], max[TILES][2]; /* by column: in the loop, maxima of columns 16i + g, + 8 */
@@ -799,6 +799,10 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const int lane = at0.lane, warp = at0.warp, g = at0.g, t = at0.t, slice = at0.slice, group = at0.group, groups = at0.groups;
     const int head_kv = at0.head_kv, unit = at0.unit, seq = at0.seq, seq_kv = at0.seq_kv, first_column = at0.chunk*COLUMNS;
 
+    ggmlq_term_turns turns;
+    if constexpr (TERM) { /* on their way while addresses are found */
+        turns = ggmlq_term_load_turns<SLICE>(p, slices);
+    }
     const int tiles  = (plan.n_kv + ROWS - 1)/ROWS;
     const int tile0  = at0.tile0, tile1 = TERM ? at0.end(at0.group) : at0.tile1, tile_step = TERM ? 1 : groups; /* the first and the last tile of this group, or the block's */
 
@@ -862,14 +866,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         }
     };
-    /* The term of centered keys: position and part of this lane's token of the next tile, decode_token(lane % 16). */
+    /* The term of centered keys. */
     typedef ggmlq_term<SLICE, COLUMNS> W;
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
+    /* With 8 columns a tile's terms are those of its tokens. With more, where a warp has half of a scheduler and nothing hides what it waits for, it looks its tokens up by position: position and part of
+     * this lane's token of the next tile, decode_token(lane % 16), are loaded with that. */
+    enum { BY_TOKEN = TILES == 1, BY_POSITION = TERM && !BY_TOKEN };
     int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
-    uint32_t terms_end = 0; /* and how many there are */
+    uint32_t positions_end = 0; /* and how many there are */
     uint32_t next_part = 0x3c00;
-    const int position_at = LEAN && TERM ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && TERM ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
+    const int position_at = LEAN && BY_POSITION ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && BY_POSITION ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
     auto load_next_position = [&](bool inner, int tile) {
         const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
         const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
@@ -891,14 +898,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             if (LEAN) {
                 load_next_mask(true, tile);
             }
-            if (TERM) {
+            if (BY_POSITION) {
                 load_next_position(true, tile);
             }
         } else if (tile < tile1) {
             if (LEAN) {
                 load_next_mask(false, tile);
             }
-            if (TERM) {
+            if (BY_POSITION) {
                 load_next_position(false, tile);
             }
             const int token = tile*ROWS, count = plan.n_kv - token;
@@ -995,6 +1002,16 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             load_next_mask(w.first<TERM>() < inner1, w.first<TERM>());
         }
     };
+    ggmlq_term_window window;
+    int terms_end = tile1, terms_at = 0; /* the tile after those whose terms the warp has; where this lane's are, were they of tile 0 */
+    auto fill_terms = [&](int tile) {
+        if (__ballot_sync(0xffffffffu, tile < tile1)) { /* all lanes alike, which the compiler sees by this alone */
+            const ggmlq_decode_place w = LEAN ? at0 : ggmlq_decode_place::here<WARPS, LEAN>(plan); /* others have no registers for it */
+            int at_row;
+            terms_end = min(tile1, tile + W::fill(p, term, plan, slices, window, w.seq_kv, tile, at_row));
+            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + w.warp*plan.term_warp_bytes - 16*M::PITCH*tile + ggmlq_decode_token(w.g)*M::PITCH + 8*w.t;
+        }
+    };
     {
         if (threadIdx.x < COLUMNS && mask) {
             int token = 0, head = 0;
@@ -1010,7 +1027,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         place_copies(at0);
         float first_query[AHEAD][2][4];
         if constexpr (TERM) {
-            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(p, plan, slices, term); /* of turns, which that kernel doesn't write */
+            ggmlq_term_make_table<SLICE, COLUMNS, WARPS>(turns, plan, slices, term); /* of turns, which that kernel doesn't write */
+        }
+        enum { W_FETCHED = LEAN && COLUMNS*SLICE <= 8*32*WARPS };
+        ggmlq_term_w w_at;
+        if constexpr (TERM && W_FETCHED) {
+            w_at = ggmlq_term_w::place<SLICE, COLUMNS>(p, plan, slices, threadIdx.x, first_column, head_kv, seq);
         }
         ggmlq_wait_for_previous();
         if (plan.short_loop) {
@@ -1025,10 +1047,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         for (int i = 0; i < AHEAD; ++i) {
             ggmlq_decode_fetch_query(first_query[i], query[i], LEAN || plan.q_aligned);
         }
-        enum { W_FETCHED = LEAN && COLUMNS*SLICE <= 8*32*WARPS };
         float2 first_w[4];
         if constexpr (TERM && W_FETCHED) {
-            ggmlq_term_fetch_w<SLICE, COLUMNS>(first_w, p, plan, slices, threadIdx.x, first_column, head_kv, seq);
+            w_at.fetch(first_w, p);
+        }
+        if constexpr (TERM && BY_TOKEN) {
+            window.load(p, plan, seq_kv, at0.first<TERM>());
         }
         start_copies(at0);
         /* While the first tiles are on their way: */
@@ -1046,6 +1070,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             for (int i = 0; i < STEPS && KEEP_QUERIES; ++i) {
                 q[KEEP_QUERIES ? n : 0][i] = load_query(n, i);
             }
+        }
+        if constexpr (TERM && BY_TOKEN) {
+            fill_terms(at0.first<TERM>());
         }
     }
 
@@ -1112,8 +1139,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
         };
         int stage = 0, parity = 0;
+        int tile = at0.first<TERM>();
+        int end = TERM && BY_TOKEN ? careful ? tile : terms_end : tile1; /* before the second pass the terms are made anew */
 #pragma unroll 1
-        for (int tile = TERM ? at0.first<TERM>() : tile0 + group; tile < tile1; tile += tile_step) {
+        do {
+#pragma unroll 1
+        for (; tile < end; tile += tile_step) {
             const mask_words mask_now = next_mask;
             uint32_t any = 0, differs = 0;
 #pragma unroll
@@ -1122,27 +1153,26 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 differs |= mask_now.w[i] ^ 0xfc00fc00u;
             }
             const bool lean_biased = LEAN && __any_sync(0xffffffffu, any != 0);
-            enum { FIND_EARLY = TERM && LEAN && TILES == 1 && K::PLANAR3 }; /* while the tile is on its way: tq3_0 was slower so, by 2 % */
             int position = 0;
             uint32_t part = 0;
             const int terms = S::TERM_AT + plan.term_warps_at + warp*plan.term_warp_bytes;
             uint32_t row = 0, weighted = 0; /* of the terms, that of this lane's token; tokens whose part is neither 0 nor 1 */
             auto find_terms = [&]() { /* sees to it that the warp has the terms of the tile, and where */
                 row = (uint32_t) position - (uint32_t) terms_from;
-                const bool unlike = (part != 0) & ((row >= terms_end) | (part != 0x3c00));
+                const bool unlike = (part != 0) & ((row >= positions_end) | (part != 0x3c00));
                 row = part == 0 ? ~0u : row; /* of zeros */
                 if (__builtin_expect(__any_sync(0xffffffffu, unlike), 0)) {
                     const bool none = (part & 0x7fff) == 0;
-                    if (__any_sync(0xffffffffu, row >= terms_end && !none)) {
+                    if (__any_sync(0xffffffffu, row >= positions_end && !none)) {
                         const int low = ggmlq_least(none ? INT32_MAX : position), high = ggmlq_largest(none ? INT32_MIN : position);
                         if ((uint32_t) high - (uint32_t) low < (uint32_t) plan.term_rows) {
                             terms_from = min(low, INT32_MAX - (plan.term_rows - 1)); /* no difference below that is of positions on both sides of an overflow */
-                            terms_end  = plan.term_rows;
+                            positions_end  = plan.term_rows;
                             W::make(term, plan, slices, terms_from);
                             row = (uint32_t) position - (uint32_t) terms_from;
                         } else {
-                            terms_end = 0;
-                            W::make_of_tokens(p, term, plan, slices, position);
+                            positions_end = 0;
+                            W::make_of_tokens(p, term, plan, slices, position, 0);
                             row = lane % 16;
                         }
                     }
@@ -1150,16 +1180,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     weighted = __ballot_sync(0xffffffffu, !none && part != 0x3c00);
                 }
             };
-            if constexpr (FIND_EARLY) {
-                position = next_position;
-                part     = next_part;
-                if (!(lean_biased && __all_sync(0xffffffffu, differs == 0))) {
-                    find_terms();
-                }
-            }
             ggmlq_copy_async_wait<STAGES - 2>();
             __syncwarp();
-            if (TERM && !FIND_EARLY) {
+            if (BY_POSITION) {
                 position = next_position;
                 part     = next_part;
             }
@@ -1193,9 +1216,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             }
 
             auto load_terms = [&](float s[TILES][4]) {
-                if (!FIND_EARLY) {
-                    find_terms();
+                if constexpr (BY_TOKEN) {
+                    const uint8_t * const from = shared + terms_at + 16*M::PITCH*tile;
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+                        const float2 two = *(const float2 *) (from + 8*j*M::PITCH);
+                        s[0][2*j]     = two.x;
+                        s[0][2*j + 1] = two.y;
+                    }
+                    return;
                 }
+                find_terms();
                 if constexpr (BY_COLUMN) { /* columns 8i + g, tokens 2t, 2t + 1 of a fragment and of the next */
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
@@ -1595,6 +1626,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
             }
         }
+        if constexpr (TERM && BY_TOKEN) {
+            if (__ballot_sync(0xffffffffu, tile < tile1)) {
+                window.load(p, plan, (LEAN ? at0 : ggmlq_decode_place::here<WARPS, LEAN>(plan)).seq_kv, tile);
+                fill_terms(tile);
+                end = terms_end;
+            }
+        }
+        } while (TERM && BY_TOKEN && __ballot_sync(0xffffffffu, tile < tile1));
         if constexpr (BY_COLUMN) {
             if (careful) {
                 check_scales(pending0, pending1, pending);
