@@ -2,7 +2,8 @@
  *
  * The decode attention kernel alone: checked against float64, then timed.
  *
- *   bench_attend check [a b]    every case of the list (or those numbered a to b - 1) against float64; exit status 1 if one fails
+ *   bench_attend check [a b]    every case of the list (or those numbered a to b - 1) against float64; exit status 1 if one fails, or if the whole
+ *                               list leaves out an instance of ggmlq-cuda-attend-decode.def
  *   bench_attend time [search] [number]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
  *   bench_attend center         the times of plain and of centered keys
  *
@@ -15,6 +16,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -274,6 +276,24 @@ static std::string name_of(const bench_case & c) {
     return text + (c.term ? " term " + std::to_string(c.term) + " positions " + std::to_string(c.positions) : std::string());
 }
 
+static std::set<const ggmlq_decode_instance *> checked;
+
+/* Instances that `checked` lacks, a line each. */
+static int count_unchecked() {
+    int count = 0;
+    for (const instance_list list : instance_lists) {
+        const ggmlq_decode_instance * i;
+        for (int n = 0; (i = list(n)) != NULL; ++n) {
+            if (!checked.count(i)) {
+                printf("NOT CHECKED  K %s, V %s, slice %d, tail %d, %d columns, %d warps%s%s%s\n", ggmlq_type_info_get(i->type_k)->name, ggmlq_type_info_get(i->type_v)->name,
+                       i->slice, i->tail, 8*i->tiles, i->warps, i->term ? ", term" : "", i->lean ? ", lean" : "", i->combine ? ", combined" : "");
+                ++count;
+            }
+        }
+    }
+    return count;
+}
+
 static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
     buffers b;
     make(c, b, 1);
@@ -306,6 +326,7 @@ static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
         release(b);
         return false;
     }
+    checked.insert(instance);
     CUDA(cudaMalloc(&b.workspace, plan.workspace_bytes + 256));
     std::vector<float> out[2];
     for (int i = 0; i < 2; ++i) {
@@ -499,8 +520,9 @@ int main(int argc, char ** argv) {
             }
             run({ i->type_k, i->type_v, i->slice, 8, i->tiles, 8, 32768, 3, 1, 1, i->type_k == i->type_v, false, 20, 0, 3, false }, i);
         }
-        printf("%d of %d failed\n", failed, count);
-        return failed != 0;
+        const int unchecked = argc > 3 ? 0 : count_unchecked();
+        printf("%d of %d failed, %d instances not checked\n", failed, count, unchecked);
+        return failed != 0 || unchecked != 0;
     }
     const bool search = argc > 2 && std::string(argv[2]) == "search";
     const int  only   = argc > 2 + search ? atoi(argv[2 + search]) : -1; /* one case of the list, for a profiler */
