@@ -53,6 +53,7 @@ def build(tree: Path, options: Any, steps: Steps, targets: Sequence[str]) -> Pat
     title = "building " + ", ".join(targets)
     with steps.named(title):
         _require_compiler(title)
+        discard_moved_build(folder, tree)
         with log.open("wb") as out:
             configure = [
                 _program("cmake"),
@@ -76,6 +77,17 @@ def build(tree: Path, options: Any, steps: Steps, targets: Sequence[str]) -> Pat
             f"built in {folder}: " + (f"{did} steps, {time.monotonic() - start:.0f} s" if did else "nothing to do")
         )
     return folder / "bin"
+
+
+def discard_moved_build(folder: Path, source: Path) -> None:
+    """Delete CMake's build folder if it was made in another place or of another source (a moved checkout): CMake refuses it."""
+    cache = folder / "CMakeCache.txt"
+    if not cache.is_file():
+        return
+    known = dict(re.findall(r"^(CMAKE_HOME_DIRECTORY|CMAKE_CACHEFILE_DIR):INTERNAL=(.*)$", cache.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+    here = {"CMAKE_HOME_DIRECTORY": source, "CMAKE_CACHEFILE_DIR": folder}
+    if any(Path(known.get(name, path)).resolve() != path.resolve() for name, path in here.items()):
+        shutil.rmtree(folder)
 
 
 def _cmake_options(options: Any) -> list[str]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from pyggmlq import fetch
+from pyggmlq._tree import discard_moved_build
 from pyggmlq.llama import CMAKE_OPTIONS
 
 CACHE = Path(__file__).parents[1] / ".cache" / "llama"
@@ -58,6 +59,7 @@ def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
     # CMake would ask git, and the checkout around .cache would answer with a commit of its own.
     commits = [f"-DLLAMA_BUILD_COMMIT={pinned.commit}" for version, pinned in fetch.TREES.items() if tree.name.startswith(version)]
     with alone(tree):
+        discard_moved_build(folder, tree)
         run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers])
         run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
     return folder / "bin"

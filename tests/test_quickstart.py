@@ -319,6 +319,18 @@ def test_progress_without_a_terminal_prints_about_ten_lines():
     assert 9 <= len(lines) <= 12 and lines[-1] == "building [155/155] 100 %"
 
 
+@pytest.mark.parametrize("moved", [(), ("CMAKE_HOME_DIRECTORY",), ("CMAKE_CACHEFILE_DIR",)])
+def test_a_build_of_another_place_is_made_anew(moved: tuple[str, ...], tmp_path: Path):
+    """As in a moved checkout, where CMake would refuse it."""
+    source, folder = tmp_path / "source", tmp_path / "build"
+    folder.mkdir()
+    (folder / "CMakeCache.txt").write_text("".join(
+        f"{name}:INTERNAL={tmp_path / 'elsewhere' if name in moved else path}\n" for name, path in {"CMAKE_CACHEFILE_DIR": folder, "CMAKE_HOME_DIRECTORY": source}.items()
+    ))
+    _tree.discard_moved_build(folder, source)
+    assert folder.exists() == (not moved)
+
+
 @needs_scripts
 def test_a_failed_build_shows_the_first_error(tmp_path: Path):
     log = tmp_path / "build.log"
