@@ -92,7 +92,10 @@ struct bench_case {
     bool nan_rows;  /* hidden tokens hold NaN */
     int  term;      /* values of w of centered keys; 0: none. Without `part` if it is odd, of one less */
     int  positions; /* of centered keys: see position_of. Odd: the pairs of w are halves */
+    int  head_size_v; /* of MLA, with v_in_k: V is the first part of K; 0: as head_size */
 };
+
+static int values_of_v(const bench_case & c) { return c.head_size_v ? c.head_size_v : c.head_size; }
 
 /* The kinds: a text after the other, as caches hold them; four texts in turn; anything; a text across 0; a text across 2^31; one shifted by 37, with empty cells. */
 enum { CONSECUTIVE, IN_TURN, ANYTHING, NEGATIVE, HUGE_ONES, EMPTY_CELLS };
@@ -152,10 +155,10 @@ static bool hidden(const bench_case & c, int query, int head, int seq, int token
 static void make(const bench_case & c, buffers & b, int sets) {
     ggmlq_attend_params & p = b.p;
     memset(&p, 0, sizeof(p));
-    const int heads = c.heads_kv*c.group, n = c.head_size;
-    p.type_k = c.type_k; p.type_v = c.type_v; p.head_size_k = p.head_size_v = n;
+    const int heads = c.heads_kv*c.group, n = c.head_size, n_v = values_of_v(c);
+    p.type_k = c.type_k; p.type_v = c.type_v; p.head_size_k = n; p.head_size_v = n_v;
     p.n_kv = c.n_kv; p.n_queries = c.queries; p.n_heads = heads; p.n_heads_kv = c.heads_kv; p.n_seqs = c.seqs; p.n_seqs_kv = c.seqs_kv;
-    const int kb = row_bytes(c.type_k, n), vb = row_bytes(c.type_v, n);
+    const int kb = row_bytes(c.type_k, n), vb = row_bytes(c.type_v, c.v_in_k ? n : n_v);
     p.k_stride[0] = (int64_t) c.heads_kv*kb; p.k_stride[1] = kb; p.k_stride[2] = p.k_stride[0]*c.n_kv;
     p.v_stride[0] = (int64_t) c.heads_kv*vb; p.v_stride[1] = vb; p.v_stride[2] = p.v_stride[0]*c.n_kv;
     b.k_bytes = (p.k_stride[2]*c.seqs_kv + 255)/256*256; b.v_bytes = (p.v_stride[2]*c.seqs_kv + 255)/256*256;
@@ -177,9 +180,9 @@ static void make(const bench_case & c, buffers & b, int sets) {
     }
     CUDA(cudaMalloc(&b.dq, 4*b.q.size())); CUDA(cudaMemcpy(b.dq, b.q.data(), 4*b.q.size(), cudaMemcpyHostToDevice));
     p.q_stride[0] = 4ll*heads*n; p.q_stride[1] = 4*n; p.q_stride[2] = p.q_stride[0]*c.queries;
-    b.out_floats = b.q.size();
+    b.out_floats = (int64_t) c.seqs*c.queries*heads*n_v;
     CUDA(cudaMalloc(&b.dout, 4*b.out_floats));
-    memcpy(p.out_stride, p.q_stride, sizeof(p.q_stride));
+    p.out_stride[0] = 4ll*heads*n_v; p.out_stride[1] = 4*n_v; p.out_stride[2] = p.out_stride[0]*c.queries;
     b.dmask = NULL; b.dsinks = NULL;
     if (c.mask) {
         const int mask_heads = c.mask == 2 ? heads : 1;
@@ -219,18 +222,18 @@ static double slope_of(const bench_case & c, int head) {
 
 /* One (sequence, KV head): rows are decoded once for its columns. */
 static void reference(const bench_case & c, const buffers & b, int seq, int hk, std::vector<double> & out) {
-    const int n = c.head_size, heads = c.heads_kv*c.group, seq_kv = seq/(c.seqs/c.seqs_kv), columns = c.queries*c.group;
-    std::vector<float> k((size_t) c.n_kv*n), v((size_t) c.n_kv*n);
+    const int n = c.head_size, n_v = values_of_v(c), heads = c.heads_kv*c.group, seq_kv = seq/(c.seqs/c.seqs_kv), columns = c.queries*c.group;
+    std::vector<float> k((size_t) c.n_kv*n), v((size_t) c.n_kv*n_v);
     for (int t = 0; t < c.n_kv; ++t) {
         decode(c.type_k, b.k.data() + seq_kv*b.p.k_stride[2] + (int64_t) t*b.p.k_stride[0] + hk*b.p.k_stride[1], n, &k[(size_t) t*n]);
-        decode(c.type_v, (c.v_in_k ? b.k : b.v).data() + seq_kv*b.p.v_stride[2] + (int64_t) t*b.p.v_stride[0] + hk*b.p.v_stride[1], n, &v[(size_t) t*n]);
+        decode(c.type_v, (c.v_in_k ? b.k : b.v).data() + seq_kv*b.p.v_stride[2] + (int64_t) t*b.p.v_stride[0] + hk*b.p.v_stride[1], n_v, &v[(size_t) t*n_v]);
     }
     std::vector<double> rows; /* (cos, sin) of the pairs of a token */
     for (int t = 0; t < c.n_kv && b.p.n_pairs; ++t) for (const uint64_t turn : b.turns) {
         const double angle = (double) ((uint64_t) (int64_t) b.positions[seq_kv*b.p.positions_stride/4 + t]*turn >> 32)*(6.283185307179586/4294967296.0);
         rows.push_back(std::cos(angle)); rows.push_back(std::sin(angle));
     }
-    std::vector<double> s(c.n_kv), o(n);
+    std::vector<double> s(c.n_kv), o(n_v);
     for (int column = 0; column < columns; ++column) {
         const int token = column/c.group, head = hk*c.group + column % c.group;
         const float * q = &b.q[((size_t) (seq*c.queries + token)*heads + head)*n];
@@ -263,9 +266,9 @@ static void reference(const bench_case & c, const buffers & b, int seq, int hk, 
             if (s[t] == -INFINITY) continue;
             const double e = std::exp(s[t] - max);
             sum += e;
-            for (int i = 0; i < n; ++i) o[i] += e*v[(size_t) t*n + i];
+            for (int i = 0; i < n_v; ++i) o[i] += e*v[(size_t) t*n_v + i];
         }
-        for (int i = 0; i < n; ++i) out[((size_t) (seq*c.queries + token)*heads + head)*n + i] = sum > 0 ? o[i]/sum : 0;
+        for (int i = 0; i < n_v; ++i) out[((size_t) (seq*c.queries + token)*heads + head)*n_v + i] = sum > 0 ? o[i]/sum : 0;
     }
 }
 
@@ -297,7 +300,7 @@ static int count_unchecked() {
 static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
     buffers b;
     make(c, b, 1);
-    const int heads = c.heads_kv*c.group, n = c.head_size;
+    const int heads = c.heads_kv*c.group, n_v = values_of_v(c);
     b.k.resize(b.p.k_stride[2]*c.seqs_kv); CUDA(cudaMemcpy(b.k.data(), b.dk, b.k.size(), cudaMemcpyDeviceToHost));
     b.v.resize(b.p.v_stride[2]*c.seqs_kv); if (!c.v_in_k) CUDA(cudaMemcpy(b.v.data(), b.dv, b.v.size(), cudaMemcpyDeviceToHost));
     if (c.nan_rows) { /* tokens that no query sees, and the last, which only the last query sees, stay or become NaN */
@@ -346,8 +349,8 @@ static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
     for (int s = 0; s < c.seqs; ++s) for (int q = 0; q < c.queries; ++q) for (int h = 0; h < heads; ++h) {
         if ((s*c.heads_kv + h/c.group) % step) continue;
         double e = 0, r2 = 0;
-        for (int i = 0; i < n; ++i) {
-            const size_t at = ((size_t) (s*c.queries + q)*heads + h)*n + i;
+        for (int i = 0; i < n_v; ++i) {
+            const size_t at = ((size_t) (s*c.queries + q)*heads + h)*n_v + i;
             const double d = out[0][at] - ref[at];
             nan |= !(std::fabs(out[0][at]) < 1e30);
             e += d*d; r2 += ref[at]*ref[at];
@@ -455,6 +458,9 @@ int main(int argc, char ** argv) {
                 if ((pair[0] == P || pair[1] == P) && size % 128) continue;
                 run({ pair[0], pair[1], size, 2, 4, 1, 777, 1, 1, 1, false, false, 0, 0, 2, false });
                 run({ pair[0], pair[1], size, 3, 5, 3, 301, 3, 2, 1, false, true, 0, 0, 3, true });
+                if (size > 128) continue; /* one slice: 8 columns that aren't lean, and 32 */
+                run({ pair[0], pair[1], size, 2, 2, 3, 333, 1, 2, 1, false, true, 30, 0, 2, true });
+                run({ pair[0], pair[1], size, 2, 8, 5, 530, 2, 2, 2, false, true, 30, 0, 2, true });
             }
             run({ pair[0], pair[1], 128, 1, 64, 2, 1000, 1, 1, 1, false, false, 20, 0, 4, false });
             run({ pair[0], pair[1], 128, 8, 1, 8, 4096, 2, 1, 1, false, true, 0, 8, 3, true });
@@ -486,6 +492,7 @@ int main(int argc, char ** argv) {
                 run({ pair[0], pair[1], size, 2, 4, 1, 777, 1, 1, 1, false, false, 0, 0, 2, false, size, CONSECUTIVE });
                 run({ pair[0], pair[1], size, 3, 5, 3, 301, 3, 2, 1, false, true, 0, 0, 3, true, size/2/32*32, IN_TURN });
                 run({ pair[0], pair[1], size, 2, 8, 5, 530, 2, 2, 2, false, true, 30, 0, 2, true, size + 1, NEGATIVE });
+                if (size <= 128) run({ pair[0], pair[1], size, 2, 2, 3, 333, 1, 2, 1, false, true, 30, 0, 2, true, size, IN_TURN }); /* 8 columns that aren't lean */
             }
         }
         for (int type : { T, P }) {
@@ -503,6 +510,10 @@ int main(int argc, char ** argv) {
             run({ type, type, 128, 2, 8, 1, 4096, 5, 2, 2, false, false, 0, 0, 2, true, 32, HUGE_ONES });
             run({ type, type, 128, 1, 12, 1, 500, 1, 64, 64, false, false, 0, 0, 2, false, 64, CONSECUTIVE });
             run({ type, type, 128, 2, 6, 2, 500, 1, 1, 1, false, false, 0, 0, 2, false, 40, IN_TURN });
+        }
+        for (int size : { 320, 576 }) { /* MLA; 16 columns at once from so many columns times tokens on, see MOST_BY_8 */
+            run({ T, T, size, 1, 4, 2, 777, 1, 2, 1, true, false, 0, 0, 2, true, 0, CONSECUTIVE, size - 64 });
+            run({ T, T, size, 1, 16, 8, 12301, 1, 4, 4, true, false, 0, 0, 2, true, 0, CONSECUTIVE, size - 64 });
         }
         for (int v = 0; bench_variant(v); ++v) {
             const ggmlq_decode_instance * i = bench_variant(v);
