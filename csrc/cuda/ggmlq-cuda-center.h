@@ -49,7 +49,7 @@ GGMLQ_CUDA_API int ggmlq_cuda_center      (const struct ggmlq_cuda_centering * p
 /* Stores of new tokens in one launch: keys as ggmlq_cuda_set_rows_for_queries does it, `v` (data NULL: not that part) as ggmlq_cuda_set_rows, into rows of the
  * same type. .._turned: so many adjacent values are first turned as llama.cpp does it (attn_rot), by a Walsh-Hadamard transform over the square root: 64, 128
  * or 256, V 64 or 128 and planar3 only; 0: not. And q_out <- q (NULL: not that part), n_q floats, turned; it may replace q. What one part writes another must
- * neither read nor write. Up to 512 keys, of all heads. */
+ * neither read nor write. */
 struct ggmlq_cuda_new_rows {
     struct ggmlq_cuda_view k_rows, k, k_indices, feedback, v_rows, v, v_indices;
     int           index_bytes, k_turned, v_turned, q_turned;

@@ -13,8 +13,8 @@
 enum {
     THREADS = 128, MAX_LENGTH = 512, PAD = 8,  /* floats between keys, for the banks */
     TILE_VALUES = 32*512,                      /* feedback of 32 values, as many times as it fits */
-    REST_VALUES = 16*(128 + PAD),
-    FEW_KEYS = 512                             /* up to so many a call, a thread block a key */
+    FEW_KEYS = 512,                            /* up to so many a call, a thread block a key */
+    MANY_KEYS_BYTES = 16*(256 + PAD)*4 + 2*(8 + 7)*32*32 /* of a thread block with up to 16 keys: values, and of heads of up to 256 the first two tiles */
 };
 
 struct keys {
@@ -24,6 +24,7 @@ struct keys {
     const uint8_t * feedback; /* f16, heads feedback_nb1 apart */
     int64_t values_nb1, rows_nb1, index_nb0, feedback_nb1, n_rows;
     int32_t index_bytes, length, heads, tokens;
+    int32_t group, groups;    /* many keys: so many tokens a thread block, and so many of these for all tokens */
     int32_t turned;           /* so many adjacent values by llama.cpp's own rotation (attn_rot) before, 0: none */
     float   turn_scale;       /* 1/sqrt of that */
 };
@@ -128,11 +129,39 @@ GGMLQ_DEVICE void fetch_tile(const struct keys & k, int head, int plane, __half 
     }
 }
 
-/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, ..; feedback: a tile. By how much each value has
- * moved goes to `moves`, in all eight threads; nibble b of word k of `index` is the level index of value 8k + b. */
-GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, int lane, float moves[32], uint32_t index[4]) {
+/* Rounding to a level by additions and products alone: comparisons and choices have half their rate on NVIDIA's devices. */
+struct level_sums {
+    float below[3]; /* the floats before the boundaries, scaled as magnitudes are */
+    float least, more[3];
+};
+
+GGMLQ_DEVICE struct level_sums level_sums_of(float step) {
     const struct cell_bounds b = bounds_of(step);
-    const float level[4] = { ggmlq_mul(step, L0), ggmlq_mul(step, L1), ggmlq_mul(step, L2), ggmlq_mul(step, L3) };
+    const float bounds[3] = { b.b1, b.b2, b.b3 };
+    struct level_sums s;
+    for (int i = 0; i < 3; ++i) {
+        s.below[i] = ggmlq_mul(__uint_as_float(__float_as_uint(bounds[i]) - 1), GGMLQ_KEY_SCALE); /* step 0: NaN, and all levels are 0 */
+    }
+    s.least   = ggmlq_mul(step, L0); /* a step has the digits of a half: all products and sums are exact */
+    s.more[0] = ggmlq_mul(step, L1 - L0);
+    s.more[1] = ggmlq_mul(step, L2 - L1);
+    s.more[2] = ggmlq_mul(step, L3 - L2);
+    return s;
+}
+
+/* By how much x is above its level. Steps are 0 or at least 2^-33, so that what is above a boundary's float before it is so by 1 or more when scaled. */
+GGMLQ_DEVICE float off_level(float x, const struct level_sums & s) {
+    float level = s.least;
+    for (int i = 0; i < 3; ++i) {
+        level = ggmlq_fma(ggmlq_fma_saturated(fabsf(x), GGMLQ_KEY_SCALE, -s.below[i]), s.more[i], level);
+    }
+    return ggmlq_sub(x, __uint_as_float(__float_as_uint(level) ^ (__float_as_uint(x) & 0x80000000u)));
+}
+
+/* Rounds 32 values, eight at a time; thread t of 8 holds v, those at t, 8 + t, .., which become what they are right before they are rounded; feedback: a tile.
+ * By how much each value has moved goes to `moves`, in all eight threads. */
+GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, int lane, float moves[32]) {
+    const struct level_sums s = level_sums_of(step);
     const int t = lane % 8;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -140,22 +169,11 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, i
         for (int i = 0; i < 8; ++i) {
             x[i] = ggmlq_shuffle(v[k], (lane & 24) + i);
         }
-        index[k] = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const uint4 row = *(const uint4 *) (feedback + (8*k + i)*GGMLQ_PLANE + 8*k);
             const uint32_t pairs[4] = { row.x, row.y, row.z, row.w };
-            const uint32_t sign = __float_as_uint(x[i]) & 0x80000000u;
-            const float a = fabsf(x[i]);
-            /* All that it may become, before it is known which. */
-            float off[4];
-            for (int l = 0; l < 4; ++l) {
-                off[l] = ggmlq_sub(x[i], __uint_as_float(__float_as_uint(level[l]) ^ sign));
-            }
-            const float move = pick<float>(a, b, off[0], off[1], off[2], off[3]);
-            const uint32_t cell = pick<uint32_t>(a, b, 0, 1, 2, 3);
-            index[k] |= (sign ? 3 - cell : 4 + cell) << 4*i;
-            moves[8*k + i] = move;
+            const float move = moves[8*k + i] = off_level(x[i], s);
             for (int j = i + 1; j < 8; ++j) {
                 x[j] = ggmlq_sub(x[j], ggmlq_mul(move, ggmlq_half_value((uint16_t) (pairs[j/2] >> 16*(j % 2)))));
             }
@@ -163,6 +181,12 @@ GGMLQ_DEVICE void round_plane(float v[4], const __half * feedback, float step, i
                 v[later] = ggmlq_sub(v[later], ggmlq_mul(move, __half2float(feedback[(8*k + i)*GGMLQ_PLANE + 8*later + t])));
             }
         }
+        for (int bit = 1; bit < 8; bit *= 2) { /* v[k] = x[t] */
+            for (int i = 0; i < 8; i += 2*bit) {
+                x[i] = t & bit ? x[i + bit] : x[i];
+            }
+        }
+        v[k] = x[0];
     }
 }
 
@@ -179,16 +203,19 @@ template <int type> GGMLQ_DEVICE void store_bytes(uint32_t two, uint32_t one, in
     }
 }
 
-template <int type> GGMLQ_DEVICE void store_plane(const uint32_t index[4], int t, uint8_t * block, int plane) {
+/* v: as round_plane leaves it. */
+template <int type> GGMLQ_DEVICE void store_plane(const float v[4], float step, int t, uint8_t * block, int plane) {
+    const struct cell_bounds b = bounds_of(step);
     uint32_t two = 0, one = 0;
     for (int k = 0; k < 4; ++k) {
-        const uint32_t fields = field_of<type>(index[k]);
-        two |= (fields >> 4*t & 3) << 2*k;
-        for (int half = 0; half < 2; ++half) {
-            one |= (fields >> (4*(t % 4 + 4*half) + 2) & 1) << ggmlq_sign_bit(4*half, k);
-        }
+        const uint32_t cell = pick<uint32_t>(fabsf(v[k]), b, 0, 1, 2, 3), index = __float_as_uint(v[k]) >> 31 ? 3 - cell : 4 + cell, field = field_of<type>(step > 0.0f ? index : 0);
+        two |= (field & 3) << 2*k;
+        one |= (field >> 2) << ggmlq_sign_bit(t & 4, k);
     }
-    store_bytes<type>(two, one, t, block, plane);
+    one |= ggmlq_shuffle_xor(one, 4);
+    if (block) {
+        store_bytes<type>(two, one, t, block, plane);
+    }
 }
 
 /* Rounds the 32 values of a warp, x in lane order, and moves `next`, those 32 values later, if there are such. Four at a time, which all lanes round for
@@ -379,20 +406,32 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_key(
     }
 }
 
-/* Many keys: eight threads each; a thread block has keys of one head. */
-template <int type> static __global__ void __launch_bounds__(THREADS) round_keys(const struct keys k) {
+/* Many keys: eight threads each; a thread block has keys of one head. Threads without a key fetch feedback. */
+template <int type> static __global__ void __launch_bounds__(THREADS) round_keys(const struct keys k, const struct beside_keys b) {
     typedef ggmlq_cache_type<type> T;
-    __shared__ __align__(16) __half tiles[TILE_VALUES];
-    __shared__ __align__(16) float  rest[REST_VALUES];
+    __shared__ __align__(16) float rest[MANY_KEYS_BYTES/4];
 
-    const int thread = threadIdx.x, lane = thread % 32, threads = blockDim.x, t = thread % 8;
-    const int length = k.length, planes = length/GGMLQ_PLANE, stride = length + PAD, buffers = length <= 256 ? 2 : 1;
-    const int head = blockIdx.y, first = blockIdx.x*(threads/8), token = first + thread/8;
-    fetch_tile(k, head, 0, tiles, thread, threads); /* no kernel writes it */
+    const int thread = threadIdx.x, lane = thread % 32, t = thread % 8;
+    const int length = k.length, planes = length/GGMLQ_PLANE, stride = length + PAD;
+    __half * const tiles = (__half *) (rest + k.group*stride);
+    const uint32_t n_keys = (uint32_t) k.groups*k.heads;
+    if (blockIdx.x >= n_keys + b.v_blocks) {
+        ggmlq_wait_for_previous();
+        turn_queries(b, blockIdx.x - n_keys - b.v_blocks);
+        return;
+    }
+    if (blockIdx.x >= n_keys) {
+        encode_block<type, false, type == GGMLQ_TYPE_PLANAR3>(b.v, blockIdx.x - n_keys, false, rest);
+        return;
+    }
+    const int  head = blockIdx.x/k.groups, first = (blockIdx.x - head*k.groups)*k.group, token = first + thread/8;
+    const bool has_key = thread < 8*k.group;
+    const int  buffers = length <= 256 ? 2 : 1;
+    fetch_tile(k, head, 0, tiles, thread, THREADS); /* no kernel writes it */
     ggmlq_wait_for_previous();
-    load_keys<type>(k, head, first, threads/8, rest, stride);
-    uint8_t * const row = token < k.tokens ? row_of<type>(k, head, token) : NULL;
-    float * const mine = rest + thread/8*stride;
+    load_keys<type>(k, head, first, k.group, rest, stride);
+    uint8_t * const row = has_key && token < k.tokens ? row_of<type>(k, head, token) : NULL;
+    float * const mine = rest + (has_key ? thread/8 : 0)*stride;
     ggmlq_copies_done();
     __syncthreads();
 
@@ -401,56 +440,49 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
         __half * const tile = tiles + (buffers == 2 && plane % 2 ? GGMLQ_PLANE*length : 0);
         const bool more = plane + 1 < planes;
         if (more && buffers == 2) {
-            fetch_tile(k, head, plane + 1, tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), thread, threads);
+            fetch_tile(k, head, plane + 1, tiles + (plane % 2 ? 0 : GGMLQ_PLANE*length), thread, THREADS);
         }
-        uint8_t * const block = row + plane/T::PLANES*T::BYTES;
-        if (plane % T::PLANES == 0) {
-            float y[T::LENGTH/8];
-            for (int i = 0; i < T::LENGTH/8; ++i) {
-                y[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
+        if (has_key) {
+            uint8_t * const block = row ? row + plane/T::PLANES*T::BYTES : NULL;
+            if (plane % T::PLANES == 0) {
+                float y[T::LENGTH/8];
+                for (int i = 0; i < T::LENGTH/8; ++i) {
+                    y[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
+                }
+                uint16_t scale;
+                step = step_for_queries<type, false>(y, lane, &scale);
+                if (block && t == 0) {
+                    ggmlq_write_u16(block + T::SCALE_AT, scale);
+                }
             }
-            uint16_t scale;
-            step = step_for_queries<type, false>(y, lane, &scale);
-            if (row && t == 0) {
-                ggmlq_write_u16(block + T::SCALE_AT, scale);
+            float v[4], moves[32];
+            for (int i = 0; i < 4; ++i) {
+                v[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
             }
-        }
-        float v[4], moves[32];
-        uint32_t index[4];
-        for (int i = 0; i < 4; ++i) {
-            v[i] = mine[GGMLQ_PLANE*plane + 8*i + t];
-        }
-        round_plane(v, tile, step, lane, moves, index);
-        for (int i = 0; i < 4; ++i) {
-            index[i] = step > 0.0f ? index[i] : 0;
-        }
-        if (row) {
-            store_plane<type>(index, t, block, plane % T::PLANES);
-        }
-        if (!more) {
-            break;
-        }
-        for (int i = 0; i < 32; ++i) {
-            moves[i] = step >= 0.0f ? moves[i] : 0.0f;
-        }
-        for (int later = plane + 1; later < planes; ++later) {
-            float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
-            float4 four = *values;
-            const __half * const column = tile + BLOCK*(later - plane) + 4*t;
+            round_plane(v, tile, step, lane, moves);
+            store_plane<type>(v, step, t, block, plane % T::PLANES);
+            for (int i = 0; i < 32 && step < 0.0f; ++i) {
+                moves[i] = 0.0f;
+            }
+            for (int later = plane + 1; later < planes; ++later) {
+                float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
+                float4 four = *values;
+                const __half * const column = tile + BLOCK*(later - plane) + 4*t;
 #pragma unroll
-            for (int i = 0; i < 32; ++i) {
-                const uint2 h = *(const uint2 *) (column + i*GGMLQ_PLANE);
-                four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
-                four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
-                four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
-                four.w = ggmlq_sub(four.w, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.y >> 16))));
+                for (int i = 0; i < 32; ++i) {
+                    const uint2 h = *(const uint2 *) (column + i*GGMLQ_PLANE);
+                    four.x = ggmlq_sub(four.x, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.x)));
+                    four.y = ggmlq_sub(four.y, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.x >> 16))));
+                    four.z = ggmlq_sub(four.z, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) h.y)));
+                    four.w = ggmlq_sub(four.w, ggmlq_mul(moves[i], ggmlq_half_value((uint16_t) (h.y >> 16))));
+                }
+                *values = four;
             }
-            *values = four;
         }
         ggmlq_copies_done();
         __syncthreads();
-        if (buffers == 1) {
-            fetch_tile(k, head, plane + 1, tiles, thread, threads);
+        if (more && buffers == 1) {
+            fetch_tile(k, head, plane + 1, tiles, thread, THREADS);
             ggmlq_copies_done();
             __syncthreads();
         }
@@ -470,28 +502,22 @@ int ggmlq_cuda_set_rows_for_queries_check(const struct ggmlq_cuda_view * rows, c
 
 static struct keys make_keys(const struct ggmlq_cuda_view * rows, const struct ggmlq_cuda_view * values, const struct ggmlq_cuda_view * indices, int index_bytes,
                              const struct ggmlq_cuda_view * feedback, int turned) {
+    const int64_t length = rows->ne[0]/feedback->ne[1];
+    const int32_t group  = length <= 256 ? 16 : length <= 384 ? 8 : 4;
     const struct keys k = { (const uint8_t *) values->data, (uint8_t *) rows->data, (const uint8_t *) indices->data, (const uint8_t *) feedback->data,
         values->nb[1], rows->nb[1], indices->nb[0], feedback->nb[1], rows->ne[1],
-        index_bytes, (int32_t) (rows->ne[0]/feedback->ne[1]), (int32_t) feedback->ne[1], (int32_t) values->ne[1], turned, turned ? 1/sqrtf((float) turned) : 0.0f };
+        index_bytes, (int32_t) length, (int32_t) feedback->ne[1], (int32_t) values->ne[1], group, (int32_t) ((values->ne[1] + group - 1)/group), turned, turned ? 1/sqrtf((float) turned) : 0.0f };
     return k;
 }
 
-template <int type> static int launch_few(const struct keys & k, const struct beside_keys & b, void * stream) {
-    const dim3 grid(k.tokens*k.heads + b.v_blocks + (b.q_planes + THREADS/4 - 1)/(THREADS/4));
-    if (!ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k, b)) {
+template <int type> static int launch(const struct keys & k, const struct beside_keys & b, void * stream) {
+    const bool few = (int64_t) k.tokens*k.heads <= FEW_KEYS;
+    const dim3 grid((few ? k.tokens : k.groups)*k.heads + b.v_blocks + (b.q_planes + THREADS/4 - 1)/(THREADS/4));
+    const bool launched = few ? ggmlq_launch_early<round_key<type>>(grid, THREADS, (cudaStream_t) stream, k, b) : ggmlq_launch_early<round_keys<type>>(grid, THREADS, (cudaStream_t) stream, k, b);
+    if (!launched && few) {
         round_key<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k, b);
-    }
-    return ggmlq_cuda_launched();
-}
-
-template <int type> static int launch(const struct keys & k, void * stream) {
-    if ((int64_t) k.tokens*k.heads <= FEW_KEYS) {
-        return launch_few<type>(k, beside_keys(), stream);
-    }
-    const int  threads = k.length <= 128 ? THREADS : k.length <= 256 ? THREADS/2 : THREADS/4;
-    const dim3 grid((k.tokens + threads/8 - 1)/(threads/8), k.heads);
-    if (!ggmlq_launch_early<round_keys<type>>(grid, threads, (cudaStream_t) stream, k)) {
-        round_keys<type><<<grid, threads, 0, (cudaStream_t) stream>>>(k);
+    } else if (!launched) {
+        round_keys<type><<<grid, THREADS, 0, (cudaStream_t) stream>>>(k, b);
     }
     return ggmlq_cuda_launched();
 }
@@ -503,7 +529,7 @@ int ggmlq_cuda_set_rows_for_queries(const struct ggmlq_cuda_view * rows, const s
         return error;
     }
     const struct keys k = make_keys(rows, values, indices, index_bytes, feedback, 0);
-    return rows->type == GGMLQ_TYPE_TQ3_0 ? launch<GGMLQ_TYPE_TQ3_0>(k, stream) : launch<GGMLQ_TYPE_PLANAR3>(k, stream);
+    return rows->type == GGMLQ_TYPE_TQ3_0 ? launch<GGMLQ_TYPE_TQ3_0>(k, beside_keys(), stream) : launch<GGMLQ_TYPE_PLANAR3>(k, beside_keys(), stream);
 }
 
 /* Whether every `turned` adjacent values of rows of `length` can be turned. */
@@ -514,7 +540,7 @@ int ggmlq_cuda_store_new_check(const struct ggmlq_cuda_new_rows * p) {
     if (error) {
         return error;
     }
-    if (p->k.ne[1] < 1 || p->k.ne[1]*p->feedback.ne[1] > FEW_KEYS) {
+    if (p->k.ne[1] < 1) {
         return GGMLQ_ERROR_SHAPE;
     }
     if (p->k_turned && !can_turn(p->k_rows.ne[0]/p->feedback.ne[1], p->k_turned)) {
@@ -547,7 +573,9 @@ int ggmlq_cuda_store_new(const struct ggmlq_cuda_new_rows * p, void * stream) {
     struct beside_keys b = {};
     if (p->v.data) {
         const int64_t n = make_encoding(&b.v, p->v_rows.type, &p->v, &p->v_rows, make_index(&p->v_indices, p->index_bytes, p->v_rows.ne[1]), p->v_turned);
-        b.v_blocks = p->v_rows.type == GGMLQ_TYPE_TQ3_0 ? encode_grid<GGMLQ_TYPE_TQ3_0, true>(n) : encode_grid<GGMLQ_TYPE_PLANAR3, true>(n);
+        const bool few = p->k.ne[1]*p->feedback.ne[1] <= FEW_KEYS;
+        b.v_blocks = p->v_rows.type == GGMLQ_TYPE_TQ3_0 ? (few ? encode_grid<GGMLQ_TYPE_TQ3_0, true>(n) : encode_grid<GGMLQ_TYPE_TQ3_0, false>(n)) :
+            few ? encode_grid<GGMLQ_TYPE_PLANAR3, true>(n) : encode_grid<GGMLQ_TYPE_PLANAR3, false>(n);
     }
     if (p->q) {
         b.q        = p->q;
@@ -556,5 +584,5 @@ int ggmlq_cuda_store_new(const struct ggmlq_cuda_new_rows * p, void * stream) {
         b.q_turned = p->q_turned;
         b.q_scale  = 1/sqrtf((float) p->q_turned);
     }
-    return p->k_rows.type == GGMLQ_TYPE_TQ3_0 ? launch_few<GGMLQ_TYPE_TQ3_0>(k, b, stream) : launch_few<GGMLQ_TYPE_PLANAR3>(k, b, stream);
+    return p->k_rows.type == GGMLQ_TYPE_TQ3_0 ? launch<GGMLQ_TYPE_TQ3_0>(k, b, stream) : launch<GGMLQ_TYPE_PLANAR3>(k, b, stream);
 }

@@ -274,7 +274,7 @@ int ggmlq_cuda_set_rows_turned_check(const struct ggmlq_cuda_view rows[2], const
                                      int index_bytes, const struct ggmlq_cuda_view * to, const struct ggmlq_cuda_view * from, const int turned[3]) {
     for (int i = 0; i < (to ? 3 : 2); ++i) {
         const struct ggmlq_cuda_view * out = i < 2 ? &rows[i] : to, * in = i < 2 ? &values[i] : from;
-        const bool stored = i < 2 && out->type != GGMLQ_CUDA_F32;
+        const bool stored = i < 2;
         if (stored ? out->type != GGMLQ_TYPE_PLANAR3 : out->type != GGMLQ_CUDA_F32 || in->type != GGMLQ_CUDA_F32) {
             return GGMLQ_ERROR_TYPE;
         }
@@ -304,8 +304,7 @@ int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struc
     }
     struct encodings<3> all;
     for (int i = 0; i < 2; ++i) {
-        const struct row_index index = rows[i].type == GGMLQ_CUDA_F32 ? no_index : make_index(&indices[i], index_bytes, rows[i].ne[1]);
-        (void) make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, &values[i], &rows[i], index, turned[i]);
+        (void) make_encoding(&all.e[i], GGMLQ_TYPE_PLANAR3, &values[i], &rows[i], make_index(&indices[i], index_bytes, rows[i].ne[1]), turned[i]);
     }
     if (to) {
         (void) make_encoding(&all.e[2], GGMLQ_TYPE_PLANAR3, from, to, no_index, turned[2]);

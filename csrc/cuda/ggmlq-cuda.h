@@ -62,7 +62,7 @@ int ggmlq_cuda_set_rows_pair(const struct ggmlq_cuda_view rows[2], const struct 
 
 /* The same for planar3 rows of values that are first turned as llama.cpp does it (attn_rot): turned[i] adjacent values each, 64 or 128 (0: none),
  * by a Walsh-Hadamard transform over their square root. Unless `to` is NULL also to <- from, turned by turned[2]: f32 of equal shapes, rows of
- * whole blocks of 128. One of the two rows may be f32 as well, and is then like `to`. No view may be empty. */
+ * whole blocks of 128. No view may be empty. */
 int ggmlq_cuda_set_rows_turned(const struct ggmlq_cuda_view rows[2], const struct ggmlq_cuda_view values[2],
                                const struct ggmlq_cuda_view indices[2], int index_bytes, const struct ggmlq_cuda_view * to,
                                const struct ggmlq_cuda_view * from, const int turned[3], void * stream);

@@ -224,7 +224,7 @@ static bool match_stores(const ggml_cgraph * graph, int i, layer_stores * m) {
 /* The rotation of what a store writes, or NULL. */
 static const ggml_tensor * turned_before(const ggml_cgraph * graph, const layer_stores & m, int s) { return m.of_store[s] < 0 ? NULL : graph->nodes[m.first[m.of_store[s]]]; }
 
-/* All in one launch, if one of the stores rounds its rows and there are few of them. */
+/* All in one launch, if one of the stores rounds its rows. */
 static bool fuse_rounded(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, const layer_stores & m) {
     const ggml_tensor * keys = m.store[m.rounded], * values = m.n_stores == 2 ? m.store[1 - m.rounded] : NULL, * queries = m.other >= 0 ? graph->nodes[m.first[m.other]] : NULL;
     const ggml_tensor * in[6], * out[3];
@@ -704,10 +704,10 @@ int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
     if ((node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_MUL_MAT) || !match_stores(graph, i, &m)) {
         return 0;
     }
-    if (m.rounded >= 0 && fuse_rounded(ctx, graph, m)) {
-        return m.last - i;
+    if (m.rounded >= 0) {
+        return fuse_rounded(ctx, graph, m) ? m.last - i : 0;
     }
-    if (m.n_stores != 2 || (m.rounded >= 0 && m.of_store[m.rounded] < 0)) {
+    if (m.n_stores != 2) {
         return 0;
     }
     ggmlq_cuda_view rows[2], values[2], indices[2], to, from;
@@ -751,25 +751,10 @@ int ggmlq_ggml_cuda_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * gr
         to   = flat_blocks(queries);
         from = flat_blocks(queries->src[1]);
     }
-    /* Many keys that are rounded for queries take two launches: they are written turned, beside the rest, and stored from there. */
-    const ggml_tensor * keys = m.rounded >= 0 ? graph->nodes[m.first[m.of_store[m.rounded]]] : NULL;
-    if (keys) {
-        const ggml_tensor * store = m.store[1 - m.rounded], * queries = m.other >= 0 ? graph->nodes[m.first[m.other]] : NULL;
-        const ggml_tensor * read = m.of_store[1 - m.rounded] < 0 ? store->src[0] : graph->nodes[m.first[m.of_store[1 - m.rounded]]]->src[1];
-        if (share_memory(keys, read) || share_memory(keys, store->src[1]) || share_memory(keys, store) || share_memory(keys, m.store[m.rounded]) ||
-            (queries && (share_memory(keys, queries) || share_memory(keys, queries->src[1])))) {
-            return 0;
-        }
-        rows[m.rounded]   = flat_blocks(keys);
-        values[m.rounded] = flat_blocks(keys->src[1]);
-    }
     if (ggmlq_cuda_set_rows_turned_check(rows, values, indices, bytes, m.other >= 0 ? &to : NULL, &from, turned) != GGMLQ_OK) {
         return 0;
     }
     require_ok(ggmlq_cuda_set_rows_turned(rows, values, indices, bytes, m.other >= 0 ? &to : NULL, &from, turned, ctx.stream()), __func__);
-    if (keys) {
-        ggmlq_ggml_cuda_set_rows(ctx, m.store[m.rounded]);
-    }
     return m.last - i;
 }
 

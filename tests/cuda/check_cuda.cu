@@ -718,7 +718,6 @@ static void check_new_rows(int type, int64_t length, int64_t heads, int64_t toke
     refused("a turn of 512",   [](struct ggmlq_cuda_new_rows & r) { r.k_turned = 512; });
     refused("no feedback",     [](struct ggmlq_cuda_new_rows & r) { r.feedback.ne[1] = 0; });
     refused("feedback of another length", [](struct ggmlq_cuda_new_rows & r) { r.feedback.ne[0] -= 32; });
-    refused("too many tokens", [](struct ggmlq_cuda_new_rows & r) { r.k.ne[1] = r.k_indices.ne[0] = 513; });
     if (with_v) {
         refused("another type of V",     [](struct ggmlq_cuda_new_rows & r) { r.v_rows.type = r.k_rows.type == GGMLQ_TYPE_TQ3_0 ? GGMLQ_TYPE_PLANAR3 : GGMLQ_TYPE_TQ3_0; });
         refused("V turned by 256",       [](struct ggmlq_cuda_new_rows & r) { r.v_turned = 256; });
@@ -742,6 +741,11 @@ static std::string check_rounded() {
     }
     check_new_rows(GGMLQ_TYPE_TQ3_0,   64, 5, 7,  64, 0, 64, true, true);
     check_new_rows(GGMLQ_TYPE_PLANAR3, 128, 3, 19, 0, 0, 128, true, true);
+    check_new_rows(GGMLQ_TYPE_TQ3_0,   128, 8, 70, 128, 0, 128, true, true); /* more than 512 keys */
+    check_new_rows(GGMLQ_TYPE_TQ3_0,   192, 40, 15, 64, 0, 64, true, false);
+    check_new_rows(GGMLQ_TYPE_PLANAR3, 128, 16, 37, 128, 128, 128, true, true);
+    check_new_rows(GGMLQ_TYPE_PLANAR3, 256, 48, 11, 256, 64, 256, true, true);
+    check_new_rows(GGMLQ_TYPE_PLANAR3, 384, 174, 3, 128, 128, 64, false, true);
 #endif
     struct { int64_t length, heads, tokens; } cases[] = {
         { 64, 3, 1 }, { 64, 8, 70 }, { 96, 2, 5 }, { 128, 8, 1 }, { 128, 1, 7 }, { 128, 4, 200 }, { 192, 1, 3 }, { 256, 4, 2 }, { 256, 2, 300 }, { 512, 1, 530 }, { 512, 2, 1 },
@@ -1794,14 +1798,11 @@ static void bench_rounded() {
             done("set_rows_for_queries", ggmlq_cuda_set_rows_for_queries(&p.k_rows, &p.k, &p.k_indices, 8, &p.feedback, stream));
         });
         printf("set_rows_for_queries %-8s %2lld heads of %3lld, %3lld tokens    %9.2f us", type_name(type), (long long) (n/length), (long long) length, (long long) tokens, us);
-        if (tokens*n/length <= 512) { /* more aren't taken */
-            const double all_us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
-                const struct ggmlq_cuda_new_rows p = views(layer);
-                done("store_new", ggmlq_cuda_store_new(&p, stream));
-            });
-            printf(", turned, with V and queries (store_new) %9.2f us", all_us);
-        }
-        printf("\n");
+        const double all_us = time_calls(LAYERS, [&](int layer, cudaStream_t stream) {
+            const struct ggmlq_cuda_new_rows p = views(layer);
+            done("store_new", ggmlq_cuda_store_new(&p, stream));
+        });
+        printf(", turned, with V and queries (store_new) %9.2f us\n", all_us);
     }
 }
 #endif
