@@ -1507,7 +1507,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
                 if (__builtin_expect(biased, 0)) {
-                    const int thread = ggmlq_thread_anew();
+                    const uint32_t lane = (uint32_t) ggmlq_thread_anew() % 32; /* unsigned: its parts are shifts */
                     int query_of[TILES][2] = {};
                     if constexpr (MASK_WORDS > 1) {
                         const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
@@ -1527,12 +1527,28 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         __syncwarp();
                     }
                     /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+                    const uint32_t first = ggmlq_decode_token(lane/4);
+                    auto add = [&](int n, int e, int row, uint16_t half) { /* of token 8*row + first */
+                        const float bias = ggmlq_half_value(half);
+                        float & x = s[row/2][n][row%2*2 + e];
+                        x = fmaf(bias, mask ? slopes[8*n + 2*(lane % 4) + e] : 1.0f, x);
+                        x = careful && bias == -INFINITY ? -INFINITY : x;
+                    };
+                    if (MASK_WORDS > 1 || many_masks) {
 #pragma unroll
-                    for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                        const int column = 8*(i/4%TILES) + 2*(thread % 4) + i%2, token = 16*(i/4/TILES) + ggmlq_decode_token(thread % 32/4) + 8*(i%4/2);
-                        const uint16_t b = many_masks ? mask_tile[column*ROWS + token] : MASK_WORDS > 1 ? ((const uint16_t *) mask_tile)[ROWS*query_of[i/4%TILES][i%2] + token] : (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], token/2) >> 16*(token % 2));
-                        float & x = s[i/4/TILES][i/4%TILES][i%4];
-                        x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), mask ? slopes[column] : 1.0f, x);
+                        for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                            const int n = i/(4*BLOCK_ROWS), e = i/(2*BLOCK_ROWS) % 2, row = i % (2*BLOCK_ROWS);
+                            add(n, e, row, mask_tile[ROWS*(MASK_WORDS > 1 ? query_of[n][e] : (int) (8*n + 2*(lane % 4) + e)) + 8*row + first]);
+                        }
+                    } else {
+#pragma unroll
+                        for (int row = 0; row < 2*BLOCK_ROWS; ++row) {
+                            const uint16_t half = (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], 4*row + first/2) >> 16*(first % 2));
+#pragma unroll
+                            for (int i = 0; i < 2*TILES; ++i) {
+                                add(i/2, i%2, row, half);
+                            }
+                        }
                     }
                 }
 

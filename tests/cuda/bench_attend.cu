@@ -6,6 +6,7 @@
  *                               list leaves out an instance of ggmlq-cuda-attend-decode.def
  *   bench_attend time [search] [number]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
  *   bench_attend center         the times of plain and of centered keys
+ *   bench_attend biased         as `time`, but with a mask that adds something everywhere, as that of `test-backend-ops perf` does
  *
  * Build: see docs/CUDA-ATTENTION.md. The float64 side decodes rows with ggmlq-codec.c and knows nothing of rotations.
  */
@@ -85,7 +86,7 @@ static void decode(int type, const uint8_t * row, int n, float * x) {
 
 struct bench_case {
     int type_k, type_v, head_size, heads_kv, group, queries, n_kv;
-    int mask;       /* 0: none, 1: causal with holes, 2: a row for each head too, 3: odd stride, 4: zeros, 5: everything hidden from query 0 */
+    int mask;       /* 0: none, 1: causal with holes, 2: a row for each head too, 3: odd stride, 4: zeros, 5: everything hidden from query 0, 6: values, nothing hidden */
     int seqs, seqs_kv;
     bool v_in_k, sinks;
     float softcap, max_bias, amplitude;
@@ -146,7 +147,7 @@ static void make_term(const bench_case & c, buffers & b) {
 }
 
 static bool hidden(const bench_case & c, int query, int head, int seq, int token) {
-    if (c.mask == 0 || c.mask == 4) return false;
+    if (c.mask == 0 || c.mask == 4 || c.mask == 6) return false;
     if (c.mask == 5 && query == 0) return true;
     if (token > c.n_kv - c.queries + query) return true;
     return hash32(token*7919ull + seq*31 + (c.mask == 2 ? head*1013 : 0)) % 4 == 0 || (token/96) % 5 == 3;
@@ -574,7 +575,7 @@ int main(int argc, char ** argv) {
     }
     for (int type : { T, P }) {
         auto run = [&](int k, int v, int size, int heads_kv, int group, int queries, int kv, bool v_in_k, double target) {
-            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search, copy_rate, stream);
+            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, what == "biased" ? 6 : 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search, copy_rate, stream);
         };
         run(type, type, 128, 8, 8, 1,   4096, false, 11.1);
         run(type, type, 128, 8, 8, 1,  32768, false, 21.4);
