@@ -1820,7 +1820,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         if (!*last_flag) {
             return;
         }
-        enum { BATCH = 16 }; /* splits whose sums are on their way together */
+        /* BATCH: splits whose sums are on their way together; a lane keeps the statistics of KEPT of its splits. Two blocks on each of 132 multiprocessors and 8 heads make 33 splits:
+         * two batches, and no statistics that are loaded twice. Where terms have made the loop longer that isn't faster. */
+        enum { TWICE = LEAN && TILES == 1 && !TERM, BATCH = TWICE ? 17 : 16, KEPT = TWICE ? 2 : 1 };
         float4 x[BATCH];
         auto load_batch = [&](int item, int first) {
             const float4 * const from = partial_of(item) + first*SLICE_ITEMS;
@@ -1836,21 +1838,32 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         float * const split_factors = (float *) front; /* where the sums were */
 #pragma unroll 1
         for (int column = warp; column < COLUMNS; column += WARPS) {
-            const float2 mine = lane < plan.splits ? __ldcg(partial_stats + lane*COLUMNS + column) : make_float2(LOWEST, 0.0f);
-            float top = mine.x;
+            float2 mine[KEPT];
+            float top = LOWEST;
+#pragma unroll
+            for (int i = 0; i < KEPT; ++i) {
+                mine[i] = lane + 32*i < plan.splits ? __ldcg(partial_stats + (lane + 32*i)*COLUMNS + column) : make_float2(LOWEST, 0.0f);
+                top = i == 0 ? mine[i].x : fmaxf(top, mine[i].x);
+            }
 #pragma unroll 1
-            for (int i = lane + 32; i < plan.splits; i += 32) {
+            for (int i = lane + 32*KEPT; i < plan.splits; i += 32) {
                 top = fmaxf(top, __ldcg(partial_stats + i*COLUMNS + column).x);
             }
 #pragma unroll
             for (int i = 1; i < 32; i *= 2) {
                 top = fmaxf(top, ggmlq_shuffle_xor(top, i));
             }
-            const float factor = ggmlq_exp2(mine.x - top);
-            float total = factor*mine.y;
-            split_factors[lane*COLUMNS + column] = factor;
+            float total = 0.0f;
+#pragma unroll
+            for (int i = 0; i < KEPT; ++i) {
+                const float factor = ggmlq_exp2(mine[i].x - top);
+                total = i == 0 ? factor*mine[i].y : total + factor*mine[i].y;
+                if (i == 0 || lane + 32*i < plan.splits) {
+                    split_factors[(lane + 32*i)*COLUMNS + column] = factor;
+                }
+            }
 #pragma unroll 1
-            for (int i = lane + 32; i < plan.splits; i += 32) {
+            for (int i = lane + 32*KEPT; i < plan.splits; i += 32) {
                 const float2 other = __ldcg(partial_stats + i*COLUMNS + column);
                 split_factors[i*COLUMNS + column] = ggmlq_exp2(other.x - top);
                 total += ggmlq_exp2(other.x - top)*other.y;
