@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gguf
@@ -77,6 +78,15 @@ def test_turns_of_a_rope_give_its_rows(programs, tmp_path):  # noqa: F811
     assert [name for name, *_ in found] == ["neighbours", "halves", "scaled", "yarn", "factors", "magnitude"]
     assert all(float(worst) < 1 for _, worst, _ in found), found
     assert [float(magnitude) for *_, magnitude in found] == pytest.approx([1, 1, 1, 1 + 0.1 * np.log(4), 1, 1.19], abs=1e-5)
+
+
+def test_a_calibration_on_a_device(programs, tmp_path):  # noqa: F811
+    """One copy for all tensors of a buffer, with the bytes that the host's memory gets. What rounding can't be prepared for is said, and is rounded by zeros."""
+    tree, binary = CACHE / "llama" / "0.3.36-patched", tmp_path / "center_upload_probe"
+    run([os.environ.get("CXX") or "c++", "-std=c++17", "-O1", *(f"-I{tree / folder}" for folder in ("src", "include", "ggml/include", "ggml/src")),
+         Path(__file__).with_name("center_upload_probe.cpp"), f"-L{programs}", "-lllama", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{programs}", "-o", binary])  # fmt: skip
+    output = run([binary]).stdout
+    assert re.findall(r"^[\d ]+$", output, re.MULTILINE) == ["1 1 1 1", "4 4 1 1", "1"] and "keys are not rounded for the model's queries: " in output, output
 
 
 @pytest.mark.parametrize("model, k, v, more, env", [
@@ -239,6 +249,13 @@ def test_on_by_default_and_off_changes_nothing(start, calibrated):  # noqa: F811
 # --- a model is calibrated once -----------------------------------------------------------------------------------------
 
 
+def enlarged(file):
+    """The last tensor, by its header, has more values than any memory holds: ggml ends the process that asks for it."""
+    name = b"blk.29.q_squares"
+    at = file.index(name) + len(name) + 4 + 8  # the second of its two sizes
+    return file[:at] + (1 << 44).to_bytes(8, "little") + file[at + 8 :]
+
+
 def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):  # noqa: F811
     """Until the file is damaged, replaced by another one or can't be written: each is said, and keys are centered all the same, to the same bits."""
     folder = tmp_path / "kept"
@@ -266,6 +283,7 @@ def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):
     for broken, sentence in ((good[:-900] + b"?" + good[-899:], "is damaged: its checksum is wrong: it is made anew"),
                              (good.replace(b"blk.7.rope", b"blk.7.ropf"), "is damaged: its checksum is wrong: it is made anew"),
                              (good[:700], "is no calibration of centered keys, or damaged: it is made anew"),
+                             (enlarged(good), "is damaged: it ends too early: it is made anew"),
                              (others.pop().read_bytes(), "by another name: it is made anew")):  # fmt: skip
         file.write_bytes(broken)
         again, _ = centered(f"'{file}' ", sentence, "calibrating")
@@ -273,6 +291,15 @@ def test_a_calibration_is_kept_for_other_processes(start, calibrated, tmp_path):
 
     with pytest.raises(AssertionError, match="was made for '.*' .llama, .* this model is '.*' .gemma3"), start("gemma", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": str(file)}):
         pass
+
+    # what killed processes have left is removed when a file is written; what is still being written, and what isn't ours, stays
+    left = [folder / name for name in (file.name + ".5f3a.part", "0123456789abcdef.gguf.1.part", file.name + ".77.part", "film.part")]
+    for path, age in zip(left, (7200, 7200, 600, 7200)):
+        path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
+    file.unlink()
+    centered("calibrating")
+    assert [path.exists() for path in left] == [False, False, True, True] and file.read_bytes() == good
 
     (tmp_path / "file").write_text("no folder")
     again, _ = centered("(not kept in a file: '", "can't be written: Not a directory", env={**env, "GGMLQ_KV_CENTER_CACHE": str(tmp_path / "file")})
@@ -566,11 +593,17 @@ def test_a_file_of_a_calibration(start, calibrate, programs, smollm2, gemma, tmp
             pass
     _, log, status = complete(programs, smollm2, "tq3_0", "f16", "-fa", "on", "--kv-center", str(path), "--rope-freq-scale", "0.5")
     assert status == 1 and re.search(refused + r"was made with another RoPE in layer 0: 64 values, base 100000, scale 1, .*; this context has .*, scale 0\.5,", log)
+    # where K isn't centered it is read all the same, and not used; of which model it is doesn't matter
+    for model in "smollm2", "gemma":
+        with start(model, "f16", "f16", env={"GGMLQ_KV_CENTER": str(path)}) as p:
+            pass
+        assert f"keys of type f16 are not centered, so '{path}' isn't used" in p.log()
     damage = {"is damaged: its checksum is wrong": good[:-900] + b"?" + good[-899:], "is no calibration of centered keys, or damaged": good[:700]}
     for sentence, data in damage.items():
         path.write_bytes(data)
-        with pytest.raises(AssertionError, match=refused + sentence), start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": str(path)}):
-            pass
+        for k in "tq3_0", "f16":
+            with pytest.raises(AssertionError, match=refused + sentence), start("smollm2", k, "f16", env={"GGMLQ_KV_CENTER": str(path)}):
+                pass
     with pytest.raises(AssertionError, match="is no calibration of centered keys, but a GGUF file of 'llama'"):
         with start("smollm2", "tq3_0", "f16", env={"GGMLQ_KV_CENTER": str(smollm2)}):
             pass

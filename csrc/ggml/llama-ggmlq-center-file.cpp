@@ -9,15 +9,17 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <functional>
+#include <fstream>
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <regex>
 #include <stdexcept>
 
 static const char * const GGMLQ_LLAMA_CENTER_ARCH = "ggmlq-kv-center";
@@ -86,26 +88,28 @@ static const struct { const char * name; int64_t length; double e; bool is_cente
 // e/n (sum of q^2/s^2) (sum of s^2 k^2), k being what is stored, before its scale: with s^4 = q^2/variance, e/n (sum of the roots of q^2 variance)^2. What
 // rounding for queries takes off is left out. Latents of MLA aren't scaled.
 static std::vector<float> ggmlq_llama_center_score_error(const ggmlq_llama_center_layer & layer, const std::vector<ggmlq_llama_center_rope> & ropes) {
-    std::vector<float> errors;
     const int64_t n_mean = layer.n_latent ? layer.n_latent : ropes[layer.rope].n_rot;
-    const auto partner = [&](int64_t i) { return layer.n_latent ? i : ggmlq_llama_center_partner(ropes[layer.rope], i); };
-    for (const auto & type : GGMLQ_LLAMA_CENTER_TYPES) {
-        double sum = 0;
-        for (int64_t h = 0; h < layer.n_head_kv*layer.head_size; h += layer.head_size) {
-            double both = 0, of_query = 0, of_key = 0, of_rest = 0;
-            for (int64_t i = 0; i < layer.head_size; ++i) {
-                const auto pair_mean = [&](const std::function<double(int64_t)> & of) { return 0.5*(of(h + i) + of(h + partner(i))); };
-                const double query  = pair_mean([&](int64_t j) { return layer.sum_qq[j]/layer.n_q; });
-                const double square = pair_mean([&](int64_t j) { return layer.sum_kk[j]/layer.n_k; });
-                const double mean   = pair_mean([&](int64_t j) { return j - h < n_mean ? layer.sum_k[j]*layer.sum_k[j]/layer.n_k/layer.n_k : 0; });
-                both     += std::sqrt(query*std::max(0.0, square - mean));
-                of_query += query;
-                of_key   += square;
-                of_rest  += std::max(0.0, square - mean);
-            }
-            sum += type.e*(!type.is_centered ? of_query*of_key : layer.n_latent ? of_query*of_rest : both*both)/layer.head_size/layer.n_head_kv;
+    double plain = 0, centered = 0; // the sums in brackets
+    for (int64_t h = 0; h < layer.n_head_kv*layer.head_size; h += layer.head_size) {
+        double both = 0, of_query = 0, of_key = 0, of_rest = 0;
+        for (int64_t i = 0; i < layer.head_size; ++i) {
+            const int64_t j = layer.n_latent ? i : ggmlq_llama_center_partner(ropes[layer.rope], i);
+            const auto mean_of = [&](int64_t v) { return v < n_mean ? layer.sum_k[h + v]*layer.sum_k[h + v]/layer.n_k/layer.n_k : 0; };
+            const double query  = 0.5*(layer.sum_qq[h + i] + layer.sum_qq[h + j])/layer.n_q;
+            const double square = 0.5*(layer.sum_kk[h + i] + layer.sum_kk[h + j])/layer.n_k;
+            const double rest   = std::max(0.0, square - 0.5*(mean_of(i) + mean_of(j)));
+            both     += std::sqrt(query*rest);
+            of_query += query;
+            of_key   += square;
+            of_rest  += rest;
         }
-        errors.push_back(layer.head_size % type.length ? 0.0f : (float) (layer.kq_scale*std::sqrt(sum)));
+        plain    += of_query*of_key;
+        centered += layer.n_latent ? of_query*of_rest : both*both;
+    }
+    std::vector<float> errors;
+    for (const auto & type : GGMLQ_LLAMA_CENTER_TYPES) {
+        const double square = type.e*(type.is_centered ? centered : plain)/layer.head_size/layer.n_head_kv;
+        errors.push_back(layer.head_size % type.length ? 0.0f : (float) (layer.kq_scale*std::sqrt(square)));
     }
     return errors;
 }
@@ -115,13 +119,12 @@ static std::string ggmlq_llama_center_sum(gguf_context * file, ggml_context * ct
     gguf_set_val_str(file, GGMLQ_LLAMA_CENTER_CHECKSUM, "0000000000000000");
     std::vector<uint8_t> bytes(gguf_get_meta_size(file));
     gguf_get_meta_data(file, bytes.data());
-    for (int64_t i = 0; i < gguf_get_n_tensors(file); ++i) {
-        const char * name = gguf_get_tensor_name(file, i);
-        const ggml_tensor * t = ggml_get_tensor(ctx, name);
-        bytes.insert(bytes.end(), name, name + strlen(name));
-        bytes.insert(bytes.end(), (const uint8_t *) t->data, (const uint8_t *) t->data + ggml_nbytes(t));
+    uint64_t sum = ggmlq_llama_center_checksum(bytes);
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) { // in the file's order
+        sum = ggmlq_llama_center_checksum(t->name, strlen(t->name), sum);
+        sum = ggmlq_llama_center_checksum(t->data, ggml_nbytes(t), sum);
     }
-    return format("%016llx", (unsigned long long) ggmlq_llama_center_checksum(bytes));
+    return format("%016llx", (unsigned long long) sum);
 }
 
 ggmlq_llama_center_record ggmlq_llama_center_record_of(const llama_model & model, const std::vector<ggmlq_llama_center *> & centers,
@@ -247,7 +250,7 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
     const auto refuse = [&](const std::string & reason) { throw std::runtime_error(reason); };
 
     ggml_context * data = nullptr;
-    gguf_init_params params = { true, &data }; // whatever it is: first without its tensors
+    gguf_init_params params = { true, &data }; // without its tensors, since it may be a whole model
     ggmlq_llama_gguf file { gguf_init_from_file(path.c_str(), params) };
     ggml_context_ptr ctx { data };
     const auto text = [&](const char * key) -> std::string {
@@ -267,13 +270,25 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
     if (number("ggmlq.version") != GGMLQ_LLAMA_CENTER_FILE_VERSION) {
         refuse(format("is of version %u, wanted %u", number("ggmlq.version"), GGMLQ_LLAMA_CENTER_FILE_VERSION));
     }
-    params.no_alloc = false;
-    file.reset();
-    data = nullptr;
-    file.reset(gguf_init_from_file(path.c_str(), params));
-    ctx.reset(data);
-    if (!file) {
+    size_t size = 0;
+    for (int64_t i = 0; i < gguf_get_n_tensors(file.get()); ++i) {
+        size = std::max(size, gguf_get_tensor_offset(file.get(), i) + gguf_get_tensor_size(file.get(), i));
+    }
+    const auto source = std::filesystem::u8path(path);
+    std::error_code problem;
+    const auto size_of_file = std::filesystem::file_size(source, problem);
+    const size_t first = gguf_get_data_offset(file.get());
+    if (problem || first > size_of_file || size > size_of_file - first) { // before as much memory is asked for as a damaged one wants
         refuse("is damaged: it ends too early");
+    }
+    std::vector<char> values(size);
+    std::ifstream stream(source, std::ios::binary);
+    if (!stream.seekg((std::streamoff) first).read(values.data(), (std::streamsize) size)) {
+        refuse("is damaged: it ends too early");
+    }
+    int64_t index = 0;
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) { // in the file's order
+        t->data = values.data() + gguf_get_tensor_offset(file.get(), index++);
     }
     const std::string checksum = text(GGMLQ_LLAMA_CENTER_CHECKSUM);
     if (checksum != ggmlq_llama_center_sum(file.get(), ctx.get())) {
@@ -316,26 +331,55 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
 
 // --- kept for later contexts
 
-// Some bytes from the middle of a tensor; none where its memory can be read as a whole only (matrices that are split over GPUs by rows).
-static void ggmlq_llama_center_sample(const ggml_tensor * tensor, std::vector<uint8_t> & bytes) {
+// Bytes of a tensor on a GPU that belong to a position of a list: read together, since to wait for each takes ten times as long.
+struct ggmlq_llama_part { const ggml_tensor * tensor; size_t offset, size, at; };
+
+// Norms whole, of others some bytes from the middle; none where its memory can be read as a whole only (matrices that are split over GPUs by rows).
+static void ggmlq_llama_center_sample(const ggml_tensor * tensor, std::vector<uint8_t> & bytes, std::map<ggml_backend_dev_t, std::vector<ggmlq_llama_part>> & parts) {
     if (!tensor->buffer || !tensor->data) {
         return;
     }
-    const size_t size = std::min<size_t>(ggml_nbytes(tensor), 128), offset = (ggml_nbytes(tensor) - size)/2;
+    const bool is_norm = tensor->type == GGML_TYPE_F32 && ggml_nelements(tensor) == tensor->ne[0];
+    const size_t size = std::min<size_t>(ggml_nbytes(tensor), is_norm ? SIZE_MAX : 128), offset = (ggml_nbytes(tensor) - size)/2, at = bytes.size();
     const ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(tensor->buffer);
     const ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
-    std::vector<uint8_t> values(size);
     if (ggml_backend_buffer_is_host(tensor->buffer) || (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU)) {
-        memcpy(values.data(), (const uint8_t *) tensor->data + offset, size); // where it was repacked, of that
+        bytes.resize(at + size);
+        memcpy(&bytes[at], (const uint8_t *) tensor->data + offset, size); // where it was repacked, of that
     } else if (dev && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_META && buft == ggml_backend_dev_buffer_type(dev)) {
-        ggml_backend_tensor_get(tensor, values.data(), offset, size);
-    } else {
-        return;
+        bytes.resize(at + size);
+        parts[dev].push_back({ tensor, offset, size, at });
     }
-    bytes.insert(bytes.end(), values.begin(), values.end());
 }
 
-std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers) {
+static void ggmlq_llama_center_read_parts(const std::vector<ggmlq_llama_part> & parts, std::vector<uint8_t> & bytes, ggml_backend_dev_t dev, ggml_backend_t backend) {
+    size_t size = 0;
+    for (const auto & part : parts) {
+        size += part.size;
+    }
+    const ggml_backend_buffer_type_t buft = backend ? ggml_backend_dev_host_buffer_type(dev) : nullptr; // to which a GPU copies while others go on
+    const ggml_backend_buffer_ptr buffer { buft ? ggml_backend_buft_alloc_buffer(buft, size) : nullptr };
+    if (!buffer) {
+        for (const auto & part : parts) {
+            ggml_backend_tensor_get(part.tensor, &bytes[part.at], part.offset, part.size);
+        }
+        return;
+    }
+    auto * to = (uint8_t *) ggml_backend_buffer_get_base(buffer.get());
+    for (const auto & part : parts) {
+        ggml_backend_tensor_get_async(backend, part.tensor, to, part.offset, part.size);
+        to += part.size;
+    }
+    ggml_backend_synchronize(backend);
+    to = (uint8_t *) ggml_backend_buffer_get_base(buffer.get());
+    for (const auto & part : parts) {
+        memcpy(&bytes[part.at], to, part.size);
+        to += part.size;
+    }
+}
+
+std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
+        const std::function<ggml_backend_t(ggml_backend_dev_t)> & backend_of) {
     std::vector<uint8_t> bytes;
     const auto add = [&](const void * data, size_t size) {
         const uint64_t length = size;
@@ -345,16 +389,19 @@ std::string ggmlq_llama_center_key(const llama_model & model, const std::string 
     const auto add_text = [&](const std::string & text) { add(text.data(), text.size()); };
 
     add(&GGMLQ_LLAMA_CENTER_FILE_VERSION, sizeof(GGMLQ_LLAMA_CENTER_FILE_VERSION));
-    add_text(ggmlq_llama_center_fingerprint(model));
     for (const auto & [name, value] : std::map<std::string, std::string>(model.gguf_kv.begin(), model.gguf_kv.end())) {
         add_text(name);
         add_text(value);
     }
+    std::map<ggml_backend_dev_t, std::vector<ggmlq_llama_part>> parts;
     for (const auto & [name, tensor] : llama_internal_get_tensor_map(&model)) {
         add_text(name);
         add(&tensor->type, sizeof(tensor->type));
         add(tensor->ne, sizeof(tensor->ne));
-        ggmlq_llama_center_sample(tensor, bytes);
+        ggmlq_llama_center_sample(tensor, bytes, parts);
+    }
+    for (const auto & [dev, parts_there] : parts) {
+        ggmlq_llama_center_read_parts(parts_there, bytes, dev, backend_of(dev));
     }
     add_text(text);
     for (const auto * center : centers) {
@@ -463,6 +510,19 @@ std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const s
     }
 }
 
+// Temporary files of processes that were killed. Others are still being written.
+static void ggmlq_llama_center_remove_parts(const std::filesystem::path & folder) {
+    static const std::regex name("[0-9a-f]{16}\\.gguf\\.[0-9a-f]+\\.part");
+    const auto old = std::filesystem::file_time_type::clock::now() - std::chrono::hours(1);
+    std::error_code problem;
+    for (std::filesystem::directory_iterator it(folder, problem), end; !problem && it != end; it.increment(problem)) {
+        std::error_code ignored; // another process may be faster
+        if (std::regex_match(it->path().filename().u8string(), name) && it->last_write_time(ignored) < old && !ignored) {
+            std::filesystem::remove(it->path(), ignored);
+        }
+    }
+}
+
 std::string ggmlq_llama_center_keep(const std::shared_ptr<const ggmlq_llama_center_record> & record) {
     auto & kept = ggmlq_llama_center_kept_here();
     {
@@ -475,7 +535,9 @@ std::string ggmlq_llama_center_keep(const std::shared_ptr<const ggmlq_llama_cent
     }
     try {
         std::error_code problem;
-        std::filesystem::create_directories(std::filesystem::u8path(path).parent_path(), problem); // what is wrong with it, writing will say
+        const auto folder = std::filesystem::u8path(path).parent_path();
+        std::filesystem::create_directories(folder, problem); // what is wrong with it, writing will say
+        ggmlq_llama_center_remove_parts(folder);
         ggmlq_llama_center_save(path, *record);
         return "kept in '" + path + "'";
     } catch (const std::exception & error) {

@@ -114,13 +114,14 @@ static void ggmlq_llama_side_from_bytes(ggmlq_llama_side & side, std::vector<uin
     side.bytes = std::move(bytes);
 }
 
-uint64_t ggmlq_llama_center_checksum(const std::vector<uint8_t> & bytes) {
-    uint64_t sum = 0xcbf29ce484222325;
-    for (const uint8_t byte : bytes) {
-        sum = (sum ^ byte)*0x100000001b3;
+uint64_t ggmlq_llama_center_checksum(const void * bytes, size_t size, uint64_t sum) {
+    for (size_t i = 0; i < size; ++i) {
+        sum = (sum ^ ((const uint8_t *) bytes)[i])*0x100000001b3;
     }
     return sum;
 }
+
+uint64_t ggmlq_llama_center_checksum(const std::vector<uint8_t> & bytes) { return ggmlq_llama_center_checksum(bytes.data(), bytes.size()); }
 
 std::string ggmlq_llama_center_name(const std::vector<uint8_t> & bytes) {
     return format("%08x", (unsigned) (ggmlq_llama_center_checksum(bytes) >> 32));

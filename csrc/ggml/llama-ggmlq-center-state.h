@@ -18,7 +18,8 @@
 // Mean, scale and moments of every centered layer, and how its RoPE turns, as bytes: equal bytes are the same calibration.
 std::vector<uint8_t> ggmlq_llama_center_to_bytes(const ggmlq_llama_center & center);
 
-// A checksum of bytes (FNV-1a), by which logs name a calibration.
+// A checksum of bytes (FNV-1a), by which logs name a calibration; of more of them, if it goes on from that of the first ones.
+uint64_t    ggmlq_llama_center_checksum(const void * bytes, size_t size, uint64_t sum = 0xcbf29ce484222325);
 uint64_t    ggmlq_llama_center_checksum(const std::vector<uint8_t> & bytes);
 std::string ggmlq_llama_center_name    (const std::vector<uint8_t> & bytes);
 

@@ -26,6 +26,8 @@
 #include <thread>
 #include <unordered_map>
 
+static const char * const GGMLQ_LLAMA_CENTER_LOG = "ggmlq_llama_center";
+
 // The first tokens of a text, whose keys are unlike all others in many models, have no part in the mean.
 static constexpr int64_t GGMLQ_LLAMA_CENTER_FIRST = 4;
 
@@ -94,6 +96,92 @@ static std::string ggmlq_llama_center_text() {
     text.resize((size_t) file.gcount());
     return text;
 }
+
+// --- work and memory
+
+// Does work(0) to work(n - 1), several at a time. Throws what one of them has thrown, when all threads have ended.
+static void ggmlq_llama_in_parallel(size_t n, const std::function<void(size_t)> & work) {
+    std::atomic<size_t> next { 0 };
+    std::mutex mutex;
+    std::exception_ptr error;
+    const auto run = [&] {
+        try {
+            for (size_t i = next++; i < n; i = next++) {
+                work(i);
+            }
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            error = std::current_exception();
+        }
+    };
+    const size_t n_threads = std::min<size_t>({ 8, n, std::max(1u, std::thread::hardware_concurrency()) });
+    std::vector<std::thread> threads;
+    threads.reserve(n_threads);
+    try {
+        while (threads.size() + 1 < n_threads) {
+            threads.emplace_back(run);
+        }
+    } catch (const std::exception &) { // fewer will do
+    }
+    run();
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    if (error) {
+        std::rethrow_exception(error);
+    }
+}
+
+// Values of whole tensors, made on the host. Those that lie side by side on a device are copied there at once, since every copy waits for its end.
+class ggmlq_llama_center_values {
+public:
+    explicit ggmlq_llama_center_values(std::vector<ggml_tensor *> tensors) {
+        std::sort(tensors.begin(), tensors.end(), [](const ggml_tensor * a, const ggml_tensor * b) {
+            return std::make_pair((uintptr_t) a->buffer, (uintptr_t) a->data) < std::make_pair((uintptr_t) b->buffer, (uintptr_t) b->data);
+        });
+        for (ggml_tensor * tensor : tensors) {
+            if (ggml_backend_buffer_is_host(tensor->buffer)) { // needs no copy
+                places[tensor] = (char *) tensor->data;
+                continue;
+            }
+            const bool follows = !runs.empty() && runs.back().buffer == tensor->buffer &&
+                (char *) tensor->data - (runs.back().first + runs.back().size) < (ptrdiff_t) ggml_backend_buffer_get_alignment(tensor->buffer);
+            if (!follows) {
+                runs.push_back({ tensor->buffer, (char *) tensor->data, 0, {} });
+            }
+            runs.back().size = (char *) tensor->data - runs.back().first + ggml_nbytes(tensor);
+        }
+        for (auto & run : runs) {
+            run.values.resize(run.size);
+        }
+        for (ggml_tensor * tensor : tensors) {
+            for (auto & run : runs) {
+                if (run.buffer == tensor->buffer && (char *) tensor->data >= run.first && (char *) tensor->data < run.first + run.size) {
+                    places[tensor] = run.values.data() + ((char *) tensor->data - run.first);
+                }
+            }
+        }
+    }
+
+    template <typename T> T * of(const ggml_tensor * tensor) const { return (T *) places.at(tensor); }
+
+    void copy() const {
+        for (const auto & run : runs) {
+            ggml_init_params params = { ggml_tensor_overhead(), nullptr, true };
+            ggml_context_ptr ctx { ggml_init(params) };
+            ggml_tensor * all = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, (int64_t) run.size);
+            if (ggml_backend_tensor_alloc(run.buffer, all, run.first) != GGML_STATUS_SUCCESS) {
+                throw std::runtime_error(std::string("no access to ") + ggml_backend_buffer_name(run.buffer));
+            }
+            ggml_backend_tensor_set(all, run.values.data(), 0, run.size);
+        }
+    }
+
+private:
+    struct run { ggml_backend_buffer_t buffer; char * first; size_t size; std::vector<char> values; };
+    std::vector<run> runs;
+    std::unordered_map<const ggml_tensor *, char *> places;
+};
 
 // --- mean and scale
 
@@ -165,7 +253,7 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const std::
         return;
     }
     const auto & rope = ropes[layer.rope];
-    const double of_query = ggmlq_llama_center_rounds(layer) ? 0.125 : 0.25;
+    const double of_query = layer.is_rounded ? 0.125 : 0.25;
     std::vector<double> variance(layer.head_size), query(layer.head_size), log_scale(layer.head_size);
     for (int64_t h = 0; h < n_values; h += layer.head_size) {
         for (int64_t i = 0; i < rope.n_rot; ++i) { // a value without RoPE has no part in positional rows
@@ -188,11 +276,13 @@ static void ggmlq_llama_center_fit(ggmlq_llama_center_layer & layer, const std::
             continue;
         }
         for (int64_t i = 0; i < layer.head_size; ++i) {
-            log_scale[i] = of_query*std::log(query[i] + 1e-3*mean_query) - (0.5 - of_query)*std::log(variance[i] + 1e-3*mean_variance);
+            const int64_t j = ggmlq_llama_center_partner(rope, i);
+            log_scale[i] = j < i ? log_scale[j] : of_query*std::log(query[i] + 1e-3*mean_query) - (0.5 - of_query)*std::log(variance[i] + 1e-3*mean_variance);
             mean_log += log_scale[i]/layer.head_size;
         }
         for (int64_t i = 0; i < layer.head_size; ++i) {
-            layer.scale[h + i] = (float) std::min(10.0, std::max(0.1, std::exp(log_scale[i] - mean_log)));
+            const int64_t j = ggmlq_llama_center_partner(rope, i);
+            layer.scale[h + i] = j < i ? layer.scale[h + j] : (float) std::min(10.0, std::max(0.1, std::exp(log_scale[i] - mean_log)));
         }
     }
 }
@@ -216,7 +306,7 @@ static int64_t ggmlq_llama_center_hadamard(const ggmlq_llama_center_layer & laye
 }
 
 static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, bool rotates) {
-    if (!layer.feedback || layer.query.empty()) {
+    if (!layer.feedback) {
         return;
     }
     const int64_t hadamard = ggmlq_llama_center_hadamard(layer, rotates);
@@ -241,36 +331,32 @@ void ggmlq_llama_center::prepare() {
         return;
     }
     feedback_is_missing = false;
-    struct job { const ggmlq_llama_round * round; std::vector<uint16_t> feedback; };
-    std::vector<job> jobs;
-    for (const auto & layer : layers) {
-        for (size_t h = 0; layer.feedback && h < layer.rounds->size(); ++h) {
-            jobs.push_back({ &(*layer.rounds)[h], {} });
-        }
-    }
-    std::atomic<size_t> next { 0 };
-    const auto work = [&] {
-        for (size_t i = next++; i < jobs.size(); i = next++) {
-            jobs[i].feedback = jobs[i].round->feedback();
-        }
-    };
-    std::vector<std::thread> threads;
-    const size_t n_threads = std::min<size_t>({ 8, jobs.size(), std::max(1u, std::thread::hardware_concurrency()) });
     try {
-        while (threads.size() + 1 < n_threads) {
-            threads.emplace_back(work);
+        struct job { const ggmlq_llama_round * round; ggml_tensor * tensor; size_t offset; };
+        std::vector<job> jobs;
+        std::vector<ggml_tensor *> tensors;
+        for (const auto & layer : layers) {
+            for (size_t h = 0; layer.feedback && h < layer.rounds->size(); ++h) {
+                jobs.push_back({ &(*layer.rounds)[h], layer.feedback, h*layer.feedback->nb[1] });
+            }
+            if (layer.feedback) {
+                tensors.push_back(layer.feedback);
+            }
         }
-    } catch (const std::system_error &) { // fewer will do
-    }
-    work();
-    for (auto & thread : threads) {
-        thread.join();
-    }
-    size_t at = 0;
-    for (const auto & layer : layers) {
-        for (int64_t h = 0; layer.feedback && h < layer.feedback->ne[1]; ++h) {
-            ggml_backend_tensor_set(layer.feedback, jobs[at++].feedback.data(), h*layer.feedback->nb[1], layer.feedback->nb[1]);
+        const ggmlq_llama_center_values values(tensors);
+        ggmlq_llama_in_parallel(jobs.size(), [&](size_t i) {
+            const auto feedback = jobs[i].round->feedback();
+            memcpy(values.of<char>(jobs[i].tensor) + jobs[i].offset, feedback.data(), feedback.size()*sizeof(uint16_t));
+        });
+        values.copy();
+    } catch (const std::exception & error) {
+        // llama_decode can't be refused with a sentence, and its graph has these tensors: zeros are rounding by the encoder alone
+        for (const auto & layer : layers) {
+            if (layer.feedback) {
+                ggml_backend_buffer_clear(layer.feedback->buffer, 0);
+            }
         }
+        LLAMA_LOG_WARN("%s: keys are not rounded for the model's queries: %s\n", GGMLQ_LLAMA_CENTER_LOG, error.what());
     }
 }
 
@@ -308,22 +394,20 @@ void ggmlq_llama_center::upload(bool dry) {
     for (const auto buft : bufts) {
         size_t n_tensors = 0;
         for (const auto & layer : layers) {
-            n_tensors += layer.rope >= 0 ? 7 + 1 + 2 + layer.k->ne[2] : layer.is_centered();
+            n_tensors += layer.rope >= 0 ? 7 + 2 + layer.k->ne[2] : layer.is_centered();
         }
         ggml_init_params params = { n_tensors*ggml_tensor_overhead(), nullptr, true };
         ggml_context_ptr ctx { ggml_init(params) };
+        params.mem_size = layers.size()*ggml_tensor_overhead();
+        ggml_context_ptr ctx_feedback { ggml_init(params) };
+        const auto here = [&](const ggmlq_llama_center_layer & layer) { return layer.is_centered() && ggmlq_llama_buft(layer.k) == buft; };
         for (auto & layer : layers) {
-            if (!layer.is_centered() || ggmlq_llama_buft(layer.k) != buft) {
+            if (!here(layer)) {
                 continue;
             }
             if (layer.n_latent) {
                 layer.latent_mu = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, layer.head_size);
                 continue;
-            }
-            layer.part    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, 1, layer.k->ne[1], layer.k->ne[2]);
-            ggml_format_name(layer.part, "cache_part_l%d", layer.il);
-            for (int64_t stream = 0; stream < layer.part->ne[2]; ++stream) {
-                layer.part_stream.push_back(ggml_view_2d(ctx.get(), layer.part, 1, layer.part->ne[1], layer.part->nb[1], stream*layer.part->nb[2]));
             }
             layer.s_mu    = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head_kv);
             layer.s_mu_2  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1);
@@ -331,8 +415,8 @@ void ggmlq_llama_center::upload(bool dry) {
             layer.s_inv   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_same = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
             layer.mu_turn = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.head_size, layer.n_head);
-            if ((dry || !layer.query.empty()) && ggmlq_llama_center_rounds(layer)) {
-                layer.feedback = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, ggmlq_feedback_values(layer.head_size), layer.n_head_kv);
+            if (layer.is_rounded) {
+                layer.feedback = ggml_new_tensor_2d(ctx_feedback.get(), GGML_TYPE_F16, ggmlq_feedback_values(layer.head_size), layer.n_head_kv);
             }
             auto & rope = ropes[layer.rope];
             if (!rope.turns_there) {
@@ -340,19 +424,42 @@ void ggmlq_llama_center::upload(bool dry) {
                 rope.one         = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, rope.n_rot);
             }
         }
-        ggml_backend_buffer_ptr buffer { dry ? ggml_backend_buft_alloc_buffer(buft, 0) : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
-        if (!buffer) {
-            throw std::runtime_error(std::string("no memory for centered keys on ") + ggml_backend_buft_name(buft));
+        for (auto & layer : layers) { // behind all that fill() writes, which so lies side by side
+            if (!here(layer) || layer.n_latent) {
+                continue;
+            }
+            layer.part    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, 1, layer.k->ne[1], layer.k->ne[2]);
+            ggml_format_name(layer.part, "cache_part_l%d", layer.il);
+            for (int64_t stream = 0; stream < layer.part->ne[2]; ++stream) {
+                layer.part_stream.push_back(ggml_view_2d(ctx.get(), layer.part, 1, layer.part->ne[1], layer.part->nb[1], stream*layer.part->nb[2]));
+            }
         }
-        for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); dry && t; t = ggml_get_next_tensor(ctx.get(), t)) {
-            t->buffer = buffer.get(); // so that no scheduler allocates it
+        for (auto * made : { &ctx, &ctx_feedback }) {
+            if (!ggml_get_first_tensor(made->get())) {
+                continue;
+            }
+            ggml_backend_buffer_ptr buffer { dry ? ggml_backend_buft_alloc_buffer(buft, 0) : ggml_backend_alloc_ctx_tensors_from_buft(made->get(), buft) };
+            if (!buffer) {
+                throw std::runtime_error(std::string("no memory for centered keys on ") + ggml_backend_buft_name(buft));
+            }
+            for (ggml_tensor * t = ggml_get_first_tensor(made->get()); dry && t; t = ggml_get_next_tensor(made->get(), t)) {
+                t->buffer = buffer.get(); // so that no scheduler allocates it
+            }
+            if (made == &ctx) { // prepare() writes all of the other one
+                ggml_backend_buffer_clear(buffer.get(), 0);
+            }
+            ctxs_bufs.emplace_back(std::move(*made), std::move(buffer));
         }
-        ggml_backend_buffer_clear(buffer.get(), 0);
-        ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
     }
     if (!dry) {
         for (auto & rope : ropes) {
-            if (rope.turns_there) { // otherwise its layers turned out to be left as they are
+            const auto same = std::find_if(ropes.begin(), ropes.end(), [&](const auto & other) { // on another device
+                return !other.turns.empty() && other.params == rope.params && other.factors == rope.factors;
+            });
+            if (same != ropes.end()) {
+                rope.turns     = same->turns;
+                rope.magnitude = same->magnitude;
+            } else if (rope.turns_there) { // otherwise its layers turned out to be left as they are
                 rope.measure();
             }
         }
@@ -361,56 +468,71 @@ void ggmlq_llama_center::upload(bool dry) {
 }
 
 void ggmlq_llama_center::fill() {
-    const auto set = [](ggml_tensor * tensor, const std::vector<float> & values) {
-        ggml_backend_tensor_set(tensor, values.data(), 0, values.size()*sizeof(float));
-    };
+    std::vector<ggml_tensor *> tensors;
+    for (const auto & rope : ropes) {
+        if (rope.turns_there) {
+            tensors.insert(tensors.end(), { rope.turns_there, rope.one });
+        }
+    }
+    for (const auto & layer : layers) {
+        if (layer.n_latent) {
+            tensors.push_back(layer.latent_mu);
+        } else if (layer.rope >= 0) {
+            tensors.insert(tensors.end(), { layer.s_mu, layer.s_mu_2, layer.s, layer.s_inv, layer.mu_same, layer.mu_turn });
+        }
+    }
+    const ggmlq_llama_center_values values(std::move(tensors));
     for (const auto & rope : ropes) {
         if (!rope.turns_there) {
             continue;
         }
-        ggml_backend_tensor_set(rope.turns_there, rope.turns.data(), 0, rope.turns.size()*sizeof(uint64_t));
-        std::vector<float> one(rope.n_rot);
+        std::copy(rope.turns.begin(), rope.turns.end(), values.of<uint64_t>(rope.turns_there));
         for (int64_t i = 0; i < rope.n_rot; ++i) {
-            one[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f/rope.magnitude : 0.0f;
+            values.of<float>(rope.one)[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f/rope.magnitude : 0.0f;
         }
-        set(rope.one, one);
     }
     for (auto & layer : layers) {
-        if (layer.n_latent) {
-            set(layer.latent_mu, layer.mean);
-        }
-        if (layer.rope < 0) {
+        fill(layer, values);
+        feedback_is_missing = feedback_is_missing || layer.feedback;
+    }
+    values.copy();
+}
+
+void ggmlq_llama_center::fill(ggmlq_llama_center_layer & layer, const ggmlq_llama_center_values & values) const {
+    if (layer.n_latent) {
+        std::copy(layer.mean.begin(), layer.mean.end(), values.of<float>(layer.latent_mu));
+    }
+    if (layer.rope < 0) {
+        return;
+    }
+    ggmlq_llama_center_prepare_rounds(layer, rotates);
+    const auto & rope = ropes[layer.rope];
+    const int64_t group = layer.n_head/layer.n_head_kv;
+    float * s_inv = values.of<float>(layer.s_inv), * same = values.of<float>(layer.mu_same), * turn = values.of<float>(layer.mu_turn);
+    for (int64_t head = 0; head < layer.n_head; ++head) {
+        const int64_t h = head/group*layer.head_size, to = head*layer.head_size;
+        if (head % group) { // as of the query head before, which has the same KV head
+            for (float * values : { s_inv, same, turn }) {
+                std::copy_n(values + to - layer.head_size, layer.head_size, values + to);
+            }
             continue;
         }
-        ggmlq_llama_center_prepare_rounds(layer, rotates);
-        feedback_is_missing = feedback_is_missing || layer.feedback;
-        const auto & rope = ropes[layer.rope];
-        const int64_t group = layer.n_head/layer.n_head_kv;
-        std::vector<float> s_inv, same, turn;
-        for (int64_t head = 0; head < layer.n_head; ++head) {
-            const int64_t h = head/group*layer.head_size;
-            for (int64_t i = 0; i < layer.head_size; ++i) {
-                const int64_t j = ggmlq_llama_center_partner(rope, i);
-                s_inv.push_back(1.0f/layer.scale[h + i]);
-                same.push_back(i < rope.n_rot ? rope.magnitude*layer.mean[h + std::min(i, j)] : 0.0f);
-                turn.push_back(i < rope.n_rot ? rope.magnitude*layer.mean[h + std::max(i, j)] : 0.0f);
-            }
+        for (int64_t i = 0; i < layer.head_size; ++i) {
+            const int64_t j = ggmlq_llama_center_partner(rope, i);
+            s_inv[to + i] = 1.0f/layer.scale[h + i];
+            same [to + i] = i < rope.n_rot ? rope.magnitude*layer.mean[h + std::min(i, j)] : 0.0f;
+            turn [to + i] = i < rope.n_rot ? rope.magnitude*layer.mean[h + std::max(i, j)] : 0.0f;
         }
-        const float gain = ggmlq_llama_center_gain(layer.k->type);
-        std::vector<float> s, s_mu;
-        double square = 0;
-        for (size_t i = 0; i < layer.mean.size(); ++i) {
-            s.push_back(gain*layer.scale[i]);
-            s_mu.push_back(s[i]*layer.mean[i]);
-            square += (double) s_mu[i]*s_mu[i];
-        }
-        set(layer.s_mu, s_mu);
-        set(layer.s_mu_2, { (float) (square/2) });
-        set(layer.s, s);
-        set(layer.s_inv, s_inv);
-        set(layer.mu_same, same);
-        set(layer.mu_turn, turn);
     }
+    const float gain = ggmlq_llama_center_gain(layer.k->type);
+    float * s = values.of<float>(layer.s), * s_mu = values.of<float>(layer.s_mu);
+    double square = 0;
+    for (size_t i = 0; i < layer.mean.size(); ++i) {
+        s[i]    = gain*layer.scale[i];
+        s_mu[i] = s[i]*layer.mean[i];
+        square += (double) s_mu[i]*s_mu[i];
+    }
+    *values.of<float>(layer.s_mu_2) = (float) (square/2);
 }
 
 // --- calibration: what a graph shows of its layers
@@ -439,9 +561,11 @@ public:
 private:
     struct watched { ggmlq_llama_center * center; const ggml_tensor * k_cache; bool is_query; };
     std::unordered_map<const ggml_tensor *, watched> nodes;
-    std::vector<float> values;
+    ggml_backend_buffer_ptr values; // of a node
 
     void watch_nodes(ggmlq_llama_center * center, const ggmlq_llama_center_layer & layer, const ggml_tensor * q, const ggml_tensor * k);
+
+    const float * read(const ggml_tensor * node);
 
     void take(const ggml_tensor * node, const watched & w);
 };
@@ -581,32 +705,55 @@ bool ggmlq_llama_center_calibration::on_node(ggml_tensor * node, bool ask, void 
     return true;
 }
 
+static void ggmlq_llama_add_moments(const float * x, int64_t n, double * sums, double * squares) {
+    for (int64_t i = 0; i < n; ++i) {
+        squares[i] += (double) x[i]*x[i];
+    }
+    for (int64_t i = 0; sums && i < n; ++i) {
+        sums[i] += x[i];
+    }
+}
+
+// The values of a node, which lie as they do there.
+const float * ggmlq_llama_center_calibration::read(const ggml_tensor * node) {
+    ggml_backend_buffer_t there = node->view_src ? node->view_src->buffer : node->buffer;
+    if (ggml_backend_buffer_is_host(there)) {
+        return (const float *) node->data;
+    }
+    if (!values || ggml_backend_buffer_get_size(values.get()) < ggml_nbytes(node)) {
+        // from which a GPU copies several times as fast
+        const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(there));
+        const ggml_backend_buffer_type_t buft = dev ? ggml_backend_dev_host_buffer_type(dev) : nullptr;
+        values.reset(buft ? ggml_backend_buft_alloc_buffer(buft, ggml_nbytes(node)) : nullptr);
+        if (!values) {
+            values.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), ggml_nbytes(node)));
+        }
+        if (!values) {
+            throw std::runtime_error("no memory");
+        }
+    }
+    auto * to = (float *) ggml_backend_buffer_get_base(values.get());
+    ggml_backend_tensor_get(node, to, 0, ggml_nbytes(node));
+    return to;
+}
+
 void ggmlq_llama_center_calibration::take(const ggml_tensor * node, const watched & w) {
     auto & layer = *w.center->find(w.k_cache);
-    values.resize((ggml_nbytes(node) + sizeof(float) - 1)/sizeof(float));
-    ggml_backend_tensor_get(node, values.data(), 0, ggml_nbytes(node));
+    const char * values = (const char *) read(node);
     const int64_t group = w.is_query ? layer.n_head/layer.n_head_kv : 1;
     int64_t & seen = w.is_query ? layer.seen_q : layer.seen_k;
-    for (int64_t t = 0; t < node->ne[2]; ++t) {
-        if (seen++ < GGMLQ_LLAMA_CENTER_FIRST) {
-            continue;
-        }
-        for (int64_t head = 0; head < node->ne[1]; ++head) {
-            const float * x = values.data() + (t*node->nb[2] + head*node->nb[1])/sizeof(float);
-            const int64_t h = head/group*layer.head_size;
-            for (int64_t i = 0; i < layer.head_size; ++i) {
-                const double value = x[i];
-                if (w.is_query) {
-                    layer.sum_qq[h + i] += value*value;
-                } else {
-                    layer.sum_k [h + i] += value;
-                    layer.sum_kk[h + i] += value*value;
-                }
+    const int64_t n_tokens = node->ne[2], first = std::min(n_tokens, std::max<int64_t>(0, GGMLQ_LLAMA_CENTER_FIRST - seen));
+    ggmlq_llama_in_parallel((size_t) layer.n_head_kv, [&](size_t head_kv) {
+        const int64_t n = layer.head_size, at = (int64_t) head_kv*n;
+        double * const squares = (w.is_query ? layer.sum_qq : layer.sum_kk).data() + at, * const sums = w.is_query ? nullptr : layer.sum_k.data() + at;
+        for (int64_t t = first; t < n_tokens; ++t) {
+            for (int64_t head = (int64_t) head_kv*group; head < ((int64_t) head_kv + 1)*group; ++head) {
+                ggmlq_llama_add_moments((const float *) (values + t*node->nb[2] + head*node->nb[1]), n, sums, squares);
             }
         }
-        layer.n_k += w.is_query ? 0 : 1;
-        layer.n_q += w.is_query ? group : 0;
-    }
+    });
+    seen += n_tokens;
+    (w.is_query ? layer.n_q : layer.n_k) += (n_tokens - first)*group;
 }
 
 // --- graphs
@@ -838,6 +985,10 @@ std::vector<float> ggmlq_llama_center_rope::at(const std::vector<int32_t> & posi
     if (!backend) {
         throw std::runtime_error("found no CPU back end");
     }
+    // one thread: to start others takes longer than the rows do
+    if (const auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_set_n_threads")) {
+        set_n_threads(backend.get(), 1);
+    }
     const int64_t n = (int64_t) positions_wanted.size();
     ggml_init_params params_ctx = { 8*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
     ggml_context_ptr ctx { ggml_init(params_ctx) };
@@ -917,6 +1068,14 @@ void ggmlq_llama_center_rope::measure() {
 
 struct ggmlq_llama_center_access {
     static llama_cparams & cparams(llama_context & ctx) { return ctx.cparams; }
+    static ggml_backend_t backend(llama_context & ctx, ggml_backend_dev_t dev) {
+        for (const auto & backend : ctx.backends) {
+            if (ggml_backend_get_device(backend.get()) == dev) {
+                return backend.get();
+            }
+        }
+        return nullptr;
+    }
     static void build_a_graph(llama_context & ctx, const llama_memory_context_i * memory) {
         const uint32_t n = ctx.cparams.n_seq_max;
         ctx.graph_reserve(n, n, n, memory, true);
@@ -974,7 +1133,18 @@ static std::string ggmlq_llama_center_unsupported(const ggmlq_llama_center_layer
     return "";
 }
 
-static const char * const GGMLQ_LLAMA_CENTER_LOG = "ggmlq_llama_center";
+// The calibration that GGMLQ_KV_CENTER names. Throws if it can't be read, or with what `use` throws.
+static ggmlq_llama_center_record ggmlq_llama_center_asked_for(const std::function<void(const ggmlq_llama_center_record &)> & use) {
+    const char * path = getenv("GGMLQ_KV_CENTER");
+    try {
+        auto record = ggmlq_llama_center_load(path);
+        record.key.clear(); // one that was kept is no better known than others, by this name
+        use(record);
+        return record;
+    } catch (const std::exception & error) {
+        throw std::runtime_error(std::string("'") + path + "' " + error.what() + ": make one with `pyggmlq calibrate`");
+    }
+}
 
 // "3, 7 to 9"
 static std::string ggmlq_llama_center_list(const std::set<int32_t> & layers) {
@@ -1072,12 +1242,17 @@ private:
             centers = calibration.centers;
         }
         for (auto * center : centers) {
+            const ggmlq_llama_center_layer * before = nullptr;
             for (const auto & layer : center->layers) {
-                const std::string unsupported = !layer.is_centered() || !save.empty() ? "" : ggmlq_llama_center_unsupported(layer, center->ropes,
-                    cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
+                if (!layer.is_centered() || !save.empty() ||
+                    (before && before->is_like(layer) && model.hparams.n_embd_head_v(before->il) == model.hparams.n_embd_head_v(layer.il))) {
+                    continue;
+                }
+                const std::string unsupported = ggmlq_llama_center_unsupported(layer, center->ropes, cparams, center->type_v, model.hparams.n_embd_head_v(layer.il));
                 if (!unsupported.empty()) {
                     throw std::runtime_error(unsupported);
                 }
+                before = &layer;
             }
         }
         count();
@@ -1086,15 +1261,7 @@ private:
             return;
         }
         if (mode == GGMLQ_LLAMA_CENTER_FILE) {
-            const char * path = getenv("GGMLQ_KV_CENTER");
-            ggmlq_llama_center_record record;
-            try {
-                record = ggmlq_llama_center_load(path);
-                record.key.clear(); // one that was kept is no better known than others, by this name
-                ggmlq_llama_center_apply(record, model, centers);
-            } catch (const std::exception & error) {
-                throw std::runtime_error(std::string("'") + path + "' " + error.what() + ": make one with `pyggmlq calibrate`");
-            }
+            const auto record = ggmlq_llama_center_asked_for([&](const auto & record) { ggmlq_llama_center_apply(record, model, centers); });
             activate(false);
             say(format("as a file says that was calibrated on %u tokens", record.text.n_tokens));
             return;
@@ -1108,7 +1275,7 @@ private:
         if (!save.empty()) {
             return;
         }
-        key = ggmlq_llama_center_key(model, text, centers);
+        key = ggmlq_llama_center_key(model, text, centers, [&](ggml_backend_dev_t dev) { return ggmlq_llama_center_access::backend(ctx, dev); });
         std::string where;
         const auto record = ggmlq_llama_center_find(key, (uint32_t) n_window, where);
         if (record) {
@@ -1228,6 +1395,10 @@ private:
     void activate(bool dry) {
         for (auto * center : centers) {
             for (auto & layer : center->layers) {
+                if (layer.rope >= 0) {
+                    const auto * before = &layer == center->layers.data() ? nullptr : &layer - 1; // to ask a GPU takes longer than to compare
+                    layer.is_rounded = before && before->is_like(layer) ? before->is_rounded : ggmlq_llama_center_rounds(layer);
+                }
                 if (layer.is_centered() && !dry) {
                     ggmlq_llama_center_fit(layer, center->ropes);
                 }
@@ -1254,8 +1425,19 @@ private:
 
 std::shared_ptr<ggmlq_llama_center_start> ggmlq_llama_center_begin(llama_context & ctx, const llama_context_params & params) {
     const auto mode = ggmlq_llama_center_mode_get();
-    if (mode == GGMLQ_LLAMA_CENTER_OFF || (mode != GGMLQ_LLAMA_CENTER_ALL && !ggmlq_llama_is_cache_type(params.type_k)) || !llama_get_memory(&ctx) ||
-        ctx.get_cparams().ctx_other) { // whose cache it shares, and whose calibration
+    if (mode == GGMLQ_LLAMA_CENTER_OFF || !llama_get_memory(&ctx) || ctx.get_cparams().ctx_other) { // whose cache it shares, and whose calibration
+        return nullptr;
+    }
+    if (mode != GGMLQ_LLAMA_CENTER_ALL && !ggmlq_llama_is_cache_type(params.type_k)) {
+        if (mode == GGMLQ_LLAMA_CENTER_FILE && !ctx.get_model().hparams.no_alloc) {
+            // of which model it is doesn't matter here: this one may be a draft of another, whose keys are centered by it
+            try {
+                ggmlq_llama_center_asked_for([](const auto &) {});
+            } catch (const std::exception & error) {
+                throw std::runtime_error(std::string("keys can't be centered: ") + error.what());
+            }
+            LLAMA_LOG_WARN("%s: keys of type %s are not centered, so '%s' isn't used\n", GGMLQ_LLAMA_CENTER_LOG, ggml_type_name(params.type_k), getenv("GGMLQ_KV_CENTER"));
+        }
         return nullptr;
     }
     return std::make_shared<ggmlq_llama_center_starting>(ctx, mode);

@@ -24,6 +24,7 @@
 
 struct llama_memory_context_i;
 struct llama_ubatch;
+class ggmlq_llama_center_values;
 class ggmlq_llama_round;
 class ggmlq_llama_center_restore;
 class llm_graph_input_i;
@@ -83,7 +84,8 @@ struct ggmlq_llama_center_layer {
     std::vector<float> mean, scale;            // [KV head][value]
     std::vector<float> query;                  // [KV head][value]: mean square of its queries, the same for both of a pair
 
-    // By KV head: keys are rounded for the model's queries. None where the cache's device can't, or where no moments of queries are known.
+    // By KV head: keys are rounded for the model's queries. None where the cache's device can't.
+    bool is_rounded = false;
     std::shared_ptr<std::vector<ggmlq_llama_round>> rounds;
     ggml_tensor * feedback = nullptr; // F16 [ggmlq_feedback_values(head size), KV heads]: of `rounds`
 
@@ -100,6 +102,11 @@ struct ggmlq_llama_center_layer {
     ggml_tensor * latent_mu = nullptr; // F32 [head size], instead of these: the mean of a latent, 0 behind it
 
     bool is_centered() const { return rope >= 0 || n_latent > 0; }
+    // Whether what its device can do for that layer it can do for this one, if it is centered too.
+    bool is_like(const ggmlq_llama_center_layer & other) const {
+        return rope == other.rope && n_latent == other.n_latent && head_size == other.head_size && n_head_kv == other.n_head_kv && n_head == other.n_head &&
+            k->type == other.k->type && ggml_backend_buffer_get_type(k->buffer) == ggml_backend_buffer_get_type(other.k->buffer);
+    }
     void leave(const std::string & why) { rope = -1; n_latent = 0; reason = why; }
 };
 
@@ -129,7 +136,8 @@ public:
     // Fills them again.
     void fill();
 
-    // Before keys are stored: the feedback matrices, which a model's start needn't wait for.
+    // Before keys are stored: the feedback matrices, which a model's start needn't wait for. Where they can't be made a warning says so, and
+    // keys are rounded by the encoder alone.
     void prepare();
 
     // A SET_ROWS of keys to this cache, as cpy_k made it: rounds them, if their layer is centered.
@@ -138,6 +146,8 @@ public:
     ggmlq_llama_center_restore * restore = nullptr; // while one is going on
 
 private:
+    void fill(ggmlq_llama_center_layer & layer, const ggmlq_llama_center_values & values) const;
+
     bool measures = false;
     bool feedback_is_missing = false;
     std::mutex mutex;
