@@ -41,13 +41,20 @@ def sync(source: Path, target: Path) -> None:
                 shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
 
 
+_patched: dict[tuple[Path, str], Path] = {}
+
+
 def patched(pristine: Path, staged: Path, version: str = "0.3.36") -> Path:
-    """A tree under .cache/ that equals `pristine` patched; `staged` is a folder of the caller's that doesn't exist yet."""
+    """A tree under .cache/ that equals `pristine` patched; `staged` is a folder of the caller's that doesn't exist yet. Once in a process: many
+    test files ask for the same."""
+    if (pristine, version) in _patched:
+        return _patched[pristine, version]
     sync(pristine, staged)
     run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
     tree = CACHE / f"{version}-patched"
     with alone(tree):
         sync(staged, tree)
+    _patched[pristine, version] = tree
     return tree
 
 

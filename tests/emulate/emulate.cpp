@@ -12,6 +12,7 @@
  */
 #include "hip/hip_runtime.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -42,21 +43,50 @@ static int wave_of_environment() {
 
 const int warpSize = wave_of_environment();
 
-/* --- where a fiber waits ---------------------------------------------------------------------------------------- */
+/* --- from one stack to another ---------------------------------------------------------------------------------- */
 
-/* The compiler's own setjmp saves three words and makes no call: kernels that exchange a lot take half the time, and under the address sanitizer, which
- * clears a whole stack at every longjmp of the library, an eighth of it. Not every compiler has one for other processors. */
+[[noreturn]] static void run_fiber();
+
 #ifdef __x86_64__
-typedef void * place[5];
-#    define SET_PLACE(place) __builtin_setjmp(place)
-#    define GO_TO(place)     __builtin_longjmp(place, 1)
-#    define SWITCHES         __attribute__((no_sanitize("address"), noinline))
+/* What a call must keep, and the stack. Half of the time of kernels that exchange a lot was setjmp's and longjmp's; under the address sanitizer, which
+ * clears a whole stack at every longjmp, seven eighths. */
+typedef void * place; /* the stack pointer, behind six registers */
+extern "C" void emulated_change(place * from, place to);
+asm(".text\n"
+    "emulated_change:\n"
+    "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    pushq %r15\n"
+    "    movq %rsp, (%rdi)\n    movq %rsi, %rsp\n"
+    "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
+    "    ret\n");
+static void change(place & from, place & to) { emulated_change(&from, to); }
+static void prepare(place & at, char * stack, size_t bytes) {
+    void ** top = (void **) ((uintptr_t) (stack + bytes) & ~(uintptr_t) 15);
+    *--top = nullptr; /* run_fiber's return address */
+    *--top = (void *) run_fiber;
+    for (int i = 0; i < 6; ++i) {
+        *--top = nullptr;
+    }
+    at = top;
+}
 #else
-#    include <setjmp.h>
-typedef jmp_buf place;
-#    define SET_PLACE(place) _setjmp(place)
-#    define GO_TO(place)     _longjmp(place, 1)
-#    define SWITCHES
+struct place { ucontext_t start; jmp_buf at; bool started; };
+static void change(place & from, place & to) {
+    if (_setjmp(from.at) == 0) {
+        from.started = true;
+        if (to.started) {
+            _longjmp(to.at, 1);
+        }
+        setcontext(&to.start);
+    }
+}
+static void prepare(place & at, char * stack, size_t bytes) {
+    at.started = false;
+    getcontext(&at.start);
+    at.start.uc_stack.ss_sp   = stack;
+    at.start.uc_stack.ss_size = bytes;
+    at.start.uc_link          = nullptr;
+    makecontext(&at.start, run_fiber, 0);
+}
 #endif
 
 /* --- fibers ----------------------------------------------------------------------------------------------------- */
@@ -66,9 +96,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 enum state { READY, AT_SHUFFLE, AT_BARRIER, DONE };
 
 struct fiber {
-    ucontext_t start;
     place      at;
-    bool       started = false;
     std::unique_ptr<char[]> stack;
     enum state state;
     int        line;                        /* AT_BARRIER                      */
@@ -104,13 +132,11 @@ static void leave_for(void **, const stack_bounds &) {}
 static void arrived(void *, stack_bounds * = nullptr) {}
 #endif
 
-SWITCHES static void wait_as(enum state state) {
+static void wait_as(enum state state) {
     fiber & me = fibers[current];
     me.state = state;
     leave_for(&me.kept, scheduler_stack);
-    if (SET_PLACE(me.at) == 0) {
-        GO_TO(scheduler);
-    }
+    change(me.at, scheduler);
     arrived(fibers[current].kept, &scheduler_stack);
 }
 
@@ -122,27 +148,17 @@ static void run_fiber() { /* one body after the other: the fiber is kept for the
     }
 }
 
-SWITCHES static void resume(int i) {
+static void resume(int i) {
     static void * kept;
     fiber & f = fibers[i];
     current   = i;
     threadIdx = dim3((unsigned int) i);
     if (!f.stack) {
         f.stack.reset(new char[STACK_BYTES]);
-        getcontext(&f.start);
-        f.start.uc_stack.ss_sp   = f.stack.get();
-        f.start.uc_stack.ss_size = STACK_BYTES;
-        f.start.uc_link          = nullptr;
-        makecontext(&f.start, run_fiber, 0);
+        prepare(f.at, f.stack.get(), STACK_BYTES);
     }
     leave_for(&kept, { f.stack.get(), STACK_BYTES });
-    if (SET_PLACE(scheduler) == 0) {
-        if (f.started) {
-            GO_TO(f.at);
-        }
-        f.started = true;
-        setcontext(&f.start);
-    }
+    change(scheduler, f.at);
     arrived(kept);
 }
 
