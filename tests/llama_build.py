@@ -63,12 +63,14 @@ def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
     folder = tree.with_name(tree.name + suffix)
     ccache = shutil.which("ccache")
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
-    # CMake would ask git, and the checkout around .cache would answer with a commit of its own.
+    # CMake would ask git, and the checkout around .cache would answer with a commit of its own: with each of these all would be linked anew, also
+    # under another process that runs it.
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(CACHE.resolve())}
     commits = [f"-DLLAMA_BUILD_COMMIT={pinned.commit}" for version, pinned in fetch.TREES.items() if tree.name.startswith(version)]
     with alone(tree):
         discard_moved_build(folder, tree)
-        run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers])
-        run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
+        run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers], env=env)
+        run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])], env=env)
     return folder / "bin"
 
 
