@@ -11,8 +11,12 @@ import pytest
 
 import pyggmlq
 import pyggmlq.fetch
+from pyggmlq._quickstart_options import available_threads
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG = ("test_llama_center.py", "test_emulated.py", "test_cuda_compile.py", "test_llama_cpp.py", "test_llama_states.py", "test_llama_ds4.py", "test_metal.py",
+        "test_hip_compile.py", "test_levels.py", "test_csrc.py", "test_patch_trees.py", "test_lab_kld.py", "test_embedding.py", "test_lab_fit.py")  # fmt: skip
+"""Test files that take longest, the longest first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # llama.cpp's threads wait for each other after every operation, and turn in a loop while they do, which is lost where more threads than cores run.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     known = [line.partition(":")[0].strip() for line in config.getini("markers")]
     for name in config.option.require:
         if name not in known:
@@ -30,11 +36,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `upstream` run only where -m names that marker: "not llama" doesn't ask for half an hour."""
+    """Tests marked `upstream` run only where -m names that marker: "not llama" doesn't ask for half an hour. Of several processes each takes the next
+    file when it is done with one: those that take minutes come first, so that no process is left alone with one of them at the end."""
     if "upstream" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("upstream")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    if hasattr(config, "workerinput"):
+        place = {name: i for i, name in enumerate(LONG)}
+        items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """-n auto: a process for each core, with 4 GB of memory for what it compiles."""
+    cores = available_threads()
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        cores = min(cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4_000_000_000)
+    return max(cores, 1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -41,13 +41,20 @@ def sync(source: Path, target: Path) -> None:
                 shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
 
 
+_patched: dict[tuple[Path, str], Path] = {}
+
+
 def patched(pristine: Path, staged: Path, version: str = "0.3.36") -> Path:
-    """A tree under .cache/ that equals `pristine` patched; `staged` is a folder of the caller's that doesn't exist yet."""
+    """A tree under .cache/ that equals `pristine` patched; `staged` is a folder of the caller's that doesn't exist yet. Once in a process: many
+    test files ask for the same."""
+    if (pristine, version) in _patched:
+        return _patched[pristine, version]
     sync(pristine, staged)
     run([sys.executable, "-I", "-m", "pyggmlq", "patch", staged])
     tree = CACHE / f"{version}-patched"
     with alone(tree):
         sync(staged, tree)
+    _patched[pristine, version] = tree
     return tree
 
 
@@ -56,12 +63,14 @@ def build(tree: Path, targets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
     folder = tree.with_name(tree.name + suffix)
     ccache = shutil.which("ccache")
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("C", "CXX")] if ccache else []
-    # CMake would ask git, and the checkout around .cache would answer with a commit of its own.
+    # CMake would ask git, and the checkout around .cache would answer with a commit of its own: with each of these all would be linked anew, also
+    # under another process that runs it.
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(CACHE.resolve())}
     commits = [f"-DLLAMA_BUILD_COMMIT={pinned.commit}" for version, pinned in fetch.TREES.items() if tree.name.startswith(version)]
     with alone(tree):
         discard_moved_build(folder, tree)
-        run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers])
-        run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])])
+        run(["cmake", "-S", tree, "-B", folder, "-G", "Ninja", *CMAKE_OPTIONS, "-DLLAMA_CURL=OFF", "-DGGML_RPC=ON", *commits, *flags, *launchers], env=env)
+        run(["cmake", "--build", folder, *(["--target", *targets] if targets else [])], env=env)
     return folder / "bin"
 
 

@@ -89,41 +89,54 @@ def test_headers_are_c11_and_cxx17(cc, cxx, tmp_path):
         run(cxx, "-std=c++17", "-x", "c++", *WARNINGS, "-fsyntax-only", f"-I{CSRC}", f"-I{CSRC / 'cuda'}", unit)
 
 
+NATIVE = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"  # every level that there is
+BUILDS = {
+    "plain": ["-O3", "-std=c11", "-ffp-contract=off"],
+    "gnu": ["-O2", "-std=gnu11"],
+    "contract": ["-O3", "-std=gnu11", NATIVE, "CONTRACT"],
+    "no inlining": ["-O2", "-std=gnu11", NATIVE, "CONTRACT", "-fno-inline"],
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """library(cc, build): compiled without a warning, once."""
+    folder, made = tmp_path_factory.mktemp("libraries"), {}
+
+    def get(cc, build):
+        path = folder / f"{cc}-{build}.so"
+        if path not in made:
+            # Clang's plain "fast" disregards every pragma, its manual says; nothing in a source file can answer that.
+            contract = "-ffp-contract=fast" if cc == "gcc" else "-ffp-contract=on"
+            flags = [contract if flag == "CONTRACT" else flag for flag in BUILDS[build]]
+            run(cc, "-shared", "-fPIC", *flags, *WARNINGS, f"-I{CSRC}", *SOURCES, "-lm", "-o", path)
+            made[path] = ctypes.CDLL(str(path))
+        return made[path]
+
+    return get
+
+
 @each_compiler
-@pytest.mark.parametrize("flags", [["-O3"], ["-O3", "-march=native"], ["-O2", "-std=gnu11"]], ids=" ".join)
-def test_sources_compile_without_a_warning(cc, cxx, flags, tmp_path):
-    for source in SOURCES:
-        run(cc, "-std=c11", *flags, *WARNINGS, f"-I{CSRC}", "-c", source, "-o", tmp_path / "unit.o")
-
-
-def build_library(cc, path, *flags):
-    run(cc, "-shared", "-fPIC", *flags, f"-I{CSRC}", *SOURCES, "-lm", "-o", path)
-    return ctypes.CDLL(str(path))
+@pytest.mark.parametrize("build", BUILDS)
+def test_sources_compile_without_a_warning(library, cc, cxx, build):
+    library(cc, build)
 
 
 @each_compiler
-def test_no_flag_changes_a_byte(cc, cxx, tmp_path):
+def test_no_flag_changes_a_byte(library, cc, cxx):
     """Encoder, decoder, rotations and query are written with every rounding named, so contraction to fused operations
     and wider vectors must not matter, also in the GNU dialect, where GCC contracts unless it is told not to."""
-    native = ["-march=native"] if platform.machine().lower() in ("x86_64", "amd64") else ["-mcpu=native"]
-    macros = run(cc, *native, "-dM", "-E", "-", input="")
+    macros = run(cc, NATIVE, "-dM", "-E", "-", input="")
     if not re.search(r"__FMA__|__ARM_FEATURE_FMA|__aarch64__", macros):
         pytest.skip("this processor has no fused multiply-add, so nothing could differ")
 
-    # Clang's plain "fast" disregards every pragma, its manual says; nothing in a source file can answer that.
-    contract = "-ffp-contract=fast" if cc == "gcc" else "-ffp-contract=on"
-    plain = build_library(cc, tmp_path / "plain.so", "-O1", "-std=c11", "-ffp-contract=off")
-    others = {
-        "-O3": build_library(cc, tmp_path / "a.so", "-O3", "-std=gnu11", *native),
-        "contract": build_library(cc, tmp_path / "b.so", "-O3", "-std=gnu11", *native, contract),
-        "no inlining": build_library(cc, tmp_path / "c.so", "-O2", "-std=gnu11", *native, contract, "-fno-inline"),
-    }
+    plain, *others = (library(cc, build) for build in BUILDS)
     x = np.random.default_rng(17).standard_normal((2000, 512), np.float32)
 
-    def outputs(library, info):
+    def outputs(of, info):
         def call(function, array, dtype, bytes_per_block):
             out = np.zeros(array.size // per_block(array) * bytes_per_block, np.uint8)
-            f = getattr(library, function)
+            f = getattr(of, function)
             f.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
             assert f(info.id, array.ctypes.data, out.ctypes.data, x.size) == 0
             return out.view(dtype)
@@ -142,9 +155,9 @@ def test_no_flag_changes_a_byte(cc, cxx, tmp_path):
         wanted = dict(outputs(plain, info))
         blocks = reference.CODECS[info.name].encode_blocks(x.reshape(-1, info.block_length))
         assert np.array_equal(wanted["encode"], blocks.view(np.uint8))
-        for flags, library in others.items():
-            for what, found in outputs(library, info):
-                assert np.array_equal(found, wanted[what]), f"{info.name} {what} differs with {flags}"
+        for build, other in zip(list(BUILDS)[1:], others):
+            for what, found in outputs(other, info):
+                assert np.array_equal(found, wanted[what]), f"{info.name} {what} differs: {build}"
 
 
 # --- sanitizers -----------------------------------------------------------------------------------------------------------
@@ -163,9 +176,8 @@ def test_fuzz_under_the_sanitizers(cc, cxx, tmp_path):
     if not sanitizers_work(cc, tmp_path):
         pytest.skip(f"{cc} has no address and undefined-behaviour sanitizer here")
     binary = tmp_path / "fuzz_codec"
-    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"  # every level that there is
     run(
-        cc, "-std=c11", "-O1", "-fno-inline", "-g1", native, *WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CSRC}",
+        cc, "-std=c11", "-O1", "-fno-inline", "-g1", NATIVE, *WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CSRC}",
         *SOURCES, ROOT / "tests" / "fuzz" / "fuzz_codec.c", "-lm", "-o", binary,
     )  # fmt: skip
     assert run(binary, 3000) == "3000 inputs\n"

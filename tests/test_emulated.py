@@ -143,8 +143,12 @@ def test_a_planted_error_is_seen(programs, tmp_path, what):
     assert right in text
     (csrc / name).write_text(text.replace(right, wrong), encoding="utf-8")
     program, _ = build.build(tmp_path, csrc=csrc, units=[unit], others=programs[0].parent)
-    results = [check(program, group, 64, order, 6 if group == "attention" else 1) for order in ("forward", "backward")]
-    assert any(code == 1 and f"FAIL {group}" in output for code, output in results), results
+    results = []
+    for order in ("forward", "backward"):
+        results.append(check(program, group, 64, order, 6 if group == "attention" else 1))
+        if results[-1][0] == 1 and f"FAIL {group}" in results[-1][1]:
+            return
+    raise AssertionError(results)
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +182,13 @@ def test_the_emulator_sees(faults, fault, orders, wanted):
 
 
 def test_under_the_sanitizers(tmp_path):
-    """Device memory and shared arrays have guarded ends there."""
+    """Device memory and shared arrays have guarded ends there. Not optimized: a compiler takes minutes for such kernels otherwise."""
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=alignment"]
     empty = tmp_path / "empty.cpp"
     empty.write_text("int main() { return 0; }\n")
     if subprocess.run([build.compilers()[0], *flags, empty, "-o", tmp_path / "empty"], capture_output=True).returncode:
         pytest.skip(f"{build.compilers()[0]} has no sanitizers here")
-    program, _ = build.build(tmp_path, ["-O1", *flags])
+    program, _ = build.build(tmp_path, ["-O0", *flags])
     for group in ("decoder", "copy", "attention"):
         code, output = check(program, group, 64, one_of=12)
         assert code == 0, output

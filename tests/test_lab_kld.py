@@ -531,8 +531,9 @@ def grid(tree, pairs, text, folder, *arguments):
 @pytest.mark.llama
 def test_our_types_cost_what_they_cost(llama_tree, own_text, tmp_path, tmp_path_factory):
     tree = patched(llama_tree("0.3.36"), tmp_path_factory.mktemp("patched") / "llama.cpp")
-    rows = grid(tree, "q8_0,tq3_0,f16/tq3_0", own_text, tmp_path / "file")
-    assert rows == grid(tree, "q8_0,tq3_0,f16/tq3_0", own_text, tmp_path / "pipes", "--at-once", "4"), "a pipe carries what the file holds"
+    asked = (tree, "q8_0,tq3_0,f16/tq3_0", own_text)
+    rows = grid(*asked, tmp_path / "file", "--context", "256")
+    assert rows == grid(*asked, tmp_path / "pipes", "--context", "256", "--at-once", "4"), "a pipe carries what the file holds"
     costs = [rows[pair]["kld"] for pair in (("q8_0", "q8_0"), ("f16", "tq3_0"), ("tq3_0", "tq3_0"))]
     assert 0 < costs[0] < costs[1] < costs[2] < 1
 

@@ -95,13 +95,19 @@ def test_backend_ops(programs, operation):
 # --- a real model -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def plain(programs, gemma):
+    """What an f16 cache takes."""
+    return parse_kv_memory(complete(programs, gemma, "f16", "f16")[1])
+
+
 @pytest.mark.parametrize("k, v", [("tq3_0", "tq3_0"), ("planar3", "planar3"), ("tq3_0", "planar3"), ("tq3_0", "f16"), ("f16", "planar3"),
                                   ("q8_0", "tq3_0"), ("planar3", "q4_0")])
-def test_pairs_answer_and_take_the_memory_of_their_types(programs, gemma, k, v):
+def test_pairs_answer_and_take_the_memory_of_their_types(programs, gemma, plain, k, v):
     text, log, status = complete(programs, gemma, k, v)
     assert status == 0 and len(text.split()) > 5, log[-2000:]
     assert ("keys are centered: 18 layers" in log) == (k in OURS)
-    memory, plain = parse_kv_memory(log), parse_kv_memory(complete(programs, gemma, "f16", "f16")[1])
+    memory = parse_kv_memory(log)
     assert (memory.type_k, memory.type_v) == (k, v)
     bits = {"q8_0": 8.5, "q4_0": 4.5, "f16": 16.0, **{name: type_info(name).bits_per_value for name in OURS}}
     tolerance = 0.005 * memory.caches  # printed to 0.01 MiB

@@ -89,6 +89,7 @@ def start(probe, tmp_path, request):
             process.wait()
             process.stdout.close()
 
+    started.probe = probe
     return started
 
 

@@ -43,6 +43,52 @@ static int wave_of_environment() {
 
 const int warpSize = wave_of_environment();
 
+/* --- from one stack to another ---------------------------------------------------------------------------------- */
+
+[[noreturn]] static void run_fiber();
+
+#ifdef __x86_64__
+/* What a call must keep, and the stack. Half of the time of kernels that exchange a lot was setjmp's and longjmp's; under the address sanitizer, which
+ * clears a whole stack at every longjmp, seven eighths. */
+typedef void * place; /* the stack pointer, behind six registers */
+extern "C" void emulated_change(place * from, place to);
+asm(".text\n"
+    "emulated_change:\n"
+    "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    pushq %r15\n"
+    "    movq %rsp, (%rdi)\n    movq %rsi, %rsp\n"
+    "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
+    "    ret\n");
+static void change(place & from, place & to) { emulated_change(&from, to); }
+static void prepare(place & at, char * stack, size_t bytes) {
+    void ** top = (void **) ((uintptr_t) (stack + bytes) & ~(uintptr_t) 15);
+    *--top = nullptr; /* run_fiber's return address */
+    *--top = (void *) run_fiber;
+    for (int i = 0; i < 6; ++i) {
+        *--top = nullptr;
+    }
+    at = top;
+}
+#else
+struct place { ucontext_t start; jmp_buf at; bool started; };
+static void change(place & from, place & to) {
+    if (_setjmp(from.at) == 0) {
+        from.started = true;
+        if (to.started) {
+            _longjmp(to.at, 1);
+        }
+        setcontext(&to.start);
+    }
+}
+static void prepare(place & at, char * stack, size_t bytes) {
+    at.started = false;
+    getcontext(&at.start);
+    at.start.uc_stack.ss_sp   = stack;
+    at.start.uc_stack.ss_size = bytes;
+    at.start.uc_link          = nullptr;
+    makecontext(&at.start, run_fiber, 0);
+}
+#endif
+
 /* --- fibers ----------------------------------------------------------------------------------------------------- */
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -50,9 +96,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 enum state { READY, AT_SHUFFLE, AT_BARRIER, DONE };
 
 struct fiber {
-    ucontext_t start;
-    jmp_buf    at;
-    bool       started = false;
+    place      at;
     std::unique_ptr<char[]> stack;
     enum state state;
     int        line;                        /* AT_BARRIER                      */
@@ -66,7 +110,7 @@ enum { STACK_BYTES = 1 << 18, MOST_THREADS = 1024 };
 
 static fiber   fibers[MOST_THREADS];
 static int     current, n_threads, vote, result_of_vote;
-static jmp_buf scheduler;
+static place   scheduler;
 static const std::function<void()> * body;
 
 [[noreturn]] static void fail(const char * what, int a = 0, int b = 0) {
@@ -92,9 +136,7 @@ static void wait_as(enum state state) {
     fiber & me = fibers[current];
     me.state = state;
     leave_for(&me.kept, scheduler_stack);
-    if (_setjmp(me.at) == 0) {
-        _longjmp(scheduler, 1);
-    }
+    change(me.at, scheduler);
     arrived(fibers[current].kept, &scheduler_stack);
 }
 
@@ -113,20 +155,10 @@ static void resume(int i) {
     threadIdx = dim3((unsigned int) i);
     if (!f.stack) {
         f.stack.reset(new char[STACK_BYTES]);
-        getcontext(&f.start);
-        f.start.uc_stack.ss_sp   = f.stack.get();
-        f.start.uc_stack.ss_size = STACK_BYTES;
-        f.start.uc_link          = nullptr;
-        makecontext(&f.start, run_fiber, 0);
+        prepare(f.at, f.stack.get(), STACK_BYTES);
     }
     leave_for(&kept, { f.stack.get(), STACK_BYTES });
-    if (_setjmp(scheduler) == 0) {
-        if (f.started) {
-            _longjmp(f.at, 1);
-        }
-        f.started = true;
-        setcontext(&f.start);
-    }
+    change(scheduler, f.at);
     arrived(kept);
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 #include "hip_runtime.h"
 
+#include <algorithm>
+
 struct __half { uint16_t bits; };
 static inline __half   __ushort_as_half(uint16_t bits) { return { bits }; }
 static inline uint16_t __half_as_ushort(__half half)   { return half.bits; }
@@ -21,11 +23,9 @@ static inline __half __float2half_rn(float value) {
     if (!(magnitude < 65520.0f)) {
         return { (uint16_t) (sign | (std::isnan(value) ? 0x7e00 : 0x7c00)) };
     }
-    int exponent = -14;
-    while (exponent < 15 && magnitude >= ldexpf(2.0f, exponent)) {
-        ++exponent;
-    }
-    const int steps = (int) nearbyintf(ldexpf(magnitude, 10 - exponent)); /* up to 2048: then the next exponent */
+    const int exponent = std::max(-14, (int) (__float_as_uint(magnitude) >> 23) - 127);
+    const float scaled = magnitude*__uint_as_float((uint32_t) (137 - exponent) << 23); /* times 2^(10 - exponent) */
+    const int steps = (int) (scaled + 0x1.8p23f - 0x1.8p23f); /* rounded; up to 2048: then the next exponent */
     return { (uint16_t) (sign | ((exponent + 14)*1024 + steps)) };
 }
 
