@@ -461,8 +461,11 @@ template <int type> static __global__ void __launch_bounds__(THREADS) round_keys
             }
             round_plane(v, tile, step, lane, moves);
             store_plane<type>(v, step, t, block, plane % T::PLANES);
-            for (int i = 0; i < 32 && step < 0.0f; ++i) {
-                moves[i] = 0.0f;
+            if (step < 0.0f) {
+#pragma unroll
+                for (int i = 0; i < 32; ++i) {
+                    moves[i] = 0.0f;
+                }
             }
             for (int later = plane + 1; later < planes; ++later) {
                 float4 * const values = (float4 *) (mine + GGMLQ_PLANE*later + 4*t);
