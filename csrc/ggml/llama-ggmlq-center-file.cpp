@@ -331,7 +331,7 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
 
 // --- kept for later contexts
 
-// Bytes of a tensor on a GPU that belong to a position of a list: read together, since to wait for each takes ten times as long.
+// Bytes of a tensor on a GPU that belong to a position of a list: read together, since to wait for each takes longer.
 struct ggmlq_llama_part { const ggml_tensor * tensor; size_t offset, size, at; };
 
 // Norms whole, of others some bytes from the middle; none where its memory can be read as a whole only (matrices that are split over GPUs by rows).

@@ -18,11 +18,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <map>
 #include <set>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 #include <unordered_map>
 
