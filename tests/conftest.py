@@ -47,9 +47,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """-n auto: a process for each core, with 4 GB of memory for what it compiles."""
-    cores = available_threads()
+    """-n auto: a process for each core, with 4 GB of memory for what it compiles; more than there are long files would have nothing to do."""
+    cores = min(available_threads(), len(LONG))
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         cores = min(cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4_000_000_000)
     return max(cores, 1)
