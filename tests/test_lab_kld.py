@@ -7,6 +7,7 @@ import _thread
 import functools
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -193,8 +194,16 @@ def test_pipes_serve_slow_and_early_readers_and_leave_nothing_open():
     assert not before or sorted(os.listdir("/dev/fd")) == before
 
 
+@pytest.fixture
+def handles_interruptions():
+    """Ctrl-C raises KeyboardInterrupt: processes of pytest-xdist ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="--at-once is refused on Windows")
-def test_an_interruption_ends_what_runs_side_by_side():
+def test_an_interruption_ends_what_runs_side_by_side(handles_interruptions):
     def forever(descriptor, check):
         while True:
             check()

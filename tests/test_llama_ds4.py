@@ -302,7 +302,10 @@ OPERATIONS = [("LIGHTNING_INDEXER", "|".join(OURS), 54), ("FLASH_ATTN_EXT", r"(t
 
 
 def backend_ops(folder: Path, backend: str, operation: str, cases: str, least: int) -> None:
-    output = ANSI.sub("", run([folder / "test-backend-ops", "test", "-b", backend, "-o", operation, "-p", cases]).stdout)
+    command = [folder / "test-backend-ops", "test", "-b", backend, "-o", operation, "-p", cases]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")  # apart: what the back end logs would cut lines in two
+    output = ANSI.sub("", done.stdout)
+    assert done.returncode == 0, output[-4000:] + done.stderr[-2000:]
     results = re.findall(r"^ *" + operation + r"\(.*\): (.*)$", output, re.MULTILINE)
     failed = [line for line in output.splitlines() if "FAIL" in line]
     assert results.count("OK") >= least and not failed, "\n".join((*failed[:20], output[-2000:]))
