@@ -83,7 +83,7 @@ ROWS_AND_PRODUCTS = {"programs": {"SET_ROWS": 20, "SET_ROWS_PAIR": 15, "GET_ROWS
 @pytest.mark.parametrize("each_programs, operation, cases, least", [
     *[(tree, operation, name, least) for tree, operations in ROWS_AND_PRODUCTS.items() for operation, least in operations.items() for name in OURS],
     *[(tree, "FLASH_ATTN_EXT", part, 100) for tree in ROWS_AND_PRODUCTS for part in ATTENTION],
-    *[("programs", *case) for case in OPERATIONS], ("programs", "CENTER", "head=", 50),
+    *[("programs", *case) for case in OPERATIONS], ("programs", "CENTER", "head=", 50), ("programs", "FLASH_ATTN_EXT_CENTERED", "head=", 120),
 ], indirect=["each_programs"])  # fmt: skip
 def test_backend_ops(each_programs, operation, cases, least):
     """Every case of ours runs on the GPU and gives what the CPU gives."""

@@ -23,6 +23,7 @@ VERSIONS = ("0.3.16", "0.3.28", "0.3.36")
 NOT_BEFORE_2026_10 = {
     "tests-center",
     "tests-centers",
+    "tests-attention-centered",
     "llama-state-clear-include",
     "llama-state-clear",
     "llama-state-dsv4-include",
