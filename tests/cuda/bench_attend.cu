@@ -41,7 +41,7 @@ int ggmlq_cuda_launched(void) {
     if (error != cudaSuccess) {
         printf("launch: %s\n", cudaGetErrorString(error));
     }
-    return error == cudaSuccess ? GGMLQ_OK : GGMLQ_ERROR_DEVICE;
+    return error == cudaSuccess ? (int) GGMLQ_OK : (int) GGMLQ_ERROR_DEVICE;
 }
 
 static int row_bytes(int type, int n) { return (int) ggmlq_row_bytes(type, n); }
