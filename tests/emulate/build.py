@@ -45,6 +45,7 @@ def translate(source):
     result, at = "", 0
     for launch in LAUNCH.finditer(source):
         kernel, configuration = launch[1], split_arguments(launch[2])
+        configuration += ["0", " NULL"][len(configuration) - 2 :]
         if len(configuration) != 4 or configuration[2].strip() != "0":
             raise ValueError(f"{kernel}: found <<<{launch[2]}>>>, wanted a grid, a block, 0 and a stream")
         end, depth = launch.end(), 1
@@ -54,6 +55,75 @@ def translate(source):
         arguments = source[launch.end() : end - 1]
         result += source[at : launch.start()]
         result += f"emulated_launch(dim3({configuration[0]}), dim3({configuration[1]}),{configuration[3]}, [&] {{ {kernel}({arguments}); }})"
+        at = end
+    return result + source[at:]
+
+
+# Inline PTX -> the function of cuda/cuda_runtime.h that does the same, with the outputs and then the inputs as its arguments. "": nothing is done.
+PTX = {
+    "": "",
+    "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;": "emulated_copy_async({})",
+    "cp.async.cg.shared.global [%0], [%1], 16;": "emulated_copy_async({}, 16)",
+    "cp.async.commit_group;": "emulated_copy_commit()",
+    "cp.async.wait_group %0;": "emulated_copy_wait({})",
+    "cp.async.wait_all;": "emulated_copy_wait(-1)",
+    "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};": "emulated_mma_s8({})",
+    "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};": "emulated_mma_f16({})",
+    "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};": "emulated_mma_f16_8({})",
+    # Turing's: two products each
+    "{ .reg .b32 x, y; mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {x, y}, {%2}, {%4}, {%6, %7}; mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%3}, {%5}, {x, y}; }":
+        "emulated_mma_s8_8({})",
+    "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%8}, {%0,%1,%2,%3}; "
+    "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%6,%7}, {%9}, {%0,%1,%2,%3};": "emulated_mma_f16({})",
+    "st.shared.v4.b32 [%0], {%1, %2, %3, %4};": "emulated_store_shared({})",
+    "movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;": "emulated_move_matrix({})",
+    "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];": "emulated_load_matrices({}, false)",
+    "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];": "emulated_load_matrices({}, true)",
+    "bar.sync %0, %1;": "emulated_named_barrier({})",
+    "atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;": "emulated_count({})",
+    "ex2.approx.ftz.f32 %0, %1;": "emulated_exp2({})",
+    "rcp.approx.ftz.f32 %0, %1;": "emulated_reciprocal({})",
+    "prmt.b32 %0, %1, %2, %3;": "emulated_permute({})",
+    "lop3.b32 %0, %1, %2, %3, 0xe4;": "emulated_choose({})",
+    "fma.rn.f32 %0, %1, 0f00000000, %0;": "emulated_no_sum({})",
+    **{f"{name}.rn.f32 %0, {values};": f"emulated_{name}({{}})"
+       for name, values in [("mul", "%1, %2"), ("add", "%1, %2"), ("sub", "%1, %2"), ("div", "%1, %2"), ("sqrt", "%1"), ("fma", "%1, %2, %3")]},
+    "fma.rn.sat.f32 %0, %1, %2, %3;": "emulated_fma_saturated({})",
+    **{f"mov.u32 %0, %%{register};": f"emulated_set({{}}, {value})"
+       for register, value in [("tid.x", "threadIdx.x"), *((f"ctaid.{axis}", f"blockIdx.{axis}") for axis in "xyz")]},
+    "{ .reg .pred p; .reg .f32 i; setp.gt.f32 p, %1, %3; sub.sat.f32 i, %1, %2; @p sub.sat.f32 i, %1, %4; fma.rn.f32 %0, i, %6, %5; @p fma.rn.f32 %0, i, %8, %7; }":
+        "emulated_pick({})",
+}  # fmt: skip
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def end_of_brackets(text, at):
+    """Of what begins behind an opening bracket; strings are passed over."""
+    depth = 1
+    while depth:
+        if text[at] == '"':
+            at = STRING.match(text, at).end()
+            continue
+        depth += (text[at] in "([{") - (text[at] in ")]}")
+        at += 1
+    return at
+
+
+def translate_ptx(source):
+    """asm("name %0, %1;" : "=r"(d) : "r"(a)); -> function(d, a);"""
+    result, at = "", 0
+    for found in re.finditer(r"\basm\b(?: volatile)?\(", source):
+        end = end_of_brackets(source, found.end())
+        statement = source[found.end() : end - 1]
+        strings = []
+        bare = STRING.sub(lambda string: (strings.append(string[0][1:-1]), f"\0{len(strings) - 1}\0")[1], statement)
+        instruction, *operands = bare.split(":")
+        instruction = re.sub(r"\0(\d+)\0", lambda number: strings[int(number[1])], instruction)
+        instruction = " ".join(instruction.replace("\\n", " ").replace("\\t", " ").split())
+        values = [re.sub(r"\0\d+\0", "", operand).strip() for part in operands[:2] for operand in split_arguments(part) if operand.strip()]
+        # What isn't in the list may be code that is left out here; if it isn't, the compiler doesn't know the name.
+        call = PTX.get(instruction, f"emulator_has_no(\"{instruction}\")").format(", ".join(values))
+        result += source[at : found.start()] + (call or "(void) 0")
         at = end
     return result + source[at:]
 
@@ -100,6 +170,34 @@ def build(folder, flags=(), csrc=ROOT / "csrc", units=(*KERNELS, "check_cuda"), 
     run(cxx, check, *common, "-o", folder / "check_emulated")
     run(cxx, "-shared", *common, "-o", folder / "ggmlq-hip.so")
     return folder / "check_emulated", folder / "ggmlq-hip.so"
+
+
+def build_decode(folder, flags=(), csrc=ROOT / "csrc", files=None):
+    """bench_emulated in that folder: tests/cuda/bench_attend.cu, with the tensor cores' instructions as functions. `files`: the lists of instances, of those in csrc/cuda, that aren't empty."""
+    folder, (cxx, cc) = Path(folder), compilers()
+    translated = folder / "cuda"
+    translated.mkdir(parents=True, exist_ok=True)
+    for source in (csrc / "cuda").iterdir():
+        text = translate_ptx(source.read_text(encoding="utf-8"))
+        text = re.sub(r"extern __shared__ .*?(\w+)\[\];", r"uint8_t * const \1 = emulated_dynamic_shared;", text)
+        text = re.sub(r"^#pragma unroll.*", "", text, flags=re.MULTILINE)  # minutes of compilation
+        (translated / source.name).write_text(text, encoding="utf-8")
+    includes = [f"-I{HERE / 'cuda'}", f"-I{HERE}", f"-I{translated}", f"-I{csrc}"]
+    every = [*flags, *(flag for flag in FLAGS if not flag.startswith(("-I", "-D__HIP", "-DPYGGMLQ"))), "-Wno-missing-field-initializers", "-Wno-sign-compare", "-Wno-unused-parameter", *includes]
+
+    def unit(source):
+        result = folder / f"{source.stem}.o"
+        text = f'#line 1 "{source}"\n' + translate(source.read_text(encoding="utf-8"))
+        result.with_suffix(".cpp").write_text(text, encoding="utf-8")
+        run(cxx, *every, "-c", result.with_suffix(".cpp"), "-o", result)
+        return result
+
+    lists = sorted(translated.glob("ggmlq-cuda-attend-decode-*.cu"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(unit, [ROOT / "tests" / "cuda" / "bench_attend.cu", HERE / "cuda" / "launch.cpp", HERE / "emulate.cpp", *lists]))
+    run(cc, "-std=c11", "-O2", "-fPIC", f"-I{ROOT / 'csrc'}", "-c", ROOT / "csrc" / "ggmlq-codec.c", "-o", folder / "codec.o")
+    run(cxx, *objects, folder / "codec.o", *flags, "-pthread", "-lm", "-o", folder / "bench_emulated")
+    return folder / "bench_emulated"
 
 
 def build_adapter(folder, tree, others, again=False):

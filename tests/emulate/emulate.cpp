@@ -10,7 +10,7 @@
  * memory starts as NaN in every block. GGMLQ_EMULATE_WAVE is 32 or 64, the lanes that take turns before another wave does, and
  * warpSize. Errors end the program: threads at different barriers, lanes of a shuffle that are elsewhere or done, a deadlock.
  */
-#include "hip/hip_runtime.h"
+#include "cuda/cuda_fp16.h"
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -95,14 +95,19 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 enum state { READY, AT_SHUFFLE, AT_BARRIER, DONE };
 
+struct copy { uint32_t to; const void * from; int valid; };
+
 struct fiber {
     place      at;
     std::unique_ptr<char[]> stack;
     enum state state;
     int        line;                        /* AT_BARRIER                      */
+    int        barrier, wanted;             /* its number, and for how many threads */
     int64_t    shuffles;                    /* so far; AT_SHUFFLE: this one too */
     int        mask, width, from;           /* mask -1: any lane              */
     uint32_t   given, got;
+    uint32_t   words[2][8];                 /* given where all lanes get all; in turns, since some leave before others have read */
+    std::vector<std::vector<copy>> copies;  /* groups that aren't waited for yet; the last one is open */
     void     * kept;                        /* of the address sanitizer        */
 };
 
@@ -162,11 +167,25 @@ static void resume(int i) {
     arrived(kept);
 }
 
+static void wait_at_barrier(int barrier, int wanted, int line) {
+    fiber & me = fibers[current];
+    me.barrier = barrier;
+    me.wanted  = wanted;
+    me.line    = line;
+    wait_as(AT_BARRIER);
+}
+
 int emulated_barrier(int my_vote, int line) {
     vote |= my_vote;
-    fibers[current].line = line;
-    wait_as(AT_BARRIER);
+    wait_at_barrier(0, n_threads, line);
     return result_of_vote;
+}
+
+void emulated_named_barrier(int id, int threads) {
+    if (id < 1 || id > 15 || threads < 32 || threads % 32 != 0) {
+        fail("barrier %d for %d threads", id, threads);
+    }
+    wait_at_barrier(id, threads, -id);
 }
 
 static uint32_t shuffle_from(uint32_t value, int mask, int from, int width) {
@@ -182,6 +201,67 @@ static uint32_t shuffle_from(uint32_t value, int mask, int from, int width) {
 
 uint32_t emulated_shuffle_xor(uint32_t value, int mask, int width) { return shuffle_from(value, mask, (current % width) ^ mask, width); }
 uint32_t emulated_shuffle    (uint32_t value, int lane, int width) { return shuffle_from(value, -1, lane, width); }
+
+int emulated_lane(void) { return current % 32; }
+
+void emulated_meet(emulated_meeting what, const uint32_t * mine, int n, emulated_lanes & all) {
+    fiber & me = fibers[current];
+    const int turn = (int) (me.shuffles & 1), first = current - current % 32;
+    std::copy(mine, mine + n, me.words[turn]);
+    shuffle_from(0, -2 - (int) what, -1, 32);
+    for (int i = 0; i < 32; ++i) {
+        std::copy(fibers[first + i].words[turn], fibers[first + i].words[turn] + n, all.of[i]);
+    }
+}
+
+/* --- shared memory of a launch, and copies into it --------------------------------------------------------------- */
+
+enum { MOST_SHARED_BYTES = 232448 };
+alignas(1024) static uint8_t dynamic_shared[MOST_SHARED_BYTES];
+uint8_t * const emulated_dynamic_shared = dynamic_shared;
+size_t emulated_dynamic_bytes;
+
+static bool copies_wait() {
+    static const bool wait = strcmp(setting("GGMLQ_EMULATE_ORDER", "forward"), "backward") != 0;
+    return wait;
+}
+
+static void do_copy(const copy & c) {
+    uint8_t * to = (uint8_t *) emulated_shared_at(c.to, 16);
+    memcpy(to, c.from, (size_t) c.valid);
+    memset(to + c.valid, 0, (size_t) (16 - c.valid));
+}
+
+void emulated_copy_async(uint32_t to, const void * from, int valid) {
+    if (valid < 0 || valid > 16 || (valid > 0 && (uintptr_t) from % 16 != 0)) {
+        fail("a copy of %d bytes from an address that 16 doesn't divide", valid);
+    }
+    auto & groups = fibers[current].copies;
+    if (copies_wait()) {
+        groups.resize(std::max<size_t>(groups.size(), 1));
+        groups.back().push_back({ to, from, valid });
+    } else {
+        do_copy({ to, from, valid });
+    }
+}
+
+void emulated_copy_commit(void) {
+    auto & groups = fibers[current].copies;
+    groups.resize(std::max<size_t>(groups.size(), 1) + 1);
+}
+
+/* -1: those that aren't committed, too. */
+void emulated_copy_wait(int groups_left) {
+    auto & groups = fibers[current].copies;
+    while ((int) groups.size() > groups_left + 1) {
+        for (const copy & c : groups.front()) {
+            do_copy(c);
+        }
+        groups.erase(groups.begin());
+    }
+}
+
+float emulated_half(uint32_t bits) { return __half2float({ (uint16_t) bits }); }
 
 /* --- a block ---------------------------------------------------------------------------------------------------- */
 
@@ -258,13 +338,14 @@ static void run_block() {
     for (int i = 0; i < n_threads; ++i) {
         fibers[i].state    = READY;
         fibers[i].shuffles = 0;
+        fibers[i].copies.clear();
     }
+    vote = 0;
     for (;;) {
-        vote = 0;
         for (int wave : order) {
             run_wave(waves[wave]);
         }
-        int done = 0;
+        int done = 0, waiting[16] = {};
         const fiber * first = nullptr;
         for (int i = 0; i < n_threads; ++i) {
             const fiber & f = fibers[i];
@@ -272,7 +353,8 @@ static void run_block() {
                 fail("thread %d waits in a shuffle for lanes that are elsewhere", i);
             }
             done += f.state == DONE;
-            if (f.state == AT_BARRIER) {
+            waiting[f.barrier] += f.state == AT_BARRIER;
+            if (f.state == AT_BARRIER && f.barrier == 0) {
                 first = first ? first : &f;
                 if (f.line != first->line) {
                     fail("threads at the barriers of lines %d and %d", first->line, f.line);
@@ -282,12 +364,23 @@ static void run_block() {
         if (done == n_threads) {
             return;
         }
-        if (done > 0) {
-            fail("threads at the barrier of line %d, %d are done", first->line, done);
-        }
-        result_of_vote = vote;
+        bool again = false;
         for (int i = 0; i < n_threads; ++i) {
-            fibers[i].state = READY;
+            fiber & f = fibers[i];
+            if (f.state == AT_BARRIER && waiting[f.barrier] == f.wanted) {
+                f.state = READY;
+                again   = true;
+                if (f.barrier == 0) {
+                    result_of_vote = vote;
+                }
+            }
+        }
+        if (!again) {
+            first = first ? first : std::find_if(fibers, fibers + n_threads, [](const fiber & f) { return f.state == AT_BARRIER; });
+            fail(first->line < 0 ? "threads at barrier %d, %d are done" : "threads at the barrier of line %d, %d are done", abs(first->line), done);
+        }
+        if (waiting[0] == n_threads) {
+            vote = 0;
         }
     }
 }
@@ -312,6 +405,7 @@ void emulated_launch(dim3 grid, dim3 block, hipStream_t, const std::function<voi
                 at_least_one = 0;
                 memset(__start_emulated_shared, 0xff, (size_t) (__stop_emulated_shared - __start_emulated_shared));
 #endif
+                memset(dynamic_shared, 0xff, emulated_dynamic_bytes);
                 run_block();
             }
         }
