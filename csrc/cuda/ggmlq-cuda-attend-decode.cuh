@@ -18,7 +18,7 @@
  * a tile are added among the scores of the next: with two warps on a scheduler nothing else hides how long an instruction takes.
  *
  * The order of a contraction is free. So a thread takes from K the fields that lie in its 16 bits of a plane, queries being
- * stored in that order; and the 16 tokens of a tile are numbered such that reads of both operands spread over the banks.
+ * stored in that order.
  */
 #ifndef GGMLQ_CUDA_ATTEND_DECODE_CUH
 #define GGMLQ_CUDA_ATTEND_DECODE_CUH
@@ -118,6 +118,10 @@ GGMLQ_DEVICE int ggmlq_least(int x) { return ~ggmlq_largest(~x); }
 
 #endif
 
+GGMLQ_DEVICE void ggmlq_mma_f16_k8(float c[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+}
+
 /* 8 x 8 halves, element [lane/4][2*(lane%4) ..]: transposed. */
 GGMLQ_DEVICE uint32_t ggmlq_transpose_halves(uint32_t a) {
     uint32_t d;
@@ -210,7 +214,7 @@ template <int type, int SLICE, int TAIL = 0> struct ggmlq_decode_rows {
     static constexpr __host__ __device__ int scale_at(int plane) { return PLANAR3 ? 50*(plane/4) : Q8_0 ? 34*plane : 14*plane + 12; }
 };
 
-/* Number of the tile's token that row i of a score fragment stands for. */
+/* Number of the tile's token that row i of a score fragment stands for, where they aren't in order. */
 constexpr __host__ __device__ int ggmlq_decode_token(int i) { return i/2 % 4 + 4*(i % 2) + 8*(i/8); }
 
 /* Position of value j of a plane pair: bits of word w, half h of the 2-bit plane; field p + 2n of those 16 bits is number n of parity p. */
@@ -265,12 +269,13 @@ GGMLQ_DEVICE void ggmlq_decode_store_output(const ggmlq_attend_params & p, const
 #include "ggmlq-cuda-attend-term.cuh"
 
 /* Shared memory: pipelines of the warps, over which the end of the block lays its sums; then what lives all the time. */
-template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES = 0, bool TERM = false, bool BY_COLUMN = false> struct ggmlq_decode_shape {
+template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int TAIL_VALUES, bool TERM, bool LEAN> struct ggmlq_decode_shape {
     typedef ggmlq_decode_rows<type_k, SLICE, TAIL_VALUES> K;
     typedef ggmlq_decode_rows<type_v, SLICE, TAIL_VALUES> V;
     typedef ggmlq_decode_rows<type_k, TAIL_VALUES ? TAIL_VALUES : SLICE> T;
     enum {
         TAIL        = TAIL_VALUES,
+        BY_COLUMN   = LEAN && TILES > 2 && !(TERM && K::PLANAR3), /* centered planar3 keys were slower so, by 1 to 4 % */
         QUERIES_AS_A = BY_COLUMN, /* operand of the scores */
         K_AS_HALVES = BY_COLUMN && K::TQ3_0,
         TAIL_PLANES = TAIL/32, /* one for each of the first slices' warps */
@@ -278,7 +283,9 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
         M_TILES     = V::BYTE_VALUES && SLICE == 96 ? 8 : SLICE/16, /* of 16 values of V; with 96 values every fourth thread group idles */
         K_BYTES     = ROWS*K::PITCH,
         V_BYTES     = ROWS*V::PITCH,
-        MASK_BYTES  = COLUMNS*ROWS*2,
+        IN_ORDER    = LEAN && SLICE == 128 && K::OURS && V::OURS && (TILES > 1 || !TERM), /* the tokens of a tile; and masks are added by an mma. Other lean instances could, but have not been run so. */
+        MASK_ROWS   = IN_ORDER && TILES > 1, /* a mask row for each query, in registers; else one for all there, or in shared memory one for each column */
+        MASK_BYTES  = IN_ORDER ? 0 : COLUMNS*ROWS*2,
         TAIL_AT     = K_BYTES + V_BYTES + MASK_BYTES,
         STAGE_BYTES = TAIL_AT + (TAIL ? (int) ROWS*T::PITCH : 0),
         PIPE_BYTES  = WARPS*STAGES*STAGE_BYTES,
@@ -286,6 +293,11 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     };
     static_assert(K_BYTES % 16 == 0 && V_BYTES % 16 == 0 && MASK_BYTES % 16 == 0, "stages stay aligned");
     static_assert(TAIL == 0 || ((int) K::PITCH == (int) V::PITCH && (int) K::PITCH == (int) ggmlq_decode_rows<type_k, SLICE>::PITCH), "V is read from K's rows");
+
+    static_assert(!LEAN || TILES == 1 || IN_ORDER, "a mask row for each query");
+    static_assert(!IN_ORDER || ROWS == 16, "a lane has a row of each half of one fragment");
+
+    static constexpr __host__ __device__ int token(int i) { return IN_ORDER ? i : ggmlq_decode_token(i); }
 
     static constexpr __host__ __device__ int query_pitch(int slices) { return (K::BYTE_VALUES && !K_AS_HALVES ? 1 : 2)*(SLICE*slices + TAIL) + (BY_COLUMN ? 0 : 16); }
     static constexpr __host__ __device__ int query_scales(int slices) { return K::SCALES*slices + TAIL_PLANES; } /* of a column */
@@ -299,7 +311,8 @@ template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int
     /* From the start: what has a constant size; at `front`: pipelines and what the term needs, then sums and result rows; then what depends on the slices. */
     enum {
         MAXIMA_AT = 0, SUMS_AT = 4*COLUMNS*WARPS, TOTALS_AT = 2*SUMS_AT, SLOPES_AT = TOTALS_AT + 16*COLUMNS, MASK_ROWS_AT = SLOPES_AT + 4*COLUMNS,
-        FLAG_AT = MASK_ROWS_AT + 8*COLUMNS, FRONT_AT = FLAG_AT + 16, TERM_AT = FRONT_AT + PIPE_BYTES
+        BIASES_AT = MASK_ROWS_AT + 8*COLUMNS, TAKEN_AT = BIASES_AT + (MASK_ROWS ? 32 : IN_ORDER ? 16 : 0)*COLUMNS,
+        FLAG_AT = TAKEN_AT + (IN_ORDER && !MASK_ROWS ? 8*32 : 0), FRONT_AT = FLAG_AT + 16, TERM_AT = FRONT_AT + PIPE_BYTES
     };
 
     static void place(ggmlq_decode_plan * plan, const ggmlq_attend_params * p) {
@@ -543,6 +556,34 @@ GGMLQ_DEVICE uint32_t ggmlq_take_out_nonfinite(uint32_t & a) {
     return (low | high) & 0x3c003c00u;
 }
 
+/* A positive factor as the sum of two halves, neither of which is 0. */
+GGMLQ_DEVICE uint2 ggmlq_two_parts(float x) {
+    const __half high = __float2half_rz(x);
+    const uint32_t a = __half_as_ushort(high), b = __half_as_ushort(__float2half_rn(x - __half2float(high)));
+    return make_uint2(a ? a : 1, b ? b : 1);
+}
+
+/* Masks, two halves: whether one hides its token, or isn't a number; 1 where they aren't 0. */
+GGMLQ_DEVICE bool ggmlq_hides(uint32_t mask) { return !__hbge2(ggmlq_half2_from_bits(mask), ggmlq_half2_from_bits(0xfbfffbffu)); }
+GGMLQ_DEVICE uint32_t ggmlq_ones(uint32_t a) { return ggmlq_half2_bits(__hne2(ggmlq_half2_from_bits(a), ggmlq_half2_from_bits(0))); }
+
+/* Those that hide become 0 in `mask`; -> -65504 there, 0 elsewhere. */
+GGMLQ_DEVICE uint32_t ggmlq_take_out_hidden(uint32_t & mask) {
+    const uint32_t hidden = ((mask & 0xffffu) == 0xfc00u ? 0xffffu : 0) | (mask >> 16 == 0xfc00u ? 0xffff0000u : 0);
+    mask &= ~hidden;
+    return hidden & 0xfbfffbffu;
+}
+
+/* Scores -> -INFINITY where the product of a and b, whose sums have one term that isn't 0 at most, is -65504, which -INFINITY, times 0, can't say. Not where they are NaN, unless in the careful pass. */
+GGMLQ_DEVICE void ggmlq_hide(float s[4], uint32_t a0, uint32_t a1, uint32_t b, bool careful) {
+    float h[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    ggmlq_mma_f16_k8(h, a0, a1, b);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        s[i] = careful && h[i] != 0.0f ? -INFINITY : fmaf(h[i], 1e38f, s[i]);
+    }
+}
+
 /* Which value of the slice is in row `half`*8 + g of m-tile i of the output; SLICE or more: none. */
 template <int type, int SLICE> GGMLQ_DEVICE int ggmlq_decode_v_value(int i, int half, int g) {
     const int n = i/2, e = 2*(i % 2) + half;
@@ -757,19 +798,15 @@ struct ggmlq_decode_place {
 
 #endif
 
-/* Centered planar3 keys were slower so, by 1 to 4 %. */
-constexpr __host__ __device__ bool ggmlq_decode_by_column(int type_k, int tiles, bool term, bool lean) { return lean && tiles > 2 && !(term && type_k == GGMLQ_TYPE_PLANAR3); }
-
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN>
 __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(const GGMLQ_GRID_CONSTANT ggmlq_attend_params p, const GGMLQ_GRID_CONSTANT ggmlq_decode_plan plan,
                                                                                uint8_t * workspace) {
 #ifdef GGMLQ_DECODE_DEVICE
-    enum { BY_COLUMN = ggmlq_decode_by_column(type_k, TILES, TERM, LEAN) };
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, BY_COLUMN> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, LEAN> S;
     typedef typename S::K K;
     typedef typename S::V V;
     typedef typename S::T T;
-    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BLOCK_ROWS = ROWS/16, COMBINED_LATER = LEAN && TILES > 2 };
+    enum { M_TILES = S::M_TILES, COLUMNS = S::COLUMNS, BY_COLUMN = S::BY_COLUMN, BLOCK_ROWS = ROWS/16, COMBINED_LATER = LEAN && TILES > 2 };
 
     extern __shared__ __align__(16) uint8_t shared[];
     uint8_t * const front    = shared + S::FRONT_AT;
@@ -779,6 +816,8 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     float   * const maxima   = (float *) (shared + S::MAXIMA_AT), * const group_sums = (float *) (shared + S::SUMS_AT); /* [group][column] */
     float   * const totals   = (float *) (shared + S::TOTALS_AT); /* [column][4]: max, sum, the result's factor */
     float   * const slopes   = (float *) (shared + S::SLOPES_AT);
+    uint4   * const biases   = (uint4 *) (shared + S::BIASES_AT); /* what masks are multiplied by: fragments of an mma */
+    uint2   * const taken    = (uint2 *) (shared + S::TAKEN_AT);  /* bits of the mask that a lane takes, in an mma's rows g, g + 8 */
     int     * const last_flag = (int *) (shared + S::FLAG_AT);
     const uint8_t ** const mask_rows = (const uint8_t **) (shared + S::MASK_ROWS_AT); /* of the columns */
 
@@ -828,7 +867,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         __syncthreads();
     }
     const uint8_t * one_mask = mask;
-    if (LEAN && TILES > 1 && mask) {
+    if (S::MASK_ROWS && mask) {
         one_mask += min(g, (int) p.n_queries - 1)*p.mask_stride[0];
     }
     if ((LEAN ? mask != NULL : plan.one_mask) && seq > 0) {
@@ -839,30 +878,28 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     const uint8_t * k_chunk = NULL, * v_chunk = NULL, * tail_chunk = NULL;
     const int inner1 = min(tile1, tiles - 1);
 
-    /* One mask row for all, or none: this lane's two tokens of a tile, number 2*(lane % (ROWS/2)) and the next. Lean, for more columns: ROWS/4 tokens t of query g. */
-    enum { MASK_WORDS = LEAN && TILES > 1 ? ROWS/8 : 1 };
+    /* In registers a mask is two tokens of a tile a word. One row for all columns, or none: number 2*(lane % (ROWS/2)) and the next, or, in order, those among which is this lane's row of a score
+     * fragment's first half if t is even, of its second half if t is odd. A row for each query: tokens 2t, 2t + 1 of query g, and 8 further. */
+    enum { MASK_WORDS = S::MASK_ROWS ? 2 : 1 };
     struct mask_words { uint32_t w[MASK_WORDS]; };
     mask_words next_mask = {};
+    const int mask_at = S::MASK_ROWS ? 2*t : (g & ~1) + 8*(t % 2); /* in order */
+    const uint8_t * const lane_mask = one_mask + (S::MASK_ROWS ? 2*mask_at : 0); /* not to be read if there is none; a register pair that only those kernels have left */
     auto load_next_mask = [&](bool inner, int tile) {
-        const int token = tile*ROWS + (MASK_WORDS > 1 ? ROWS/4*(lane % 4) : 2*(lane % (ROWS/2)));
+        const int token = tile*ROWS + (S::IN_ORDER ? mask_at : 2*(lane % (ROWS/2))), from = S::MASK_ROWS ? tile*ROWS : token;
         next_mask = {};
         if (__builtin_expect(inner && (LEAN || mask == NULL || plan.mask_aligned), 1)) {
             if (mask) {
-                if constexpr (MASK_WORDS > 1) {
 #pragma unroll
-                    for (int i = 0; i < MASK_WORDS; i += 2) {
-                        const uint2 two = *(const uint2 *) (one_mask + 2*token + 4*i);
-                        next_mask.w[i]     = two.x;
-                        next_mask.w[i + 1] = two.y;
-                    }
-                } else {
-                    next_mask.w[0] = *(const uint32_t *) (one_mask + 2*token);
+                for (int i = 0; i < MASK_WORDS; ++i) {
+                    next_mask.w[i] = *(const uint32_t *) (lane_mask + 2*(from + 8*i));
                 }
             }
         } else if (tile < tile1) {
 #pragma unroll
             for (int i = 0; i < 2*MASK_WORDS; ++i) {
-                next_mask.w[i/2] |= (uint32_t) (token + i >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (one_mask + 2*(token + i)) : 0) << 16*(i % 2);
+                const int at = 8*(i/2) + i % 2;
+                next_mask.w[i/2] |= (uint32_t) (token + at >= plan.n_kv ? 0xfc00 : mask ? *(const uint16_t *) (lane_mask + 2*(from + at)) : 0) << 16*(i % 2);
             }
         }
     };
@@ -871,14 +908,14 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     typedef ggmlq_term_shape<SLICE, COLUMNS> M;
     uint8_t * const term = shared + S::TERM_AT;
     /* With 8 columns a tile's terms are those of its tokens. With more, where a warp has half of a scheduler and nothing hides what it waits for, it looks its tokens up by position: position and part of
-     * this lane's token of the next tile, decode_token(lane % 16), are loaded with that. */
+     * this lane's token of the next tile, S::token(lane % 16), are loaded with that. */
     enum { BY_TOKEN = TILES == 1, BY_POSITION = TERM && !BY_TOKEN };
     int next_position = 0, terms_from = 0; /* the first position whose terms the warp has, */
     uint32_t positions_end = 0; /* and how many there are */
     uint32_t next_part = 0x3c00;
-    const int position_at = LEAN && BY_POSITION ? seq_kv*plan.positions_step + ggmlq_decode_token(lane % 16) : 0, part_at = LEAN && BY_POSITION ? seq_kv*plan.parts_step + ggmlq_decode_token(lane % 16) : 0;
+    const int position_at = LEAN && BY_POSITION ? seq_kv*plan.positions_step + S::token(lane % 16) : 0, part_at = LEAN && BY_POSITION ? seq_kv*plan.parts_step + S::token(lane % 16) : 0;
     auto load_next_position = [&](bool inner, int tile) {
-        const int of_tile = ggmlq_decode_token((LEAN ? lane : ggmlq_thread_anew()) % 16);
+        const int of_tile = S::token((LEAN ? lane : ggmlq_thread_anew()) % 16);
         const int token = inner ? tile*ROWS : min(tile*ROWS, plan.n_kv - 1 - of_tile); /* what follows the last token is hidden */
         next_position = p.positions[(LEAN ? position_at : seq_kv*plan.positions_step + of_tile) + token]; /* others have no registers for it */
         if (plan.has_parts) {
@@ -952,16 +989,17 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
     ggmlq_decode_lut lut_k = ggmlq_decode_levels<type_k>(0), lut_v = ggmlq_decode_levels<type_v>(0x80808080u);
 
     /* Where this thread's rows of a tile lie. */
-    const int k_token = ggmlq_decode_token(g), v_token = ggmlq_decode_token(2*t);
+    const int k_token = S::token(g), v_token = S::token(2*t);
+    enum { NEXT = S::IN_ORDER ? 1 : 4 }; /* its next one */
     int k_row  =  k_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  k_token     *p.k_stride[0]) & 15);
     int v_row  =  v_token     *V::PITCH + (int) ((uintptr_t) (v_rows +  v_token     *p.v_stride[0]) & 15);
     const int tail_row = k_token*T::PITCH + (int) ((uintptr_t) (tail_rows + k_token*p.k_stride[0]) & 15);
-    int v_row4 = (v_token + 4)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + 4)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 4 need not be */
+    int v_row1 = (v_token + NEXT)*V::PITCH + (int) ((uintptr_t) (v_rows + (v_token + NEXT)*p.v_stride[0]) & 15); /* + 8 tokens is a multiple of 16 bytes, + 1 or 4 need not be */
     int k_scale  =  v_token     *K::PITCH + (int) ((uintptr_t) (k_rows +  v_token     *p.k_stride[0]) & 15) + (int) (pipe - shared);
-    int k_scale4 = (v_token + 4)*K::PITCH + (int) ((uintptr_t) (k_rows + (v_token + 4)*p.k_stride[0]) & 15) + (int) (pipe - shared);
+    int k_scale1 = (v_token + NEXT)*K::PITCH + (int) ((uintptr_t) (k_rows + (v_token + NEXT)*p.k_stride[0]) & 15) + (int) (pipe - shared);
     k_row  += (int) (pipe - shared);
     v_row  += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
-    v_row4 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
+    v_row1 += (int) (pipe - shared) + (v_in_k ? 0 : (int) S::K_BYTES);
     const uint32_t zero = ggmlq_zero_anew(), shifting = TILES <= 2 ? zero + 65536 : plan.unit; /* what the compiler doesn't know it keeps in a register */
     if (BY_COLUMN) { /* with 32 columns there is a register for this alone */
         lut_v.low ^= zero;
@@ -972,7 +1010,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         lut_v.low ^= lane_zero;
         ggmlq_keep(k_row);
         ggmlq_keep(v_row);
-        ggmlq_keep(v_row4);
+        ggmlq_keep(v_row1);
     }
     const uint32_t k_shift = t/2 ? 1 : 4, v_shift = g/2 % 2 ? 1 : 4;
     const int start[4] = { GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS, GGMLQ_SUM_BITS };
@@ -1009,14 +1047,30 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             const ggmlq_decode_place w = LEAN ? at0 : ggmlq_decode_place::here<WARPS, LEAN>(plan); /* others have no registers for it */
             int at_row;
             terms_end = min(tile1, tile + W::fill(p, term, plan, slices, window, w.seq_kv, tile, at_row));
-            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + w.warp*plan.term_warp_bytes - 16*M::PITCH*tile + ggmlq_decode_token(w.g)*M::PITCH + 8*w.t;
+            terms_at  = at_row*M::PITCH + S::TERM_AT + plan.term_warps_at + w.warp*plan.term_warp_bytes - 16*M::PITCH*tile + S::token(w.g)*M::PITCH + 8*w.t;
         }
     };
     {
-        if (threadIdx.x < COLUMNS && mask) {
-            int token = 0, head = 0;
-            ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, token, head);
-            slopes[threadIdx.x] = GGMLQ_LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
+        if (threadIdx.x < COLUMNS && (S::IN_ORDER || mask)) {
+            int query = 0, head = 0;
+            ggmlq_decode_place_column(plan, first_column + threadIdx.x < plan.columns ? first_column + threadIdx.x : 0, query, head);
+            const float slope = GGMLQ_LOG2E*ggmlq_alibi_slope(p, head_kv*plan.group + head);
+            const uint2 parts = ggmlq_two_parts(slope);
+            slopes[threadIdx.x] = slope;
+            if constexpr (S::MASK_ROWS) { /* columns 16i + g, + 8 and queries 2t, 2t + 1: the first parts, then the second ones; 0 but for the column's query */
+                uint32_t * const words = (uint32_t *) biases + (threadIdx.x/16*32 + threadIdx.x % 8*4)*4 + threadIdx.x/8 % 2;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    words[4*i]     = i == query/2 ? parts.x << 16*(query % 2) : 0;
+                    words[4*i + 2] = i == query/2 ? parts.y << 16*(query % 2) : 0;
+                }
+            } else if constexpr (S::IN_ORDER) { /* [column][t]: all tokens alike, half of the rows each part */
+                biases[threadIdx.x] = make_uint4(parts.x*0x10001, parts.x*0x10001, parts.y*0x10001, parts.y*0x10001);
+            }
+        }
+        if (S::IN_ORDER && !S::MASK_ROWS && threadIdx.x < 32) {
+            const uint32_t half = g % 2 ? 0xffff0000u : 0xffffu;
+            taken[threadIdx.x] = t % 2 ? make_uint2(0, half) : make_uint2(half, 0);
         }
         enum { AHEAD = LEAN && COLUMNS*(SLICE/32) > 8*WARPS ? COLUMNS*(SLICE/32)/(8*WARPS) : 1 }; /* pairs of planes that a thread prepares and fetches at once */
         const float * query[AHEAD];
@@ -1263,7 +1317,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             };
             if constexpr (BY_COLUMN) { /* scores [column, token]: what an mma leaves is what the next one takes as its B operand */
                 static_assert(BLOCK_ROWS == 1, "two fragments of eight tokens");
-                float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens token(2t), token(2t + 1), and 8 further */
+                float s[TILES/2][2][4]; /* columns 16i + g, + 8; tokens 2t, 2t + 1, and 8 further */
                 if (__builtin_expect(careful, 0)) {
                     check_scales(pending0, pending1, pending);
                 }
@@ -1325,7 +1379,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
-                        const float scale = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(from + (j % 2 ? k_scale4 : k_scale) + 8*(j/2)*K::PITCH)), minus = -GGMLQ_SUM_FLOAT*scale; /* 11 + 2 bits: exact */
+                        const float scale = ggmlq_half_value((uint16_t) ggmlq_read_shared_u16(from + (j % 2 ? k_scale1 : k_scale) + 8*(j/2)*K::PITCH)), minus = -GGMLQ_SUM_FLOAT*scale; /* 11 + 2 bits: exact */
 #pragma unroll
                         for (int i = 0; i < TILES; ++i) {
                             float & x = s[i/2][j/2][i%2*2 + j%2];
@@ -1334,34 +1388,42 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                         }
                     }
                 }
-                pending0 = v_pair::load(from + v_row, from + v_row4, g, v_shift, shifting);
-                pending1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row4 + 8*V::PITCH, g, v_shift, shifting);
+                pending0 = v_pair::load(from + v_row, from + v_row1, g, v_shift, shifting);
+                pending1 = v_pair::load(from + v_row + 8*V::PITCH, from + v_row1 + 8*V::PITCH, g, v_shift, shifting);
                 float factor[TILES/2][2];
 #pragma unroll
                 for (int i = 0; i < TILES; ++i) {
                     factor[i/2][i%2] = q_scales[8*i + g];
                 }
                 if (__builtin_expect(biased, 0)) {
-                    const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
 #pragma unroll
-                    for (int i = 0; i < MASK_WORDS; ++i) {
-                        *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
+                    for (int i = 0; i < 4*TILES; ++i) {
+                        s[i/8][i/4 % 2][i % 4] *= factor[i/8][i % 4/2];
                     }
-                    __syncwarp();
 #pragma unroll
-                    for (int n = 0; n < TILES; ++n) {
-                        int query = 0, head = 0;
-                        const int column = w.chunk*COLUMNS + 8*n + w.g;
-                        ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query, head);
-                        const uint16_t * const biases = mask_tile + ROWS*query + w.t;
-                        const float slope = mask ? slopes[8*n + w.g] : 1.0f;
+                    for (int i = 0; i < TILES; ++i) {
+                        factor[i/2][i%2] = 1.0f;
+                    }
+                    const uint4 * const bias = biases + (uint32_t) ggmlq_thread_anew() % 32;
+                    uint32_t values[2] = { ggmlq_transpose_halves(mask_now.w[0]), ggmlq_transpose_halves(mask_now.w[1]) };
+                    if (__builtin_expect(__any_sync(0xffffffffu, ggmlq_hides(mask_now.w[0]) || ggmlq_hides(mask_now.w[1])), 0)) {
 #pragma unroll
-                        for (int j = 0; j < 4; ++j) {
-                            const uint16_t b = biases[4*(j % 2) + 8*(j/2)];
-                            float & x = s[n/2][j/2][n%2*2 + j%2];
-                            x = careful && b == 0xfc00 ? -INFINITY : fmaf(ggmlq_half_value(b), slope, x*factor[n/2][n%2]);
+                        for (int j = 0; j < 2; ++j) {
+                            const uint32_t hidden = ggmlq_take_out_hidden(values[j]);
+#pragma unroll
+                            for (int i = 0; i < TILES/2; ++i) {
+                                ggmlq_hide(s[i][j], ggmlq_ones(bias[32*i].x), ggmlq_ones(bias[32*i].y), hidden, careful);
+                            }
                         }
-                        factor[n/2][n%2] = 1.0f;
+                    }
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+                        for (int i = 0; i < TILES/2; ++i) {
+                            const uint4 words = bias[32*i];
+                            const uint32_t a[4] = { words.x, words.y, words.z, words.w };
+                            ggmlq_mma_f16(s[i][j], a, make_uint2(values[j], values[j]));
+                        }
                     }
                 }
                 float top[TILES/2][2];
@@ -1465,7 +1527,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 } else {
 #pragma unroll
                     for (int m = 0; m < BLOCK_ROWS; ++m) {
-                        const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + ggmlq_decode_token(lane % 16))*K::PITCH + 16*(lane/16);
+                        const uint32_t address = ggmlq_shared_address(k_tile) + (16*m + S::token(lane % 16))*K::PITCH + 16*(lane/16);
 #pragma unroll
                         for (int i = 0; i < STEPS; ++i) {
                             uint32_t a[4];
@@ -1508,45 +1570,60 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                 }
                 if (__builtin_expect(biased, 0)) {
                     const uint32_t lane = (uint32_t) ggmlq_thread_anew() % 32; /* unsigned: its parts are shifts */
-                    int query_of[TILES][2] = {};
-                    if constexpr (MASK_WORDS > 1) {
-                        const ggmlq_decode_place w = ggmlq_decode_place::here<WARPS, LEAN>(plan);
+                    if constexpr (S::MASK_ROWS) {
+                        uint32_t values[2] = { ggmlq_transpose_halves(mask_now.w[0]), ggmlq_transpose_halves(mask_now.w[1]) };
+                        if (__builtin_expect(__any_sync(0xffffffffu, ggmlq_hides(mask_now.w[0]) || ggmlq_hides(mask_now.w[1])), 0)) {
+                            const uint32_t hidden[2] = { ggmlq_take_out_hidden(values[0]), ggmlq_take_out_hidden(values[1]) };
 #pragma unroll
-                        for (int i = 0; i < MASK_WORDS; ++i) {
-                            *(uint32_t *) (mask_tile + w.g*ROWS + ROWS/4*w.t + 2*i) = mask_now.w[i];
-                        }
-#pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-                            for (int e = 0; e < 2; ++e) {
-                                const int column = w.chunk*COLUMNS + 8*n + 2*w.t + e;
-                                int head = 0;
-                                ggmlq_decode_place_column(plan, column < plan.columns ? column : 0, query_of[n][e], head);
+                            for (int n = 0; n < TILES; ++n) {
+                                ggmlq_hide(s[0][n], hidden[0], hidden[1], ggmlq_ones(n % 2 ? biases[n/2*32 + lane].y : biases[n/2*32 + lane].x), careful);
                             }
                         }
-                        __syncwarp();
-                    }
-                    /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
-                    const uint32_t first = ggmlq_decode_token(lane/4);
-                    auto add = [&](int n, int e, int row, uint16_t half) { /* of token 8*row + first */
-                        const float bias = ggmlq_half_value(half);
-                        float & x = s[row/2][n][row%2*2 + e];
-                        x = fmaf(bias, mask ? slopes[8*n + 2*(lane % 4) + e] : 1.0f, x);
-                        x = careful && bias == -INFINITY ? -INFINITY : x;
-                    };
-                    if (MASK_WORDS > 1 || many_masks) {
+                        const uint32_t a[4] = { values[0], values[1], values[0], values[1] };
 #pragma unroll
-                        for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
-                            const int n = i/(4*BLOCK_ROWS), e = i/(2*BLOCK_ROWS) % 2, row = i % (2*BLOCK_ROWS);
-                            add(n, e, row, mask_tile[ROWS*(MASK_WORDS > 1 ? query_of[n][e] : (int) (8*n + 2*(lane % 4) + e)) + 8*row + first]);
+                        for (int n = 0; n < TILES; ++n) {
+                            const uint4 bias = biases[n/2*32 + lane];
+                            ggmlq_mma_f16(s[0][n], a, n % 2 ? make_uint2(bias.y, bias.w) : make_uint2(bias.x, bias.z));
+                        }
+                    } else if constexpr (S::IN_ORDER) { /* -INFINITY times either part of a slope is that */
+                        const uint2 take = taken[lane];
+                        const uint32_t a0 = mask_now.w[0] & take.x, a1 = mask_now.w[0] & take.y;
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            const uint32_t b = ((const uint32_t *) biases)[32*n + lane];
+                            ggmlq_mma_f16_k8(s[0][n], a0, a1, b);
+                            if (__builtin_expect(careful, 0)) { /* a hidden token's NaN passed at first, and made this pass necessary */
+                                float h[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+                                ggmlq_mma_f16_k8(h, a0, a1, b);
+#pragma unroll
+                                for (int i = 0; i < 4; ++i) {
+                                    s[0][n][i] = h[i] == -INFINITY ? -INFINITY : s[0][n][i];
+                                }
+                            }
                         }
                     } else {
+                        /* Halves; 0xfc00 hides. A hidden token's NaN passes at first, and makes the careful pass necessary. */
+                        const uint32_t first = S::token(lane/4);
+                        auto add = [&](int n, int e, int row, uint16_t half) { /* of token 8*row + first */
+                            const float bias = ggmlq_half_value(half);
+                            float & x = s[row/2][n][row%2*2 + e];
+                            x = fmaf(bias, mask ? slopes[8*n + 2*(lane % 4) + e] : 1.0f, x);
+                            x = careful && bias == -INFINITY ? -INFINITY : x;
+                        };
+                        if (many_masks) {
 #pragma unroll
-                        for (int row = 0; row < 2*BLOCK_ROWS; ++row) {
-                            const uint16_t half = (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], 4*row + first/2) >> 16*(first % 2));
+                            for (int i = 0; i < 4*BLOCK_ROWS*TILES; ++i) {
+                                const int n = i/(4*BLOCK_ROWS), e = i/(2*BLOCK_ROWS) % 2, row = i % (2*BLOCK_ROWS);
+                                add(n, e, row, mask_tile[ROWS*(int) (8*n + 2*(lane % 4) + e) + 8*row + first]);
+                            }
+                        } else {
 #pragma unroll
-                            for (int i = 0; i < 2*TILES; ++i) {
-                                add(i/2, i%2, row, half);
+                            for (int row = 0; row < 2*BLOCK_ROWS; ++row) {
+                                const uint16_t half = (uint16_t) (__shfl_sync(0xffffffffu, mask_now.w[0], 4*row + first/2) >> 16*(first % 2));
+#pragma unroll
+                                for (int i = 0; i < 2*TILES; ++i) {
+                                    add(i/2, i%2, row, half);
+                                }
                             }
                         }
                     }
@@ -1603,12 +1680,12 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     }
                 }
 
-                /* Columns of an A fragment: tokens v_token, + 4, + 8, + 12. */
+                /* Columns of an A fragment: tokens v_token, + NEXT, and 8 further. */
 #pragma unroll
                 for (int m = 0; m < BLOCK_ROWS; ++m) {
                     if constexpr (V::BYTE_VALUES) {
-                        const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row4 = from + v_row4 + 16*m*V::PITCH;
-                        v_pair a0 = v_pair::load(row, row4, g, v_shift, shifting), a1 = v_pair::load(row + 8*V::PITCH, row4 + 8*V::PITCH, g, v_shift, shifting);
+                        const uint8_t * const row = from + v_row + 16*m*V::PITCH, * const row1 = from + v_row1 + 16*m*V::PITCH;
+                        v_pair a0 = v_pair::load(row, row1, g, v_shift, shifting), a1 = v_pair::load(row + 8*V::PITCH, row1 + 8*V::PITCH, g, v_shift, shifting);
                         if (__builtin_expect(careful, 0)) {
                             check_scales(a0, a1, weights[m]);
                         }
@@ -1620,7 +1697,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
                     } else {
                         add_sums(0, 0, weights[m]);
                         /* Matrices: tokens 0..7 of the fragment x values 0..7, 8..15, then tokens 8..15; transposed on the way. */
-                        const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + ggmlq_decode_token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
+                        const uint32_t address = ggmlq_shared_address(v_tile) + (16*m + S::token(lane % 8 + 8*(lane/16)))*V::PITCH + 16*(lane/8 % 2);
 #pragma unroll
                         for (int i = 0; i < M_TILES; ++i) {
                             uint32_t a[4];
@@ -1931,7 +2008,7 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
 }
 
 template <int type_k, int type_v, int SLICE, int TILES, int WARPS, int ROWS, int STAGES, int BLOCKS, int TAIL, bool TERM, bool LEAN = false> ggmlq_decode_instance ggmlq_decode_make_instance(void) {
-    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, ggmlq_decode_by_column(type_k, TILES, TERM, LEAN)> S;
+    typedef ggmlq_decode_shape<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, TAIL, TERM, LEAN> S;
     ggmlq_decode_instance instance = { type_k, type_v, SLICE, TAIL, TILES, WARPS, ROWS, S::M_TILES, S::SUM_BYTES, S::K::ALIGN, S::V::ALIGN, TERM, LEAN, S::place,
                                        (const void *) ggmlq_attend_decode_kernel<type_k, type_v, SLICE, TILES, WARPS, ROWS, STAGES, BLOCKS, TAIL, TERM, LEAN>, NULL };
     return instance;

@@ -6,7 +6,7 @@
  *                               list leaves out an instance of ggmlq-cuda-attend-decode.def
  *   bench_attend time [search] [number]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
  *   bench_attend center         the times of plain and of centered keys
- *   bench_attend biased         as `time`, but with a mask that adds something everywhere, as that of `test-backend-ops perf` does
+ *   bench_attend biased         as `time`, but with what `test-backend-ops perf` has: a mask of random numbers, and the rows of a head one after the other
  *
  * Build: see docs/CUDA-ATTENTION.md. The float64 side decodes rows with ggmlq-codec.c and knows nothing of rotations.
  */
@@ -86,7 +86,8 @@ static void decode(int type, const uint8_t * row, int n, float * x) {
 
 struct bench_case {
     int type_k, type_v, head_size, heads_kv, group, queries, n_kv;
-    int mask;       /* 0: none, 1: causal with holes, 2: a row for each head too, 3: odd stride, 4: zeros, 5: everything hidden from query 0, 6: values, nothing hidden */
+    int mask;       /* 0: none, 1: causal with holes, 2: a row for each head too, 3: odd stride, 4: zeros, 5: everything hidden from query 0, 6: random numbers, a few blocks of zeros and hidden tokens,
+                     * 7: random numbers, half of the tokens hidden */
     int seqs, seqs_kv;
     bool v_in_k, sinks;
     float softcap, max_bias, amplitude;
@@ -94,6 +95,7 @@ struct bench_case {
     int  term;      /* values of w of centered keys; 0: none. Without `part` if it is odd, of one less */
     int  positions; /* of centered keys: see position_of. Odd: the pairs of w are halves */
     int  head_size_v; /* of MLA, with v_in_k: V is the first part of K; 0: as head_size */
+    bool heads_apart; /* the rows of a head are one after the other; else those of a token, as in a model */
 };
 
 static int values_of_v(const bench_case & c) { return c.head_size_v ? c.head_size_v : c.head_size; }
@@ -146,11 +148,23 @@ static void make_term(const bench_case & c, buffers & b) {
     if (c.term % 2 == 0) { p.part = b.dpart; p.part_stride = 2*pitch; }
 }
 
+/* Masks 6 and 7: of a query and a token, or of a block of tokens. */
+static uint32_t mask_hash(int query, int seq, int token) { return hash32(token*2654435761ull + seq*40503ull + query*7ull + 3); }
+
 static bool hidden(const bench_case & c, int query, int head, int seq, int token) {
-    if (c.mask == 0 || c.mask == 4 || c.mask == 6) return false;
+    if (c.mask == 0 || c.mask == 4) return false;
+    if (c.mask == 6) return mask_hash(0, seq, token/128) % 128 == 0 && query >= (int) (mask_hash(1, seq, token/128) % c.queries);
+    if (c.mask == 7) return mask_hash(query, seq, token) % 2 == 0;
     if (c.mask == 5 && query == 0) return true;
     if (token > c.n_kv - c.queries + query) return true;
     return hash32(token*7919ull + seq*31 + (c.mask == 2 ? head*1013 : 0)) % 4 == 0 || (token/96) % 5 == 3;
+}
+
+static uint16_t mask_value(const bench_case & c, int query, int head, int seq, int token) {
+    if (hidden(c, query, head, seq, token)) return 0xfc00;
+    if (c.mask == 4 || (c.mask == 6 && mask_hash(0, seq, token/128) % 128 == 1)) return 0;
+    const float far = c.max_bias > 0 ? (float) (c.n_kv - token)/64 : 0;
+    return ggmlq_half_from_float(c.mask >= 6 ? (float) mask_hash(query, seq, token)/2147483648.0f - 1 - far : c.max_bias > 0 ? -far : (float) (token % 7)/8);
 }
 
 static void make(const bench_case & c, buffers & b, int sets) {
@@ -162,6 +176,10 @@ static void make(const bench_case & c, buffers & b, int sets) {
     const int kb = row_bytes(c.type_k, n), vb = row_bytes(c.type_v, c.v_in_k ? n : n_v);
     p.k_stride[0] = (int64_t) c.heads_kv*kb; p.k_stride[1] = kb; p.k_stride[2] = p.k_stride[0]*c.n_kv;
     p.v_stride[0] = (int64_t) c.heads_kv*vb; p.v_stride[1] = vb; p.v_stride[2] = p.v_stride[0]*c.n_kv;
+    if (c.heads_apart) {
+        p.k_stride[0] = kb; p.k_stride[1] = (int64_t) c.n_kv*kb;
+        p.v_stride[0] = vb; p.v_stride[1] = (int64_t) c.n_kv*vb;
+    }
     b.k_bytes = (p.k_stride[2]*c.seqs_kv + 255)/256*256; b.v_bytes = (p.v_stride[2]*c.seqs_kv + 255)/256*256;
     CUDA(cudaMalloc(&b.dk, b.k_bytes*sets));
     fill<<<1024, 256>>>(b.dk, p.k_stride[2]*c.seqs_kv, c.type_k, 1);
@@ -192,7 +210,7 @@ static void make(const bench_case & c, buffers & b, int sets) {
         p.mask_stride[0] = 2*pitch; p.mask_stride[1] = p.mask_stride[0]*c.queries; p.mask_stride[2] = p.mask_stride[1]*mask_heads;
         b.mask.assign((size_t) pitch*c.queries*mask_heads*c.seqs, 0x7e00);
         for (int s = 0; s < c.seqs; ++s) for (int h = 0; h < mask_heads; ++h) for (int q = 0; q < c.queries; ++q) for (int t = 0; t < c.n_kv; ++t) {
-            b.mask[(((size_t) s*mask_heads + h)*c.queries + q)*pitch + t] = hidden(c, q, h, s, t) ? 0xfc00 : c.max_bias > 0 ? ggmlq_half_from_float(-(float) (c.n_kv - t)/64) : c.mask == 4 ? 0 : ggmlq_half_from_float((float) (t % 7)/8);
+            b.mask[(((size_t) s*mask_heads + h)*c.queries + q)*pitch + t] = mask_value(c, q, h, s, t);
         }
         CUDA(cudaMalloc(&b.dmask, 2*b.mask.size())); CUDA(cudaMemcpy(b.dmask, b.mask.data(), 2*b.mask.size(), cudaMemcpyHostToDevice));
     }
@@ -311,7 +329,7 @@ static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
         };
         for (int s = 0; s < c.seqs_kv; ++s) for (int t = 0; t < c.n_kv; ++t) {
             bool seen = false;
-            for (int i = 0; i < c.seqs; ++i) for (int h = 0; h < heads && i/(c.seqs/c.seqs_kv) == s; ++h) seen |= !hidden(c, c.queries - 1, h, i, t);
+            for (int i = 0; i < c.seqs; ++i) for (int h = 0; h < heads && i/(c.seqs/c.seqs_kv) == s; ++h) for (int q = 0; q < c.queries; ++q) seen |= !hidden(c, q, h, i, t);
             if (seen) continue;
             if (!b.part.empty()) b.part[s*(c.n_kv + 3) + t] = 0x7e00;
             for (int h = 0; h < c.heads_kv; ++h) {
@@ -486,6 +504,18 @@ int main(int argc, char ** argv) {
             run({ type, v, 128, 3, 4, 8, 517, 1, 2, 1, false, true, 0, 8, 4, true, 128 });
             run({ type, v, 128, 2, 6, 1, 1001, 1, 2, 1, false, true, 0, 8, 3, true, 64 });
         }
+        const int masked[][3] = { { T, T, 0 }, { P, P, 0 }, { H, T, 0 }, { Q, T, 0 }, { T, T, 64 }, { P, P, 64 }, { T, H, 64 } }; /* types of K and V, values of w */
+        for (auto & pair : masked) { /* every query and token has its own number: each way to add a mask */
+            const int n = pair[2];
+            for (int mask : { 6, 7 }) {
+                run({ pair[0], pair[1], 128, 2, 7, 1, 1501, mask, 2, 1, false, false, 0, 0, 2, mask == 7, n, IN_TURN, 0, true });
+                run({ pair[0], pair[1], 128, 2, 3, 7, 2111, mask, 1, 1, false, true, 0, 0, 2, mask == 7, n, CONSECUTIVE, 0, true });
+                run({ pair[0], pair[1], 128, 2, 8, 7, 1301, mask, 2, 2, false, false, 0, 8, 3, mask == 7, n, EMPTY_CELLS });
+                run({ pair[0], pair[1], 256, 1, 5, 2, 901, mask, 1, 1, false, true, 20, 0, 2, mask == 7, n, NEGATIVE, 0, true });
+            }
+            run({ pair[0], pair[1], 128, 2, 15, 1, 1201, 7, 1, 1, false, false, 0, 8, 2, true, n, ANYTHING });
+            run({ pair[0], pair[1], 128, 2, 29, 1, 1203, 7, 1, 1, false, false, 30, 0, 2, true, n, CONSECUTIVE });
+        }
         for (auto & pair : pairs) { /* centered keys: every instance, w of the whole head and of a part */
             if (pair[0] != T && pair[0] != P) continue;
             for (int size : { 64, 96, 128, 192, 256, 512 }) {
@@ -575,7 +605,7 @@ int main(int argc, char ** argv) {
     }
     for (int type : { T, P }) {
         auto run = [&](int k, int v, int size, int heads_kv, int group, int queries, int kv, bool v_in_k, double target) {
-            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, what == "biased" ? 6 : 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search, copy_rate, stream);
+            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, what == "biased" ? 6 : 4, 1, 1, v_in_k, false, 0, 0, 1, false, 0, CONSECUTIVE, 0, what == "biased" }, target, search, copy_rate, stream);
         };
         run(type, type, 128, 8, 8, 1,   4096, false, 11.1);
         run(type, type, 128, 8, 8, 1,  32768, false, 21.4);
