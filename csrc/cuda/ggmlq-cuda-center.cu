@@ -38,8 +38,7 @@ GGMLQ_DEVICE struct quad mul(const struct quad & a, const struct quad & b) {
     return r;
 }
 
-GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, uint32_t token, int u, bool apart) {
-    const int32_t position = r.positions[token];
+GGMLQ_DEVICE void rope(struct quad x[2], const struct ggmlq_cuda_rope & r, int32_t position, int u, bool apart) {
     float2 angle[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -59,6 +58,12 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
     const struct ggmlq_cuda_centering & p = c.p;
     const uint32_t quads_of_head = (uint32_t) p.k.ne[0]/4;
     const uint8_t * k = (const uint8_t *) p.k.data + token*p.k.nb[2];
+    const bool ropes = p.k_rope.positions != NULL;
+    /* On their way before the first sum is waited for: memory is far, and in a model none of it is in a cache. */
+    const uint8_t * const index = (const uint8_t *) p.indices.data + token*p.indices.nb[0];
+    const uint32_t row_low = ((const uint32_t *) index)[0], row_high = ((const uint32_t *) index)[p.index_bytes == 8];
+    const int32_t position = ropes ? p.k_rope.positions[token] : 0;
+    const float threshold = *p.s_mu_2;
     float sum = 0.0f;
     for (uint32_t i = threadIdx.x; i < c.k_quads; i += THREADS) {
         const uint32_t head = i/quads_of_head;
@@ -78,8 +83,7 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
     for (int i = 0; i < THREADS/32; ++i) {
         sum += sums[i];
     }
-    const float part = sub(sum, *p.s_mu_2) > 0.0f ? 1.0f : 0.0f;
-    const bool ropes = p.k_rope.positions != NULL;
+    const float part = sub(sum, threshold) > 0.0f ? 1.0f : 0.0f;
     for (uint32_t i = threadIdx.x; i < c.k_quads/2 && ropes; i += THREADS) {
         const uint32_t head = i/(quads_of_head/2), u = i - head*(quads_of_head/2), first = 4*quads_of_head*head;
         const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, p.k_rope.n_rot, p.k_rope.neox);
@@ -92,7 +96,7 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
             }
         }
         if (unit.turns) {
-            rope(x, p.k_rope, token, u, unit.apart);
+            rope(x, p.k_rope, position, u, unit.apart);
         }
         for (int h = 0; h < 2; ++h) {
             store(p.k_out + (int64_t) token*4*c.k_quads + first + unit.at[h], x[h]);
@@ -108,8 +112,7 @@ GGMLQ_DEVICE void center_key(const struct centering & c, uint32_t token) {
         store(p.k_out + (int64_t) token*4*c.k_quads + 4*i, x);
     }
     if (threadIdx.x == 0) {
-        const uint8_t * index = (const uint8_t *) p.indices.data + token*p.indices.nb[0];
-        const int64_t row = p.index_bytes == 8 ? *(const int64_t *) index : *(const int32_t *) index;
+        const int64_t row = p.index_bytes == 8 ? (int64_t) ((uint64_t) row_high << 32 | row_low) : (int32_t) row_low;
         if (row >= 0 && row < p.part.ne[1]) {
             *(__half *) ((uint8_t *) p.part.data + row*p.part.nb[1]) = __float2half_rn(part);
         }
@@ -124,6 +127,7 @@ GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t number) {
     const struct ggmlq_rope_unit unit = ggmlq_rope_unit_of(u, p.n_rot, p.neox);
     const uint8_t * q = (const uint8_t *) p.q.data + token*p.q.nb[2] + head*p.q.nb[1];
     const int64_t factors = (int64_t) head*p.q.ne[0], out = (int64_t) row*p.q.ne[0];
+    const int32_t position = p.q_rope.positions ? p.q_rope.positions[token] : 0, turn_position = p.positions ? p.positions[token] : 0;
     struct quad x[2], same[2], turned[2], inverse[2]; /* all are loaded before the first is stored: for all that compilers know, that changes what is loaded */
     for (int h = 0; h < 2; ++h) {
         x[h]       = load(q + 4*unit.at[h]);
@@ -132,11 +136,11 @@ GGMLQ_DEVICE void center_query(const struct centering & c, uint32_t number) {
         inverse[h] = load(p.s_inv + factors + unit.at[h]);
     }
     if (unit.turns && p.q_rope.positions) {
-        rope(x, p.q_rope, token, u, unit.apart);
+        rope(x, p.q_rope, position, u, unit.apart);
     }
     struct quad t[2] = { x[0], x[1] };
     if (unit.turns) {
-        const float  angle  = p.turn*(float) p.positions[token];
+        const float  angle  = p.turn*(float) turn_position;
         const float2 turn   = make_float2(cosf(angle), sinf(angle)), all[4] = { turn, turn, turn, turn };
         ggmlq_turn_unit(t[0].v, t[1].v, unit.apart, all);
     }
