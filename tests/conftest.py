@@ -14,7 +14,7 @@ import pyggmlq.fetch
 from pyggmlq._quickstart_options import available_threads
 
 ROOT = Path(__file__).resolve().parents[1]
-LONG = ("test_llama_center.py", "test_emulated.py", "test_cuda_compile.py", "test_llama_cpp.py", "test_llama_states.py", "test_llama_ds4.py", "test_metal.py",
+LONG = ("test_llama_center.py", "test_emulated.py", "test_cuda_compile.py", "test_emulated_decode.py", "test_llama_cpp.py", "test_llama_states.py", "test_llama_ds4.py", "test_metal.py",
         "test_hip_compile.py", "test_levels.py", "test_csrc.py", "test_patch_trees.py", "test_lab_kld.py", "test_embedding.py", "test_lab_fit.py")  # fmt: skip
 """Test files that take longest, the longest first."""
 

@@ -58,7 +58,7 @@ def test_the_groups_are_all_that_there_are():
 
 
 def test_every_kernel_is_emulated():
-    """All files of csrc/cuda but the instances of the tensor-core kernel, which HIP doesn't have."""
+    """All files of csrc/cuda but the instances of the tensor-core kernel, which HIP doesn't have: those are emulated in test_emulated_decode.py."""
     files = {path.stem.removeprefix("ggmlq-cuda-") for path in (build.ROOT / "csrc" / "cuda").glob("*.cu")}
     left_out = {name for name in files if re.match("attend-decode-", name)}
     assert files - left_out == set(build.KERNELS)
@@ -71,8 +71,9 @@ def test_launches_are_translated():
     assert build.translate("  attend<16, 2><<<dim3(a, f(b, c)), T, 0, (S) s>>>(w, g(1));\n") == (
         "  emulated_launch(dim3(dim3(a, f(b, c))), dim3( T), (S) s, [&] { attend<16, 2>(w, g(1)); });\n"
     )
+    assert build.translate("k<<<1, 2>>>(x);") == "emulated_launch(dim3(1), dim3( 2), NULL, [&] { k(x); });"
     with pytest.raises(ValueError, match="wanted a grid"):
-        build.translate("k<<<1, 2>>>(x)")
+        build.translate("k<<<1>>>(x)")
 
 
 @pytest.mark.trees

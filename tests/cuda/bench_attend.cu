@@ -2,7 +2,7 @@
  *
  * The decode attention kernel alone: checked against float64, then timed.
  *
- *   bench_attend check [a b]    every case of the list (or those numbered a to b - 1) against float64; exit status 1 if one fails, or if the whole
+ *   bench_attend check [a b [n]] every case of the list (or those numbered a to b - 1, or every n-th of them) against float64; exit status 1 if one fails, or if the whole
  *                               list leaves out an instance of ggmlq-cuda-attend-decode.def
  *   bench_attend time [search] [number]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
  *   bench_attend center         the times of plain and of centered keys
@@ -463,9 +463,9 @@ int main(int argc, char ** argv) {
     enum { T = GGMLQ_TYPE_TQ3_0, P = GGMLQ_TYPE_PLANAR3, H = GGMLQ_TYPE_F16, Q = GGMLQ_TYPE_Q8_0 };
     if (what == "check") {
         int failed = 0, count = 0, number = 0;
-        const int first = argc > 3 ? atoi(argv[2]) : 0, last = argc > 3 ? atoi(argv[3]) : INT32_MAX;
+        const int first = argc > 3 ? atoi(argv[2]) : 0, last = argc > 3 ? atoi(argv[3]) : INT32_MAX, every = argc > 4 ? atoi(argv[4]) : 1;
         auto run = [&](bench_case c, const ggmlq_decode_instance * forced = NULL) {
-            if (number >= first && number < last) {
+            if (number >= first && number < last && (number - first) % every == 0) {
                 failed += !check(c, forced);
                 ++count;
             }

@@ -172,8 +172,9 @@ def build(folder, flags=(), csrc=ROOT / "csrc", units=(*KERNELS, "check_cuda"), 
     return folder / "check_emulated", folder / "ggmlq-hip.so"
 
 
-def build_decode(folder, flags=(), csrc=ROOT / "csrc", files=None):
-    """bench_emulated in that folder: tests/cuda/bench_attend.cu, with the tensor cores' instructions as functions. `files`: the lists of instances, of those in csrc/cuda, that aren't empty."""
+def build_decode(folder, flags=(), csrc=ROOT / "csrc", lists=None, others=None):
+    """bench_emulated in that folder: tests/cuda/bench_attend.cu with all instances of the decode attention, inline PTX being calls of functions. `csrc` may be a copy with an error in it.
+    Of ggmlq-cuda-attend-decode-<list>.cu only `lists` are compiled, if they are given; all other objects are taken from the folder `others` of an earlier build."""
     folder, (cxx, cc) = Path(folder), compilers()
     translated = folder / "cuda"
     translated.mkdir(parents=True, exist_ok=True)
@@ -182,20 +183,24 @@ def build_decode(folder, flags=(), csrc=ROOT / "csrc", files=None):
         text = re.sub(r"extern __shared__ .*?(\w+)\[\];", r"uint8_t * const \1 = emulated_dynamic_shared;", text)
         text = re.sub(r"^#pragma unroll.*", "", text, flags=re.MULTILINE)  # minutes of compilation
         (translated / source.name).write_text(text, encoding="utf-8")
-    includes = [f"-I{HERE / 'cuda'}", f"-I{HERE}", f"-I{translated}", f"-I{csrc}"]
-    every = [*flags, *(flag for flag in FLAGS if not flag.startswith(("-I", "-D__HIP", "-DPYGGMLQ"))), "-Wno-missing-field-initializers", "-Wno-sign-compare", "-Wno-unused-parameter", *includes]
+    every = [
+        "-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-missing-field-initializers", "-Wno-sign-compare",
+        "-Wno-unused-parameter", *flags, f"-I{HERE / 'cuda'}", f"-I{HERE}", f"-I{translated}", f"-I{csrc}",
+    ]  # fmt: skip
 
     def unit(source):
+        if lists is not None and source.stem.removeprefix("ggmlq-cuda-attend-decode-") not in lists:
+            return Path(others) / f"{source.stem}.o"
         result = folder / f"{source.stem}.o"
         text = f'#line 1 "{source}"\n' + translate(source.read_text(encoding="utf-8"))
         result.with_suffix(".cpp").write_text(text, encoding="utf-8")
         run(cxx, *every, "-c", result.with_suffix(".cpp"), "-o", result)
         return result
 
-    lists = sorted(translated.glob("ggmlq-cuda-attend-decode-*.cu"))
+    instances = sorted(translated.glob("ggmlq-cuda-attend-decode-*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(unit, [ROOT / "tests" / "cuda" / "bench_attend.cu", HERE / "cuda" / "launch.cpp", HERE / "emulate.cpp", *lists]))
-    run(cc, "-std=c11", "-O2", "-fPIC", f"-I{ROOT / 'csrc'}", "-c", ROOT / "csrc" / "ggmlq-codec.c", "-o", folder / "codec.o")
+        objects = list(pool.map(unit, [ROOT / "tests" / "cuda" / "bench_attend.cu", HERE / "cuda" / "launch.cpp", HERE / "emulate.cpp", *instances]))
+    run(cc, "-std=c11", "-O2", f"-I{ROOT / 'csrc'}", "-c", ROOT / "csrc" / "ggmlq-codec.c", "-o", folder / "codec.o")
     run(cxx, *objects, folder / "codec.o", *flags, "-pthread", "-lm", "-o", folder / "bench_emulated")
     return folder / "bench_emulated"
 
