@@ -41,24 +41,23 @@ public:
             half[k*n + k] = (float) (1.0/(mean > 0 ? square[k]/mean + 0.1 : 1.0)); // times the mean, which changes nothing
             turn(&half[k*n]);
         }
-        std::vector<double> rest(n*n);
+        std::vector<double> rest(n*n); // below the diagonal: factors
         for (int64_t i = 0; i < n; ++i) {
             for (int64_t k = 0; k < n; ++k) {
                 row[k] = half[k*n + i];
             }
             turn(row.data());
-            std::copy(row.begin(), row.end(), &rest[i*n]);
+            std::copy(row.begin() + i, row.end(), &rest[i*n + i]);
         }
         for (int64_t i = 0; i < n; ++i) {
-            const double * pivot = &rest[i*n];
+            double * const pivot = &rest[i*n];
+            take_off(&rest[0], i);
             const int64_t plane = i/GGMLQ_PLANE;
             uint16_t * const to = &result[ggmlq_feedback_before((int) plane, (int) (n/GGMLQ_PLANE)) + GGMLQ_PLANE*(i % GGMLQ_PLANE)];
             for (int64_t j = i + 1; j < n; ++j) {
                 const double factor = pivot[j]/pivot[i];
                 to[GGMLQ_PLANE*GGMLQ_PLANE*(j/GGMLQ_PLANE - plane) + j % GGMLQ_PLANE] = ggmlq_half_from_float((float) factor);
-                for (int64_t k = j; k < n; ++k) {
-                    rest[j*n + k] -= factor*pivot[k];
-                }
+                rest[j*n + i] = factor;
             }
         }
         return result;
@@ -89,11 +88,30 @@ private:
     struct once_made { std::once_flag once; std::vector<uint16_t> feedback; };
     std::shared_ptr<once_made> lazy;
 
+    // From row i of n x n values, all rows before it, each times its factor of this row. Four at a time, since a row is read and written again for each.
+    void take_off(double * rest, int64_t i) const {
+        double * const row = rest + i*n;
+        int64_t j = 0;
+        for (; j + 4 <= i; j += 4) {
+            const double * const p = rest + j*n;
+            const double a = row[j], b = row[j + 1], c = row[j + 2], d = row[j + 3];
+            for (int64_t k = i; k < n; ++k) {
+                row[k] = row[k] - a*p[k] - b*p[n + k] - c*p[2*n + k] - d*p[3*n + k];
+            }
+        }
+        for (; j < i; ++j) {
+            const double factor = row[j];
+            for (int64_t k = i; k < n; ++k) {
+                row[k] -= factor*rest[j*n + k];
+            }
+        }
+    }
+
     // llama.cpp's rotation, which is its own inverse.
     void turn_hadamard(float * x) const {
         for (int64_t half = 1; half < hadamard; half *= 2) {
-            for (int64_t i = 0; i < n; ++i) {
-                if (!(i & half)) {
+            for (int64_t first = 0; first < n; first += 2*half) {
+                for (int64_t i = first; i < first + half; ++i) {
                     const float a = x[i], b = x[i + half];
                     x[i]        = a + b;
                     x[i + half] = a - b;
