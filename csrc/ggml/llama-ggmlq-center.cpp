@@ -147,17 +147,17 @@ public:
             const bool follows = !runs.empty() && runs.back().buffer == tensor->buffer &&
                 (char *) tensor->data - (runs.back().first + runs.back().size) < (ptrdiff_t) ggml_backend_buffer_get_alignment(tensor->buffer);
             if (!follows) {
-                runs.push_back({ tensor->buffer, (char *) tensor->data, 0, {} });
+                runs.push_back({ tensor->buffer, (char *) tensor->data, 0, nullptr });
             }
             runs.back().size = (char *) tensor->data - runs.back().first + ggml_nbytes(tensor);
         }
         for (auto & run : runs) {
-            run.values.resize(run.size);
+            run.values.reset(new char[run.size]); // all is written, but for gaps that nobody reads
         }
         for (ggml_tensor * tensor : tensors) {
             for (auto & run : runs) {
                 if (run.buffer == tensor->buffer && (char *) tensor->data >= run.first && (char *) tensor->data < run.first + run.size) {
-                    places[tensor] = run.values.data() + ((char *) tensor->data - run.first);
+                    places[tensor] = run.values.get() + ((char *) tensor->data - run.first);
                 }
             }
         }
@@ -173,12 +173,12 @@ public:
             if (ggml_backend_tensor_alloc(run.buffer, all, run.first) != GGML_STATUS_SUCCESS) {
                 throw std::runtime_error(std::string("no access to ") + ggml_backend_buffer_name(run.buffer));
             }
-            ggml_backend_tensor_set(all, run.values.data(), 0, run.size);
+            ggml_backend_tensor_set(all, run.values.get(), 0, run.size);
         }
     }
 
 private:
-    struct run { ggml_backend_buffer_t buffer; char * first; size_t size; std::vector<char> values; };
+    struct run { ggml_backend_buffer_t buffer; char * first; size_t size; std::unique_ptr<char[]> values; };
     std::vector<run> runs;
     std::unordered_map<const ggml_tensor *, char *> places;
 };
@@ -343,8 +343,8 @@ void ggmlq_llama_center::begin_feedback() {
     feedback = std::async(std::launch::async | std::launch::deferred, [jobs = std::move(jobs), tensors = std::move(tensors)] { // deferred: where no thread can be started
         const auto values = std::make_shared<const ggmlq_llama_center_values>(tensors);
         ggmlq_llama_in_parallel(jobs.size(), [&](size_t i) {
-            const auto feedback = jobs[i].round->feedback();
-            memcpy(values->of<char>(jobs[i].tensor) + jobs[i].offset, feedback.data(), feedback.size()*sizeof(uint16_t));
+            static thread_local ggmlq_llama_round::scratch scratch; // of a thread that soon ends
+            jobs[i].round->feedback((uint16_t *) (values->of<char>(jobs[i].tensor) + jobs[i].offset), scratch);
         });
         return values;
     });
@@ -1356,13 +1356,11 @@ private:
                     const auto * before = &layer == center->layers.data() ? nullptr : &layer - 1; // to ask a GPU takes longer than to compare
                     layer.is_rounded = before && before->is_like(layer) ? before->is_rounded : ggmlq_llama_center_rounds(layer);
                 }
+                if (layer.is_centered() && !dry) {
+                    ggmlq_llama_center_fit(layer, center->ropes);
+                }
                 center->rotates = center->rotates && !layer.n_latent; // no graph rotates rows of MLA
             }
-            ggmlq_llama_in_parallel(dry ? 0 : center->layers.size(), [&](size_t i) {
-                if (center->layers[i].is_centered()) {
-                    ggmlq_llama_center_fit(center->layers[i], center->ropes);
-                }
-            });
             center->upload(dry);
         }
         for (auto * center : centers) {
