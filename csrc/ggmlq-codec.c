@@ -95,18 +95,25 @@ static int check_row(int type, int64_t n) {
 static const float tq3_0_signs[32]        = GGMLQ_TQ3_0_SIGNS_INIT;
 static const float planar3_cos_sin[64][2] = GGMLQ_PLANAR3_COS_SIN_INIT;
 
-/* Orthonormal Walsh-Hadamard transform of 32 values, natural order; its own inverse. */
-static void hadamard32(float v[32]) {
-    for (int half = 1; half < 32; half *= 2) {
-        for (int start = 0; start < 32; start += 2*half) {
-            for (int i = start; i < start + half; ++i) {
-                const float a = v[i];
-                const float b = v[i + half];
-                v[i]        = a + b;
-                v[i + half] = a - b;
-            }
+/* One step of it; `half` is known where it is called, so that the compiler makes vectors of the larger ones. */
+static inline void hadamard32_step(float v[32], int half) {
+    for (int start = 0; start < 32; start += 2*half) {
+        for (int i = start; i < start + half; ++i) {
+            const float a = v[i];
+            const float b = v[i + half];
+            v[i]        = a + b;
+            v[i + half] = a - b;
         }
     }
+}
+
+/* Orthonormal Walsh-Hadamard transform of 32 values, natural order; its own inverse. */
+static void hadamard32(float v[32]) {
+    hadamard32_step(v, 1);
+    hadamard32_step(v, 2);
+    hadamard32_step(v, 4);
+    hadamard32_step(v, 8);
+    hadamard32_step(v, 16);
     for (int i = 0; i < 32; ++i) {
         v[i] *= 0.17677669529663689f; /* 1/sqrt(32) */
     }

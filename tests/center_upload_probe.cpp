@@ -2,9 +2,8 @@
 //
 // What tests/test_llama_center.py asks libllama's inside: how a calibration gets to a device whose memory the host can't see, played by memory of the host that counts the copies. No model is needed.
 // Prints for no limit of a buffer's size and for a small one: how many copies the calibration and then the matrices for rounding took, and whether both are as in memory of the host.
-// Then what is left in these matrices where one of them can't be made (which libllama says, too).
+// Then what is left in these matrices where they can't be copied (which libllama says, too), and whether they are right when the calibration was filled in three times in a row.
 #include "llama-ggmlq-center.h"
-#include "llama-ggmlq-round.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
@@ -16,11 +15,13 @@
 
 static size_t most = 0; // bytes of a buffer
 static int copies = 0;
+static bool refuses = false;
 
 static ggml_backend_buffer_t make(ggml_backend_buffer_type_t buft, size_t size) {
     ggml_backend_buffer_i iface = {};
     iface.free_buffer = [](ggml_backend_buffer_t b) { std::free(b->context); };
     iface.get_base    = [](ggml_backend_buffer_t b) { return b->context; };
+    iface.init_tensor = [](ggml_backend_buffer_t, ggml_tensor *) { return refuses ? GGML_STATUS_FAILED : GGML_STATUS_SUCCESS; };
     iface.set_tensor  = [](ggml_backend_buffer_t, ggml_tensor * t, const void * data, size_t offset, size_t n) { ++copies; std::memcpy((char *) t->data + offset, data, n); };
     iface.get_tensor  = [](ggml_backend_buffer_t, const ggml_tensor * t, void * data, size_t offset, size_t n) { std::memcpy(data, (const char *) t->data + offset, n); };
     iface.clear       = [](ggml_backend_buffer_t b, uint8_t value) { std::memset(b->context, value, b->size); };
@@ -115,8 +116,24 @@ int main() {
     }
     most = (size_t) 1 << 40;
     uploaded there(device());
-    (*there.center.layers[1].rounds)[1] = ggmlq_llama_round(GGML_TYPE_TQ3_0, (int64_t) 1 << 31, 0, {}); // wants 2^62 floats
+    refuses = true;
     there.center.prepare();
+    refuses = false;
     const auto left = there.bytes(true);
-    std::printf("%d\n", std::all_of(left.begin(), left.end(), [](char byte) { return byte == 0; }));
+    std::printf("%d ", std::all_of(left.begin(), left.end(), [](char byte) { return byte == 0; }));
+    for (int i = 0; i < 3; ++i) { // while the matrices of the time before are being made
+        for (auto & layer : there.center.layers) {
+            layer.query[i] *= i < 2 ? 2 : 1;
+        }
+        for (auto & layer : host.center.layers) {
+            layer.query[i] *= i < 2 ? 2 : 1;
+        }
+        there.center.fill();
+    }
+    host.center.fill();
+    for (auto * made : { &there, &host }) {
+        made->center.prepare();
+    }
+    std::printf("%d\n", there.bytes(true) == host.bytes(true));
+    uploaded never(device()); // whose matrices are still being made
 }

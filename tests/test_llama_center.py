@@ -95,7 +95,19 @@ def test_a_calibration_on_a_device(programs, tmp_path):  # noqa: F811
     run([os.environ.get("CXX") or "c++", "-std=c++17", "-O1", *(f"-I{tree / folder}" for folder in ("src", "include", "ggml/include", "ggml/src")),
          Path(__file__).with_name("center_upload_probe.cpp"), f"-L{programs}", "-lllama", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{programs}", "-o", binary])  # fmt: skip
     output = run([binary]).stdout
-    assert re.findall(r"^[\d ]+$", output, re.MULTILINE) == ["1 1 1 1", "4 4 1 1", "1"] and "keys are not rounded for the model's queries: " in output, output
+    assert re.findall(r"^[\d ]+$", output, re.MULTILINE) == ["1 1 1 1", "4 4 1 1", "1 1"] and "keys are not rounded for the model's queries: " in output, output
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_contexts_that_are_used_or_freed_at_once(programs, smollm2, tmp_path, kept):  # noqa: F811
+    """While matrices for rounding are in the making; by a calibration that was kept in a file, or that each process makes."""
+    tree, binary = CACHE / "llama" / "0.3.36-patched", tmp_path / "center_start_probe"
+    run([os.environ.get("CXX") or "c++", "-std=c++17", "-O1", *(f"-I{tree / folder}" for folder in ("include", "ggml/include")),
+         Path(__file__).with_name("center_start_probe.cpp"), f"-L{programs}", "-lllama", "-lggml", "-lggml-base", "-pthread", f"-Wl,-rpath,{programs}", "-o", binary])  # fmt: skip
+    for _ in range(1 + kept):
+        output = run([binary, smollm2], env={**os.environ, "GGMLQ_KV_CENTER_CACHE": str(tmp_path / "kept") if kept else "off"}).stdout
+        assert output.splitlines()[-1] == "1 1" and "not centered" not in output, output
+        assert output.count("30 rounded for") == 6, output
 
 
 @pytest.mark.parametrize("model, k, v, more, env", [

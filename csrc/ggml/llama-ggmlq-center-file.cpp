@@ -380,7 +380,9 @@ static void ggmlq_llama_center_read_parts(const std::vector<ggmlq_llama_part> & 
 
 std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
         const std::function<ggml_backend_t(ggml_backend_dev_t)> & backend_of) {
+    const auto & tensors = llama_internal_get_tensor_map(&model);
     std::vector<uint8_t> bytes;
+    bytes.reserve(tensors.size()*(2*128 + (size_t) llama_model_n_embd(&model)*sizeof(float))); // more than it takes, which costs less than to grow
     const auto add = [&](const void * data, size_t size) {
         const uint64_t length = size;
         bytes.insert(bytes.end(), (const uint8_t *) &length, (const uint8_t *) (&length + 1));
@@ -394,7 +396,7 @@ std::string ggmlq_llama_center_key(const llama_model & model, const std::string 
         add_text(value);
     }
     std::map<ggml_backend_dev_t, std::vector<ggmlq_llama_part>> parts;
-    for (const auto & [name, tensor] : llama_internal_get_tensor_map(&model)) {
+    for (const auto & [name, tensor] : tensors) {
         add_text(name);
         add(&tensor->type, sizeof(tensor->type));
         add(tensor->ne, sizeof(tensor->ne));

@@ -147,17 +147,17 @@ public:
             const bool follows = !runs.empty() && runs.back().buffer == tensor->buffer &&
                 (char *) tensor->data - (runs.back().first + runs.back().size) < (ptrdiff_t) ggml_backend_buffer_get_alignment(tensor->buffer);
             if (!follows) {
-                runs.push_back({ tensor->buffer, (char *) tensor->data, 0, {} });
+                runs.push_back({ tensor->buffer, (char *) tensor->data, 0, nullptr });
             }
             runs.back().size = (char *) tensor->data - runs.back().first + ggml_nbytes(tensor);
         }
         for (auto & run : runs) {
-            run.values.resize(run.size);
+            run.values.reset(new char[run.size]); // all is written, but for gaps that nobody reads
         }
         for (ggml_tensor * tensor : tensors) {
             for (auto & run : runs) {
                 if (run.buffer == tensor->buffer && (char *) tensor->data >= run.first && (char *) tensor->data < run.first + run.size) {
-                    places[tensor] = run.values.data() + ((char *) tensor->data - run.first);
+                    places[tensor] = run.values.get() + ((char *) tensor->data - run.first);
                 }
             }
         }
@@ -173,12 +173,12 @@ public:
             if (ggml_backend_tensor_alloc(run.buffer, all, run.first) != GGML_STATUS_SUCCESS) {
                 throw std::runtime_error(std::string("no access to ") + ggml_backend_buffer_name(run.buffer));
             }
-            ggml_backend_tensor_set(all, run.values.data(), 0, run.size);
+            ggml_backend_tensor_set(all, run.values.get(), 0, run.size);
         }
     }
 
 private:
-    struct run { ggml_backend_buffer_t buffer; char * first; size_t size; std::vector<char> values; };
+    struct run { ggml_backend_buffer_t buffer; char * first; size_t size; std::unique_ptr<char[]> values; };
     std::vector<run> runs;
     std::unordered_map<const ggml_tensor *, char *> places;
 };
@@ -325,30 +325,38 @@ static void ggmlq_llama_center_prepare_rounds(ggmlq_llama_center_layer & layer, 
     *layer.rounds = std::move(rounds);
 }
 
-void ggmlq_llama_center::prepare() {
-    const std::lock_guard<std::mutex> lock(mutex); // contexts may share a cache
-    if (!feedback_is_missing) {
+void ggmlq_llama_center::begin_feedback() {
+    struct job { const ggmlq_llama_round * round; ggml_tensor * tensor; size_t offset; };
+    std::vector<job> jobs;
+    std::vector<ggml_tensor *> tensors;
+    for (const auto & layer : layers) {
+        for (size_t h = 0; layer.feedback && h < layer.rounds->size(); ++h) {
+            jobs.push_back({ &(*layer.rounds)[h], layer.feedback, h*layer.feedback->nb[1] });
+        }
+        if (layer.feedback) {
+            tensors.push_back(layer.feedback);
+        }
+    }
+    if (jobs.empty()) {
         return;
     }
-    feedback_is_missing = false;
-    try {
-        struct job { const ggmlq_llama_round * round; ggml_tensor * tensor; size_t offset; };
-        std::vector<job> jobs;
-        std::vector<ggml_tensor *> tensors;
-        for (const auto & layer : layers) {
-            for (size_t h = 0; layer.feedback && h < layer.rounds->size(); ++h) {
-                jobs.push_back({ &(*layer.rounds)[h], layer.feedback, h*layer.feedback->nb[1] });
-            }
-            if (layer.feedback) {
-                tensors.push_back(layer.feedback);
-            }
-        }
-        const ggmlq_llama_center_values values(tensors);
+    feedback = std::async(std::launch::async | std::launch::deferred, [jobs = std::move(jobs), tensors = std::move(tensors)] { // deferred: where no thread can be started
+        const auto values = std::make_shared<const ggmlq_llama_center_values>(tensors);
         ggmlq_llama_in_parallel(jobs.size(), [&](size_t i) {
-            const auto feedback = jobs[i].round->feedback();
-            memcpy(values.of<char>(jobs[i].tensor) + jobs[i].offset, feedback.data(), feedback.size()*sizeof(uint16_t));
+            static thread_local ggmlq_llama_round::scratch scratch; // of a thread that soon ends
+            jobs[i].round->feedback((uint16_t *) (values->of<char>(jobs[i].tensor) + jobs[i].offset), scratch);
         });
-        values.copy();
+        return values;
+    });
+}
+
+void ggmlq_llama_center::prepare() {
+    const std::lock_guard<std::mutex> lock(mutex); // contexts may share a cache
+    if (!feedback.valid()) {
+        return;
+    }
+    try {
+        feedback.get()->copy();
     } catch (const std::exception & error) {
         // llama_decode can't be refused with a sentence, and its graph has these tensors: zeros are rounding by the encoder alone
         for (const auto & layer : layers) {
@@ -371,6 +379,7 @@ ggml_tensor * ggmlq_llama_center::stored(ggml_tensor * set_rows, const ggml_tens
 
 void ggmlq_llama_center::clear() {
     active = false;
+    feedback = {};
     layers.clear();
     ropes.clear();
     ctxs_bufs.clear();
@@ -468,6 +477,7 @@ void ggmlq_llama_center::upload(bool dry) {
 }
 
 void ggmlq_llama_center::fill() {
+    feedback = {}; // ends before what it reads changes
     std::vector<ggml_tensor *> tensors;
     for (const auto & rope : ropes) {
         if (rope.turns_there) {
@@ -493,8 +503,8 @@ void ggmlq_llama_center::fill() {
     }
     for (auto & layer : layers) {
         fill(layer, values);
-        feedback_is_missing = feedback_is_missing || layer.feedback;
     }
+    begin_feedback();
     values.copy();
 }
 
@@ -542,9 +552,10 @@ public:
     ggmlq_llama_center_calibration() { current = this; }
     ~ggmlq_llama_center_calibration() { current = nullptr; }
 
-    // Notes q and k of a layer, and whether it can be centered: the obstacle, if not. n_latent: values that are V too, or 0.
-    void watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int64_t n_latent, const std::string & obstacle,
-        int32_t il);
+    // Notes q and k of a layer, and whether it can be centered: the obstacle, if not; of a layer that was noted by an earlier graph and can be, adds their sums to
+    // this one. n_latent: values that are V too, or 0.
+    void watch(ggml_context * ctx, ggml_cgraph * gf, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor * k, int64_t n_latent,
+        const std::string & obstacle, int32_t il);
 
     // The next tokens are the first of a window.
     void start_window();
@@ -552,22 +563,16 @@ public:
     // Attention with a cache that watch hasn't been told of right before.
     void watch_reader(const ggml_tensor * k_cache);
 
-    static bool on_node(ggml_tensor * node, bool ask, void * self);
+    // Of a graph that was computed. Throws if there were several of the same layer since the last time.
+    void take();
 
     static thread_local ggmlq_llama_center_calibration * current;
 
     std::vector<ggmlq_llama_center *> centers;
 
 private:
-    struct watched { ggmlq_llama_center * center; const ggml_tensor * k_cache; bool is_query; };
-    std::unordered_map<const ggml_tensor *, watched> nodes;
-    ggml_backend_buffer_ptr values; // of a node
-
-    void watch_nodes(ggmlq_llama_center * center, const ggmlq_llama_center_layer & layer, const ggml_tensor * q, const ggml_tensor * k);
-
-    const float * read(const ggml_tensor * node);
-
-    void take(const ggml_tensor * node, const watched & w);
+    struct watched { ggmlq_llama_center * center; const ggml_tensor * k_cache, * sums_k, * sums_kk, * sums_qq; int64_t n_tokens; };
+    std::vector<watched> graph;
 };
 
 thread_local ggmlq_llama_center_calibration * ggmlq_llama_center_calibration::current = nullptr;
@@ -611,23 +616,31 @@ static std::string ggmlq_llama_center_latent_obstacle(const ggml_tensor * k_cach
     return "";
 }
 
-void ggmlq_llama_center_calibration::watch_nodes(ggmlq_llama_center * center, const ggmlq_llama_center_layer & layer, const ggml_tensor * q, const ggml_tensor * k) {
-    nodes[layer.n_latent ? k : k->src[0]] = { center, layer.k, false };
-    nodes[q]                              = { center, layer.k, true };
+// Sums over the tokens from `first` on: [1, values, heads].
+static const ggml_tensor * ggmlq_llama_sums(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * rows, bool of_squares) {
+    ggml_tensor * sums = ggml_sum_rows(ctx, of_squares ? ggml_sqr(ctx, rows) : rows);
+    ggml_set_output(sums); // stays until the whole graph is computed
+    ggml_build_forward_expand(gf, sums);
+    return sums;
 }
 
-void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_tensor * k_cache, const ggml_tensor * q, const ggml_tensor * k, int64_t n_latent,
-        const std::string & obstacle, int32_t il) {
+void ggmlq_llama_center_calibration::watch(ggml_context * ctx, ggml_cgraph * gf, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor * k,
+        int64_t n_latent, const std::string & obstacle, int32_t il) {
     if (std::find(centers.begin(), centers.end(), center) == centers.end()) {
         centers.push_back(center);
     }
     auto * layer = center->find(k_cache);
     if (layer && layer->il == il && k) { // of another graph
-        for (auto it = nodes.begin(); it != nodes.end();) {
-            it = it->second.k_cache == k_cache ? nodes.erase(it) : std::next(it);
-        }
-        if (layer->is_centered()) {
-            watch_nodes(center, *layer, q, k);
+        const int64_t first = std::min(q->ne[2], std::max<int64_t>(0, GGMLQ_LLAMA_CENTER_FIRST - layer->n_seen));
+        layer->n_seen += q->ne[2];
+        if (layer->is_centered() && first < q->ne[2]) {
+            const auto rows = [&](ggml_tensor * x) { // [tokens, values, heads]
+                ggml_tensor * wanted = ggml_view_3d(ctx, x, x->ne[0], x->ne[1], x->ne[2] - first, x->nb[1], x->nb[2], first*x->nb[2]);
+                return ggml_cont(ctx, ggml_permute(ctx, wanted, 1, 2, 0, 3));
+            };
+            ggml_tensor * rows_k = rows(layer->n_latent ? k : k->src[0]);
+            const ggml_tensor * sums_k = ggmlq_llama_sums(ctx, gf, rows_k, false), * sums_kk = ggmlq_llama_sums(ctx, gf, rows_k, true);
+            graph.push_back({ center, k_cache, sums_k, sums_kk, ggmlq_llama_sums(ctx, gf, rows(q), true), q->ne[2] - first });
         }
         return;
     }
@@ -653,7 +666,6 @@ void ggmlq_llama_center_calibration::watch(ggmlq_llama_center * center, ggml_ten
     layer->sum_k.assign(n_values, 0.0);
     layer->sum_kk.assign(n_values, 0.0);
     layer->sum_qq.assign(n_values, 0.0);
-    watch_nodes(center, *layer, q, k);
     if (n_latent) {
         return;
     }
@@ -688,72 +700,34 @@ void ggmlq_llama_center_calibration::watch_reader(const ggml_tensor * k_cache) {
 void ggmlq_llama_center_calibration::start_window() {
     for (auto * center : centers) {
         for (auto & layer : center->layers) {
-            layer.seen_k = layer.seen_q = 0;
+            layer.n_seen = 0;
         }
     }
 }
 
-bool ggmlq_llama_center_calibration::on_node(ggml_tensor * node, bool ask, void * self) {
-    auto & calibration = *(ggmlq_llama_center_calibration *) self;
-    const auto it = calibration.nodes.find(node);
-    if (it == calibration.nodes.end()) {
-        return !ask;
-    }
-    if (!ask) {
-        calibration.take(node, it->second);
-    }
-    return true;
-}
-
-static void ggmlq_llama_add_moments(const float * x, int64_t n, double * sums, double * squares) {
-    for (int64_t i = 0; i < n; ++i) {
-        squares[i] += (double) x[i]*x[i];
-    }
-    for (int64_t i = 0; sums && i < n; ++i) {
-        sums[i] += x[i];
-    }
-}
-
-// The values of a node, which lie as they do there.
-const float * ggmlq_llama_center_calibration::read(const ggml_tensor * node) {
-    ggml_backend_buffer_t there = node->view_src ? node->view_src->buffer : node->buffer;
-    if (ggml_backend_buffer_is_host(there)) {
-        return (const float *) node->data;
-    }
-    if (!values || ggml_backend_buffer_get_size(values.get()) < ggml_nbytes(node)) {
-        // from which a GPU copies several times as fast
-        const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(there));
-        const ggml_backend_buffer_type_t buft = dev ? ggml_backend_dev_host_buffer_type(dev) : nullptr;
-        values.reset(buft ? ggml_backend_buft_alloc_buffer(buft, ggml_nbytes(node)) : nullptr);
-        if (!values) {
-            values.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), ggml_nbytes(node)));
+void ggmlq_llama_center_calibration::take() {
+    std::vector<float> values;
+    std::set<const ggml_tensor *> taken;
+    for (const auto & w : graph) {
+        auto & layer = *w.center->find(w.k_cache);
+        if (!taken.insert(w.k_cache).second) {
+            throw std::runtime_error("its batches are computed in several parts");
         }
-        if (!values) {
-            throw std::runtime_error("no memory");
-        }
-    }
-    auto * to = (float *) ggml_backend_buffer_get_base(values.get());
-    ggml_backend_tensor_get(node, to, 0, ggml_nbytes(node));
-    return to;
-}
-
-void ggmlq_llama_center_calibration::take(const ggml_tensor * node, const watched & w) {
-    auto & layer = *w.center->find(w.k_cache);
-    const char * values = (const char *) read(node);
-    const int64_t group = w.is_query ? layer.n_head/layer.n_head_kv : 1;
-    int64_t & seen = w.is_query ? layer.seen_q : layer.seen_k;
-    const int64_t n_tokens = node->ne[2], first = std::min(n_tokens, std::max<int64_t>(0, GGMLQ_LLAMA_CENTER_FIRST - seen));
-    ggmlq_llama_in_parallel((size_t) layer.n_head_kv, [&](size_t head_kv) {
-        const int64_t n = layer.head_size, at = (int64_t) head_kv*n;
-        double * const squares = (w.is_query ? layer.sum_qq : layer.sum_kk).data() + at, * const sums = w.is_query ? nullptr : layer.sum_k.data() + at;
-        for (int64_t t = first; t < n_tokens; ++t) {
-            for (int64_t head = (int64_t) head_kv*group; head < ((int64_t) head_kv + 1)*group; ++head) {
-                ggmlq_llama_add_moments((const float *) (values + t*node->nb[2] + head*node->nb[1]), n, sums, squares);
+        const int64_t group = layer.n_head/layer.n_head_kv;
+        const auto add = [&](const ggml_tensor * node, std::vector<double> & sums, int64_t heads) { // of all heads that share a KV head
+            values.resize(ggml_nelements(node));
+            ggml_backend_tensor_get(node, values.data(), 0, ggml_nbytes(node));
+            for (size_t i = 0; i < values.size(); ++i) {
+                sums[i/(heads*layer.head_size)*layer.head_size + i % layer.head_size] += values[i];
             }
-        }
-    });
-    seen += n_tokens;
-    (w.is_query ? layer.n_q : layer.n_k) += (n_tokens - first)*group;
+        };
+        add(w.sums_k,  layer.sum_k,  1);
+        add(w.sums_kk, layer.sum_kk, 1);
+        add(w.sums_qq, layer.sum_qq, group);
+        layer.n_k += w.n_tokens;
+        layer.n_q += w.n_tokens*group;
+    }
+    graph.clear();
 }
 
 // --- graphs
@@ -831,7 +805,7 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
         return;
     }
     if (auto * calibration = ggmlq_llama_center_calibration::current) {
-        calibration->watch(center, k_cache, q, k, 0, ggmlq_llama_center_obstacle(k_cache, q, k), il);
+        calibration->watch(ctx, gf, center, k_cache, q, k, 0, ggmlq_llama_center_obstacle(k_cache, q, k), il);
         terms.push_back({ k_cache, center, nullptr, nullptr });
         return;
     }
@@ -892,13 +866,13 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     terms.push_back({ k_cache, center, layer, w });
 }
 
-void ggmlq_llama_center_graph::apply_latent(ggml_context * ctx, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor *& k,
-        const ggml_tensor * v, bool shifts, int32_t il) {
+void ggmlq_llama_center_graph::apply_latent(ggml_context * ctx, ggml_cgraph * gf, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q,
+        ggml_tensor *& k, const ggml_tensor * v, bool shifts, int32_t il) {
     if (!center) {
         return;
     }
     if (auto * calibration = ggmlq_llama_center_calibration::current) {
-        calibration->watch(center, k_cache, q, k, v->ne[0], ggmlq_llama_center_latent_obstacle(k_cache, q, k, v, shifts), il);
+        calibration->watch(ctx, gf, center, k_cache, q, k, v->ne[0], ggmlq_llama_center_latent_obstacle(k_cache, q, k, v, shifts), il);
         terms.push_back({ k_cache, center, nullptr, nullptr });
         return;
     }
@@ -1080,10 +1054,7 @@ struct ggmlq_llama_center_access {
         const uint32_t n = ctx.cparams.n_seq_max;
         ctx.graph_reserve(n, n, n, memory, true);
     }
-    static void reserve_anew(llama_context & ctx) {
-        ctx.sched_need_reserve = true;
-        ctx.sched_reserve();
-    }
+    static bool & graph_reuse_disable(llama_context & ctx) { return ctx.graph_reuse_disable; }
 };
 
 // Whether the back end of `dev` does attention with this layer's types and a term whose turns are of `type`.
@@ -1165,39 +1136,25 @@ class ggmlq_llama_center_starting : public ggmlq_llama_center_start {
 public:
     ggmlq_llama_center_starting(llama_context & ctx, ggmlq_llama_center_mode mode) : ctx(ctx), model(ctx.get_model()), mode(mode) {}
 
-    void look(const llama_memory_context_i * memory) override {
-        if (looked) {
-            return;
-        }
-        looked = true;
+    void run(const llama_memory_context_i * memory) override {
         t_start_us = ggml_time_us();
+        std::string reason; // why nothing is centered
         try {
             find(memory);
+            if (!model.hparams.no_alloc && done.empty()) {
+                calibrate();
+            }
         } catch (const std::exception & error) {
             reason = error.what();
             for (auto * center : centers) {
                 center->clear();
             }
-            if (mode == GGMLQ_LLAMA_CENTER_FILE && !model.hparams.no_alloc) { // asked for by name: not to be left out in silence
-                throw std::runtime_error("keys can't be centered: " + reason);
-            }
         }
-    }
-
-    void finish() override {
-        if (model.hparams.no_alloc || !looked) {
+        if (model.hparams.no_alloc) {
             return;
         }
-        if (done.empty() && reason.empty()) {
-            try {
-                calibrate();
-            } catch (const std::exception & error) {
-                reason = error.what();
-                for (auto * center : centers) {
-                    center->clear();
-                }
-            }
-            ggmlq_llama_center_access::reserve_anew(ctx); // the calibration's graph must not be used again
+        if (!reason.empty() && mode == GGMLQ_LLAMA_CENTER_FILE) { // asked for by name: not to be left out in silence
+            throw std::runtime_error("keys can't be centered: " + reason);
         }
         if (!reason.empty()) {
             LLAMA_LOG_WARN("%s: keys are not centered: %s\n", GGMLQ_LLAMA_CENTER_LOG, reason.c_str());
@@ -1211,10 +1168,9 @@ private:
     const llama_model & model;
     const ggmlq_llama_center_mode mode;
 
-    bool looked = false;
     int64_t t_start_us = 0;
-    std::string reason, done; // why nothing is centered; what is
-    std::string left;         // layers that aren't
+    std::string done; // what is centered
+    std::string left; // layers that aren't
     int n_centered = 0;
 
     std::vector<ggmlq_llama_center *> centers;
@@ -1309,14 +1265,10 @@ private:
         const int64_t t_calibration_us = ggml_time_us();
         ggmlq_llama_center_calibration calibration;
         int32_t error = 0;
-        const auto cb_eval = cparams.cb_eval;
-        const auto cb_data = cparams.cb_eval_user_data;
-        const std::unique_ptr<llama_cparams, std::function<void(llama_cparams *)>> callback(&cparams, [=](llama_cparams * p) {
-            p->cb_eval           = cb_eval;
-            p->cb_eval_user_data = cb_data;
-        });
-        cparams.cb_eval           = ggmlq_llama_center_calibration::on_node;
-        cparams.cb_eval_user_data = &calibration;
+        bool & reuse_disable = ggmlq_llama_center_access::graph_reuse_disable(ctx); // each graph has sums of its own
+        const std::unique_ptr<bool, std::function<void(bool *)>> restore(&reuse_disable, [before = reuse_disable](bool * p) { *p = before; });
+        reuse_disable = true;
+        const std::vector<int8_t> no_outputs(n_window, 0);
         for (size_t first = 0, n; first < tokens.size() && error == 0; first += n) { // windows of a long text, or of a short context; mostly one
             n = std::min(tokens.size() - first, (size_t) n_window);
             if (first > 0 && n < (size_t) GGMLQ_LLAMA_CENTER_LEAST) {
@@ -1328,9 +1280,14 @@ private:
             }
             calibration.start_window();
             for (size_t i = 0, n_batch; i < n && error == 0; i += n_batch) {
-                n_batch = std::min<size_t>(n - i, cparams.n_batch);
-                error = llama_decode(&ctx, llama_batch_get_one(tokens.data() + first + i, (int32_t) n_batch));
+                n_batch = std::min<size_t>({ n - i, cparams.n_batch, cparams.n_ubatch }); // one graph
+                auto batch = llama_batch_get_one(tokens.data() + first + i, (int32_t) n_batch);
+                batch.logits = const_cast<int8_t *>(no_outputs.data());
+                error = llama_decode(&ctx, batch);
                 llama_synchronize(&ctx);
+                if (error == 0) {
+                    calibration.take();
+                }
             }
             llama_memory_clear(llama_get_memory(&ctx), true);
             if (!save.empty()) {

@@ -16,6 +16,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -77,7 +78,7 @@ struct ggmlq_llama_center_layer {
     float         kq_scale = 0; // of the calibration's graph: what attention multiplies scores by
 
     // Of the calibration: sums over the tokens from GGMLQ_LLAMA_CENTER_FIRST on.
-    int64_t seen_k = 0, seen_q = 0;            // tokens of this window
+    int64_t n_seen = 0;                        // tokens of this window
     int64_t n_k = 0, n_q = 0;
     std::vector<double> sum_k, sum_kk, sum_qq; // [KV head][value]
 
@@ -136,8 +137,8 @@ public:
     // Fills them again.
     void fill();
 
-    // Before keys are stored: the feedback matrices, which a model's start needn't wait for. Where they can't be made a warning says so, and
-    // keys are rounded by the encoder alone.
+    // Before keys are stored: the feedback matrices, which fill() begins to make in the background. Where they can't be made a warning says so, and keys are
+    // rounded by the encoder alone.
     void prepare();
 
     // A SET_ROWS of keys to this cache, as cpy_k made it: rounds them, if their layer is centered.
@@ -148,10 +149,14 @@ public:
 private:
     void fill(ggmlq_llama_center_layer & layer, const ggmlq_llama_center_values & values) const;
 
+    void begin_feedback();
+
     bool measures = false;
-    bool feedback_is_missing = false;
     std::mutex mutex;
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
+
+    // What reads `rounds` and writes to the tensors' memory meanwhile; the last member, since it ends before any of that may change or go.
+    std::future<std::shared_ptr<const ggmlq_llama_center_values>> feedback;
 };
 
 // What one graph needs while it is built. Nothing happens where `center` isn't active and no calibration runs.
@@ -165,8 +170,8 @@ public:
 
     // The same where V is a part of K (MLA), before K is stored. `shifts`: scores that all change by the same give the same attention, that is, it has no
     // sinks and doesn't cap scores.
-    void apply_latent(ggml_context * ctx, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor *& k, const ggml_tensor * v,
-        bool shifts, int32_t il);
+    void apply_latent(ggml_context * ctx, ggml_cgraph * gf, ggmlq_llama_center * center, ggml_tensor * k_cache, ggml_tensor * q, ggml_tensor *& k,
+        const ggml_tensor * v, bool shifts, int32_t il);
 
     // For attention with the view `k` of a cache, as get_k made it: w [n_rot, heads, tokens], positions and part [cells, 1, 1, streams], the mean [head size, KV heads] and what it is multiplied and
     // turned by (ggml-ggmlq-center.h), or nulls; of MLA, only latent_mu [values of V].
@@ -200,17 +205,14 @@ private:
 // By how much rows of this type are stored longer while keys are centered.
 float ggmlq_llama_center_gain(ggml_type type);
 
-// What a new context does about it, once: null where nothing is to be done.
+// What a new context does about it: null where nothing is to be done.
 class ggmlq_llama_center_start {
 public:
     virtual ~ggmlq_llama_center_start() = default;
 
-    // Before its first graph is reserved: finds what can be centered, and centers it by a calibration that is known already.
-    // Throws if GGMLQ_KV_CENTER names a file that can't be used.
-    virtual void look(const llama_memory_context_i * memory) = 0;
-
-    // When it is whole: calibrates by running a text through it, where none is known; says in one line what was done or why not.
-    virtual void finish() = 0;
+    // Once, before its first graph is reserved: finds what can be centered, and centers it by a calibration that is known already, or that running a text through
+    // the context gives; says in one line what was done or why not. Throws if GGMLQ_KV_CENTER names a file that can't be used.
+    virtual void run(const llama_memory_context_i * memory) = 0;
 };
 
 // Throws if GGMLQ_KV_CENTER is wrong.

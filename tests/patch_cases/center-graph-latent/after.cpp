@@ -4,7 +4,7 @@ ggml_tensor * llm_graph_context::build_attn(
     // pyggmlq:begin center-graph-latent
     if (!cparams.training) {
         const auto * ggmlq_mctx = inp->mctx;
-        ggmlq_center.apply_latent(ctx0, ggmlq_mctx->ggmlq_center(), ggmlq_mctx->ggmlq_k_storage(il), q_cur, k_cur, v_cur, !sinks && !hparams.attn_soft_cap, il);
+        ggmlq_center.apply_latent(ctx0, gf, ggmlq_mctx->ggmlq_center(), ggmlq_mctx->ggmlq_k_storage(il), q_cur, k_cur, v_cur, !sinks && !hparams.attn_soft_cap, il);
     }
 
     // pyggmlq:end center-graph-latent
