@@ -18,7 +18,7 @@ import build
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or build.compilers() is None, reason="the emulator needs Linux and a C++ compiler"
 )
-EVERY = 6
+EVERY = 24
 
 
 def check(program, order, *which):
@@ -31,11 +31,11 @@ def program(tmp_path_factory):
     return build.build_decode(tmp_path_factory.mktemp("decode"))
 
 
-@pytest.mark.parametrize("order, first", [("forward", 0), ("backward", 2), ("shuffled", 4)])
+@pytest.mark.parametrize("order, first", [("forward", 0), ("backward", 8), ("shuffled", 16)])
 def test_attention(program, order, first):
-    """Half of the shapes of `bench_attend check`, a sixth in each order; all of them: build_decode, then `bench_emulated check`."""
+    """An eighth of the shapes of `bench_attend check`, other ones in each order. All of them (a quarter of an hour): build_decode, then `bench_emulated check`."""
     code, output = check(program, order, first, 10000, EVERY)
-    assert code == 0 and re.search(r"^0 of (\d+) failed", output, re.MULTILINE) and len(re.findall("^ok", output, re.MULTILINE)) > 60, output[-3000:]
+    assert code == 0 and re.search(r"^0 of (\d+) failed", output, re.MULTILINE) and len(re.findall("^ok", output, re.MULTILINE)) >= 20, output[-3000:]
 
 
 # What: the file, the right code and the wrong one, the list of instances that is compiled anew, the shapes that must fail.

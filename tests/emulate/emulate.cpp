@@ -106,7 +106,6 @@ struct fiber {
     int64_t    shuffles;                    /* so far; AT_SHUFFLE: this one too */
     int        mask, width, from;           /* mask -1: any lane              */
     uint32_t   given, got;
-    uint32_t   words[2][8];                 /* given where all lanes get all; in turns, since some leave before others have read */
     std::vector<std::vector<copy>> copies;  /* groups that aren't waited for yet; the last one is open */
     void     * kept;                        /* of the address sanitizer        */
 };
@@ -204,14 +203,13 @@ uint32_t emulated_shuffle    (uint32_t value, int lane, int width) { return shuf
 
 int emulated_lane(void) { return current % 32; }
 
-void emulated_meet(emulated_meeting what, const uint32_t * mine, int n, emulated_lanes & all) {
+const emulated_lanes & emulated_meet(emulated_meeting what, const uint32_t * mine, int n) {
+    static emulated_lanes lanes[MOST_THREADS/32][2]; /* in turns: some leave before others have read */
     fiber & me = fibers[current];
-    const int turn = (int) (me.shuffles & 1), first = current - current % 32;
-    std::copy(mine, mine + n, me.words[turn]);
+    emulated_lanes & all = lanes[current/32][me.shuffles & 1];
+    std::copy(mine, mine + n, all.of[current % 32]);
     shuffle_from(0, -2 - (int) what, -1, 32);
-    for (int i = 0; i < 32; ++i) {
-        std::copy(fibers[first + i].words[turn], fibers[first + i].words[turn] + n, all.of[i]);
-    }
+    return all;
 }
 
 /* --- shared memory of a launch, and copies into it --------------------------------------------------------------- */

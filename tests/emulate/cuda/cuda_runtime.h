@@ -74,8 +74,8 @@ cudaError_t cudaLaunchKernel(const void * kernel, dim3 grid, dim3 block, void **
 /* --- what threads do together: all 32 lanes of a warp at the same call ------------------------------------------- */
 
 enum emulated_meeting { MEET_SYNC, MEET_VOTE, MEET_SHUFFLE, MEET_REDUCE, MEET_MATRICES, MEET_MOVE, MEET_MMA_S8, MEET_MMA_F16 };
-struct emulated_lanes { uint32_t of[32][8]; };
-void emulated_meet(emulated_meeting what, const uint32_t * mine, int n, emulated_lanes & all); /* n up to 8 words of every lane */
+struct emulated_lanes { uint32_t of[32][12]; };
+const emulated_lanes & emulated_meet(emulated_meeting what, const uint32_t * mine, int n); /* n up to 12 words of every lane; they stay until the next meeting but one */
 void emulated_named_barrier(int id, int threads);
 int  emulated_lane(void);
 
@@ -86,13 +86,12 @@ static inline void emulated_require_all(uint32_t mask) {
     }
 }
 
-static inline void __syncwarp(void) { emulated_lanes all; emulated_meet(MEET_SYNC, nullptr, 0, all); }
+static inline void __syncwarp(void) { emulated_meet(MEET_SYNC, nullptr, 0); }
 
 static inline uint32_t __ballot_sync(uint32_t mask, int vote) {
     emulated_require_all(mask);
-    emulated_lanes all;
     const uint32_t mine = vote != 0;
-    emulated_meet(MEET_VOTE, &mine, 1, all);
+    const emulated_lanes & all = emulated_meet(MEET_VOTE, &mine, 1);
     uint32_t votes = 0;
     for (int i = 0; i < 32; ++i) {
         votes |= all.of[i][0] << i;
@@ -104,10 +103,9 @@ static inline int __all_sync(uint32_t mask, int vote) { return __ballot_sync(mas
 
 template <typename T> static inline T emulated_from_lane(T value, int lane) {
     static_assert(sizeof(T) == 4, "32 bits");
-    emulated_lanes all;
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    emulated_meet(MEET_SHUFFLE, &bits, 1, all);
+    const emulated_lanes & all = emulated_meet(MEET_SHUFFLE, &bits, 1);
     memcpy(&value, all.of[lane], 4);
     return value;
 }
@@ -125,8 +123,7 @@ template <typename T> static inline T __shfl_down_sync(uint32_t mask, T value, i
 }
 template <typename T, typename F> static inline T emulated_reduce(uint32_t mask, T value, F choose) {
     emulated_require_all(mask);
-    emulated_lanes all;
-    emulated_meet(MEET_REDUCE, (const uint32_t *) &value, 1, all);
+    const emulated_lanes & all = emulated_meet(MEET_REDUCE, (const uint32_t *) &value, 1);
     T result = (T) all.of[0][0];
     for (int i = 1; i < 32; ++i) {
         result = choose(result, (T) all.of[i][0]);
@@ -162,8 +159,7 @@ void emulated_copy_wait(int groups_left);
 /* --- instructions ------------------------------------------------------------------------------------------------ */
 
 static inline void emulated_load_matrices(uint32_t & a0, uint32_t & a1, uint32_t & a2, uint32_t & a3, uint32_t address, bool transposed) {
-    emulated_lanes all;
-    emulated_meet(MEET_MATRICES, &address, 1, all);
+    const emulated_lanes & all = emulated_meet(MEET_MATRICES, &address, 1);
     uint32_t * const a[4] = { &a0, &a1, &a2, &a3 };
     const int row = emulated_lane()/4, column = 2*(emulated_lane() % 4);
     for (int i = 0; i < 4; ++i) {
@@ -177,8 +173,7 @@ static inline void emulated_load_matrices(uint32_t & a0, uint32_t & a1, uint32_t
 }
 
 static inline void emulated_move_matrix(uint32_t & d, uint32_t a) {
-    emulated_lanes all;
-    emulated_meet(MEET_MOVE, &a, 1, all);
+    const emulated_lanes & all = emulated_meet(MEET_MOVE, &a, 1);
     const int row = emulated_lane()/4, column = 2*(emulated_lane() % 4);
     d = 0;
     for (int j = 0; j < 2; ++j) { /* element [column + j][row] */
@@ -188,9 +183,8 @@ static inline void emulated_move_matrix(uint32_t & d, uint32_t a) {
 
 static inline void emulated_mma_s8(int & d0, int & d1, int & d2, int & d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
                                    int c0, int c1, int c2, int c3) {
-    emulated_lanes all;
     const uint32_t mine[6] = { a0, a1, a2, a3, b0, b1 };
-    emulated_meet(MEET_MMA_S8, mine, 6, all);
+    const emulated_lanes & all = emulated_meet(MEET_MMA_S8, mine, 6);
     const int g = emulated_lane()/4, t = emulated_lane() % 4;
     int sums[4] = { c0, c1, c2, c3 };
     for (int e = 0; e < 4; ++e) { /* row g + 8*(e/2), column 2t + e%2 */
@@ -213,16 +207,19 @@ static inline void emulated_mma_s8_8(int & d0, int & d1, uint32_t a0, uint32_t a
 float emulated_half(uint32_t bits); /* of the lower 16 */
 
 /* K 16, or 8: then a0, a1 and b0 only. */
-static inline void emulated_mma_halves(int words, float & d0, float & d1, float & d2, float & d3, const uint32_t mine[6]) {
-    emulated_lanes all;
-    emulated_meet(MEET_MMA_F16, mine, 6, all);
+static inline void emulated_mma_halves(int words, float & d0, float & d1, float & d2, float & d3, const uint32_t halves[6]) {
+    uint32_t mine[12]; /* as floats */
+    for (int i = 0; i < 12; ++i) {
+        mine[i] = __float_as_uint(emulated_half(halves[i/2] >> 16*(i % 2)));
+    }
+    const emulated_lanes & all = emulated_meet(MEET_MMA_F16, mine, 12);
     const int g = emulated_lane()/4, t = emulated_lane() % 4;
     float * const d[4] = { &d0, &d1, &d2, &d3 };
     for (int e = 0; e < 4; ++e) {
         double sum = 0.0; /* products are exact in it, and so are nearly all sums */
         for (int word = 0; word < words; ++word) {
-            const uint32_t a = all.of[4*g + word % 4][e/2 + 2*(word/4)], b = all.of[4*(2*t + e % 2) + word % 4][4 + word/4];
-            sum += (double) emulated_half(a)*(double) emulated_half(b) + (double) emulated_half(a >> 16)*(double) emulated_half(b >> 16);
+            const uint32_t * const a = &all.of[4*g + word % 4][2*(e/2 + 2*(word/4))], * const b = &all.of[4*(2*t + e % 2) + word % 4][2*(4 + word/4)];
+            sum += (double) __uint_as_float(a[0])*(double) __uint_as_float(b[0]) + (double) __uint_as_float(a[1])*(double) __uint_as_float(b[1]);
         }
         *d[e] = (float) (sum + (double) *d[e]);
     }
