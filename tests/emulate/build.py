@@ -201,6 +201,7 @@ def build_decode(folder, flags=(), csrc=ROOT / "csrc", lists=None, others=None):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(unit, [ROOT / "tests" / "cuda" / "bench_attend.cu", HERE / "cuda" / "launch.cpp", HERE / "emulate.cpp", *instances]))
     run(cc, "-std=c11", "-O2", f"-I{ROOT / 'csrc'}", "-c", ROOT / "csrc" / "ggmlq-codec.c", "-o", folder / "codec.o")
+    objects.sort(key=lambda path: path.parent != folder)  # of functions in several objects the first one's is taken
     run(cxx, *objects, folder / "codec.o", *flags, "-pthread", "-lm", "-o", folder / "bench_emulated")
     return folder / "bench_emulated"
 
