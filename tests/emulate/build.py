@@ -2,8 +2,9 @@
 """Compiles csrc/cuda for the emulator (emulate.cpp).
 
     python tests/emulate/build.py FOLDER [compiler flags]     # FOLDER/check_emulated: tests/cuda/check_cuda.cu; FOLDER/ggmlq-hip.so
+    python tests/emulate/build.py --decode FOLDER [..]        # FOLDER/bench_emulated: tests/cuda/bench_attend.cu
 
-The sources stay as they are but for their launches, which no C++ compiler knows: kernel<<<grid, block, 0, stream>>>(arguments).
+The sources stay as they are but for what no C++ compiler knows: their launches, kernel<<<grid, block, 0, stream>>>(arguments), and, of the decode attention, PTX.
 """
 from __future__ import annotations
 
@@ -239,4 +240,7 @@ def build_faults(folder):
 
 
 if __name__ == "__main__":
-    build(sys.argv[1], sys.argv[2:])
+    if sys.argv[1] == "--decode":
+        build_decode(sys.argv[2], sys.argv[3:])
+    else:
+        build(sys.argv[1], sys.argv[2:])
