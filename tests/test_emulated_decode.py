@@ -65,7 +65,7 @@ def test_a_planted_error_is_seen(program, tmp_path, what):
     assert any(code for code, _ in results), results[0][1]
 
 
-def test_an_instruction_that_is_not_known(tmp_path):
-    assert build.translate_ptx('  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(f(b, c)), "r"(s));') == "  emulated_permute(d, a, f(b, c), s);"
+def test_instructions_are_translated():
+    assert build.translate_ptx('  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(f(b, c)), "r"(s));') == "  emulated_permute((d), (a), (f(b, c)), (s));"
     assert build.translate_ptx('asm volatile("" : "+r"(x));') == "(void) 0;"
     assert build.translate_ptx('asm("bfi.b32 %0, %1;" : "=r"(d) : "r"(a));') == 'emulator_has_no("bfi.b32 %0, %1;");'
