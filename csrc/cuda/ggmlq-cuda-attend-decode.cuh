@@ -1040,6 +1040,22 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
             load_next_mask(w.first<TERM>() < inner1, w.first<TERM>());
         }
     };
+    /* What the warp's first tile is made of: in a model weights drive it out of the L2 cache between two layers. While keys are rounded for queries, there is time. */
+    auto prefetch_first_tile = [&](const ggmlq_decode_place & w) {
+        const int token = w.first<TERM>()*ROWS, row = token + w.lane % ROWS;
+        if (row < plan.n_kv) {
+            ggmlq_prefetch(w.lane < ROWS ? k_rows_of(w) + row*p.k_stride[0] : v_rows_of(w) + row*p.v_stride[0]);
+        }
+        if (token < plan.n_kv && w.lane == 0) {
+            if (mask) {
+                ggmlq_prefetch(one_mask + 2*token);
+            }
+            ggmlq_prefetch(p.positions + (w.seq_kv*plan.positions_step + token));
+            if (plan.has_parts) {
+                ggmlq_prefetch(p.part + (w.seq_kv*plan.parts_step + token));
+            }
+        }
+    };
     ggmlq_term_window window;
     int terms_end = tile1, terms_at = 0; /* the tile after those whose terms the warp has; where this lane's are, were they of tile 0 */
     auto fill_terms = [&](int tile) {
@@ -1087,6 +1103,9 @@ __global__ void __launch_bounds__(32*WARPS, BLOCKS) ggmlq_attend_decode_kernel(c
         ggmlq_term_w w_at;
         if constexpr (TERM && W_FETCHED) {
             w_at = ggmlq_term_w::place<SLICE, COLUMNS>(p, plan, slices, threadIdx.x, first_column, head_kv, seq);
+        }
+        if constexpr (TERM && LEAN && TILES == 1) {
+            prefetch_first_tile(at0);
         }
         ggmlq_wait_for_previous();
         if (plan.short_loop) {

@@ -95,6 +95,15 @@ GGMLQ_DEVICE void ggmlq_keep(float & x) {
 #endif
 }
 
+/* Into the L2 cache; memory of the call, also before the wait. */
+GGMLQ_DEVICE void ggmlq_prefetch(const void * address) {
+#if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(address));
+#else
+    (void) address;
+#endif
+}
+
 /* The next kernel, if it is of that kind too, may be put on the device as soon as all threads have said so, or ended. */
 GGMLQ_DEVICE void ggmlq_let_next_start(void) {
 #if defined(GGMLQ_EARLY_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -35,6 +35,9 @@ static constexpr int64_t GGMLQ_LLAMA_CENTER_FIRST = 4;
 static constexpr int64_t GGMLQ_LLAMA_CENTER_MOST  = 512;
 static constexpr int64_t GGMLQ_LLAMA_CENTER_LEAST = 16;
 
+// Of a larger batch the ones are an input of its graph.
+static constexpr int64_t GGMLQ_LLAMA_CENTER_ONES = 64;
+
 // Written for this purpose: prose, code, numbers, other languages.
 static const char * const GGMLQ_LLAMA_CENTER_TEXT =
     "The ferry to the northern islands leaves twice a day, except in winter, when the sea is often too rough. Most travellers "
@@ -382,7 +385,16 @@ void ggmlq_llama_center::clear() {
     feedback = {};
     layers.clear();
     ropes.clear();
+    rotation = ones = nullptr;
+    rotation_is_set = false;
     ctxs_bufs.clear();
+}
+
+void ggmlq_llama_center::set_rotation(const std::vector<float> & values) {
+    if (!rotation_is_set) {
+        ggml_backend_tensor_set(rotation, values.data(), 0, ggml_nbytes(rotation));
+        rotation_is_set = true;
+    }
 }
 
 void ggmlq_llama_center::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const {
@@ -401,7 +413,7 @@ void ggmlq_llama_center::upload(bool dry) {
         }
     }
     for (const auto buft : bufts) {
-        size_t n_tensors = 0;
+        size_t n_tensors = 2; // ones and rotation
         for (const auto & layer : layers) {
             n_tensors += layer.rope >= 0 ? 7 + 2 + layer.k->ne[2] : layer.is_centered();
         }
@@ -431,6 +443,13 @@ void ggmlq_llama_center::upload(bool dry) {
             if (!rope.turns_there) {
                 rope.turns_there = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, rope.n_rot/2);
                 rope.one         = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, rope.n_rot);
+            }
+        }
+        const auto centered = std::find_if(layers.begin(), layers.end(), [](const auto & layer) { return layer.rope >= 0; });
+        if (bufts.size() == 1 && centered != layers.end()) {
+            ones = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, GGMLQ_LLAMA_CENTER_ONES);
+            if (const int64_t n = ggmlq_llama_center_hadamard(*centered, rotates)) {
+                rotation = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, n);
             }
         }
         for (auto & layer : layers) { // behind all that fill() writes, which so lies side by side
@@ -484,6 +503,9 @@ void ggmlq_llama_center::fill() {
             tensors.insert(tensors.end(), { rope.turns_there, rope.one });
         }
     }
+    if (ones) {
+        tensors.push_back(ones);
+    }
     for (const auto & layer : layers) {
         if (layer.n_latent) {
             tensors.push_back(layer.latent_mu);
@@ -500,6 +522,9 @@ void ggmlq_llama_center::fill() {
         for (int64_t i = 0; i < rope.n_rot; ++i) {
             values.of<float>(rope.one)[i] = ggmlq_llama_is_first_of_pair(rope, i) ? 1.0f/rope.magnitude : 0.0f;
         }
+    }
+    if (ones) {
+        std::fill_n(values.of<int32_t>(ones), ones->ne[0], 1);
     }
     for (auto & layer : layers) {
         fill(layer, values);
@@ -734,13 +759,13 @@ void ggmlq_llama_center_calibration::take() {
 
 class llm_graph_input_ggmlq_center : public llm_graph_input_i {
 public:
-    llm_graph_input_ggmlq_center(ggml_tensor * ones) : ones(ones) {}
+    llm_graph_input_ggmlq_center(ggml_tensor * ones, int64_t n_tokens) : ones(ones), n_tokens(n_tokens) {}
 
     void set_input(const llama_ubatch * ubatch) override {
         for (auto * center : centers) {
             center->prepare();
         }
-        if (ones->buffer) {
+        if (ones && ones->buffer) {
             const std::vector<int32_t> values(ubatch->n_tokens, 1);
             ggml_backend_tensor_set(ones, values.data(), 0, ggml_nbytes(ones));
         }
@@ -761,7 +786,7 @@ public:
     }
 
     // Cells and streams of a graph are those of its mask, whose input says whether they are still the same.
-    bool can_reuse(const llm_graph_params & params) override { return ones->ne[0] == params.ubatch.n_tokens; }
+    bool can_reuse(const llm_graph_params & params) override { return n_tokens == params.ubatch.n_tokens; }
 
     // I32 [cells, 1, 1, streams]: the positions of what the view `k` of a cache shows.
     ggml_tensor * positions_of(ggml_context * ctx, const ggmlq_llama_center & center, const ggml_tensor * k) {
@@ -783,7 +808,8 @@ public:
 private:
     struct positions_input { std::shared_ptr<const llama_kv_cells_vec> cells; size_t first_stream; ggml_tensor * tensor; };
 
-    ggml_tensor * ones; // I32 [n_tokens]: for the quarter turn
+    ggml_tensor * ones; // I32 [n_tokens]: for the quarter turn; null: the device has them
+    const int64_t n_tokens;
     std::vector<positions_input> positions;
     std::vector<int32_t> values;
 };
@@ -816,11 +842,15 @@ void ggmlq_llama_center_graph::apply(ggml_context * ctx, ggml_cgraph * gf, const
     const auto & rope = center->ropes[layer->rope];
     const int64_t n_tokens = q->ne[2];
 
-    if (!ones) {
-        ones = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
-        ggml_set_input(ones);
+    if (!input) {
+        const bool there = center->ones && n_tokens <= center->ones->ne[0];
+        ones = there ? ggml_view_1d(ctx, center->ones, n_tokens, 0) : ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
+        if (!there) {
+            ggml_set_input(ones);
+        }
         ggml_set_name(ones, "center_inp_ones");
-        auto made = std::make_unique<llm_graph_input_ggmlq_center>(ones);
+        ggml_build_forward_expand(gf, ones); // a view stands before all layers, none of which then has it among what a GPU fuses
+        auto made = std::make_unique<llm_graph_input_ggmlq_center>(there ? nullptr : ones, n_tokens);
         input = made.get();
         add_input(std::move(made));
     }

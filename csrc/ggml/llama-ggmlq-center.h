@@ -122,6 +122,13 @@ public:
     std::vector<ggmlq_llama_center_layer> layers;
     std::vector<ggmlq_llama_center_rope>  ropes;
 
+    // On the device of all that is centered; null where that is on several, or not to be had. As inputs of a graph they would be copied there for every token, each with a wait.
+    ggml_tensor * rotation = nullptr; // F32 [n, n]: the matrix of llama.cpp's own rotation (attn_rot) of K, whatever graph is computed
+    ggml_tensor * ones     = nullptr; // I32 [GGMLQ_LLAMA_CENTER_ONES]: for the quarter turn of so many tokens
+
+    // Once for all, what the cache would copy for each graph.
+    void set_rotation(const std::vector<float> & values);
+
     ggmlq_llama_center_layer * find(const ggml_tensor * k);
 
     // Makes and fills the tensors from mean and scale; `dry`: without memory, for a context that only says how much it would take.
@@ -152,6 +159,7 @@ private:
     void begin_feedback();
 
     bool measures = false;
+    bool rotation_is_set = false;
     std::mutex mutex;
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
 
