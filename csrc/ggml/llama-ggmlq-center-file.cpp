@@ -335,7 +335,7 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path) {
 struct ggmlq_llama_part { const ggml_tensor * tensor; size_t offset, size, at; };
 
 // Norms whole, of others some bytes from the middle; none where its memory can be read as a whole only (matrices that are split over GPUs by rows).
-static void ggmlq_llama_center_sample(const ggml_tensor * tensor, std::vector<uint8_t> & bytes, std::map<ggml_backend_dev_t, std::vector<ggmlq_llama_part>> & parts) {
+static void ggmlq_llama_center_sample_tensor(const ggml_tensor * tensor, std::vector<uint8_t> & bytes, std::map<ggml_backend_dev_t, std::vector<ggmlq_llama_part>> & parts) {
     if (!tensor->buffer || !tensor->data) {
         return;
     }
@@ -378,42 +378,46 @@ static void ggmlq_llama_center_read_parts(const std::vector<ggmlq_llama_part> & 
     }
 }
 
-std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
-        const std::function<ggml_backend_t(ggml_backend_dev_t)> & backend_of) {
-    const auto & tensors = llama_internal_get_tensor_map(&model);
-    std::vector<uint8_t> bytes;
-    bytes.reserve(tensors.size()*(2*128 + (size_t) llama_model_n_embd(&model)*sizeof(float))); // more than it takes, which costs less than to grow
-    const auto add = [&](const void * data, size_t size) {
-        const uint64_t length = size;
-        bytes.insert(bytes.end(), (const uint8_t *) &length, (const uint8_t *) (&length + 1));
-        bytes.insert(bytes.end(), (const uint8_t *) data, (const uint8_t *) data + size);
-    };
-    const auto add_text = [&](const std::string & text) { add(text.data(), text.size()); };
+static void ggmlq_llama_center_add(std::vector<uint8_t> & bytes, const void * data, size_t size) {
+    const uint64_t length = size;
+    bytes.insert(bytes.end(), (const uint8_t *) &length, (const uint8_t *) (&length + 1));
+    bytes.insert(bytes.end(), (const uint8_t *) data, (const uint8_t *) data + size);
+}
 
-    add(&GGMLQ_LLAMA_CENTER_FILE_VERSION, sizeof(GGMLQ_LLAMA_CENTER_FILE_VERSION));
+static void ggmlq_llama_center_add(std::vector<uint8_t> & bytes, const std::string & text) { ggmlq_llama_center_add(bytes, text.data(), text.size()); }
+
+std::vector<uint8_t> ggmlq_llama_center_sample(const llama_model & model, const std::function<ggml_backend_t(ggml_backend_dev_t)> & backend_of) {
+    std::vector<uint8_t> bytes;
+    const auto & tensors = llama_internal_get_tensor_map(&model);
+    bytes.reserve(tensors.size()*(2*128 + (size_t) llama_model_n_embd(&model)*sizeof(float))); // more than it takes, which costs less than to grow
+    ggmlq_llama_center_add(bytes, &GGMLQ_LLAMA_CENTER_FILE_VERSION, sizeof(GGMLQ_LLAMA_CENTER_FILE_VERSION));
     for (const auto & [name, value] : std::map<std::string, std::string>(model.gguf_kv.begin(), model.gguf_kv.end())) {
-        add_text(name);
-        add_text(value);
+        ggmlq_llama_center_add(bytes, name);
+        ggmlq_llama_center_add(bytes, value);
     }
     std::map<ggml_backend_dev_t, std::vector<ggmlq_llama_part>> parts;
     for (const auto & [name, tensor] : tensors) {
-        add_text(name);
-        add(&tensor->type, sizeof(tensor->type));
-        add(tensor->ne, sizeof(tensor->ne));
-        ggmlq_llama_center_sample(tensor, bytes, parts);
+        ggmlq_llama_center_add(bytes, name);
+        ggmlq_llama_center_add(bytes, &tensor->type, sizeof(tensor->type));
+        ggmlq_llama_center_add(bytes, tensor->ne, sizeof(tensor->ne));
+        ggmlq_llama_center_sample_tensor(tensor, bytes, parts);
     }
     for (const auto & [dev, parts_there] : parts) {
         ggmlq_llama_center_read_parts(parts_there, bytes, dev, backend_of(dev));
     }
-    add_text(text);
+    return bytes;
+}
+
+std::string ggmlq_llama_center_key(std::vector<uint8_t> bytes, const std::string & text, const std::vector<ggmlq_llama_center *> & centers) {
+    ggmlq_llama_center_add(bytes, text);
     for (const auto * center : centers) {
-        add(&center->type_v, sizeof(center->type_v));
+        ggmlq_llama_center_add(bytes, &center->type_v, sizeof(center->type_v));
         for (const auto & layer : center->layers) {
             const int64_t facts[] = { layer.il, layer.is_centered(), layer.head_size, layer.n_head_kv, layer.n_head, layer.k->type };
-            add(facts, sizeof(facts));
+            ggmlq_llama_center_add(bytes, facts, sizeof(facts));
             if (layer.is_centered()) {
                 const auto more = ggmlq_llama_center_facts(*center, layer);
-                add(more.data(), more.size()*sizeof(int32_t));
+                ggmlq_llama_center_add(bytes, more.data(), more.size()*sizeof(int32_t));
             }
         }
     }

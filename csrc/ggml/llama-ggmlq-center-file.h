@@ -52,10 +52,11 @@ ggmlq_llama_center_record ggmlq_llama_center_load(const std::string & path);
 
 // --- kept for later contexts, in this process and in others (docs/CENTERING.md)
 
-// By what a calibration depends on: the model, its weights sampled, the text, every layer's RoPE and cache. The same in every process.
-// backend_of: the context's of a device, or null.
-std::string ggmlq_llama_center_key(const llama_model & model, const std::string & text, const std::vector<ggmlq_llama_center *> & centers,
-    const std::function<ggml_backend_t(ggml_backend_dev_t)> & backend_of);
+// What a model is known by: its metadata, and its weights sampled. backend_of: the context's of a device, or null.
+std::vector<uint8_t> ggmlq_llama_center_sample(const llama_model & model, const std::function<ggml_backend_t(ggml_backend_dev_t)> & backend_of);
+
+// By what a calibration depends on: the model, the text, every layer's RoPE and cache. The same in every process.
+std::string ggmlq_llama_center_key(std::vector<uint8_t> sample, const std::string & text, const std::vector<ggmlq_llama_center *> & centers);
 
 // One of this key whose windows are at least this long or the whole text, and where it was found; null if there is none. A file that can't be used is named in the log.
 std::shared_ptr<const ggmlq_llama_center_record> ggmlq_llama_center_find(const std::string & key, uint32_t n_window, std::string & where);

@@ -1222,6 +1222,12 @@ private:
             throw std::runtime_error("the context is one for a part of the model (MTP)");
         }
         save = mode == GGMLQ_LLAMA_CENTER_FILE ? "" : ggmlq_llama_center_save_path();
+        std::future<std::vector<uint8_t>> sample;
+        if (mode != GGMLQ_LLAMA_CENTER_FILE && save.empty() && !model.hparams.no_alloc) { // while graphs are built here, which touches no back end's stream
+            sample = std::async(std::launch::async | std::launch::deferred, [this] {
+                return ggmlq_llama_center_sample(model, [this](ggml_backend_dev_t dev) { return ggmlq_llama_center_access::backend(ctx, dev); });
+            });
+        }
         {
             ggmlq_llama_center_calibration calibration;
             ggmlq_llama_center_access::build_a_graph(ctx, memory);
@@ -1261,7 +1267,7 @@ private:
         if (!save.empty()) {
             return;
         }
-        key = ggmlq_llama_center_key(model, text, centers, [&](ggml_backend_dev_t dev) { return ggmlq_llama_center_access::backend(ctx, dev); });
+        key = ggmlq_llama_center_key(sample.get(), text, centers);
         std::string where;
         const auto record = ggmlq_llama_center_find(key, (uint32_t) n_window, where);
         if (record) {
