@@ -41,6 +41,21 @@ def split_arguments(text):
     return parts
 
 
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def end_of_brackets(text, at):
+    """Of what begins behind an opening bracket; strings are passed over."""
+    depth = 1
+    while depth:
+        if text[at] == '"':
+            at = STRING.match(text, at).end()
+            continue
+        depth += (text[at] in "([{") - (text[at] in ")]}")
+        at += 1
+    return at
+
+
 def translate(source):
     """kernel<<<grid, block, 0, stream>>>(arguments) -> emulated_launch(grid, block, stream, [&] { kernel(arguments); })"""
     result, at = "", 0
@@ -49,10 +64,7 @@ def translate(source):
         configuration += ["0", " NULL"][len(configuration) - 2 :]
         if len(configuration) != 4 or configuration[2].strip() != "0":
             raise ValueError(f"{kernel}: found <<<{launch[2]}>>>, wanted a grid, a block, 0 and a stream")
-        end, depth = launch.end(), 1
-        while depth:
-            depth += (source[end] == "(") - (source[end] == ")")
-            end += 1
+        end = end_of_brackets(source, launch.end())
         arguments = source[launch.end() : end - 1]
         result += source[at : launch.start()]
         result += f"emulated_launch(dim3({configuration[0]}), dim3({configuration[1]}),{configuration[3]}, [&] {{ {kernel}({arguments}); }})"
@@ -95,19 +107,6 @@ PTX = {
     "{ .reg .pred p; .reg .f32 i; setp.gt.f32 p, %1, %3; sub.sat.f32 i, %1, %2; @p sub.sat.f32 i, %1, %4; fma.rn.f32 %0, i, %6, %5; @p fma.rn.f32 %0, i, %8, %7; }":
         "emulated_pick({})",
 }  # fmt: skip
-STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-
-
-def end_of_brackets(text, at):
-    """Of what begins behind an opening bracket; strings are passed over."""
-    depth = 1
-    while depth:
-        if text[at] == '"':
-            at = STRING.match(text, at).end()
-            continue
-        depth += (text[at] in "([{") - (text[at] in ")]}")
-        at += 1
-    return at
 
 
 def translate_ptx(source):
@@ -143,12 +142,17 @@ def run(*command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
 
 
-def compile_unit(source, result, csrc, flags):
+def compile_translated(source, result, flags):
     """A .cu file -> an object file."""
     unit = result.with_suffix(".cpp")
     unit.write_text(f'#line 1 "{source}"\n' + translate(source.read_text(encoding="utf-8")), encoding="utf-8")
-    run(compilers()[0], *FLAGS, f"-I{csrc}", f"-I{csrc / 'cuda'}", *flags, "-c", unit, "-o", result)
+    run(compilers()[0], *flags, "-c", unit, "-o", result)
     return result
+
+
+def compile_unit(source, result, csrc, flags):
+    """The same, of what HIP has too."""
+    return compile_translated(source, result, [*FLAGS, f"-I{csrc}", f"-I{csrc / 'cuda'}", *flags])
 
 
 def build(folder, flags=(), csrc=ROOT / "csrc", units=(*KERNELS, "check_cuda"), others=None):
@@ -192,11 +196,7 @@ def build_decode(folder, flags=(), csrc=ROOT / "csrc", lists=None, others=None):
     def unit(source):
         if lists is not None and source.stem.removeprefix("ggmlq-cuda-attend-decode-") not in lists:
             return Path(others) / f"{source.stem}.o"
-        result = folder / f"{source.stem}.o"
-        text = f'#line 1 "{source}"\n' + translate(source.read_text(encoding="utf-8"))
-        result.with_suffix(".cpp").write_text(text, encoding="utf-8")
-        run(cxx, *every, "-c", result.with_suffix(".cpp"), "-o", result)
-        return result
+        return compile_translated(source, folder / f"{source.stem}.o", every)
 
     instances = sorted(translated.glob("ggmlq-cuda-attend-decode-*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -6,6 +6,8 @@
 #pragma once
 #include "../hip/hip_runtime.h"
 
+#include "../../hip/cuda_names.h"
+
 #include <algorithm>
 
 using std::max;
@@ -18,7 +20,6 @@ using std::min;
 /* --- the run-time library --------------------------------------------------------------------------------------- */
 
 #define cudaDeviceProp           hipDeviceProp_t
-#define cudaDeviceSynchronize    hipDeviceSynchronize
 #define cudaError_t              hipError_t
 #define cudaErrorNotSupported    hipErrorNotSupported
 #define cudaFree                 hipFree
@@ -27,32 +28,13 @@ using std::min;
 #define cudaGetErrorString       hipGetErrorString
 #define cudaGetLastError         hipGetLastError
 #define cudaMalloc(to, bytes)    hipMalloc((void **) (to), bytes)
-#define cudaMemcpy               hipMemcpy
 #define cudaMemcpyAsync          hipMemcpyAsync
-#define cudaMemcpyDeviceToDevice hipMemcpyDeviceToDevice
 #define cudaMemcpyDeviceToHost   hipMemcpyDeviceToHost
 #define cudaMemcpyHostToDevice   hipMemcpyHostToDevice
-#define cudaMemset               hipMemset
 #define cudaStream_t             hipStream_t
 #define cudaSuccess              hipSuccess
 
-/* Times aren't for an emulator. */
-#define cudaEventCreate          hipEventCreate
-#define cudaEventDestroy         hipEventDestroy
-#define cudaEventElapsedTime     hipEventElapsedTime
-#define cudaEventRecord          hipEventRecord
-#define cudaEventSynchronize     hipEventSynchronize
-#define cudaEvent_t              hipEvent_t
-#define cudaGraphDestroy         hipGraphDestroy
-#define cudaGraphExecDestroy     hipGraphExecDestroy
-#define cudaGraphExec_t          hipGraphExec_t
-#define cudaGraphInstantiate     hipGraphInstantiate
-#define cudaGraphLaunch          hipGraphLaunch
-#define cudaGraph_t              hipGraph_t
-#define cudaStreamBeginCapture   hipStreamBeginCapture
 #define cudaStreamCaptureModeGlobal hipStreamCaptureModeThreadLocal
-#define cudaStreamCreate         hipStreamCreate
-#define cudaStreamEndCapture     hipStreamEndCapture
 
 /* An H100, as far as plans ask. */
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
