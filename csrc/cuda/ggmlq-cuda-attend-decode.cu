@@ -95,7 +95,7 @@ static bool get_device_info(device_info * info) {
 }
 
 /* Microseconds on an H100, fitted to head sizes 128 and, for four slices, 512 (bench_selected search); only their proportions matter. A turn is one tile in every group of warps, memory_time what
- * reading the cache takes all multiprocessors together. */
+ * reading the cache takes all multiprocessors together. Parts that are to be added up cost more in a model than in a loop: it drives that code out of the caches between two layers. */
 static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decode_plan * plan, int splits, int multiprocessors, int resident, double memory_time) {
     const int slots = multiprocessors*resident;
     const int64_t blocks = (int64_t) plan->units*splits, waves = (blocks + slots - 1)/slots;
@@ -104,7 +104,7 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     const double fill = blocks < slots ? (double) blocks/slots : 1.0, turn = 1.86*instance->rows/16*(fill < 0.5 ? 0.625 : 0.25 + 0.75*fill);
     const bool   wide = plan->slices > 2; /* one block on a multiprocessor in any case; the last one adds up 16 ranges at once */
     const double loop = (double) waves*turns*(wide ? 1.86*instance->rows/16 : turn), memory = 20*blocks < 19*multiprocessors ? memory_time*multiprocessors/(double) blocks : memory_time;
-    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits == 1 ? 0.0 : wide ? 1.5*((splits + 15)/16) : 0.14*splits);
+    return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits == 1 ? 0.0 : 3.0 + (wide ? 1.5*((splits + 15)/16) : 0.14*splits));
 }
 
 static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
