@@ -43,6 +43,7 @@ NOT_BEFORE_2026_10 = {
     "center-cache-context-member",
     "center-cache-create",
     "center-cache-rotation",
+    "center-cache-rotation-set",
     "center-cache-store",
     "center-cache-copy-stream",
     "center-cache-memory",
