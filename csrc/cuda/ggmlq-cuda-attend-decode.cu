@@ -107,7 +107,8 @@ static double estimate(const ggmlq_decode_instance * instance, const ggmlq_decod
     return 8.0*(double) waves + (loop > memory ? loop : memory) + (splits == 1 ? 0.0 : 3.0 + (wide ? 1.5*((splits + 15)/16) : 0.14*splits));
 }
 
-static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan) {
+/* `splits`: of a test; 0: as many as are fastest. */
+static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_instance * instance, ggmlq_decode_plan * plan, int splits = 0) {
     device_info device;
     if (!get_device_info(&device) || device.capability < 75) {
         return false;
@@ -153,13 +154,15 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     }
     const int64_t row_bytes = ggmlq_row_bytes(p->type_k, p->head_size_k) + (plan->v_in_k ? 0 : ggmlq_row_bytes(p->type_v, p->head_size_v));
     const double memory_time = (double) (p->n_kv*p->n_heads_kv*p->n_seqs_kv)*(double) row_bytes/3.0e6;
-    double least = estimate(instance, plan, 1, device.multiprocessors, resident, memory_time);
-    plan->splits = 1;
-    for (int splits = 2; splits <= most; ++splits) {
-        const double time = estimate(instance, plan, splits, device.multiprocessors, resident, memory_time);
-        if (time < least) {
+    if (splits > instance->sum_bytes/4/columns || splits > tiles) {
+        return false;
+    }
+    double least = -1;
+    for (int n = splits ? splits : 1; n <= (splits ? splits : most); ++n) {
+        const double time = estimate(instance, plan, n, device.multiprocessors, resident, memory_time);
+        if (least < 0 || time < least) {
             least = time;
-            plan->splits = splits;
+            plan->splits = n;
         }
     }
     for (int rows = 2*plan->term_rows; instance->term && rows <= GGMLQ_TERM_MOST_ROWS; rows *= 2) {

@@ -316,6 +316,45 @@ static int count_unchecked() {
     return count;
 }
 
+/* Of two calls; every `step`-th head. */
+static bool check_plan(const bench_case & c, buffers & b, const ggmlq_decode_instance * instance, ggmlq_decode_plan plan, const std::vector<double> & ref, int step) {
+    const int heads = c.heads_kv*c.group, n_v = values_of_v(c);
+    std::vector<float> out[2];
+    CUDA(cudaMalloc(&b.workspace, plan.workspace_bytes + 256));
+    for (int i = 0; i < 2; ++i) {
+        if (i == 0) CUDA(cudaMemset(b.workspace, 0xa5, plan.workspace_bytes + 256)); /* the second call finds what the first left */
+        CUDA(cudaMemset(b.dout, 0xff, 4*b.out_floats));
+        if (launch(&b.p, instance, &plan, b.workspace, NULL)) exit(2);
+        CUDA(cudaDeviceSynchronize());
+        out[i].resize(b.out_floats); CUDA(cudaMemcpy(out[i].data(), b.dout, 4*b.out_floats, cudaMemcpyDeviceToHost));
+    }
+    CUDA(cudaFree(b.workspace));
+    b.workspace = NULL;
+    double error = 0, norm = 0, worst = 0;
+    bool nan = false;
+    for (int s = 0; s < c.seqs; ++s) for (int q = 0; q < c.queries; ++q) for (int h = 0; h < heads; ++h) {
+        if ((s*c.heads_kv + h/c.group) % step) continue;
+        double e = 0, r2 = 0;
+        for (int i = 0; i < n_v; ++i) {
+            const size_t at = ((size_t) (s*c.queries + q)*heads + h)*n_v + i;
+            const double d = out[0][at] - ref[at];
+            nan |= !(std::fabs(out[0][at]) < 1e30);
+            e += d*d; r2 += ref[at]*ref[at];
+        }
+        error += e; norm += r2;
+        worst = std::max(worst, r2 > 0 ? e/r2 : e);
+    }
+    const bool same = memcmp(out[0].data(), out[1].data(), 4*b.out_floats) == 0;
+    const double nmse = norm > 0 ? error/norm : error;
+    /* Bytes: a query's step is max/127, at most 3.2 standard deviations of 128 values over 127, so its relative error has a variance of
+     * 5e-5, the score's as much of the score's, which is amplitude^2 times the mean square of K, 1.6. Halves: 2^-11 each of query, weight and value. */
+    const double limit = 1e-6 + (c.type_k == GGMLQ_TYPE_F16 ? 1e-7 : 1e-4)*c.amplitude*c.amplitude;
+    const bool ok = nmse < limit && worst < 50*limit && !nan && same;
+    printf("%s %s mask %d seqs %d/%d%s%s cap %g alibi %g amp %g%s slices %d splits %3d  nmse %.1e worst row %.1e%s%s\n", ok ? "ok  " : "FAIL", name_of(c).c_str(), c.mask, c.seqs, c.seqs_kv,
+           c.v_in_k ? " V=K" : "", c.sinks ? " sinks" : "", c.softcap, c.max_bias, c.amplitude, c.nan_rows ? " NaN" : "", plan.slices, plan.splits, nmse, worst, nan ? " NOT FINITE" : "", same ? "" : " DIFFERS FROM RUN TO RUN");
+    return ok;
+}
+
 static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
     buffers b;
     make(c, b, 1);
@@ -341,50 +380,28 @@ static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
         CUDA(cudaMemcpy(b.dk, b.k.data(), b.k.size(), cudaMemcpyHostToDevice));
         if (!c.v_in_k) CUDA(cudaMemcpy(b.dv, b.v.data(), b.v.size(), cudaMemcpyHostToDevice));
     }
-    ggmlq_decode_plan plan;
-    const ggmlq_decode_instance * instance = !forced ? make_plan(&b.p, &plan) : plan_instance(&b.p, forced, &plan) ? forced : NULL;
+    std::vector<ggmlq_decode_plan> plans(1);
+    const ggmlq_decode_instance * instance = !forced ? make_plan(&b.p, &plans[0]) : plan_instance(&b.p, forced, &plans[0]) ? forced : NULL;
     if (instance == NULL) {
         printf("NOT SUPPORTED  %s\n", name_of(c).c_str());
         release(b);
         return false;
     }
     checked.insert(instance);
-    CUDA(cudaMalloc(&b.workspace, plan.workspace_bytes + 256));
-    std::vector<float> out[2];
-    for (int i = 0; i < 2; ++i) {
-        if (i == 0) CUDA(cudaMemset(b.workspace, 0xa5, plan.workspace_bytes + 256)); /* the second call finds what the first left */
-        CUDA(cudaMemset(b.dout, 0xff, 4*b.out_floats));
-        if (launch(&b.p, instance, &plan, b.workspace, NULL)) exit(2);
-        CUDA(cudaDeviceSynchronize());
-        out[i].resize(b.out_floats); CUDA(cudaMemcpy(out[i].data(), b.dout, 4*b.out_floats, cudaMemcpyDeviceToHost));
+    ggmlq_decode_plan in_parts;
+    const int several = std::min(7, c.n_kv/instance->rows);
+    if (plans[0].splits == 1 && several > 1 && plan_instance(&b.p, instance, &in_parts, several)) { /* few tokens: in several ranges, too */
+        plans.push_back(in_parts);
     }
     std::vector<double> ref(b.out_floats);
     std::vector<std::thread> threads;
     const int units = c.seqs*c.heads_kv, step = c.n_kv > 20000 ? 3 : 1;
     for (int w = 0; w < 16; ++w) threads.emplace_back([&, w] { for (int u = w*step; u < units; u += 16*step) reference(c, b, u/c.heads_kv, u % c.heads_kv, ref); });
     for (auto & t : threads) t.join();
-    double error = 0, norm = 0, worst = 0;
-    bool nan = false;
-    for (int s = 0; s < c.seqs; ++s) for (int q = 0; q < c.queries; ++q) for (int h = 0; h < heads; ++h) {
-        if ((s*c.heads_kv + h/c.group) % step) continue;
-        double e = 0, r2 = 0;
-        for (int i = 0; i < n_v; ++i) {
-            const size_t at = ((size_t) (s*c.queries + q)*heads + h)*n_v + i;
-            const double d = out[0][at] - ref[at];
-            nan |= !(std::fabs(out[0][at]) < 1e30);
-            e += d*d; r2 += ref[at]*ref[at];
-        }
-        error += e; norm += r2;
-        worst = std::max(worst, r2 > 0 ? e/r2 : e);
+    bool ok = true;
+    for (const ggmlq_decode_plan & plan : plans) {
+        ok &= check_plan(c, b, instance, plan, ref, step);
     }
-    const bool same = memcmp(out[0].data(), out[1].data(), 4*b.out_floats) == 0;
-    const double nmse = norm > 0 ? error/norm : error;
-    /* Bytes: a query's step is max/127, at most 3.2 standard deviations of 128 values over 127, so its relative error has a variance of
-     * 5e-5, the score's as much of the score's, which is amplitude^2 times the mean square of K, 1.6. Halves: 2^-11 each of query, weight and value. */
-    const double limit = 1e-6 + (c.type_k == GGMLQ_TYPE_F16 ? 1e-7 : 1e-4)*c.amplitude*c.amplitude;
-    const bool ok = nmse < limit && worst < 50*limit && !nan && same;
-    printf("%s %s mask %d seqs %d/%d%s%s cap %g alibi %g amp %g%s slices %d splits %3d  nmse %.1e worst row %.1e%s%s\n", ok ? "ok  " : "FAIL", name_of(c).c_str(), c.mask, c.seqs, c.seqs_kv,
-           c.v_in_k ? " V=K" : "", c.sinks ? " sinks" : "", c.softcap, c.max_bias, c.amplitude, c.nan_rows ? " NaN" : "", plan.slices, plan.splits, nmse, worst, nan ? " NOT FINITE" : "", same ? "" : " DIFFERS FROM RUN TO RUN");
     release(b);
     return ok;
 }
@@ -439,14 +456,10 @@ static float time_case(const bench_case & c, double target, bool search, double 
             float best = 1e9f; int best_splits = 0;
             for (int i = 0; i < (int) (sizeof(tried)/sizeof(tried[0])); ++i) {
                 const int splits = tried[i];
-                bool again = splits < 2 || splits > variant->sum_bytes/4/(8*variant->tiles) || splits*variant->rows > c.n_kv;
+                bool again = splits < 2;
                 for (int j = 0; j < i; ++j) again |= tried[j] == splits;
-                if (again) continue;
-                ggmlq_decode_plan pl = base;
-                const int64_t parts = (int64_t) pl.units*splits;
-                pl.splits = splits;
-                pl.partials_at = pl.stats_at + parts*8*variant->tiles*8;
-                if (pl.partials_at + parts*pl.slices*variant->tiles*variant->m_tiles*512 > 64 << 20) continue;
+                ggmlq_decode_plan pl;
+                if (again || !plan_instance(&b.p, variant, &pl, splits) || pl.workspace_bytes > 64 << 20) continue;
                 const float u = median_us(b, variant, pl, sets, stream);
                 printf(" %d:%.1f", splits, u);
                 if (u < best) { best = u; best_splits = splits; }

@@ -77,12 +77,8 @@ static void search(const char * what, const ggmlq_attend_params & p, uint8_t * w
         }
         printf("    %s, %lld rows, %d columns, chosen %d:", what, (long long) p.n_kv, 8*tiles, plan.splits);
         for (int splits : { plan.splits, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64 }) {
-            const int64_t parts = (int64_t) plan.units*splits;
-            ggmlq_decode_plan pl = plan;
-            if (splits > instance->sum_bytes/32/tiles || splits*instance->rows > p.n_kv) continue;
-            pl.splits      = splits;
-            pl.partials_at = pl.stats_at + parts*64*tiles;
-            if (pl.partials_at + parts*pl.slices*tiles*instance->m_tiles*512 > 256 << 20) continue;
+            ggmlq_decode_plan pl;
+            if (!plan_instance(&p, instance, &pl, splits) || pl.workspace_bytes > 256 << 20) continue;
             printf(" %d:%.1f", splits, median_us([&] { ggmlq_decode_plan each = pl; ok(launch(&p, instance, &each, workspace, stream)); }));
         }
         printf("\n");
