@@ -138,7 +138,8 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     int resident;
     cudaFuncAttributes attributes;
     if (cudaFuncGetAttributes(&attributes, instance->kernel) != cudaSuccess || attributes.ptxVersion < 75 /* compiled for older devices: empty */ ||
-        cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes) != cudaSuccess ||
+        /* the same for every plan, since another thread's call may come between this one and the launch */
+        cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes - (int) attributes.sharedSizeBytes) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, instance->kernel, 32*instance->warps, (size_t) plan->shared_bytes) != cudaSuccess || resident < 1) {
         (void) cudaGetLastError();
         return false;
@@ -157,10 +158,11 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     if (splits > instance->sum_bytes/4/columns || splits > tiles) {
         return false;
     }
-    double least = -1;
-    for (int n = splits ? splits : 1; n <= (splits ? splits : most); ++n) {
+    plan->splits = splits ? splits : 1;
+    double least = estimate(instance, plan, plan->splits, device.multiprocessors, resident, memory_time);
+    for (int n = 2; n <= most && !splits; ++n) {
         const double time = estimate(instance, plan, n, device.multiprocessors, resident, memory_time);
-        if (least < 0 || time < least) {
+        if (time < least) {
             least = time;
             plan->splits = n;
         }
@@ -170,8 +172,7 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
         more.term_rows = rows;
         instance->place(&more, p);
         if ((int64_t) plan->term_rows*plan->splits*(instance->warps/plan->slices) >= p->n_kv ||
-            resident*(more.shared_bytes + 1024) > device.shared_bytes + 1024 || /* a kilobyte of each block is the system's */
-            cudaFuncSetAttribute(instance->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, more.shared_bytes) != cudaSuccess) {
+            resident*(more.shared_bytes + 1024) > device.shared_bytes + 1024 /* a kilobyte of each block is the system's */) {
             break;
         }
         *plan = more;

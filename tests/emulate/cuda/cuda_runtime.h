@@ -43,9 +43,9 @@ static inline cudaError_t cudaDeviceGetAttribute(int * value, cudaDeviceAttr whi
     *value = values[which];
     return cudaSuccess;
 }
-struct cudaFuncAttributes { int numRegs, ptxVersion; };
+struct cudaFuncAttributes { int numRegs, ptxVersion; size_t sharedSizeBytes; };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes * attributes, const void *) { *attributes = { 1, 90 }; return cudaSuccess; }
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes * attributes, const void *) { *attributes = { 1, 90, 0 }; return cudaSuccess; }
 static inline cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int bytes)   { return bytes <= 232448 ? cudaSuccess : hipErrorInvalidValue; }
 static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int * blocks, const void *, int threads, size_t shared_bytes) {
     *blocks = std::min(512/threads, (int) (233472/(shared_bytes + 1024))); /* by threads of 128 registers */
