@@ -6,7 +6,7 @@
  *                               list leaves out an instance of ggmlq-cuda-attend-decode.def
  *   bench_attend time [search] [number]  medians of replayed graphs; search: many numbers of splits and every variant compiled in; a number: that case
  *   bench_attend center         the times of plain and of centered keys
- *   bench_attend biased         as `time`, but with what `test-backend-ops perf` has: a mask of random numbers, and the rows of a head one after the other
+ *   bench_attend biased         as `time`, but with a mask of random numbers, as `test-backend-ops perf` has
  *
  * Build: see docs/CUDA-ATTENTION.md. The float64 side decodes rows with ggmlq-codec.c and knows nothing of rotations.
  */
@@ -618,7 +618,7 @@ int main(int argc, char ** argv) {
     }
     for (int type : { T, P }) {
         auto run = [&](int k, int v, int size, int heads_kv, int group, int queries, int kv, bool v_in_k, double target) {
-            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, what == "biased" ? 6 : 4, 1, 1, v_in_k, false, 0, 0, 1, false, 0, CONSECUTIVE, 0, what == "biased" }, target, search, copy_rate, stream);
+            if (only < 0 || only == index++) time_case({ k, v, size, heads_kv, group, queries, kv, what == "biased" ? 6 : 4, 1, 1, v_in_k, false, 0, 0, 1, false }, target, search, copy_rate, stream);
         };
         run(type, type, 128, 8, 8, 1,   4096, false, 11.1);
         run(type, type, 128, 8, 8, 1,  32768, false, 21.4);
