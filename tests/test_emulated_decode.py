@@ -36,6 +36,7 @@ def test_attention(program, order, first):
     """An eighth of the shapes of `bench_attend check`, other ones in each order. All of them (a quarter of an hour): build_decode, then `bench_emulated check`."""
     code, output = check(program, order, first, 10000, EVERY)
     assert code == 0 and re.search(r"^0 of (\d+) failed", output, re.MULTILINE) and len(re.findall("^ok", output, re.MULTILINE)) >= 20, output[-3000:]
+    assert re.search(r"kv +(301|333|530) .*splits +1 ", output) and re.search(r"kv +(301|333|530) .*splits +[2-7] ", output)  # few tokens: in one range, and in several
 
 
 # What: the file, the right code and the wrong one, the list of instances that is compiled anew, shapes of which some must fail. (Warps need several tiles where something isn't waited for: what
