@@ -358,7 +358,7 @@ static bool check_plan(const bench_case & c, buffers & b, const ggmlq_decode_ins
 static bool check(const bench_case & c, const ggmlq_decode_instance * forced) {
     buffers b;
     make(c, b, 1);
-    const int heads = c.heads_kv*c.group, n_v = values_of_v(c);
+    const int heads = c.heads_kv*c.group;
     b.k.resize(b.p.k_stride[2]*c.seqs_kv); CUDA(cudaMemcpy(b.k.data(), b.dk, b.k.size(), cudaMemcpyDeviceToHost));
     b.v.resize(b.p.v_stride[2]*c.seqs_kv); if (!c.v_in_k) CUDA(cudaMemcpy(b.v.data(), b.dv, b.v.size(), cudaMemcpyDeviceToHost));
     if (c.nan_rows) { /* tokens that no query sees, and the last, which only the last query sees, stay or become NaN */
