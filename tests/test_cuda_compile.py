@@ -67,6 +67,15 @@ def test_compiles_without_a_warning(compiled, source):
 
 
 @needs_nvcc
+@pytest.mark.parametrize("program", sorted((ROOT / "tests" / "cuda").glob("*.cu")), ids=lambda program: program.stem)
+def test_programs_compile(program, tmp_path):
+    """Checks and benchmarks; for docs' commands to build them."""
+    command = [NVCC, "-std=c++17", "-O1", f"-arch={ARCHITECTURE}", "-use_fast_math", f"-I{ROOT / 'csrc'}", f"-I{CUDA}", "-c", program, "-o", tmp_path / "program.o"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_nvcc
 def test_no_kernel_spills(compiled):
     found = {name: usage for _, output in compiled.values() for name, usage in kernels(output).items()}
     assert len(found) >= 10

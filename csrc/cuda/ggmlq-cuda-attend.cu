@@ -46,11 +46,11 @@ int ggmlq_cuda_attend(const struct ggmlq_attend_params * p, void * workspace, vo
 
 /* --- turned back ------------------------------------------------------------------------------------------------ */
 
-enum { THREADS = 128 };
+enum { TURN_THREADS = 128 };
 
 /* Four threads for 32 values. */
-static __global__ void __launch_bounds__(THREADS) turn_output(const struct ggmlq_attend_params p, uint32_t n_planes) {
-    const uint32_t number = blockIdx.x*(THREADS/4) + threadIdx.x/4, plane = number < n_planes ? number : n_planes - 2 + number % 2, planes = (uint32_t) p.head_size_v/GGMLQ_PLANE;
+static __global__ void __launch_bounds__(TURN_THREADS) turn_output(const struct ggmlq_attend_params p, uint32_t n_planes) {
+    const uint32_t number = blockIdx.x*(TURN_THREADS/4) + threadIdx.x/4, plane = number < n_planes ? number : n_planes - 2 + number % 2, planes = (uint32_t) p.head_size_v/GGMLQ_PLANE;
     const uint32_t row = plane/planes, heads = (uint32_t) p.n_heads, queries = (uint32_t) p.n_queries, head = row % heads, token = row/heads % queries, seq = row/heads/queries;
     uint8_t * const out = (uint8_t *) p.out + token*p.out_stride[0] + head*p.out_stride[1] + seq*p.out_stride[2] + 4*(GGMLQ_PLANE*(plane - row*planes) + 4*(threadIdx.x % 4));
     float v[2][4];
@@ -85,6 +85,6 @@ int ggmlq_cuda_attend_turned(const struct ggmlq_attend_params * p, void * worksp
         return error;
     }
     const uint32_t n_planes = (uint32_t) (p->n_queries*p->n_heads*p->n_seqs*(p->head_size_v/GGMLQ_PLANE));
-    turn_output<<<(n_planes + THREADS/4 - 1)/(THREADS/4), THREADS, 0, (cudaStream_t) stream>>>(*p, n_planes);
+    turn_output<<<(n_planes + TURN_THREADS/4 - 1)/(TURN_THREADS/4), TURN_THREADS, 0, (cudaStream_t) stream>>>(*p, n_planes);
     return ggmlq_cuda_launched();
 }
