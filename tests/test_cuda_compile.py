@@ -70,9 +70,8 @@ def test_compiles_without_a_warning(compiled, source):
 @pytest.mark.parametrize("program", sorted((ROOT / "tests" / "cuda").glob("*.cu")), ids=lambda program: program.stem)
 def test_programs_compile(program, tmp_path):
     """Checks and benchmarks; for docs' commands to build them."""
-    command = [NVCC, "-std=c++17", "-O1", f"-arch={ARCHITECTURE}", "-use_fast_math", f"-I{ROOT / 'csrc'}", f"-I{CUDA}", "-c", program, "-o", tmp_path / "program.o"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = compile_one(program, tmp_path)
+    assert code == 0, output
 
 
 @needs_nvcc

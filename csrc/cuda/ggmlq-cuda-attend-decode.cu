@@ -147,17 +147,16 @@ static bool plan_instance(const ggmlq_attend_params * p, const ggmlq_decode_inst
     plan->overlaps = device.capability >= 90 && attributes.ptxVersion >= 90; /* compiled for less, it would not wait for the kernel before it */
     const int slots = resident*device.multiprocessors, columns = 8*instance->tiles;
     const int64_t tiles = (p->n_kv + instance->rows - 1)/instance->rows;
-    int64_t most = instance->sum_bytes/4/columns; /* the combining block keeps a factor a split and column */
-    most = most > 4*slots/plan->units + 1 ? 4*slots/plan->units + 1 : most;
-    most = most > tiles ? tiles : most;
+    const int64_t factors = instance->sum_bytes/4/columns /* one a split and column, which the combining block keeps */, possible = factors < tiles ? factors : tiles;
+    if (splits > possible) {
+        return false;
+    }
+    int64_t most = possible > 4*slots/plan->units + 1 ? 4*slots/plan->units + 1 : possible;
     if (plan->slices > 2 && plan->units <= slots && most > slots/plan->units) {
         most = slots/plan->units; /* a second wave cost up to a quarter */
     }
     const int64_t row_bytes = ggmlq_row_bytes(p->type_k, p->head_size_k) + (plan->v_in_k ? 0 : ggmlq_row_bytes(p->type_v, p->head_size_v));
     const double memory_time = (double) (p->n_kv*p->n_heads_kv*p->n_seqs_kv)*(double) row_bytes/3.0e6;
-    if (splits > instance->sum_bytes/4/columns || splits > tiles) {
-        return false;
-    }
     plan->splits = splits ? splits : 1;
     double least = estimate(instance, plan, plan->splits, device.multiprocessors, resident, memory_time);
     for (int n = 2; n <= most && !splits; ++n) {

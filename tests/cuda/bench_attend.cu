@@ -92,10 +92,10 @@ struct bench_case {
     bool v_in_k, sinks;
     float softcap, max_bias, amplitude;
     bool nan_rows;  /* hidden tokens hold NaN */
-    int  term;      /* values of w of centered keys; 0: none. Without `part` if it is odd, of one less */
-    int  positions; /* of centered keys: see position_of. Odd: the pairs of w are halves */
-    int  head_size_v; /* of MLA, with v_in_k: V is the first part of K; 0: as head_size */
-    bool heads_apart; /* the rows of a head are one after the other; else those of a token, as in a model */
+    int  term = 0;  /* values of w of centered keys; 0: none. Without `part` if it is odd, of one less */
+    int  positions = 0; /* of centered keys: see position_of. Odd: the pairs of w are halves */
+    int  head_size_v = 0; /* of MLA, with v_in_k: V is the first part of K; 0: as head_size */
+    bool heads_apart = false; /* the rows of a head are one after the other; else those of a token, as in a model */
 };
 
 static int values_of_v(const bench_case & c) { return c.head_size_v ? c.head_size_v : c.head_size; }
